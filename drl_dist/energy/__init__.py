@@ -1,0 +1,1 @@
+"""Log-densities: networks that learn them, and analytic ones that test everything else."""

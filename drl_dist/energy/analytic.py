@@ -1,0 +1,87 @@
+"""Log-densities with everything known: everyone's oracle.
+
+Data of these laws keep their form under the forward process, so every marginal, conditional and normalising constant
+of every noise level is closed form.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from drl_dist.diffusion import NoiseLadder
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """N(mean, std**2 I) over tensors of any shape.
+
+    Args:
+        mean: broadcastable to one sample.
+        std: the same for every coordinate.
+    """
+
+    mean: Tensor
+    std: float
+
+    def log_density(self, y: Tensor) -> Tensor:
+        """Unnormalised: -|y - mean|**2 / (2 std**2), (B,)."""
+        return -(y - self.mean).square().flatten(1).sum(1) / (2 * self.std**2)
+
+    def log_density_and_grad(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """The log-density (B,) and its gradient (B, ...)."""
+        return self.log_density(y), -(y - self.mean) / self.std**2
+
+    def log_z(self, num_dims: int) -> float:
+        """Logarithm of the integral of exp(log_density) over `num_dims` coordinates."""
+        return 0.5 * num_dims * math.log(2 * math.pi * self.std**2)
+
+    def affine(self, scale: float, noise_std: float) -> Gaussian:
+        """The law of scale * x + noise_std * e for x of this law."""
+        return Gaussian(self.mean * scale, math.hypot(self.std * scale, noise_std))
+
+    def level(self, ladder: NoiseLadder, t: int, transition_scale: float | None = None) -> Gaussian:
+        """The marginal of y_t = transition_scale * x_t (by default a_{t+1} x_t) for data x of this law."""
+        scale = float(ladder.scale[t + 1]) if transition_scale is None else transition_scale
+        return self.affine(float(ladder.cumulative_scale[t]), float(ladder.cumulative_std[t])).affine(scale, 0.0)
+
+    def posterior(self, x_noisy: Tensor, noise_std: float) -> tuple[Tensor, float]:
+        """Mean and std of y of this law given x_noisy = y + noise_std * e (equation 5)."""
+        precision = self.std**-2 + noise_std**-2
+        mean = (self.mean / self.std**2 + x_noisy / noise_std**2) / precision
+        return mean, precision**-0.5
+
+
+@dataclass(frozen=True)
+class GaussianMixture:
+    """Equally weighted N(means_k, std**2 I).
+
+    Args:
+        means: (components, D).
+        std: of every component.
+    """
+
+    means: Tensor
+    std: float
+
+    def log_density(self, y: Tensor) -> Tensor:
+        """Unnormalised log-density of y (B, D): log sum_k exp(-|y - mean_k|**2 / (2 std**2)), (B,)."""
+        return torch.logsumexp(-torch.cdist(y, self.means).square() / (2 * self.std**2), dim=1)
+
+    def log_density_and_grad(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """The log-density (B,) and its gradient (B, D)."""
+        exponent = -torch.cdist(y, self.means).square() / (2 * self.std**2)
+        pulled = torch.softmax(exponent, dim=1) @ self.means
+        return torch.logsumexp(exponent, dim=1), (pulled - y) / self.std**2
+
+    def log_z(self) -> float:
+        """Logarithm of the integral of exp(log_density)."""
+        components, num_dims = self.means.shape
+        return math.log(components) + 0.5 * num_dims * math.log(2 * math.pi * self.std**2)
+
+    def affine(self, scale: float, noise_std: float) -> GaussianMixture:
+        """The law of scale * x + noise_std * e for x of this law."""
+        return GaussianMixture(self.means * scale, math.hypot(self.std * scale, noise_std))

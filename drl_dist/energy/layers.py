@@ -1,0 +1,101 @@
+"""Weights: their initialisation, their spectral norm, and what a layer lends to a chain."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+def fan_average_uniform_(weight: Tensor, scale: float, generator: torch.Generator | None) -> None:
+    """Variance scaling over the mean of fan-in and fan-out, uniform, in place."""
+    receptive = math.prod(weight.shape[2:])
+    fan_average = receptive * (weight.shape[0] + weight.shape[1]) / 2
+    bound = math.sqrt(3 * scale / fan_average)
+    with torch.no_grad():
+        weight.uniform_(-bound, bound, generator=generator)
+
+
+class Layer(nn.Module):
+    """A dense or convolution layer whose *effective* weight is computed apart from its use.
+
+    A step of training uses one weight in K chain gradients and one update, so the spectral norm is taken once and the
+    result is passed around, instead of being taken in every forward.
+
+    Args:
+        shape: of the weight, (out, in) or (out, in, 3, 3).
+        scale: of the initialisation.
+        spectral_norm: ``"unit"`` divides by the largest singular value, ``"cap"`` only where that is above 1 (layers
+            initialised at zero), ``None`` leaves the weight alone.
+        learned_scale: multiply weight and bias by one learned factor per output channel.
+        generator: of the initial numbers.
+    """
+
+    u: Tensor | None
+    channel_scale: nn.Parameter | None
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        *,
+        scale: float = 1.0,
+        spectral_norm: str | None = "unit",
+        learned_scale: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(shape))
+        self.bias = nn.Parameter(torch.zeros(shape[0]))
+        self.spectral_norm = spectral_norm
+        fan_average_uniform_(self.weight, scale, generator)
+        self.channel_scale = nn.Parameter(torch.ones(shape[0])) if learned_scale else None
+        if spectral_norm is None:
+            self.register_buffer("u", None)
+        else:
+            self.register_buffer("u", functional.normalize(torch.randn(shape[0], generator=generator), dim=0))
+            for _ in range(15):  # the first steps should not see a singular value far too small
+                self.advance_power_iteration()
+
+    @torch.no_grad()
+    def advance_power_iteration(self) -> None:
+        """One power iteration of u, the left singular vector, (out,)."""
+        if self.u is not None:
+            matrix = self.weight.flatten(1)
+            v = functional.normalize(matrix.mT @ self.u, dim=0)
+            self.u.copy_(functional.normalize(matrix @ v, dim=0))
+
+    def effective(self) -> tuple[Tensor, Tensor]:
+        """The weight and bias that the layer multiplies and adds; gradients flow through the norm, not through u."""
+        weight, bias = self.weight, self.bias
+        if self.u is not None:
+            matrix = weight.flatten(1)
+            v = functional.normalize(matrix.detach().mT @ self.u, dim=0)
+            norm = self.u @ (matrix @ v)
+            weight = weight / (norm.clamp(min=1.0) if self.spectral_norm == "cap" else norm)
+        if self.channel_scale is not None:
+            weight = weight * self.channel_scale.reshape((-1,) + (1,) * (weight.dim() - 1))
+            bias = bias * self.channel_scale
+        return weight, bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """A dense layer applied to (B, in)."""
+        weight, bias = self.effective()
+        return functional.linear(x, weight, bias)
+
+
+def sinusoidal_embedding(level: Tensor, dim: int) -> Tensor:
+    """Transformer position embedding of the noise level.
+
+    Args:
+        level: (B,) int64.
+        dim: even.
+
+    Returns:
+        (B, dim) float32: sines, then cosines, of frequencies from 1 down to 1/10000.
+    """
+    half = dim // 2
+    frequency = torch.exp(-math.log(10_000) / (half - 1) * torch.arange(half, dtype=torch.float32, device=level.device))
+    angle = level.float()[:, None] * frequency[None]
+    return torch.cat([angle.sin(), angle.cos()], dim=1)

@@ -1,0 +1,202 @@
+"""The wide ResNet of Table 5, split into what depends on weights and levels and what depends on the image.
+
+``prepare`` computes effective weights and time biases; ``evaluate`` runs them on images. A training step prepares once
+for all K chain gradients, and once more, with gradients, for its update.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from drl_dist.energy.layers import Layer, sinusoidal_embedding
+
+
+class PreparedBlock(NamedTuple):
+    """One residual block: h + conv_2(act(conv_1(act(h)) + time bias))."""
+
+    weight_1: Tensor
+    bias_1: Tensor
+    """(B, C): the convolution's bias and the time bias together."""
+    weight_2: Tensor
+    bias_2: Tensor
+    skip: tuple[Tensor, Tensor] | None
+    """Weight and bias of a convolution on the skip, where the width changes."""
+
+
+class Prepared(NamedTuple):
+    """A network at fixed weights and levels, as a function of the image alone."""
+
+    stem: tuple[Tensor, Tensor]
+    blocks: list[list[PreparedBlock]]
+    """Per resolution level."""
+    head: Tensor
+    """(B, C): raw = <head, spatial sum of the features> + head_bias."""
+    head_bias: Tensor
+    """(B,) float32."""
+
+
+class ResBlock(nn.Module):
+    """Two 3x3 convolutions and what the time embedding adds between them."""
+
+    def __init__(
+        self, width_in: int, width_out: int, time_dim: int, norm: bool, generator: torch.Generator | None
+    ) -> None:
+        super().__init__()
+        unit, cap = ("unit", "cap") if norm else (None, None)
+        self.conv_1 = Layer((width_out, width_in, 3, 3), spectral_norm=unit, generator=generator)
+        self.time = Layer((width_out, time_dim), spectral_norm=unit, generator=generator)
+        self.conv_2 = Layer(
+            (width_out, width_out, 3, 3), scale=1e-10, spectral_norm=cap, learned_scale=True, generator=generator
+        )
+        self.skip = (
+            Layer((width_out, width_in, 3, 3), spectral_norm=unit, generator=generator)
+            if width_in != width_out
+            else None
+        )
+
+    def prepare(self, time: Tensor, dtype: torch.dtype) -> PreparedBlock:
+        """time: (B, time_dim), already activated."""
+        weight_1, bias_1 = self.conv_1.effective()
+        weight_2, bias_2 = self.conv_2.effective()
+        return PreparedBlock(
+            _conv_weight(weight_1, dtype),
+            (bias_1 + self.time(time)).to(dtype),
+            _conv_weight(weight_2, dtype),
+            bias_2.to(dtype),
+            None if self.skip is None else _stored(self.skip.effective(), dtype),
+        )
+
+
+class WideResNet(nn.Module):
+    """f_theta(y, t), up to the energy scale: images and noise levels -> one raw number each.
+
+    Args:
+        resolution: of the images, in pixels; used to check input.
+        channels: of the images.
+        width: after the first convolution.
+        width_multipliers: one per resolution level; 2x2 average pooling between them.
+        num_res_blocks: N, per resolution level.
+        time_embedding_dim, time_hidden_dim: widths of the time embedding.
+        activation: ``"leaky_relu"`` (slope 0.2) or ``"silu"``.
+        spectral_norm: whether convolutions and time projections are normalised.
+        head: ``"inner_product"`` with a vector made of the time embedding, or ``"dense"``.
+        generator: of the initial weights; by default torch's own.
+    """
+
+    def __init__(
+        self,
+        *,
+        resolution: int,
+        channels: int,
+        width: int,
+        width_multipliers: tuple[int, ...],
+        num_res_blocks: int,
+        time_embedding_dim: int = 128,
+        time_hidden_dim: int = 512,
+        activation: str = "leaky_relu",
+        spectral_norm: bool = True,
+        head: str = "inner_product",
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        self.image_shape = (channels, resolution, resolution)
+        self.activation = activation
+        self.head_kind = head
+        self.time_embedding_dim = time_embedding_dim
+        self.dense_1 = Layer((time_hidden_dim, time_embedding_dim), spectral_norm=None, generator=generator)
+        self.dense_2 = Layer((time_hidden_dim, time_hidden_dim), spectral_norm=None, generator=generator)
+        norm = "unit" if spectral_norm else None
+        self.stem = Layer((width, channels, 3, 3), spectral_norm=norm, generator=generator)
+        levels: list[nn.ModuleList] = []
+        current = width
+        for multiplier in width_multipliers:
+            blocks: list[ResBlock] = []
+            for _ in range(num_res_blocks):
+                blocks.append(ResBlock(current, width * multiplier, time_hidden_dim, spectral_norm, generator))
+                current = width * multiplier
+            levels.append(nn.ModuleList(blocks))
+        self.levels = nn.ModuleList(levels)
+        head_shape = (current, time_hidden_dim) if head == "inner_product" else (1, current)
+        self.head = Layer(head_shape, spectral_norm=None, generator=generator)
+
+    def blocks(self) -> list[list[ResBlock]]:
+        """The residual blocks of each resolution level."""
+        return [list(cast(Iterable[ResBlock], level)) for level in self.levels]
+
+    def advance_power_iteration(self) -> None:
+        """One power iteration of every spectral norm; once per training step."""
+        for module in self.modules():
+            if isinstance(module, Layer):
+                module.advance_power_iteration()
+
+    def prepare(self, level: Tensor, dtype: torch.dtype | None = None) -> Prepared:
+        """Everything that does not depend on the image.
+
+        Args:
+            level: (B,) int64 noise levels.
+            dtype: of the convolutions; the weights' own by default.
+        """
+        weights = self.stem.weight.dtype
+        dtype = dtype or weights
+        embedding = sinusoidal_embedding(level, self.time_embedding_dim).to(weights)
+        time = _activate(self.dense_2(_activate(self.dense_1(embedding), self.activation)), self.activation)
+        if self.head_kind == "inner_product":
+            head, head_bias = self.head(time), torch.zeros(len(level), device=level.device, dtype=weights)
+        else:
+            weight, bias = self.head.effective()
+            head, head_bias = weight.expand(len(level), -1), bias.expand(len(level))
+        blocks = [[block.prepare(time, dtype) for block in level_blocks] for level_blocks in self.blocks()]
+        return Prepared(_stored(self.stem.effective(), dtype), blocks, head, head_bias)
+
+    def evaluate(self, prepared: Prepared, y: Tensor) -> Tensor:
+        """Raw output of images under prepared weights.
+
+        Args:
+            prepared: from `prepare`, for the levels of these images.
+            y: (B, channels, resolution, resolution).
+
+        Returns:
+            (B,), in the dtype of the head.
+        """
+        return evaluate(prepared, y, self.activation)
+
+    def forward(self, y: Tensor, level: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """Raw output (B,) of images (B, C, H, W) at noise levels (B,)."""
+        return self.evaluate(self.prepare(level, dtype), y)
+
+
+def evaluate(prepared: Prepared, y: Tensor, activation: str) -> Tensor:
+    """See `WideResNet.evaluate`; a plain function of tensors, so that it can be compiled and captured."""
+    weight, bias = prepared.stem
+    hidden = functional.conv2d(y.to(dtype=weight.dtype, memory_format=torch.channels_last), weight, bias, padding=1)
+    for index, blocks in enumerate(prepared.blocks):
+        if index > 0:
+            hidden = functional.avg_pool2d(hidden, 2)
+        for block in blocks:
+            inner = functional.conv2d(_activate(hidden, activation), block.weight_1, padding=1)
+            inner = _activate(inner + block.bias_1[:, :, None, None], activation)
+            inner = functional.conv2d(inner, block.weight_2, block.bias_2, padding=1)
+            if block.skip is not None:
+                hidden = functional.conv2d(hidden, block.skip[0], block.skip[1], padding=1)
+            hidden = hidden + inner
+    # bf16 has too few bits for a sum over a whole image.
+    features = functional.relu(hidden).sum((2, 3), dtype=prepared.head.dtype)
+    return (features * prepared.head).sum(1) + prepared.head_bias
+
+
+def _activate(x: Tensor, kind: str) -> Tensor:
+    return functional.silu(x) if kind == "silu" else functional.leaky_relu(x, 0.2)
+
+
+def _conv_weight(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    return weight.to(dtype=dtype, memory_format=torch.channels_last)
+
+
+def _stored(effective: tuple[Tensor, Tensor], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    weight, bias = effective
+    return _conv_weight(weight, dtype), bias.to(dtype)

@@ -1,0 +1,1 @@
+"""Markov chains over images, batched on axis 0."""

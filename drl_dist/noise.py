@@ -1,0 +1,162 @@
+"""Where randomness comes from: Philox4x32-10, keyed by (seed, sample, level, chain step).
+
+Every random number of training and sampling is a pure function of what it is for, so results depend neither on how
+samples are spread over workers nor on what was interrupted. The integers are those of Salmon et al., "Parallel random
+numbers: as easy as 1, 2, 3" (SC 2011), on every device; normals are computed in float64 and rounded once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+_MASK = 0xFFFFFFFF
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_WEYL = (0x9E3779B9, 0xBB67AE85)
+
+MAX_LEVELS = 1 << 12
+MAX_CHAIN_STEPS = 1 << 20
+MAX_SAMPLE_IDS = 1 << 48
+
+
+class Purpose(IntEnum):
+    """What a number is drawn for; each purpose has numbers of its own."""
+
+    LEVEL = 0
+    """The noise level a training image gets."""
+    BASE = 1
+    """The noise of x_t."""
+    TRANSITION = 2
+    """The noise from x_t to x_{t+1}."""
+    TRAIN_CHAIN = 3
+    """The chain that makes a training negative."""
+    PRIOR = 4
+    """x_T of a generated image."""
+    SAMPLE_CHAIN = 5
+    """The chains that make a generated image."""
+
+
+class Noise(Protocol):
+    """A source of numbers addressed by what they are for."""
+
+    def normal(
+        self,
+        purpose: Purpose,
+        sample_ids: Tensor,
+        level: Tensor | int,
+        chain_steps: Sequence[int],
+        shape: Sequence[int],
+    ) -> Tensor:
+        """Standard normals, float32 (len(chain_steps), B, *shape), for B samples.
+
+        Args:
+            purpose: what they are for.
+            sample_ids: (B,) int64.
+            level: noise level, one for all or (B,) int64.
+            chain_steps: which steps of the chain; ``(0,)`` where there is no chain.
+            shape: of one sample.
+        """
+        ...
+
+    def uniform(self, purpose: Purpose, sample_ids: Tensor) -> Tensor:
+        """One number in (0, 1) for each sample, float64 (B,)."""
+        ...
+
+
+@dataclass(frozen=True)
+class PhiloxNoise:
+    """Counter-based noise: the same seed and address give the same number, everywhere.
+
+    Args:
+        seed: 0 <= seed < 2**63.
+    """
+
+    seed: int
+
+    def normal(
+        self,
+        purpose: Purpose,
+        sample_ids: Tensor,
+        level: Tensor | int,
+        chain_steps: Sequence[int],
+        shape: Sequence[int],
+    ) -> Tensor:
+        """See `Noise.normal`.
+
+        Raises:
+            ValueError: a level, chain step or sample id that the counter cannot hold.
+        """
+        size = math.prod(shape)
+        words = self._words(purpose, sample_ids, level, chain_steps, (size + 3) // 4)
+        # Box-Muller on the pairs (0, 1) and (2, 3); u is in (0, 1), so its logarithm is finite.
+        uniforms = [word.double().add_(0.5).mul_(2.0**-32) for word in words]
+        normals: list[Tensor] = []
+        for first, second in ((uniforms[0], uniforms[1]), (uniforms[2], uniforms[3])):
+            radius = first.log_().mul_(-2.0).sqrt_()
+            angle = second.mul_(2.0 * math.pi)
+            normals += [radius * torch.cos(angle), radius * torch.sin(angle)]
+        flat = torch.stack(normals, dim=-1).flatten(-2)[..., :size]
+        return flat.to(torch.float32).reshape(len(chain_steps), len(sample_ids), *shape)
+
+    def uniform(self, purpose: Purpose, sample_ids: Tensor) -> Tensor:
+        """See `Noise.uniform`."""
+        high, low, *_ = self._words(purpose, sample_ids, 0, (0,), 1)
+        return ((high[0, :, 0] << 20) + (low[0, :, 0] >> 12)).double().add_(0.5).mul_(2.0**-52)
+
+    def _words(
+        self, purpose: Purpose, sample_ids: Tensor, level: Tensor | int, chain_steps: Sequence[int], num_blocks: int
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Four random 32-bit words per block, each (len(chain_steps), B, num_blocks) int64."""
+        if not 0 <= min(chain_steps) <= max(chain_steps) < MAX_CHAIN_STEPS:
+            raise ValueError(
+                f"chain steps must lie in [0, {MAX_CHAIN_STEPS}), got {min(chain_steps)} to {max(chain_steps)}"
+            )
+        if isinstance(level, int) and not 0 <= level < MAX_LEVELS:
+            raise ValueError(f"a level must lie in [0, {MAX_LEVELS}), got {level}")
+        device = sample_ids.device
+        steps = torch.tensor(list(chain_steps), dtype=torch.int64, device=device)[:, None, None]
+        levels = torch.as_tensor(level, dtype=torch.int64, device=device).expand(len(sample_ids))[None, :, None]
+        ids = sample_ids[None, :, None]
+        blocks = torch.arange(num_blocks, device=device)[None, None, :]
+        counter = (
+            blocks,
+            (levels << 20) | steps,
+            ids & _MASK,
+            (int(purpose) << 16) | (ids >> 32),
+        )
+        key = (self.seed & _MASK, self.seed >> 32)
+        first, second, third, fourth = torch.broadcast_tensors(*counter)
+        return philox((first, second, third, fourth), key)
+
+
+def philox(
+    counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Ten rounds of Philox4x32.
+
+    Args:
+        counter: four int64 tensors of one shape that hold 32-bit words.
+        key: two 32-bit words.
+
+    Returns:
+        Four int64 tensors of 32-bit words.
+    """
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(10):
+        # A product of two 32-bit words wraps in int64, yet its bits are right; the mask drops the copied sign.
+        product0, product1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
+        c0, c1, c2, c3 = (
+            ((product1 >> 32) & _MASK) ^ c1 ^ k0,
+            product1 & _MASK,
+            ((product0 >> 32) & _MASK) ^ c3 ^ k1,
+            product0 & _MASK,
+        )
+        k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
+    return c0, c1, c2, c3

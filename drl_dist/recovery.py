@@ -1,0 +1,89 @@
+"""Recovery likelihood: the conditional density p(y_t | x_{t+1}), and the loss that learns it (section 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+LogDensityAndGrad = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""y (B, ...) -> log-density (B,) in nats, up to a constant, and its gradient (B, ...)."""
+
+
+@dataclass(frozen=True)
+class Levels:
+    """What each noise level's density, chain and loss are scaled by; every tensor is (T,) or, gathered, (B,)."""
+
+    transition_scale: Tensor
+    """y_t = transition_scale * x_t: a_{t+1}, or 1 at a marginal top level."""
+    recovery_precision: Tensor
+    """1 / sigma_{t+1}**2, the weight of the quadratic term; 0 at a marginal top level."""
+    step_size: Tensor
+    """delta_t = c_t b sigma_{t+1} of Langevin dynamics (section 3.5)."""
+    energy_scale: Tensor
+    """log-density = energy_scale * raw network output."""
+    loss_weight: Tensor
+    """Weight of a sample's raw difference in the loss."""
+
+    @property
+    def num_levels(self) -> int:
+        """T."""
+        return len(self.step_size)
+
+    def at(self, level: Tensor) -> Levels:
+        """The values at each sample's level, (B,)."""
+        return Levels(**{field.name: getattr(self, field.name)[level] for field in fields(self)})
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> Levels:
+        """The same values on another device, in another dtype."""
+        return Levels(**{field.name: getattr(self, field.name).to(device, dtype) for field in fields(self)})
+
+
+def scaled_density(raw_and_grad: LogDensityAndGrad, energy_scale: Tensor) -> LogDensityAndGrad:
+    """f = energy_scale * raw: turns a network's raw output into a log-density.
+
+    Args:
+        raw_and_grad: the raw output (B,) and its gradient.
+        energy_scale: (B,).
+    """
+
+    def density(y: Tensor) -> tuple[Tensor, Tensor]:
+        raw, gradient = raw_and_grad(y)
+        return raw * energy_scale, gradient * _column(energy_scale, y)
+
+    return density
+
+
+def conditional_density(density: LogDensityAndGrad, x_noisy: Tensor, precision: Tensor) -> LogDensityAndGrad:
+    """log p(y | x_noisy) = f(y) - |x_noisy - y|**2 * precision / 2, up to a constant (equations 5 and 16).
+
+    Args:
+        density: f, the marginal log-density of y.
+        x_noisy: (B, ...) x_{t+1}.
+        precision: (B,) 1 / sigma_{t+1}**2; 0 switches the recovery term off.
+    """
+    weight = _column(precision, x_noisy)
+
+    def conditional(y: Tensor) -> tuple[Tensor, Tensor]:
+        value, gradient = density(y)
+        residual = x_noisy - y
+        return value - 0.5 * precision * residual.square().flatten(1).sum(1), gradient + weight * residual
+
+    return conditional
+
+
+def recovery_loss(raw_pos: Tensor, raw_neg: Tensor, loss_weight: Tensor) -> Tensor:
+    """-(f(y_pos) - f(y_neg)), weighted, averaged over the batch; its gradient is that of Algorithm 1.
+
+    Args:
+        raw_pos: (B,) raw output at the data's y_t.
+        raw_neg: (B,) raw output at the end of the chain.
+        loss_weight: (B,).
+    """
+    return -((raw_pos - raw_neg) * loss_weight).mean()
+
+
+def _column(values: Tensor, like: Tensor) -> Tensor:
+    return values.reshape((-1,) + (1,) * (like.dim() - 1))

@@ -1,0 +1,1 @@
+"""From white noise to images."""
