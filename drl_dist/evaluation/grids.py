@@ -1,0 +1,53 @@
+"""Images side by side, as arrays; whoever owns a file or a tracker writes them."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def to_unit_range(images: Tensor) -> Tensor:
+    """uint8 images (B, C, H, W) as float32 in [-1, 1]: x / 127.5 - 1."""
+    return images.float().div_(127.5).sub_(1)
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Images (B, C, H, W) of about [-1, 1] as uint8, clipped and rounded."""
+    return ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
+def grid(images: Tensor, columns: int | None = None, *, enlarge: int = 1, padding: int = 2) -> np.ndarray:
+    """A contact sheet.
+
+    Args:
+        images: (B, C, H, W) uint8, C = 1 or 3.
+        columns: images per row; by default the sheet is about square.
+        enlarge: repeat each pixel this often in both directions.
+        padding: white pixels around each image.
+
+    Returns:
+        (height, width, 3) uint8.
+    """
+    count, channels, height, width = images.shape
+    columns = columns or math.ceil(math.sqrt(count))
+    rows = math.ceil(count / columns)
+    pixels = images.cpu().repeat_interleave(enlarge, 2).repeat_interleave(enlarge, 3)
+    cell_height, cell_width = height * enlarge + padding, width * enlarge + padding
+    sheet = np.full((rows * cell_height + padding, columns * cell_width + padding, 3), 255, np.uint8)
+    for index, image in enumerate(pixels.expand(-1, 3, -1, -1) if channels == 1 else pixels):
+        top = index // columns * cell_height + padding
+        left = index % columns * cell_width + padding
+        sheet[top : top + height * enlarge, left : left + width * enlarge] = image.permute(1, 2, 0).numpy()
+    return sheet
+
+
+def beside(left: np.ndarray, right: np.ndarray, gap: int = 16) -> np.ndarray:
+    """Two sheets next to each other, white between and below them; (H, W, 3) uint8."""
+    height = max(len(left), len(right))
+    sheet = np.full((height, left.shape[1] + gap + right.shape[1], 3), 255, np.uint8)
+    sheet[: len(left), : left.shape[1]] = left
+    sheet[: len(right), left.shape[1] + gap :] = right
+    return sheet

@@ -1,0 +1,1 @@
+"""The training of one process: its state, its step, its loop."""

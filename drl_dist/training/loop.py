@@ -1,0 +1,94 @@
+"""The training loop, over small protocols: where batches come from, and who is told."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from drl_dist.config import Experiment
+from drl_dist.training.batch import BatchSource
+from drl_dist.training.state import TrainState
+from drl_dist.training.step import StepResult, TrainStep
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """One step as the listeners see it."""
+
+    step: int
+    """Steps made so far, this one included."""
+    num_steps: int
+    """Steps in all."""
+    result: StepResult
+    """Read on demand: reading waits for the device."""
+    wait_seconds: float
+    """Time this rank waited for its batch."""
+    seconds: float
+    """Duration of the whole step, the waiting and the listeners of the step before included."""
+    images_seen: int
+    """Over all ranks, since the first step of the run."""
+    images_per_second: float
+    """Over all ranks."""
+    chain_steps_per_second: float
+    """Langevin steps of single images, over all ranks."""
+
+    def metrics(self) -> dict[str, float]:
+        """Every number of the step by its name."""
+        return self.result.metrics() | {
+            "images_per_second": self.images_per_second,
+            "chain_steps_per_second": self.chain_steps_per_second,
+            "data_wait_fraction": self.wait_seconds / self.seconds,
+            "step_seconds": self.seconds,
+            "images_seen": float(self.images_seen),
+        }
+
+
+class Listener(Protocol):
+    """Told after every step, on every rank, in the order of the list."""
+
+    def on_step(self, report: StepReport, state: TrainState) -> None:
+        """The state is the one after the step; it changes with the next one."""
+        ...
+
+
+def train(
+    step: TrainStep, state: TrainState, experiment: Experiment, batches: BatchSource, listeners: Sequence[Listener]
+) -> None:
+    """Train until the experiment's number of steps, from wherever the state is.
+
+    Args:
+        step: the training step of this rank.
+        state: the state that `step` changes.
+        experiment: says how many steps, and the batch size over all ranks.
+        batches: this rank's batches, starting with that of step ``state.step``.
+        listeners: told after every step.
+
+    Raises:
+        DivergedError: from the step; the state is that of the last good step.
+    """
+    num_steps, batch_size = experiment.train.num_steps, experiment.train.batch_size
+    num_chain_steps = experiment.mcmc.num_chain_steps
+    stream = iter(batches)
+    started = time.perf_counter()
+    while state.step < num_steps:
+        waited = time.perf_counter()
+        batch = next(stream)
+        wait_seconds = time.perf_counter() - waited
+        result = step(batch)
+        now = time.perf_counter()
+        seconds, started = now - started, now
+        rate = batch_size / seconds
+        report = StepReport(
+            step=state.step,
+            num_steps=num_steps,
+            result=result,
+            wait_seconds=wait_seconds,
+            seconds=seconds,
+            images_seen=state.step * batch_size,
+            images_per_second=rate,
+            chain_steps_per_second=rate * num_chain_steps,
+        )
+        for listener in listeners:
+            listener.on_step(report, state)

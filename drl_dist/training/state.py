@@ -1,0 +1,88 @@
+"""Everything a training run carries from step to step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from drl_dist.config import Experiment
+from drl_dist.energy.wide_resnet import WideResNet
+from drl_dist.recipe import build_network
+from drl_dist.training.ema import Ema
+
+Parts = dict[str, dict[str, Tensor]]
+"""``{"weights": …, "ema": …, "optimizer": …}``, each named tensors."""
+
+
+@dataclass
+class TrainState:
+    """Weights, moving average, optimiser, and the number of steps made.
+
+    Randomness needs no state: it is keyed by the seed and the position in the stream of samples.
+    """
+
+    network: WideResNet
+    ema: Ema
+    optimizer: torch.optim.Adam
+    step: int = 0
+
+    @classmethod
+    def create(
+        cls, experiment: Experiment, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    ) -> TrainState:
+        """The state before the first step; the seed determines it."""
+        network = build_network(experiment, dtype).to(device)
+        optim = experiment.optim
+        optimizer = torch.optim.Adam(
+            network.parameters(),
+            lr=optim.learning_rate,
+            betas=(optim.beta1, optim.beta2),
+            eps=optim.epsilon,
+            fused=True,
+        )
+        return cls(network, Ema(network, optim.ema_decay), optimizer)
+
+    def tensors(self) -> Parts:
+        """Every tensor of the state, by part and name; not copies."""
+        moments: dict[str, Tensor] = {}
+        for name, parameter in self.network.named_parameters():
+            for key, value in self.optimizer.state.get(parameter, {}).items():
+                moments[f"{name}/{key}"] = value
+        return {"weights": dict(self.network.state_dict()), "ema": dict(self.ema.shadow), "optimizer": moments}
+
+    def load_tensors(self, parts: Parts, step: int) -> None:
+        """Continue from saved tensors.
+
+        Raises:
+            ValueError: names or shapes are not those of this network.
+        """
+        self.network.load_state_dict(parts["weights"])
+        _check_names("ema", set(self.ema.shadow), set(parts["ema"]))
+        for name, value in parts["ema"].items():
+            self.ema.shadow[name].copy_(value)
+        parameters = dict(self.network.named_parameters())
+        owners = {name.rsplit("/", 1)[0] for name in parts["optimizer"]}
+        if parts["optimizer"]:
+            _check_names("optimizer", set(parameters), owners)
+        self.optimizer.state.clear()
+        for name, value in parts["optimizer"].items():
+            owner, key = name.rsplit("/", 1)
+            like = parameters[owner]
+            # A clone in the parameter's own layout, as Adam would have made it.
+            self.optimizer.state[like][key] = (
+                torch.empty_like(like).copy_(value) if key != "step" else value.clone().to(like.device)
+            )
+        self.step = step
+
+    def ema_network(self, experiment: Experiment) -> WideResNet:
+        """A network with the averaged weights, for sampling."""
+        network = build_network(experiment, self.network.stem.weight.dtype).to(self.network.stem.weight.device)
+        network.load_state_dict(self.ema.shadow)
+        return network.eval().requires_grad_(False)
+
+
+def _check_names(part: str, expected: set[str], got: set[str]) -> None:
+    if expected != got:
+        raise ValueError(f"{part} tensors do not fit this network: {sorted(expected ^ got)[:4]} differ")

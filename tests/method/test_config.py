@@ -1,0 +1,94 @@
+"""Presets and their checks."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from drl_dist.config import RunConfig, differences, flatten, to_dict
+from drl_dist.errors import UserError
+from drl_dist.evaluation.grids import beside, grid, to_uint8, to_unit_range
+from drl_dist.presets import TABLE_6, preset
+
+# Table 6 of the paper: N, beta1, batch size, thousands of training iterations.
+PAPER = {
+    "cifar10": (8, 0.9, 256, 240),
+    "celeba64": (6, 0.5, 128, 880),
+    "lsun_church64": (2, 0.9, 128, 960),
+    "lsun_bedroom64": (2, 0.9, 128, 760),
+    "lsun_church128": (2, 0.5, 64, 840),
+    "lsun_bedroom128": (5, 0.5, 64, 580),
+}
+
+
+@pytest.mark.parametrize("name", sorted(PAPER))
+def test_table_6(name: str) -> None:
+    experiment = preset(name)
+    got = (
+        experiment.model.num_res_blocks,
+        experiment.optim.beta1,
+        experiment.train.batch_size,
+        experiment.train.num_steps // 1000,
+    )
+    assert got == PAPER[name]
+
+
+def test_every_preset_builds_and_ours_are_there() -> None:
+    assert {name: preset(name).preset for name in TABLE_6} == {name: name for name in TABLE_6}
+    assert {"digits", "fashion_mnist"} < set(TABLE_6)
+
+
+def test_an_unknown_preset_names_the_known_ones() -> None:
+    with pytest.raises(UserError, match=r"preset: got imagenet, expected one of cifar10, .*; choose one of these\.$"):
+        preset("imagenet")
+
+
+@pytest.mark.parametrize(
+    ("part", "field", "value"),
+    [
+        ("model", "resolution", 30),
+        ("model", "channels", 2),
+        ("model", "num_res_blocks", 0),
+        ("mcmc", "num_chain_steps", 0),
+        ("mcmc", "level_scale_values", (1.0, 2.0)),
+        ("optim", "beta1", 1.0),
+        ("optim", "learning_rate", float("nan")),
+        ("train", "batch_size", 0),
+        ("train", "seed", -1),
+        ("diffusion", "last_variance", 1.5),
+    ],
+)
+def test_values_that_cannot_be_are_named(part: str, field: str, value: Any) -> None:
+    experiment = preset("cifar10")
+    with pytest.raises(UserError, match=f"{part}.{field}|{part}.first_variance and {field}"):
+        dataclasses.replace(experiment, **{part: dataclasses.replace(getattr(experiment, part), **{field: value})})
+
+
+def test_differences_are_named_with_both_values() -> None:
+    old = to_dict(RunConfig(experiment=preset("digits")))
+    new = to_dict(RunConfig(experiment=preset("digits"), num_workers=2))
+    assert differences(old, old) == []
+    assert differences(old, new) == ["num_workers: 1 -> 2"]
+    assert flatten(old)["experiment.model.width_multipliers"] == [1, 2]
+
+
+def test_images_survive_the_unit_range() -> None:
+    images = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
+    scaled = to_unit_range(images)
+    assert (scaled.min(), scaled.max()) == (-1, 1)
+    assert torch.equal(to_uint8(scaled), images)
+    assert to_uint8(torch.tensor([-7.0, 7.0]).reshape(1, 1, 1, 2)).flatten().tolist() == [0, 255]
+
+
+def test_a_grid_puts_images_in_reading_order() -> None:
+    images = torch.stack([torch.full((1, 2, 2), value, dtype=torch.uint8) for value in (10, 20, 30)])
+    sheet = grid(images, columns=2, enlarge=2, padding=1)
+    assert sheet.shape == (11, 11, 3)
+    assert [int(sheet[y, x, 0]) for y, x in ((1, 1), (1, 6), (6, 1), (6, 6), (0, 0))] == [10, 20, 30, 255, 255]
+    both = beside(sheet, sheet[:5], gap=3)
+    assert both.shape == (11, 25, 3)
+    assert np.array_equal(both[:5, 14:], sheet[:5])

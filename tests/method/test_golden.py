@@ -1,0 +1,52 @@
+"""Twenty losses of every preset at tiny width: a change that is not meant to change numbers must not.
+
+Made anew with ``python -m tests.method.test_golden``, and then named in CHANGELOG.md as a change of numbers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from drl_dist.config import EngineConfig
+from drl_dist.presets import TABLE_6, preset
+from drl_dist.training.batch import Batch
+from drl_dist.training.state import TrainState
+from drl_dist.training.step import TrainStep
+
+GOLDEN = Path(__file__).with_name("golden_losses.json")
+STEPS, BATCH_SIZE = 20, 4
+
+
+def losses(name: str) -> list[float]:
+    """Losses of the first steps of a preset, in float64 so that they are the same on every CPU."""
+    experiment = preset(name)
+    pools = len(experiment.model.width_multipliers) - 1
+    experiment = dataclasses.replace(
+        experiment,
+        model=dataclasses.replace(experiment.model, resolution=2**pools, width=4, num_res_blocks=1,
+                                  time_embedding_dim=8, time_hidden_dim=16),
+        mcmc=dataclasses.replace(experiment.mcmc, num_chain_steps=3),
+        optim=dataclasses.replace(experiment.optim, warmup_steps=5, learning_rate=1e-3),
+        train=dataclasses.replace(experiment.train, batch_size=BATCH_SIZE),
+    )
+    state = TrainState.create(experiment, dtype=torch.float64)
+    step = TrainStep(state, experiment, EngineConfig(compile="never"))
+    shape = (STEPS, BATCH_SIZE, experiment.model.channels, 2**pools, 2**pools)
+    images = torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    positions = torch.arange(STEPS * BATCH_SIZE).reshape(STEPS, BATCH_SIZE)
+    return [float(step(Batch(images[i], positions[i])).loss) for i in range(STEPS)]
+
+
+@pytest.mark.parametrize("name", sorted(TABLE_6))
+def test_losses_are_those_of_the_record(name: str) -> None:
+    recorded = json.loads(GOLDEN.read_text())
+    assert losses(name) == pytest.approx(recorded[name], rel=1e-6, abs=1e-9)
+
+
+if __name__ == "__main__":
+    GOLDEN.write_text(json.dumps({name: losses(name) for name in sorted(TABLE_6)}, indent=1) + "\n")

@@ -1,0 +1,187 @@
+"""The fast training step gives the numbers of the plain one."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from drl_dist.config import EngineConfig, Experiment
+from drl_dist.presets import preset
+from drl_dist.training.batch import Batch
+from drl_dist.training.ema import Ema
+from drl_dist.training.guard import DivergedError
+from drl_dist.training.state import TrainState
+from drl_dist.training.step import TrainStep
+from tests.reference import ReferenceStep
+
+EAGER = EngineConfig(compile="never", cuda_graph=False)
+
+
+def tiny(**train: int) -> Experiment:
+    """Two resolution levels, eight channels, three chain steps."""
+    digits = preset("digits")
+    return dataclasses.replace(
+        digits,
+        model=dataclasses.replace(digits.model, width=8, time_hidden_dim=16, time_embedding_dim=8),
+        mcmc=dataclasses.replace(digits.mcmc, num_chain_steps=3),
+        train=dataclasses.replace(digits.train, batch_size=12, **train),
+    )
+
+
+def waken(state: TrainState) -> None:
+    """Give the zero-initialised convolutions weights, so that every path carries numbers; one exceeds the cap of 1."""
+    generator = torch.Generator().manual_seed(1)
+    for index, (name, value) in enumerate(state.network.named_parameters()):
+        if name.endswith("conv_2.weight"):
+            with torch.no_grad():
+                value.normal_(std=0.3 if index % 2 else 0.02, generator=generator)
+    state.ema = Ema(state.network, state.ema.decay)
+
+
+def batch(start: int, size: int = 12) -> Batch:
+    positions = torch.arange(start, start + size)
+    images = torch.randint(0, 256, (size, 1, 8, 8), generator=torch.Generator().manual_seed(start), dtype=torch.uint8)
+    return Batch(images, positions)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
+def test_three_steps_equal_the_plain_reference(dtype: torch.dtype, tolerance: float) -> None:
+    experiment = tiny()
+    state = TrainState.create(experiment, dtype=dtype)
+    waken(state)
+    reference = ReferenceStep(state.network.state_dict(), experiment)
+    step = TrainStep(state, experiment, EAGER)
+    for index in range(3):
+        given = batch(100 * index)
+        result = step(given)
+        loss, _ = reference(given.images, given.positions)
+        assert float(result.loss) == pytest.approx(loss, rel=tolerance * 10, abs=tolerance)
+    for name, value in state.network.state_dict().items():
+        torch.testing.assert_close(value, reference.weights[name].detach(), rtol=tolerance, atol=tolerance, msg=name)
+        torch.testing.assert_close(state.ema.shadow[name], reference.ema[name], rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
+def test_the_chain_equals_the_plain_reference(dtype: torch.dtype, tolerance: float) -> None:
+    experiment = tiny()
+    state = TrainState.create(experiment, dtype=dtype)
+    waken(state)
+    reference = ReferenceStep(state.network.state_dict(), experiment)
+    step = TrainStep(state, experiment, EAGER)
+    given = batch(7)
+    pairs = step.draw(given.images, given.positions)
+    level, y_pos, x_noisy = reference.draw(given.images, given.positions)
+    assert torch.equal(pairs.level, level)
+    torch.testing.assert_close(pairs.y_pos, y_pos, rtol=0, atol=tolerance)
+    torch.testing.assert_close(pairs.x_noisy, x_noisy, rtol=0, atol=tolerance)
+    y_neg = step.run_chain(pairs, given.positions)
+    torch.testing.assert_close(y_neg, reference.run_chain(level, x_noisy, given.positions), rtol=0, atol=tolerance)
+
+
+def test_a_step_takes_exactly_k_image_gradients_and_one_update(monkeypatch: pytest.MonkeyPatch) -> None:
+    experiment = tiny()
+    step = TrainStep(TrainState.create(experiment), experiment, EAGER)
+    evaluated: list[tuple[int, bool]] = []
+    original = step.gradients.evaluate
+
+    def counting(prepared, y, activation):  # noqa: ANN001
+        evaluated.append((len(y), prepared.stem[0].requires_grad))
+        return original(prepared, y, activation)
+
+    monkeypatch.setattr(step.gradients, "evaluate", counting)
+    step(batch(0))
+    # K evaluations whose weights carry no history, then y_pos and y_neg together with weights that do.
+    assert evaluated == [(12, False)] * 3 + [(24, True)]
+
+
+def test_power_iteration_advances_once_per_step() -> None:
+    experiment = tiny()
+    state = TrainState.create(experiment)
+    before = state.network.stem.u.clone()
+    expected = state.network.stem.weight.detach().flatten(1).clone()
+    TrainStep(state, experiment, EAGER)(batch(0))
+    v = torch.nn.functional.normalize(expected.mT @ before, dim=0)
+    torch.testing.assert_close(state.network.stem.u, torch.nn.functional.normalize(expected @ v, dim=0))
+
+
+def test_a_resumed_run_is_bit_identical() -> None:
+    experiment = tiny()
+    straight = TrainState.create(experiment)
+    step = TrainStep(straight, experiment, EAGER)
+    for index in range(4):
+        step(batch(12 * index))
+
+    first = TrainState.create(experiment)
+    step = TrainStep(first, experiment, EAGER)
+    for index in range(2):
+        step(batch(12 * index))
+    saved = {
+        part: {name: value.clone().contiguous() for name, value in tensors.items()}
+        for part, tensors in first.tensors().items()
+    }
+    second = TrainState.create(experiment)
+    second.load_tensors(saved, first.step)
+    step = TrainStep(second, experiment, EAGER)
+    for index in range(2, 4):
+        step(batch(12 * index))
+
+    for part, tensors in straight.tensors().items():
+        for name, value in tensors.items():
+            assert torch.equal(value, second.tensors()[part][name]), f"{part} {name}"
+
+
+def test_a_state_of_another_network_is_refused() -> None:
+    experiment = tiny()
+    state = TrainState.create(experiment)
+    parts = state.tensors()
+    parts["ema"].pop("stem.weight")
+    with pytest.raises(ValueError, match=r"stem.weight"):
+        state.load_tensors(parts, 0)
+
+
+def test_nothing_is_updated_when_the_gradient_is_not_finite() -> None:
+    experiment = tiny()
+    state = TrainState.create(experiment)
+    step = TrainStep(state, experiment, EAGER)
+    with torch.no_grad():
+        state.network.head.bias[0] = float("inf")
+    before = {name: value.clone() for name, value in state.network.named_parameters()}
+    with pytest.raises(DivergedError, match="step 0"):
+        step(batch(0))
+    assert state.step == 0
+    for name, value in state.network.named_parameters():
+        assert torch.equal(value, before[name])
+
+
+def test_metrics_are_means_over_the_samples_of_each_level() -> None:
+    experiment = tiny()
+    step = TrainStep(TrainState.create(experiment), experiment, EAGER)
+    given = batch(0)
+    pairs = step.draw(given.images, given.positions)
+    y_neg = pairs.x_noisy + 0.5  # so every displacement is 0.5
+    metrics = step.update(pairs, y_neg).metrics()
+    present = set(pairs.level.tolist())
+    assert {name for name in metrics if name.startswith("displacement")} == {f"displacement/level_{t}" for t in present}
+    for t in present:
+        assert metrics[f"displacement/level_{t}"] == pytest.approx(0.5, abs=1e-6)
+        gap = metrics[f"log_density_pos/level_{t}"] - metrics[f"log_density_neg/level_{t}"]
+        assert metrics[f"log_density_gap/level_{t}"] == pytest.approx(gap, rel=1e-3, abs=1e-2)
+
+
+def test_bfloat16_keeps_chain_and_weights_in_float32_and_stays_close() -> None:
+    experiment = tiny()
+    given = batch(3)
+    ends = {}
+    for precision in ("float32", "bfloat16"):
+        state = TrainState.create(experiment)
+        waken(state)
+        step = TrainStep(state, experiment, EngineConfig(precision=precision, compile="never", cuda_graph=False))
+        pairs = step.draw(given.images, given.positions)
+        ends[precision] = step.run_chain(pairs, given.positions)
+        assert ends[precision].dtype == torch.float32
+        step.update(pairs, ends[precision])
+        assert state.network.stem.weight.dtype == torch.float32
+    difference = (ends["float32"] - ends["bfloat16"]).abs().max()
+    assert 0 < difference < 0.05

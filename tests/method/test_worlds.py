@@ -1,0 +1,91 @@
+"""One, two and four processes make the same step."""
+
+from __future__ import annotations
+
+import dataclasses
+import socket
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import distributed, multiprocessing
+
+from drl_dist.config import EngineConfig
+from drl_dist.training.batch import Batch
+from drl_dist.training.guard import DivergedError
+from drl_dist.training.state import TrainState
+from drl_dist.training.step import TrainStep
+from tests.method.test_step import batch, tiny, waken
+
+ENGINE = EngineConfig(compile="never", cuda_graph=False)
+
+
+def one_rank(rank: int, world_size: int, port: int, folder: Path, poison: bool) -> None:
+    torch.set_num_threads(1)
+    if world_size > 1:
+        distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size)
+    state = TrainState.create(tiny(), dtype=torch.float64)
+    waken(state)
+    step = TrainStep(state, tiny(), ENGINE)
+    whole = batch(0)
+    mine = Batch(whole.images[rank::world_size], whole.positions[rank::world_size])
+    if poison and rank == world_size - 1:
+        # One rank alone draws an infinite image.
+        original = step.run_chain
+        step.run_chain = lambda pairs, positions: original(pairs, positions) * float("inf")  # type: ignore[method-assign]
+    try:
+        result = step(mine)
+    except DivergedError:
+        assert poison
+        (folder / f"stopped-{rank}").touch()
+        unchanged = TrainState.create(tiny(), dtype=torch.float64)
+        waken(unchanged)
+        for name, value in unchanged.network.named_parameters():
+            assert torch.equal(value, dict(state.network.named_parameters())[name])
+        return
+    gradients = {
+        name: value.grad.contiguous() for name, value in state.network.named_parameters() if value.grad is not None
+    }
+    save_file(
+        gradients | {"loss": result.loss.clone(), "per_level": result.per_level.clone()},
+        folder / f"{world_size}-{rank}.safetensors",
+    )
+    if world_size > 1:
+        distributed.destroy_process_group()
+
+
+def spawn(world_size: int, folder: Path, *, poison: bool = False) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    multiprocessing.spawn(one_rank, args=(world_size, port, folder, poison), nprocs=world_size)
+
+
+def test_worlds_of_one_two_and_four_have_equal_gradients(tmp_path: Path) -> None:
+    for world_size in (1, 2, 4):
+        spawn(world_size, tmp_path)
+    alone = load_file(tmp_path / "1-0.safetensors")
+    assert any(value.abs().max() > 1e-3 for name, value in alone.items() if name.endswith("conv_2.weight"))
+    for world_size in (2, 4):
+        for rank in range(world_size):
+            together = load_file(tmp_path / f"{world_size}-{rank}.safetensors")
+            assert together.keys() == alone.keys()
+            for name, value in alone.items():
+                torch.testing.assert_close(together[name], value, rtol=1e-6, atol=1e-6, msg=f"{world_size} {name}")
+
+
+def test_one_bad_rank_stops_all_before_the_update(tmp_path: Path) -> None:
+    spawn(2, tmp_path, poison=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["stopped-0", "stopped-1"]
+
+
+def test_a_batch_of_another_world_is_noticed() -> None:
+    # The test above would pass if ranks ignored their positions: they must matter.
+    state = TrainState.create(dataclasses.replace(tiny()), dtype=torch.float64)
+    step = TrainStep(state, tiny(), ENGINE)
+    whole = batch(0)
+    shifted = Batch(whole.images, whole.positions + 1)
+    first, second = (step.draw(given.images, given.positions).x_noisy for given in (whole, shifted))
+    assert not torch.equal(first, second)
+
+
