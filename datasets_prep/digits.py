@@ -1,0 +1,80 @@
+"""Shards of scikit-learn's bundled handwritten digits: 1797 grey images of 8x8 pixels, nothing to download."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from datasets_prep._build import PrepOptions, build
+from datasets_prep._source import Item, digest_of, from_pixels
+from drl_dist.cli import door, parse_options
+
+BRIGHTEST = 16
+"""The largest value of a pixel in the data set."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(PrepOptions):
+    """Options of the digits."""
+
+    resolution: int = 8
+    """Height and width of the images, in pixels; 8 is their own."""
+    shard_size: int = 256
+    """Images per shard."""
+    workers: int = 1
+    """Processes that make shards at the same time; starting more takes longer than the work."""
+
+
+@dataclass(frozen=True)
+class DigitsPart:
+    """A run of digits."""
+
+    start: int
+    stop: int
+
+    def items(self) -> Iterator[Item]:
+        """Its images in order."""
+        pixels, labels = _digits()
+        for index in range(self.start, self.stop):
+            yield Item(f"digits/{index}", lambda index=index: from_pixels(pixels[index]), int(labels[index]))
+
+
+class Digits:
+    """All digits."""
+
+    name, split, channels = "digits", "train", 1
+
+    @property
+    def digest(self) -> str:
+        """Of pixels and labels."""
+        return digest_of(array.tobytes() for array in _digits())
+
+    def __len__(self) -> int:
+        return len(_digits()[1])
+
+    def part(self, start: int, stop: int) -> DigitsPart:
+        """Images `start` to `stop`."""
+        return DigitsPart(start, stop)
+
+
+@lru_cache(maxsize=1)
+def _digits() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    from sklearn.datasets import load_digits
+
+    flat, labels = load_digits(return_X_y=True)
+    pixels = np.rint(np.asarray(flat).reshape(-1, 8, 8) * (255 / BRIGHTEST)).astype(np.uint8)
+    return pixels, np.asarray(labels).astype(np.int64)
+
+
+def main() -> int:
+    """The command."""
+    return build(Digits(), parse_options(Options, Options(), sys.argv[1:], description=__doc__ or ""))
+
+
+if __name__ == "__main__":
+    door(main)

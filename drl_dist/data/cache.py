@@ -1,0 +1,227 @@
+"""Whole shards on the node's disk, bounded in size, shared by all processes of the node.
+
+A process keeps a shared lock on each shard that it reads; whoever needs room removes the shard used longest ago that
+nobody has locked. Locks end with their process, so a killed worker leaves nothing to repair. Shards that already lie on
+a local filesystem are read where they are.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from drl_dist.data.filesystem import REQUEST_BYTES, Folder
+from drl_dist.data.shards import ShardRow
+from drl_dist.errors import UserError
+
+ROOM_DEADLINE = 45.0
+"""Seconds to wait for other processes to let go of their shards."""
+_POLL = 0.05
+
+
+class OpenShard:
+    """A verified shard that stays readable, and on disk, until it is closed."""
+
+    def __init__(self, row: ShardRow, descriptor: int) -> None:
+        self.row = row
+        self._descriptor: int | None = descriptor
+
+    def read_sample(self, sample: int) -> bytes:
+        """The tar members of one sample: headers and contents."""
+        if self._descriptor is None:
+            raise ValueError(f"{self.row.name} is closed")
+        start, stop = self.row.span(sample)
+        return os.pread(self._descriptor, stop - start, start)
+
+    def close(self) -> None:
+        """Let go of the shard; it may then be evicted."""
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+class ShardCache:
+    """Opens shards of one folder, fetching them into the cache first if they are not on a local filesystem.
+
+    Args:
+        url: folder of the shards.
+        cache_dir: the node's folder for shards of all data sets; by default one under the system's temporary folder.
+        max_bytes: what all files in it may come to.
+    """
+
+    def __init__(self, url: str, *, cache_dir: str | None = None, max_bytes: int = 20 * 2**30) -> None:
+        self._folder, self._max_bytes = Folder(url), max_bytes
+        self._source = self._folder.local
+        default = Path(tempfile.gettempdir()) / f"drl_dist-shards-{os.getuid()}"
+        self._dir = Path(cache_dir) if cache_dir else default
+        if self._source is None:
+            try:
+                self._dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+                if cache_dir is None and self._dir.stat().st_uid != os.getuid():
+                    raise PermissionError(errno.EPERM, "it belongs to another user", str(self._dir))
+            except OSError as error:
+                raise UserError("loader.cache_dir", got=str(error), expected="a folder that can be written",
+                                remedy="set loader.cache_dir to another folder") from error
+
+    def open(self, row: ShardRow, *, patient: bool = False, stop: Callable[[], bool] = lambda: False) -> OpenShard:
+        """A shard, verified against its size and checksum.
+
+        Args:
+            row: its row of the index.
+            patient: wait for room in the cache as long as it takes, not `ROOM_DEADLINE` seconds.
+            stop: asked again and again; once it answers yes, the attempt ends.
+
+        Raises:
+            UserError: the shard is missing or damaged, the storage does not answer, or the cache has no room.
+            InterruptedError: `stop` said so.
+        """
+        if self._source is not None:
+            return self._open_in_place(row, self._source / row.name)
+        path = self._dir / f"{row.sha256}.tar"
+        deadline = time.monotonic() + ROOM_DEADLINE
+        while True:
+            # Whoever comes second waits here until the first has fetched the shard.
+            with self._locked(f"{row.sha256}.lock"):
+                descriptor = self._try_open(path, row)
+                if descriptor is None and self._fetch(row, path, stop):
+                    descriptor = self._try_open(path, row)
+            if descriptor is not None:
+                return OpenShard(row, descriptor)
+            if stop():
+                raise InterruptedError(f"stopped waiting for {row.name}")
+            if not patient and time.monotonic() > deadline:
+                raise UserError(f"cache folder {self._dir}", got=f"shards in use that leave no room for {row.name}",
+                                expected=f"{row.size} bytes below the bound of {self._max_bytes} bytes",
+                                remedy="raise loader.cache_gib, or give each run its own loader.cache_dir")
+            time.sleep(_POLL)
+
+    def _open_in_place(self, row: ShardRow, path: Path) -> OpenShard:
+        try:
+            descriptor = os.open(path, os.O_RDONLY)
+        except OSError as error:
+            raise _damaged(str(path), f"no readable file ({error.strerror})", row) from error
+        try:
+            digest, size = hashlib.sha256(), 0
+            while block := os.pread(descriptor, REQUEST_BYTES, size):
+                digest.update(block)
+                size += len(block)
+            _verify(str(path), row, size, digest.hexdigest())
+        except BaseException:
+            os.close(descriptor)
+            raise
+        return OpenShard(row, descriptor)
+
+    def _try_open(self, path: Path, row: ShardRow) -> int | None:
+        """A descriptor with a shared lock on a cached shard, None if it is not there."""
+        try:
+            descriptor = os.open(path, os.O_RDONLY)
+        except FileNotFoundError:
+            return None
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+        status = os.fstat(descriptor)
+        # An evictor may have removed it between the two calls.
+        if status.st_nlink == 0 or status.st_size != row.size:
+            os.close(descriptor)
+            return None
+        with suppress(FileNotFoundError):
+            os.utime(path)
+        return descriptor
+
+    def _fetch(self, row: ShardRow, path: Path, stop: Callable[[], bool]) -> bool:
+        """Bring a shard into the cache; False if there is no room now."""
+        part = path.with_suffix(".part")
+        where = self._folder.url_of(row.name)
+        try:
+            file = self._reserve(row, part)
+            if file is None:
+                return False
+            with file:
+                digest, size = hashlib.sha256(), 0
+                for start in range(0, row.size, REQUEST_BYTES):
+                    if stop():
+                        raise InterruptedError(f"stopped fetching {row.name}")
+                    block = self._folder.read(row.name, start, min(start + REQUEST_BYTES, row.size))
+                    digest.update(block)
+                    size += len(block)
+                    file.write(block)
+                file.flush()
+                _verify(where, row, size, digest.hexdigest())
+                part.replace(path)
+        except FileNotFoundError as error:
+            raise _damaged(where, "no such file", row) from error
+        except InterruptedError:
+            raise
+        except OSError as error:
+            raise UserError(f"cache folder {self._dir}", got=str(error), expected=f"room for {row.size} bytes",
+                            remedy="make room there, or set loader.cache_dir to another folder") from error
+        finally:
+            part.unlink(missing_ok=True)
+        return True
+
+    def _reserve(self, row: ShardRow, part: Path) -> BinaryIO | None:
+        """A locked file of the shard's size, so that others count it; None if the bound does not allow it now."""
+        with self._locked("room.lock"):
+            if not self._evict(self._max_bytes - row.size, keep=part):
+                return None
+            file = part.open("wb")
+            fcntl.flock(file, fcntl.LOCK_SH)
+            file.truncate(row.size)
+            return file
+
+    def _evict(self, target: int, *, keep: Path) -> bool:
+        """Remove what nobody uses, the oldest first, until the rest is at most `target` bytes; whether it is."""
+        files: list[tuple[float, int, Path]] = []
+        for path in self._dir.iterdir():
+            if path.suffix in (".tar", ".part") and path != keep:
+                with suppress(FileNotFoundError):
+                    status = path.stat()
+                    files.append((status.st_mtime, status.st_size, path))
+        total = sum(size for _, size, _ in files)
+        for _, size, path in sorted(files):
+            if total <= target:
+                break
+            if _remove_unused(path):
+                total -= size
+        return total <= target
+
+    @contextmanager
+    def _locked(self, name: str) -> Iterator[None]:
+        with (self._dir / name).open("wb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+
+def _remove_unused(path: Path) -> bool:
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        path.unlink(missing_ok=True)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True
+
+
+def _verify(where: str, row: ShardRow, size: int, sha256: str) -> None:
+    if size != row.size:
+        raise _damaged(where, f"{size} bytes", row)
+    if sha256 != row.sha256:
+        raise _damaged(where, f"SHA-256 {sha256[:16]}...", row)
+
+
+def _damaged(where: str, got: str, row: ShardRow) -> UserError:
+    return UserError(f"shard {where}", got=got,
+                     expected=f"{row.size} bytes with SHA-256 {row.sha256[:16]}... as its index says",
+                     remedy="copy the shard again, or remove the folder and prepare the data again")

@@ -1,0 +1,198 @@
+"""The index beside the shards: what every shard holds, and a fingerprint of the whole."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from drl_dist.data.filesystem import Folder, check_reachable
+from drl_dist.data.shards import ShardRow
+from drl_dist.errors import UserError
+
+INDEX_NAME = "index.parquet"
+FORMAT = "drl_dist.shards"
+VERSION = 1
+METADATA_KEY = b"drl_dist"
+MAX_INDEX_BYTES = 512 * 2**20
+MAX_SHARD_BYTES = 16 * 2**30
+MAX_SHARDS = 100_000
+MAX_RESOLUTION = 4096
+TAR_BLOCK = 512
+_SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, eq=False)
+class ShardIndex:
+    """A prepared data set: where it lies, what its images are, and its shards."""
+
+    url: str
+    """Folder of the shards."""
+    name: str
+    """Data set, e.g. ``fashion_mnist``."""
+    split: str
+    """Part of the data set, e.g. ``train``."""
+    resolution: int
+    """Height and width of every image, in pixels."""
+    channels: int
+    """1 (grey) or 3 (RGB)."""
+    shards: tuple[ShardRow, ...]
+    """In order of name."""
+    made_by: Mapping[str, Any] = field(default_factory=dict)
+    """How the shards were made; part of the fingerprint."""
+
+    @property
+    def num_samples(self) -> int:
+        """Images in all shards."""
+        return sum(shard.num_samples for shard in self.shards)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over every field but the URL, 64 hexadecimal digits: equal for equal images in equal order."""
+        digest = hashlib.sha256(_canonical(self._metadata()))
+        for shard in self.shards:
+            digest.update(_canonical([shard.name, shard.size, shard.sha256, shard.num_samples]))
+            digest.update(shard.offsets.astype("<i8").tobytes())
+        return digest.hexdigest()
+
+    def check_model(self, *, resolution: int, channels: int) -> None:
+        """Return if the images fit a model.
+
+        Raises:
+            UserError: they have another resolution or another number of channels.
+        """
+        if (self.resolution, self.channels) != (resolution, channels):
+            raise UserError(
+                f"data {self.url} ({self.name})", got=_shape(self.resolution, self.channels),
+                expected=f"{_shape(resolution, channels)} as the model has",
+                remedy=f"prepare the data with --resolution {resolution}, or choose the preset made for this data")
+
+    def _metadata(self) -> dict[str, Any]:
+        return {"format": FORMAT, "version": VERSION, "name": self.name, "split": self.split,
+                "resolution": self.resolution, "channels": self.channels, "num_samples": self.num_samples,
+                "made_by": dict(self.made_by)}
+
+
+def write_index(index: ShardIndex) -> None:
+    """Write a data set's index; do so last, since its presence says that the shards are complete.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    metadata = index._metadata() | {"fingerprint": index.fingerprint}
+    schema = pa.schema(
+        [("name", pa.string()), ("size", pa.int64()), ("sha256", pa.string()), ("num_samples", pa.int64()),
+         ("offsets", pa.list_(pa.int64()))], metadata={METADATA_KEY: _canonical(metadata)})
+    columns = {
+        "name": [shard.name for shard in index.shards], "size": [shard.size for shard in index.shards],
+        "sha256": [shard.sha256 for shard in index.shards],
+        "num_samples": [shard.num_samples for shard in index.shards],
+        "offsets": [shard.offsets for shard in index.shards]}
+    buffer = io.BytesIO()
+    pq.write_table(pa.table(columns, schema=schema), buffer, compression="zstd")
+    Folder(index.url).write(INDEX_NAME, buffer.getvalue())
+
+
+def open_index(url: str, *, check_shards: bool = True) -> ShardIndex:
+    """Read and check the index of a shard folder.
+
+    Args:
+        url: the folder: a path, file://, gs:// or s3://.
+        check_shards: also see that every shard is there with the size that the index gives.
+
+    Raises:
+        UserError: the storage does not answer, there is no index, it is not one of ours or is damaged, or shards are
+            missing or of another size. At most a minute passes before it is raised.
+    """
+    check_reachable(url)
+    folder = Folder(url)
+    sizes = folder.sizes()
+    if INDEX_NAME not in sizes:
+        held = f"{len(sizes)} files, none of them {INDEX_NAME}" if sizes else "an empty or missing folder"
+        raise UserError(f"data {url}", got=held, expected=f"image shards with their {INDEX_NAME}",
+                        remedy="correct the URL, or make the shards with python -m datasets_prep.<name>")
+    if sizes[INDEX_NAME] > MAX_INDEX_BYTES:
+        raise _bad(url, f"{sizes[INDEX_NAME]} bytes", f"at most {MAX_INDEX_BYTES} bytes")
+    index = parse_index(url, folder.read(INDEX_NAME))
+    if check_shards:
+        for shard in index.shards:
+            if sizes.get(shard.name) != shard.size:
+                found = f"{sizes[shard.name]} bytes" if shard.name in sizes else "no such file"
+                raise UserError(f"shard {folder.url_of(shard.name)}", got=found,
+                                expected=f"{shard.size} bytes as its index says",
+                                remedy="copy the shard again, or remove the folder and prepare the data again")
+    return index
+
+
+def parse_index(url: str, data: bytes) -> ShardIndex:
+    """The index in the bytes of an index file, every field checked.
+
+    Raises:
+        UserError: the bytes are not an index, or it contradicts itself.
+    """
+    try:
+        table = pq.read_table(pa.BufferReader(data))
+        metadata = json.loads((table.schema.metadata or {})[METADATA_KEY])
+        if metadata["format"] != FORMAT or metadata["version"] != VERSION:
+            raise _bad(url, f"format {metadata['format']!r} version {metadata['version']!r}",
+                       f"format {FORMAT} version {VERSION}")
+        rows = tuple(
+            ShardRow(str(row["name"]), int(row["size"]), str(row["sha256"]), np.array(row["offsets"], dtype=np.int64))
+            for batch in table.to_batches(max_chunksize=64) for row in batch.to_pylist())
+        counts = table.column("num_samples").to_pylist()
+        index = ShardIndex(
+            url=url, name=str(metadata["name"]), split=str(metadata["split"]), resolution=int(metadata["resolution"]),
+            channels=int(metadata["channels"]), shards=rows, made_by=dict(metadata["made_by"]))
+    except (pa.ArrowException, KeyError, TypeError, ValueError, OverflowError) as error:
+        raise _bad(url, f"{type(error).__name__}: {' '.join(str(error).split())[:120]}",
+                   f"a Parquet file in format {FORMAT} version {VERSION}") from error
+    _check(index, counts, metadata)
+    return index
+
+
+def _check(index: ShardIndex, counts: Sequence[int], metadata: Mapping[str, Any]) -> None:
+    url = index.url
+    if not 1 <= index.resolution <= MAX_RESOLUTION or index.channels not in (1, 3):
+        raise _bad(url, _shape(index.resolution, index.channels),
+                   f"1 to {MAX_RESOLUTION} pixels square with 1 or 3 channels")
+    if not 1 <= len(index.shards) <= MAX_SHARDS:
+        raise _bad(url, f"{len(index.shards)} shards", f"1 to {MAX_SHARDS} shards")
+    names = [shard.name for shard in index.shards]
+    if names != sorted(set(names)):
+        raise _bad(url, "shard names repeated or out of order", "distinct names in order")
+    for shard, count in zip(index.shards, counts, strict=True):
+        if not _SAFE_NAME.fullmatch(shard.name) or not shard.name.endswith(".tar"):
+            raise _bad(url, f"the shard name {shard.name[:100]!r}", "a plain file name ending in .tar")
+        if not _SHA256.fullmatch(shard.sha256):
+            raise _bad(url, f"checksum {shard.sha256[:80]!r} of {shard.name}", "64 hexadecimal digits")
+        if not 2 * TAR_BLOCK <= shard.size <= MAX_SHARD_BYTES:
+            raise _bad(url, f"{shard.size} bytes for {shard.name}", f"at most {MAX_SHARD_BYTES} bytes")
+        if count != shard.num_samples or count < 1:
+            raise _bad(url, f"{count} samples but {shard.num_samples} offsets for {shard.name}", "one offset a sample")
+        if shard.offsets[0] != 0 or np.any(np.diff(shard.offsets) < 2 * TAR_BLOCK) \
+                or np.any(shard.offsets % TAR_BLOCK) or shard.offsets[-1] + 2 * TAR_BLOCK > shard.size:
+            raise _bad(url, f"impossible offsets for {shard.name}", "offsets that rise from 0 within the file")
+    if metadata.get("num_samples") != index.num_samples or metadata.get("fingerprint") != index.fingerprint:
+        raise _bad(url, "a fingerprint or count that does not fit its rows", "the fingerprint of these rows")
+
+
+def _bad(url: str, got: str, expected: str) -> UserError:
+    return UserError(f"index {Folder(url).url_of(INDEX_NAME)}", got=got, expected=expected,
+                     remedy="copy the index again, or prepare the data again")
+
+
+def _shape(resolution: int, channels: int) -> str:
+    return f"{resolution}x{resolution} pixels with {channels} channel{'s' if channels > 1 else ''}"
+
+
+def _canonical(value: Any) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()

@@ -1,0 +1,105 @@
+"""The order of samples: a pure function of seed and position, the same on every machine.
+
+Position p of the endless stream is place p mod N of pass p // N over the N samples. In each pass the shards are
+permuted, cut into windows of a few consecutive shards, and the samples of each window are permuted among themselves:
+a worker then needs two windows of shards at hand, not the data set. Rank r of a world of w takes the positions that
+are r modulo w, so the stream is the same for any number of workers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+_STAGE_SHARDS, _STAGE_WINDOW, _KEY_ORDER = 0, 1, 0x6F72646572  # "order"
+_KEY_FLIP = np.uint64(0x666C6970)  # "flip"
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where positions of the stream lie; every array has shape (n,) and dtype int64."""
+
+    shard: NDArray[np.int64]
+    """Shard in the index."""
+    sample: NDArray[np.int64]
+    """Sample in the shard."""
+    window: NDArray[np.int64]
+    """Window, counted through all passes."""
+
+
+class SampleOrder:
+    """The order of the samples of shards with the given numbers of samples.
+
+    Args:
+        counts: samples of each shard, at least 1 each.
+        seed: any number in [0, 2**63).
+        window_shards: shards whose samples are mixed with each other.
+    """
+
+    def __init__(self, counts: Sequence[int], seed: int, window_shards: int) -> None:
+        self._counts = np.asarray(counts, dtype=np.int64)
+        self._seed, self._window_shards = seed, window_shards
+        self.num_samples = int(self._counts.sum())
+        self.windows_per_pass = -(-len(self._counts) // window_shards)
+        # Few windows are in use at a time; each costs 16 bytes a sample.
+        self._pass_layout = lru_cache(maxsize=4)(self._compute_pass_layout)
+        self._window_places = lru_cache(maxsize=8)(self._compute_window_places)
+
+    def locate(self, positions: NDArray[np.int64]) -> Places:
+        """Where positions (n,) of the stream lie."""
+        positions = np.asarray(positions, dtype=np.int64)
+        shard, sample, window = (np.empty(positions.shape, dtype=np.int64) for _ in range(3))
+        passes, places = np.divmod(positions, self.num_samples)
+        for number in np.unique(passes):
+            here = np.flatnonzero(passes == number)
+            _, starts = self._pass_layout(int(number))
+            local = np.searchsorted(starts, places[here], side="right") - 1
+            window[here] = number * self.windows_per_pass + local
+            for index in np.unique(local):
+                inside = here[local == index]
+                shards, samples = self._window_places(int(number), int(index))
+                shard[inside] = shards[places[inside] - starts[index]]
+                sample[inside] = samples[places[inside] - starts[index]]
+        return Places(shard, sample, window)
+
+    def window_shards(self, window: int) -> NDArray[np.int64]:
+        """The shards (k,) of a window, counted through all passes."""
+        number, index = divmod(window, self.windows_per_pass)
+        permutation, _ = self._pass_layout(number)
+        return permutation[index * self._window_shards:(index + 1) * self._window_shards]
+
+    def _compute_pass_layout(self, number: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        permutation = _permutation(len(self._counts), self._seed, number, 0, _STAGE_SHARDS)
+        ends = np.cumsum(self._counts[permutation])
+        firsts = np.arange(0, len(permutation), self._window_shards)
+        return permutation, np.where(firsts > 0, ends[firsts - 1], 0)
+
+    def _compute_window_places(self, number: int, index: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        shards = self.window_shards(number * self.windows_per_pass + index)
+        counts = self._counts[shards]
+        order = _permutation(int(counts.sum()), self._seed, number, index, _STAGE_WINDOW)
+        samples = np.concatenate([np.arange(count) for count in counts])
+        return np.repeat(shards, counts)[order], samples[order]
+
+
+def flips(positions: NDArray[np.int64], seed: int) -> NDArray[np.bool_]:
+    """Whether the image at each position (n,) is mirrored: a fair coin keyed by seed and position."""
+    return _mix(_mix(np.asarray(positions).astype(np.uint64)) ^ _mix(np.uint64(seed) ^ _KEY_FLIP)) >> np.uint64(63) == 1
+
+
+def _permutation(length: int, seed: int, number: int, index: int, stage: int) -> NDArray[np.int64]:
+    # Raw Philox words, which numpy keeps the same for ever; its Generator methods may change between versions.
+    words = np.random.Philox(key=[seed, _KEY_ORDER], counter=[0, stage, index, number]).random_raw(length)
+    return np.argsort(words, kind="stable").astype(np.int64)
+
+
+def _mix(words: NDArray[np.uint64] | np.uint64) -> NDArray[np.uint64]:
+    # The finaliser of SplitMix64 (Steele, Lea, Flood 2014), whose products wrap on purpose.
+    words = np.atleast_1d(words) + np.uint64(0x9E3779B97F4A7C15)
+    words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return words ^ (words >> np.uint64(31))

@@ -1,0 +1,154 @@
+"""Batches of images for one rank, decoded ahead of the training step by threads."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+import torch
+
+from drl_dist.config import LoaderConfig
+from drl_dist.data.cache import OpenShard, ShardCache
+from drl_dist.data.filesystem import Folder
+from drl_dist.data.index import ShardIndex
+from drl_dist.data.order import Places, SampleOrder, flips
+from drl_dist.data.reading import read_image
+from drl_dist.errors import UserError
+from drl_dist.training.batch import Batch
+
+_FETCH_THREADS = 2
+
+
+class ShardStream:
+    """One rank's share of the endless stream of samples, from a start position onwards.
+
+    Step k of the iteration yields the positions ``start_position + k * batch_size + rank + world_size * j`` for
+    j = 0, 1, ...: any number of ranks reads the same stream. Close it, or use it as a context manager, to end its
+    threads and let go of its shards. Iterate over it once.
+
+    Args:
+        index: the data set.
+        seed: keys the order and the mirroring.
+        batch_size: images per step over all ranks, a multiple of `world_size`.
+        rank: this rank.
+        world_size: number of ranks.
+        start_position: the first position of the stream; batch_size times the number of finished steps.
+        horizontal_flip: mirror half of the images.
+        loader: cache and prefetch.
+
+    Raises:
+        UserError: batch size and ranks do not fit, or the cache is too small for the shards in use at one time.
+            Iterating raises it for a shard or image that is missing or damaged, naming it.
+    """
+
+    def __init__(self, index: ShardIndex, *, seed: int, batch_size: int, rank: int = 0, world_size: int = 1,
+                 start_position: int = 0, horizontal_flip: bool = False, loader: LoaderConfig | None = None) -> None:
+        loader = loader or LoaderConfig()
+        if batch_size % world_size:
+            raise UserError("train.batch_size", got=batch_size, expected=f"a multiple of {world_size} workers",
+                            remedy="change --num-workers or --train.batch-size")
+        self.index = index
+        self.order = SampleOrder([shard.num_samples for shard in index.shards], seed, loader.window_shards)
+        self._seed, self._batch_size, self._flip = seed, batch_size, horizontal_flip
+        self._share = np.arange(rank, batch_size, world_size, dtype=np.int64)
+        self._next_position = start_position
+        self._prefetch = max(1, loader.prefetch_batches)
+        self._check_cache_size(loader)
+        self._cache = ShardCache(index.url, cache_dir=loader.cache_dir, max_bytes=int(loader.cache_gib * 2**30))
+        self._closed = threading.Event()
+        self._windows: dict[int, dict[int, Future[OpenShard]]] = {}
+        self._ahead: deque[tuple[int, Future[Batch]]] = deque()
+        self._decoders = ThreadPoolExecutor(min(4, os.cpu_count() or 1), thread_name_prefix="decode")
+        self._fetchers = ThreadPoolExecutor(_FETCH_THREADS, thread_name_prefix="fetch")
+
+    def __iter__(self) -> Iterator[Batch]:
+        while not self._closed.is_set():
+            while len(self._ahead) < self._prefetch:
+                self._submit()
+            oldest_window, future = self._ahead.popleft()
+            self._drop_windows(before=oldest_window)
+            try:
+                batch = future.result()
+            except CancelledError:
+                return
+            yield batch
+
+    def close(self) -> None:
+        """End the threads and let go of the shards. Closing twice is harmless."""
+        self._closed.set()
+        for _, future in self._ahead:
+            future.cancel()
+        for shards in self._windows.values():
+            for opening in shards.values():
+                opening.cancel()
+        self._decoders.shutdown(wait=True, cancel_futures=True)
+        self._fetchers.shutdown(wait=True, cancel_futures=True)
+        self._ahead.clear()
+        self._drop_windows(before=None)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        self.close()
+
+    def _submit(self) -> None:
+        positions = self._next_position + self._share
+        self._next_position += self._batch_size
+        places = self.order.locate(positions)
+        first, last = int(places.window[0]), int(places.window[-1])
+        for window in range(first, last + 2):
+            if window not in self._windows:
+                self._windows[window] = {int(shard): self._fetchers.submit(self._open, int(shard), window > last)
+                                         for shard in self.order.window_shards(window)}
+        shards = {window: self._windows[window] for window in range(first, last + 1)}
+        self._ahead.append((first, self._decoders.submit(self._load, positions, places, shards)))
+
+    def _open(self, shard: int, ahead_of_need: bool) -> OpenShard:
+        # What is not needed yet waits for room as long as it takes.
+        return self._cache.open(self.index.shards[shard], patient=ahead_of_need, stop=self._stopped)
+
+    def _stopped(self) -> bool:
+        # The interpreter joins our threads when it exits, even if nobody has closed the stream.
+        return self._closed.is_set() or not threading.main_thread().is_alive()
+
+    def _load(self, positions: np.ndarray, places: Places, windows: dict[int, dict[int, Future[OpenShard]]]) -> Batch:
+        size = self.index.resolution
+        images = np.empty((len(positions), self.index.channels, size, size), dtype=np.uint8)
+        mirrored = flips(positions, self._seed) if self._flip else np.zeros(len(positions), dtype=bool)
+        for row in range(len(positions)):
+            if self._stopped():
+                raise CancelledError
+            shard = windows[int(places.window[row])][int(places.shard[row])].result()
+            pixels = read_image(shard, int(places.sample[row]), self.index)
+            images[row] = pixels[:, :, ::-1] if mirrored[row] else pixels
+        return Batch(torch.from_numpy(images), torch.from_numpy(positions))
+
+    def _drop_windows(self, *, before: int | None) -> None:
+        for window in [number for number in self._windows if before is None or number < before]:
+            for opening in self._windows.pop(window).values():
+                opening.cancel()
+                opening.add_done_callback(_close_shard)
+
+    def _check_cache_size(self, loader: LoaderConfig) -> None:
+        # At most: the window of the slowest rank, those that the batches ahead reach into, and the next one.
+        counts = sorted(shard.num_samples for shard in self.index.shards)
+        smallest_window = max(1, sum(counts[:loader.window_shards]))
+        windows = 3 + (self._prefetch + 1) * self._batch_size // smallest_window
+        sizes = sorted((shard.size for shard in self.index.shards), reverse=True)
+        needed = sum(sizes[:windows * loader.window_shards])
+        if needed > loader.cache_gib * 2**30 and Folder(self.index.url).local is None:
+            raise UserError("loader.cache_gib", got=loader.cache_gib, expected=f"at least {needed / 2**30:.3f}",
+                            remedy="raise it, or lower loader.window_shards")
+
+
+def _close_shard(opening: Future[OpenShard]) -> None:
+    if not opening.cancelled() and opening.exception() is None:
+        opening.result().close()

@@ -1,0 +1,86 @@
+"""How far a long piece of work is, how fast it goes, and how long it will take."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+LINE_SECONDS = 5.0
+"""Seconds between lines where the output is no terminal."""
+
+
+class Advance(Protocol):
+    """Tell that so many more items are done, and a note to show beside them.
+
+    None more, if only a sign of life is due; fewer than none, if work was lost.
+    """
+
+    def __call__(self, items: int, note: str = "") -> None: ...
+
+
+@contextmanager
+def progress(what: str, total: int, done: int, unit: str) -> Generator[Advance]:
+    """Show progress on stderr: a bar in a terminal, elsewhere a line every few seconds.
+
+    Args:
+        what: what is being done.
+        total: items in all.
+        done: items done before, which do not count for the rate.
+        unit: what an item is called, in the plural.
+    """
+    began, count, last = time.monotonic(), 0, time.monotonic()
+
+    def rate() -> float:
+        return count / max(time.monotonic() - began, 1e-9)
+
+    def rate_text() -> str:
+        return f"{rate():.0f} {unit}/s" if rate() >= 10 else f"{rate():.2g} {unit}/s"
+
+    if sys.stderr.isatty():
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+        )
+        with Progress(*columns, console=Console(stderr=True)) as bar:
+            task = bar.add_task(what, total=total, completed=done, rate="", note="")
+
+            def advance(items: int, note: str = "") -> None:
+                nonlocal count
+                count += items
+                bar.update(task, advance=items, rate=rate_text(), note=note)
+
+            yield advance
+        return
+
+    def advance_in_lines(items: int, note: str = "") -> None:
+        nonlocal count, last
+        count += items
+        now, left = time.monotonic(), total - done - count
+        if now - last >= LINE_SECONDS or (items and left <= 0):
+            last = now
+            remaining = f"{duration(left / rate())} left" if count > 0 else "time left not known yet"
+            print(
+                f"{what}: {done + count}/{total} {unit}, {rate_text()}, {remaining}" + (f", {note}" if note else ""),
+                file=sys.stderr,
+                flush=True,
+            )
+
+    yield advance_in_lines
+
+
+def duration(seconds: float) -> str:
+    """Seconds as ``3 h 05 min``, ``12 min`` or ``40 s``."""
+    minutes = round(seconds / 60)
+    if seconds >= 3600:
+        return f"{minutes // 60} h {minutes % 60:02d} min"
+    return f"{minutes} min" if seconds >= 90 else f"{seconds:.0f} s"

@@ -1,0 +1,152 @@
+"""The index: what is written is read, and nothing impossible is believed."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from drl_dist.data.index import INDEX_NAME, METADATA_KEY, ShardIndex, open_index, write_index
+from drl_dist.data.shards import ShardRow
+from drl_dist.errors import UserError
+from tests.data.sets import write_set
+
+
+def test_is_read_as_written(tmp_path: Path) -> None:
+    written = write_set(str(tmp_path), channels=3)
+    written = dataclasses.replace(written, made_by={"source": "abc", "shard_size": 16})
+    write_index(written)
+    found = open_index(str(tmp_path))
+    assert found.fingerprint == written.fingerprint
+    assert (found.name, found.split, found.resolution, found.channels, found.num_samples, found.made_by) == (
+        "toy", "train", 8, 3, 53, {"source": "abc", "shard_size": 16})
+    for one, other in zip(found.shards, written.shards, strict=True):
+        assert (one.name, one.size, one.sha256) == (other.name, other.size, other.sha256)
+        assert np.array_equal(one.offsets, other.offsets) and one.offsets.dtype == np.int64
+
+
+def test_fingerprint_tells_any_change_but_the_place(tmp_path: Path) -> None:
+    index = write_set(str(tmp_path))
+    row = index.shards[0]
+    others = [dataclasses.replace(index, name="b"), dataclasses.replace(index, split="b"),
+              dataclasses.replace(index, channels=3), dataclasses.replace(index, resolution=9),
+              dataclasses.replace(index, made_by={"a": 1}), dataclasses.replace(index, shards=index.shards[:-1])]
+    others += [dataclasses.replace(index, shards=(dataclasses.replace(row, **change), *index.shards[1:])) for change in
+               ({"name": "a.tar"}, {"size": 1}, {"sha256": "0" * 64}, {"offsets": row.offsets + 512})]
+    prints = {other.fingerprint for other in others}
+    assert len(prints) == len(others) and index.fingerprint not in prints
+    assert dataclasses.replace(index, url="gs://elsewhere").fingerprint == index.fingerprint
+
+
+def test_no_shards_is_said_before_anything_else(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"empty or missing folder.*datasets_prep"):
+        open_index(str(tmp_path / "nowhere"))
+    (tmp_path / "photo.jpg").write_bytes(b"")
+    with pytest.raises(UserError, match=r"1 files, none of them index.parquet"):
+        open_index(str(tmp_path))
+
+
+def test_another_resolution_is_told_with_both_figures(tmp_path: Path) -> None:
+    index = write_set(str(tmp_path))
+    index.check_model(resolution=8, channels=1)
+    with pytest.raises(UserError, match=r"got 8x8 pixels with 1 channel, expected 32x32 pixels with 3 channels"):
+        index.check_model(resolution=32, channels=3)
+
+
+def test_missing_and_cut_shards_are_named(tmp_path: Path) -> None:
+    index = write_set(str(tmp_path))
+    cut = tmp_path / index.shards[1].name
+    cut.write_bytes(cut.read_bytes()[:-512])
+    with pytest.raises(UserError, match=rf"{cut.name}: got {index.shards[1].size - 512} bytes, expected"):
+        open_index(str(tmp_path))
+    cut.unlink()
+    with pytest.raises(UserError, match=rf"{cut.name}: got no such file"):
+        open_index(str(tmp_path))
+    assert open_index(str(tmp_path), check_shards=False).num_samples == index.num_samples
+
+
+def _with_row(**change: Any) -> Callable[[ShardIndex], ShardIndex]:
+    return lambda index: dataclasses.replace(
+        index, shards=(dataclasses.replace(index.shards[0], **change), *index.shards[1:]))
+
+
+def _offsets(*values: int) -> Callable[[ShardIndex], ShardIndex]:
+    return _with_row(offsets=np.array(values, dtype=np.int64))
+
+
+BAD: dict[str, tuple[Callable[[ShardIndex], ShardIndex], str]] = {
+    "path in the name": (_with_row(name="../../etc/passwd.tar"), "plain file name"),
+    "hidden name": (_with_row(name=".a.tar"), "plain file name"),
+    "absolute name": (_with_row(name="/a.tar"), "plain file name"),
+    "backslash": (_with_row(name="..\\a.tar"), "plain file name"),
+    "no tar": (_with_row(name="a.pkl"), "plain file name"),
+    "two of one name": (lambda index: dataclasses.replace(index, shards=(index.shards[0],) * 2), "distinct names"),
+    "checksum": (_with_row(sha256="../" + "0" * 61), "64 hexadecimal"),
+    "negative size": (_with_row(size=-1), "at most"),
+    "huge size": (_with_row(size=2**62), "at most"),
+    "no samples": (_offsets(), "one offset a sample"),
+    "offsets that fall": (_offsets(0, 4096, 2048), "rise from 0"),
+    "offsets not from 0": (_offsets(512, 2048), "rise from 0"),
+    "offsets between blocks": (_offsets(0, 2049), "rise from 0"),
+    "offsets past the end": (_offsets(0, 2**40), "rise from 0"),
+    "no shards": (lambda index: dataclasses.replace(index, shards=()), "1 to"),
+    "channels": (lambda index: dataclasses.replace(index, channels=4), "1 or 3 channels"),
+    "resolution": (lambda index: dataclasses.replace(index, resolution=10**6), "pixels square"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_impossible_content_is_refused(case: str, tmp_path: Path) -> None:
+    change, message = BAD[case]
+    index = change(write_set(str(tmp_path)))
+    write_index(dataclasses.replace(index, shards=tuple(sorted(index.shards, key=lambda row: row.name))))
+    with pytest.raises(UserError, match=message):
+        open_index(str(tmp_path), check_shards=False)
+
+
+def _rewritten(path: Path, change: Callable[[dict[str, Any], dict[str, list[Any]]], None]) -> None:
+    table = pq.read_table(path)
+    metadata, columns = json.loads(table.schema.metadata[METADATA_KEY]), table.to_pydict()
+    change(metadata, columns)
+    schema = table.schema.with_metadata({METADATA_KEY: json.dumps(metadata).encode()})
+    pq.write_table(pa.table(columns, schema=schema), path)
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    (lambda metadata, columns: metadata.update(version=2), "version 2"),
+    (lambda metadata, columns: metadata.update(format="else"), "format 'else'"),
+    (lambda metadata, columns: metadata.update(fingerprint="0" * 64), "fingerprint"),
+    (lambda metadata, columns: metadata.update(num_samples=1), "fingerprint or count"),
+    (lambda metadata, columns: metadata.update(made_by=None), "TypeError"),
+    (lambda metadata, columns: metadata.pop("split"), "KeyError"),
+    (lambda metadata, columns: columns["num_samples"].__setitem__(0, 3), "3 samples but 16 offsets"),
+    (lambda metadata, columns: columns["sha256"].__setitem__(0, "0" * 64), "fingerprint"),
+    (lambda metadata, columns: columns["offsets"].__setitem__(0, None), "one offset a sample|TypeError|offsets"),
+])
+def test_meddling_is_noticed(change: Any, message: str, tmp_path: Path) -> None:
+    write_set(str(tmp_path))
+    _rewritten(tmp_path / INDEX_NAME, change)
+    with pytest.raises(UserError, match=message):
+        open_index(str(tmp_path))
+
+
+def test_other_files_of_that_name_are_refused(tmp_path: Path) -> None:
+    other = io.BytesIO()
+    pq.write_table(pa.table({"a": [1]}), other)
+    for content in (b"", b"hello", b"PAR1" + b"\xff" * 60 + b"PAR1", other.getvalue()):
+        (tmp_path / INDEX_NAME).write_bytes(content)
+        with pytest.raises(UserError, match=r"a Parquet file in format drl_dist.shards"):
+            open_index(str(tmp_path))
+
+
+def test_rows_know_their_samples() -> None:
+    row = ShardRow("a.tar", 10240, "0" * 64, np.array([0, 1024], dtype=np.int64))
+    assert (row.num_samples, row.span(0), row.span(1)) == (2, (0, 1024), (1024, 10240))
