@@ -1,0 +1,1 @@
+"""Checkpoints as folders of safetensors and JSON, with checksums: no pickle."""

@@ -1,0 +1,122 @@
+"""Checkpoint folders on any storage URL: listed, fetched and uploaded so that an unfinished one is never taken."""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from drl_dist.checkpoints.files import CHECKSUMS, CONFIG, STATE, part_file
+from drl_dist.data.filesystem import REACH_DEADLINE, REQUEST_BYTES, Folder, check_reachable, open_filesystem, within
+from drl_dist.errors import UserError
+
+_NAME = re.compile(r"checkpoint_(\d{9,})")
+
+
+def checkpoint_name(step: int) -> str:
+    """Folder name of the checkpoint after `step` training steps; names sort as steps do."""
+    return f"checkpoint_{step:09d}"
+
+
+@dataclass(frozen=True)
+class StoredCheckpoint:
+    """A complete checkpoint below a run folder."""
+
+    url: str
+    step: int
+
+
+def newest_checkpoint(run_url: str) -> StoredCheckpoint | None:
+    """The complete checkpoint of most steps directly below a run folder, None if there is none.
+
+    Complete means that ``checksums.json`` is there and every file it lists has the recorded size; the checksums
+    themselves are compared when the checkpoint is read.
+
+    Raises:
+        UserError: the storage does not answer.
+    """
+    return next(complete_checkpoints(run_url), None)
+
+
+def complete_checkpoints(run_url: str) -> Iterator[StoredCheckpoint]:
+    """Complete checkpoints below a run folder, newest first; errors as `newest_checkpoint`."""
+    names = [(int(match[1]), name) for name in _subfolders(run_url) if (match := _NAME.fullmatch(name))]
+    for step, name in sorted(names, reverse=True):
+        url = f"{run_url.rstrip('/')}/{name}"
+        if is_complete(url):
+            yield StoredCheckpoint(url, step)
+
+
+def is_complete(url: str) -> bool:
+    """Whether a checkpoint folder holds all its files at their recorded sizes."""
+    folder = Folder(url)
+    sizes = folder.sizes()
+    if CHECKSUMS not in sizes:
+        return False
+    try:
+        entries = json.loads(folder.read(CHECKSUMS))
+        return all(sizes.get(name) == entry["bytes"] for name, entry in entries.items())
+    except (ValueError, TypeError, KeyError, AttributeError, FileNotFoundError):
+        return False
+
+
+def fetch_checkpoint(url: str, parts: Iterable[str] = ("ema",), *, into: Path | None = None) -> Path:
+    """A local folder that holds a checkpoint, or the newest complete one below a run folder.
+
+    Args:
+        url: a checkpoint folder or a run folder on any filesystem.
+        parts: which tensors to bring; see `drl_dist.checkpoints.files.PARTS`.
+        into: where to put the files; by default a new temporary folder that the caller removes. A checkpoint on this
+            machine's own filesystem is not copied, its folder is returned.
+
+    Raises:
+        UserError: the storage does not answer, or there is no complete checkpoint.
+    """
+    check_reachable(url)
+    if CHECKSUMS not in Folder(url).sizes():
+        newest = newest_checkpoint(url)
+        if newest is None:
+            raise UserError(f"checkpoint {url}", got="no complete checkpoint there or directly below",
+                            expected="a checkpoint folder or a run folder", remedy="correct the URL")
+        url = newest.url
+    folder = Folder(url)
+    if folder.local is not None:
+        return folder.local
+    target = into or Path(tempfile.mkdtemp(prefix="drl-checkpoint-"))
+    target.mkdir(parents=True, exist_ok=True)
+    sizes = folder.sizes()
+    for name in (CONFIG, STATE, *(part_file(part) for part in parts), CHECKSUMS):
+        # A missing file is not an error here: reading the folder says which one it is.
+        if name in sizes:
+            with (target / name).open("wb") as file:
+                for start in range(0, sizes[name], REQUEST_BYTES):
+                    file.write(folder.read(name, start, min(start + REQUEST_BYTES, sizes[name])))
+    return target
+
+
+def upload_checkpoint(local: Path, url: str) -> None:
+    """Copy a checkpoint folder to a URL; ``checksums.json`` goes last, so a torn copy never counts as complete.
+
+    Raises:
+        UserError: the storage does not take it.
+    """
+    folder = Folder(url)
+    folder.remove(CHECKSUMS)
+    names = sorted(path.name for path in local.iterdir() if path.name != CHECKSUMS)
+    for name in (*names, CHECKSUMS):
+        folder.write(name, (local / name).read_bytes())
+
+
+def _subfolders(url: str) -> list[str]:
+    filesystem, path = open_filesystem(url)
+    try:
+        entries = within(REACH_DEADLINE, lambda: filesystem.ls(path, detail=True, refresh=True))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except Exception as error:
+        raise UserError(f"storage {url}", got=f"{type(error).__name__}: {error}", expected="a list of its folders",
+                        remedy="check the address, the network and the credentials") from error
+    return [entry["name"].rstrip("/").rsplit("/", 1)[-1] for entry in entries if entry["type"] == "directory"]

@@ -1,0 +1,43 @@
+"""A run name keeps its meaning."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from drl_dist.checkpoints.record import check_record, write_record
+from drl_dist.config import TrainConfig
+from drl_dist.errors import UserError
+from drl_dist.presets import preset
+
+
+def test_the_same_experiment_is_accepted_and_another_refused_with_its_differences(tmp_path: Path) -> None:
+    url, experiment = (tmp_path / "run").as_uri(), preset("digits")
+    check_record(url, experiment, "f00d")
+    write_record(url, experiment, "f00d")
+    check_record(url, experiment, "f00d")
+    longer = dataclasses.replace(experiment.train, num_steps=9_999)
+    check_record(url, dataclasses.replace(experiment, train=longer), "f00d")
+
+    other = dataclasses.replace(
+        experiment, model=dataclasses.replace(experiment.model, width=8), train=dataclasses.replace(longer, seed=1))
+    with pytest.raises(UserError, match=r"model\.width: 32 -> 8; train\.seed: 0 -> 1, expected") as caught:
+        check_record(url, other, "f00d")
+    assert "num_steps" not in str(caught.value)
+    with pytest.raises(UserError, match=r"data_fingerprint: f00d -> beef"):
+        check_record(url, experiment, "beef")
+
+
+def test_machine_fields_are_no_part_of_it(tmp_path: Path) -> None:
+    write_record(str(tmp_path), preset("digits"), "f00d")
+    text = (tmp_path / "experiment.json").read_text()
+    assert all(field.name in text for field in dataclasses.fields(TrainConfig))
+    assert not [name for name in ("num_workers", "precision", "cache_dir", "uri") if f'"{name}"' in text]
+
+
+def test_a_torn_record_is_named(tmp_path: Path) -> None:
+    (tmp_path / "experiment.json").write_text('{"experiment": {')
+    with pytest.raises(UserError, match=r"experiment\.json: got no JSON"):
+        check_record(str(tmp_path), preset("digits"), "f00d")
