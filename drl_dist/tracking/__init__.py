@@ -1,0 +1,1 @@
+"""What MLflow is told: runs, metrics and pictures, model versions. The only place that imports mlflow."""

@@ -1,0 +1,177 @@
+"""Checkpoints as versions of a registered model, and back to a local folder."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlflow import MlflowClient
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+
+from drl_dist.checkpoints.files import CHECKSUMS, CONFIG, STATE, part_file, read_checkpoint
+from drl_dist.errors import UserError
+from drl_dist.tracking.client import connect, every, is_duplicate, is_missing, user_errors
+
+EMA = part_file("ema")
+REGISTERED_FILES = (EMA, CONFIG, STATE, CHECKSUMS)
+"""What a model version holds: enough to sample from it, not to train on."""
+
+_REFERENCE = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[\w\-]+)|/(?P<version>\d+))")
+
+
+@dataclass(frozen=True)
+class ResolvedModel:
+    """A model version on this machine."""
+
+    folder: Path
+    """Checkpoint folder with the EMA, config, state and checksums; `read_checkpoint` reads it."""
+    name: str
+    version: int
+    run_id: str
+    """MLflow run that trained it."""
+    step: int
+
+
+def artifact_path(step: int) -> str:
+    """Where a run keeps the registered files of a step."""
+    return f"checkpoints/step_{step:08d}"
+
+
+def register_checkpoint(client: MlflowClient, model_name: str, run_id: str, step: int, folder: Path,
+                        metadata: Mapping[str, str]) -> int | None:
+    """Make a checkpoint a version of the registered model; a step of a run that is one already stays as it is.
+
+    ``models:/NAME@latest`` is MLflow's built-in name of the highest version (no alias of that name can be set), so a
+    step that comes late, after a later step of the same run, is not registered: latest never goes back.
+
+    Args:
+        client: from `connect`.
+        model_name: the preset.
+        run_id: the run that trained it.
+        step: training steps done.
+        folder: local checkpoint folder; `REGISTERED_FILES` are uploaded as the run's artifacts.
+        metadata: further tags of the version, e.g. images_seen, checkpoint_url, run_name.
+
+    Returns:
+        the version, or None if it came late.
+    """
+    steps = {int(version.tags["step"]): version for version in _versions(client, model_name, run_id)}
+    if step in steps:
+        return int(steps[step].version)
+    if any(later > step for later in steps):
+        return None
+    checksums = json.loads((folder / CHECKSUMS).read_text())
+    path = artifact_path(step)
+    for name in REGISTERED_FILES:
+        client.log_artifact(run_id, str(folder / name), path)
+    try:
+        client.create_registered_model(model_name)
+    except MlflowException as error:
+        if not is_duplicate(error):
+            raise
+    tags = {**metadata, "step": str(step), "ema_sha256": checksums[EMA]["sha256"]}
+    # The files are there before the version is: whoever finds a version can use it.
+    made = client.create_model_version(model_name, f"runs:/{run_id}/{path}", run_id, tags=tags,
+                                       await_creation_for=0)
+    return int(made.version)
+
+
+def resolve_model(reference: str, uri: str | None = None, into: Path | None = None) -> ResolvedModel:
+    """Bring a model version to this machine and verify its checksums.
+
+    Args:
+        reference: ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION``; the alias ``latest`` is the newest version.
+        uri: the server, by default that of MLFLOW_TRACKING_URI.
+        into: keeps one folder per version, which further calls use again; by default a new temporary folder, which the
+            caller removes.
+
+    Raises:
+        UserError: the server does not answer, there is no such model, or its files do not agree with their checksums.
+    """
+    match = _REFERENCE.fullmatch(reference)
+    if match is None:
+        raise UserError("model", got=reference, expected="models:/NAME@ALIAS or models:/NAME/VERSION",
+                        remedy="correct the model's address")
+    client = connect(uri)
+    with user_errors(client.tracking_uri):
+        version = _find(client, reference, match["name"], match["alias"], match["version"])
+        base = into or Path(tempfile.mkdtemp(prefix="drl-model-"))
+        folder = base / f"{version.name}-{version.version}"
+        if not folder.exists():
+            _download(client, reference, version, folder)
+        else:
+            read_checkpoint(folder, ("ema",))
+    assert version.run_id is not None
+    return ResolvedModel(folder, version.name, int(version.version), version.run_id, int(version.tags["step"]))
+
+
+def _find(client: MlflowClient, reference: str, name: str, alias: str | None, number: str | None) -> ModelVersion:
+    try:
+        if alias is not None:
+            version = client.get_model_version_by_alias(name, alias)
+        else:
+            assert number is not None
+            version = client.get_model_version(name, number)
+    except MlflowException as error:
+        # An alias that does not exist is told as a wrong parameter.
+        if not is_missing(error) and error.error_code != "INVALID_PARAMETER_VALUE":
+            raise
+        raise UserError(f"model {reference}", got="no such version", expected=_known(client, name),
+                        remedy="choose one of these, or train and register the model first") from error
+    if version.run_id is None or "step" not in version.tags:
+        raise UserError(f"model {reference}", got="a version that was not made by training",
+                        expected="a registered checkpoint", remedy="choose another version")
+    return version
+
+
+def _download(client: MlflowClient, reference: str, version: ModelVersion, folder: Path) -> None:
+    assert version.run_id is not None
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=".draft-", dir=folder.parent))
+    try:
+        path = artifact_path(int(version.tags["step"]))
+        for name in REGISTERED_FILES:
+            Path(client.download_artifacts(version.run_id, f"{path}/{name}", str(draft))).rename(draft / name)
+        read_checkpoint(draft, ("ema",))
+        # Others find the folder with all its files or not at all; it is given rights that a temporary one lacks.
+        draft.chmod(0o755)
+        try:
+            draft.rename(folder)
+        except OSError:
+            if not folder.exists():  # else another process was faster; the same files
+                raise
+    except MlflowException as error:
+        if not is_missing(error):
+            raise
+        raise UserError(f"model {reference}", got="a file missing in its run", expected=", ".join(REGISTERED_FILES),
+                        remedy="choose another version") from error
+    except UserError as error:
+        raise UserError(f"model {reference}", got=f"in its file {Path(error.what.split()[-1]).name} {error.got}",
+                        expected=error.expected, remedy="choose another version") from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _versions(client: MlflowClient, model_name: str, run_id: str) -> list[ModelVersion]:
+    chosen = f"name = '{model_name}' and run_id = '{run_id}'"
+    found = every(lambda token: client.search_model_versions(chosen, page_token=token))
+    return [version for version in found if "step" in version.tags]
+
+
+def _known(client: MlflowClient, name: str) -> str:
+    """What there is instead: this model's versions and aliases, or the names of all models."""
+    models = {model.name: model for model in every(lambda token: client.search_registered_models(page_token=token))}
+    if name not in models:
+        return "one of the models " + ", ".join(sorted(models)) if models else "a model, but none is registered"
+    numbers = [int(version.version)
+               for version in every(lambda token: client.search_model_versions(f"name = '{name}'", page_token=token))]
+    if not numbers:
+        return f"a version of {name}, but it has none"
+    aliases = ", ".join(["latest", *sorted(client.get_registered_model(name).aliases)])
+    return f"a version of {name} from {min(numbers)} to {max(numbers)}, or an alias of {aliases}"

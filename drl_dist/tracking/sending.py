@@ -1,0 +1,119 @@
+"""From the spool to the server."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterable, Iterator
+
+import requests
+from mlflow.entities import Metric
+from mlflow.exceptions import MlflowException
+from PIL import Image
+
+from drl_dist.tracking.client import chunks, client_of, is_final
+from drl_dist.tracking.registry import register_checkpoint
+from drl_dist.tracking.spool import (
+    CheckpointRecord,
+    FolderRecord,
+    ImageRecord,
+    MetricsRecord,
+    Record,
+    Spool,
+    StatusRecord,
+)
+
+log = logging.getLogger(__name__)
+
+METRICS_PER_REQUEST = 1000
+
+
+class ServerAway(RuntimeError):
+    """The server did not take what was sent; it may later."""
+
+
+class Sender:
+    """Sends what a spool holds, in its order.
+
+    What was sent but not yet noted as sent when the process ended is sent again: the server takes equal numbers and
+    versions once; only a picture can then appear twice at its step.
+
+    Args:
+        uri: the server.
+        run_id: the run that the records belong to.
+        spool: open for this process.
+    """
+
+    def __init__(self, uri: str, run_id: str, spool: Spool) -> None:
+        self._client, self._run_id, self._spool = client_of(uri), run_id, spool
+
+    def send_some(self) -> None:
+        """Send up to about a megabyte of records and note them as sent.
+
+        Raises:
+            ServerAway: the rest is still pending.
+        """
+        for records, offset in _groups(self._spool.read()):
+            try:
+                self._send(records)
+            except (MlflowException, requests.RequestException) as error:
+                reason = str(error).splitlines()[0]
+                if not (isinstance(error, MlflowException) and is_final(error)):
+                    raise ServerAway(reason) from error
+                log.error("MLflow refuses %d records of run %s, which are kept in %s/refused.jsonl: %s", len(records),
+                          self._run_id, self._spool.folder, reason)
+                for record in records:
+                    self._spool.refuse(record, reason)
+                self._spool.commit(offset)
+                continue
+            self._spool.commit(offset)
+            for record in records:
+                self._spool.drop_payload(record)
+
+    def _send(self, records: list[Record]) -> None:
+        metrics: list[Metric] = []
+        for record in records:
+            match record:
+                case MetricsRecord():
+                    metrics += _metrics(record)
+                case ImageRecord():
+                    with Image.open(self._spool.payload / record.payload) as image:
+                        self._client.log_image(self._run_id, image, key=record.name, step=record.step,
+                                               timestamp=record.time_ms)
+                        # The newest one also by a plain name: the slider over steps starts where there is none.
+                        self._client.log_image(self._run_id, image, artifact_file=f"{record.name}.png")
+                case FolderRecord():
+                    self._client.log_artifacts(self._run_id, str(self._spool.payload / record.payload), record.path)
+                case CheckpointRecord():
+                    register_checkpoint(self._client, record.model_name, self._run_id, record.step,
+                                        self._spool.payload / record.payload, record.metadata)
+                case StatusRecord("RUNNING"):
+                    self._client.update_run(self._run_id, status="RUNNING")
+                case StatusRecord():
+                    self._client.set_terminated(self._run_id, record.status)
+        for part in chunks(metrics, METRICS_PER_REQUEST):
+            self._client.log_batch(self._run_id, metrics=part)
+
+
+def _metrics(record: MetricsRecord) -> list[Metric]:
+    # MLflow stores infinity as the largest float, which would flatten every chart; NaN is a gap.
+    return [Metric(name, value if math.isfinite(value) else math.nan, record.time_ms, record.step)
+            for name, value in record.values.items()]
+
+
+def _groups(records: Iterable[tuple[Record, int]]) -> Iterator[tuple[list[Record], int]]:
+    """Records that go out together, with the offset behind them: metrics by the request, all else one by one."""
+    gathered: list[Record] = []
+    count = last = 0
+    for record, offset in records:
+        if gathered and (not isinstance(record, MetricsRecord) or count + len(record.values) > METRICS_PER_REQUEST):
+            yield gathered, last
+            gathered, count = [], 0
+        last = offset
+        if isinstance(record, MetricsRecord):
+            gathered.append(record)
+            count += len(record.values)
+        else:
+            yield [record], offset
+    if gathered:
+        yield gathered, last

@@ -1,0 +1,73 @@
+"""Send what training left in a spool: ``python -m drl_dist.tracking.sync --spool DIR``."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import tyro
+
+from drl_dist.errors import EXIT_USER_ERROR, UserError
+from drl_dist.tracking.client import connect
+from drl_dist.tracking.sending import Sender, ServerAway
+from drl_dist.tracking.spool import Spool
+
+
+def sync(spool: Path, uri: str | None = None) -> int:
+    """Send everything that is pending, with progress on standard error.
+
+    Args:
+        spool: folder that a `Tracker` wrote.
+        uri: another server than the one that the spool was written for.
+
+    Returns:
+        bytes of records sent.
+
+    Raises:
+        UserError: this is no spool, its training still runs, or the server does not answer.
+    """
+    if not (spool / "run.json").is_file():
+        raise UserError(f"spool {spool}", got="no run.json", expected="the folder that a training run spools to",
+                        remedy="correct --spool")
+    run = json.loads((spool / "run.json").read_text())
+    client = connect(uri or run["uri"])
+    log = Spool(spool, lock_seconds=2)
+    try:
+        sender = Sender(client.tracking_uri, run["run_id"], log)
+        total = log.unsent_bytes
+        began = told = time.monotonic()
+        while log.unsent_bytes:
+            try:
+                sender.send_some()
+            except ServerAway as error:
+                raise UserError(f"MLflow server {client.tracking_uri}", got=str(error), expected="the records taken",
+                                remedy="run this again, it goes on from here") from error
+            now, done = time.monotonic(), total - log.unsent_bytes
+            if now - told > 3:
+                told, rate = now, done / (now - began)
+                print(f"sent {done:,} of {total:,} bytes, {rate:,.0f} bytes/s, {(total - done) / rate:.0f} s left",
+                      file=sys.stderr, flush=True)
+    finally:
+        log.close()
+    return total
+
+
+def main(spool: Path, uri: str | None = None) -> None:
+    """Send to the MLflow server what training could not send.
+
+    Args:
+        spool: folder that the training run named when it ended.
+        uri: another server than the one that the run used.
+    """
+    try:
+        sent = sync(spool, uri)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        sys.exit(EXIT_USER_ERROR)
+    print(f"sent {sent:,} bytes of records; nothing is left in {spool}")
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

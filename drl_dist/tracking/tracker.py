@@ -1,0 +1,179 @@
+"""What a training run tells the server, by way of a spool, so that the server may be away."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import logging
+import math
+import re
+import tempfile
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from drl_dist.tracking.client import probe, server_uri
+from drl_dist.tracking.registry import REGISTERED_FILES
+from drl_dist.tracking.runs import RunStatus
+from drl_dist.tracking.sending import Sender, ServerAway
+from drl_dist.tracking.spool import (
+    CheckpointRecord,
+    FolderRecord,
+    ImageRecord,
+    MetricsRecord,
+    Record,
+    Spool,
+    StatusRecord,
+)
+
+log = logging.getLogger(__name__)
+
+SEND_SECONDS = 2.0
+LONGEST_PAUSE = 30.0
+_NAME = re.compile(r"[A-Za-z0-9_\-./ ]{1,250}")
+
+
+class Tracker:
+    """Tells the server about one run. Every call returns at once; a thread sends.
+
+    Nothing here waits for the server or fails because of it: what it was not told stays in the spool, is sent when it
+    answers again, by the next `Tracker` on the same folder, or by ``python -m drl_dist.tracking.sync``.
+
+    Args:
+        uri: the server, by default that of MLFLOW_TRACKING_URI.
+        run_id: from `open_run`.
+        spools: local folder with a spool per run, by default in the system's temporary folder; what an earlier process
+            on this machine left unsent there is sent first.
+
+    Raises:
+        UserError: no server is named, or another process has the spool open.
+    """
+
+    def __init__(self, uri: str | None, run_id: str, spools: Path | None = None) -> None:
+        self._uri, self.run_id = server_uri(uri), run_id
+        self._spool = Spool((spools or default_spools()) / run_id)
+        (self._spool.folder / "run.json").write_text(json.dumps({"uri": self._uri, "run_id": run_id}))
+        self._sender = Sender(self._uri, run_id, self._spool)
+        # An earlier process may have left a status to be sent; the run runs again.
+        self._spool.append(StatusRecord("RUNNING"))
+        self._wake, self._closing, self._abandoned = threading.Event(), threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._send_until_closed, name="tracker", daemon=True)
+        self._thread.start()
+
+    @property
+    def spool(self) -> Path:
+        """This run's spool folder."""
+        return self._spool.folder
+
+    def log_metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Numbers of a step; one that is not finite shows as a gap. A step may be logged again after a restart."""
+        for name in values:
+            _check_name(name)
+        self._append(MetricsRecord(step, _now_ms(), {name: float(value) for name, value in values.items()}))
+
+    def log_image(self, name: str, step: int, image: np.ndarray) -> None:
+        """A picture of a step.
+
+        Args:
+            name: pictures of one name are shown with a slider over steps.
+            step: training steps done.
+            image: (H, W, C) uint8, C = 1 or 3.
+        """
+        _check_name(name)
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (1, 3):
+            raise ValueError(f"image {name}: {image.dtype} {image.shape} is not uint8 (H, W, 1 or 3)")
+        path = self._spool.new_payload(".png")
+        Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image).save(path)
+        self._append(ImageRecord(name, step, _now_ms(), path.name))
+
+    def log_artifact_folder(self, folder: Path, path: str) -> None:
+        """Every file of a folder as it is now, as artifacts below `path`."""
+        names = [str(file.relative_to(folder)) for file in sorted(folder.rglob("*")) if file.is_file()]
+        self._append(FolderRecord(path, self._spool.keep_files(folder, names)))
+
+    def register_checkpoint(self, model_name: str, step: int, folder: Path, metadata: Mapping[str, object]) -> None:
+        """See `drl_dist.tracking.registry.register_checkpoint`. The folder may be removed after the call."""
+        tags = {name: str(value) for name, value in metadata.items()}
+        payload = self._spool.keep_files(folder, REGISTERED_FILES, link=True)
+        self._append(CheckpointRecord(model_name, step, payload, tags))
+
+    def flush(self, deadline_seconds: float) -> bool:
+        """Wait until the server was told everything; False if it was not by the deadline."""
+        deadline = time.monotonic() + deadline_seconds
+        while self._spool.unsent_bytes and time.monotonic() < deadline:
+            self._wake.set()
+            time.sleep(0.05)
+        return not self._spool.unsent_bytes
+
+    def close(self, status: RunStatus | None = None, deadline_seconds: float = 60) -> bool:
+        """End the sending, and with a status the run; False if the server was not told everything by the deadline."""
+        if self._closing.is_set():
+            return not self._spool.unsent_bytes
+        if status is not None:
+            self._append(StatusRecord(status))
+        self._closing.set()
+        self._wake.set()
+        self._thread.join(deadline_seconds)
+        self._abandoned.set()
+        self._wake.set()
+        self._thread.join(5)
+        if self._spool.unsent_bytes:
+            log.warning("MLflow server %s was not told everything about run %s; run `python -m drl_dist.tracking.sync "
+                        "--spool %s` when it answers", self._uri, self.run_id, self._spool.folder)
+            return False
+        return True
+
+    def _append(self, record: Record) -> None:
+        if self._closing.is_set():
+            raise RuntimeError("the tracker is closed")
+        self._spool.append(record)
+
+    def _send_until_closed(self) -> None:
+        pause, is_away = SEND_SECONDS, False
+        while not self._abandoned.is_set():
+            self._wake.wait(0.2 if self._closing.is_set() else pause)
+            self._wake.clear()
+            try:
+                self._spool.sync()
+                self._send(after_trouble=is_away)
+            except ServerAway as trouble:
+                if not is_away:
+                    log.warning("MLflow server %s is away (%s); logging goes on in %s", self._uri, trouble,
+                                self._spool.folder)
+                is_away, pause = True, min(2 * pause, LONGEST_PAUSE)
+            except Exception:
+                # Tracking must not end training: the records stay, and the log says what happened.
+                log.exception("run %s could not be tracked; trying again", self.run_id)
+                is_away, pause = True, min(2 * pause, LONGEST_PAUSE)
+            else:
+                if is_away:
+                    log.warning("MLflow server %s is back", self._uri)
+                is_away, pause = False, SEND_SECONDS
+                if self._closing.is_set() and not self._spool.unsent_bytes:
+                    break
+        self._spool.close()
+
+    def _send(self, *, after_trouble: bool) -> None:
+        # A server that is away is asked in seconds; mlflow itself would wait and repeat for longer.
+        if after_trouble and (trouble := probe(self._uri, seconds=3)) is not None:
+            raise ServerAway(trouble)
+        while self._spool.unsent_bytes and not self._abandoned.is_set():
+            self._sender.send_some()
+
+
+def default_spools() -> Path:
+    """This user's folder of spools on this machine."""
+    return Path(tempfile.gettempdir()) / f"drl-spools-{getpass.getuser()}"
+
+
+def _check_name(name: str) -> None:
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"{name!r} is no metric or image name: letters, digits, and _ - . / and blanks")
+
+
+def _now_ms() -> int:
+    return math.floor(time.time() * 1000)

@@ -1,0 +1,78 @@
+"""Model versions on a real server."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from drl_dist.checkpoints.files import read_checkpoint
+from drl_dist.errors import UserError
+from drl_dist.localhost import MlflowServer
+from drl_dist.tracking.client import client_of, connect
+from drl_dist.tracking.registry import artifact_path, register_checkpoint, resolve_model
+from drl_dist.tracking.runs import open_run
+from drl_dist.tracking.samples import link_samples
+
+pytestmark = pytest.mark.integration
+
+
+def test_register_resolve_and_sample(mlflow_server: MlflowServer, tmp_path: Path,
+                                     make_checkpoint: Callable[[int], Path]) -> None:
+    uri = mlflow_server.uri
+    client = connect(uri)
+    run_id = open_run(uri, "registry", "run", {})
+    metadata = {"run_name": "run", "checkpoint_url": "gs://bucket/run/checkpoint_000000100", "images_seen": "6400"}
+    assert register_checkpoint(client, "digits", run_id, 100, make_checkpoint(100), metadata) == 1
+    assert register_checkpoint(client, "digits", run_id, 200, make_checkpoint(200), metadata) == 2
+    assert register_checkpoint(client, "digits", run_id, 200, make_checkpoint(200), metadata) == 2
+    assert register_checkpoint(client, "digits", run_id, 100, make_checkpoint(100), metadata) == 1
+    # A step that comes late must not become the latest version.
+    assert register_checkpoint(client, "digits", run_id, 150, make_checkpoint(150), metadata) is None
+    assert len(client.search_model_versions("name = 'digits'")) == 2
+    version = client.get_model_version("digits", "1")
+    assert version.tags.items() >= (metadata | {"step": "100"}).items() and len(version.tags["ema_sha256"]) == 64
+
+    latest = resolve_model("models:/digits@latest", uri, tmp_path / "models")
+    assert (latest.name, latest.version, latest.run_id, latest.step) == ("digits", 2, run_id, 200)
+    checkpoint = read_checkpoint(latest.folder, ("ema",))
+    assert torch.equal(checkpoint.tensors["ema"]["w"], torch.full((4, 4), 200.0)) and checkpoint.state.step == 200
+    assert resolve_model("models:/digits/1", uri, tmp_path / "models").step == 100
+    client.set_registered_model_alias("digits", "best", "1")
+    assert resolve_model("models:/digits@best", uri).version == 1
+
+    # A second run of the same preset makes further versions.
+    other = open_run(uri, "registry", "run-b", {})
+    assert register_checkpoint(client, "digits", other, 50, make_checkpoint(50), {}) == 3
+    assert resolve_model("models:/digits@latest", uri).run_id == other
+
+    for _ in range(2):
+        sampled = link_samples(uri, latest, run_name="digits-samples", params={"num_images": 16, "seed": 3},
+                               grid=np.zeros((16, 16, 1), np.uint8), output_url="gs://bucket/samples")
+    run = client.get_run(sampled)
+    assert run.info.status == "FINISHED" and run.data.params == {"num_images": "16", "seed": "3"}
+    assert run.data.tags["model"] == "models:/digits/2" and run.data.tags["output_url"] == "gs://bucket/samples"
+    tags = client.get_model_version("digits", "2").tags
+    assert tags["samples.digits-samples"] == sampled and tags["samples.digits-samples.url"] == "gs://bucket/samples"
+
+
+def test_models_that_are_not_there_or_not_whole(mlflow_server: MlflowServer, tmp_path: Path,
+                                                make_checkpoint: Callable[[int], Path]) -> None:
+    uri = mlflow_server.uri
+    client = client_of(uri)
+    run_id = open_run(uri, "registry", "run-c", {})
+    register_checkpoint(client, "cifar10", run_id, 7, make_checkpoint(7), {})
+    for reference, told in [("models:/cifra10@latest", "one of the models .*cifar10"),
+                            ("models:/cifar10@best", "cifar10 from 1 to 1, or an alias of latest"),
+                            ("models:/cifar10/9", "cifar10 from 1 to 1"),
+                            ("models:/cifar10", "models:/NAME@ALIAS"), ("cifar10", "models:/NAME@ALIAS")]:
+        with pytest.raises(UserError, match=told):
+            resolve_model(reference, uri)
+    altered = make_checkpoint(8) / "ema.safetensors"
+    altered.write_bytes(altered.read_bytes()[:-1] + b"\x01")
+    client.log_artifact(run_id, str(altered), artifact_path(7))
+    with pytest.raises(UserError, match="SHA-256"):
+        resolve_model("models:/cifar10/1", uri, tmp_path / "models")
