@@ -1,0 +1,175 @@
+"""What every command has in common: typed options, user errors in one sentence, `--dry-run`.
+
+Nothing heavy is imported before the options are understood, so that a mistyped field is told at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, NoReturn, TypeVar
+
+import tyro
+from tyro import _errors as tyro_errors
+
+from drl_dist.config import Experiment, RunConfig, check_run, flatten, to_dict
+from drl_dist.errors import EXIT_USER_ERROR, UserError
+from drl_dist.presets import preset
+
+Options = TypeVar("Options")
+Plain = TypeVar("Plain", Experiment, RunConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _ExperimentOptions(Experiment):
+    # The door chooses the preset; as an option it would rename the experiment without changing it.
+    preset: tyro.conf.Suppress[tyro.conf.Fixed[str]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _TrainOptions(RunConfig):
+    experiment: Annotated[_ExperimentOptions, tyro.conf.arg(name="")]
+    dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Print the fully resolved config as JSON and start nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _CategoryOptions(_TrainOptions):
+    category: str = ""
+    """LSUN category: church_outdoor or bedroom."""
+
+
+def door(command: Callable[[], int]) -> NoReturn:
+    """Run a command as a program: a `UserError` becomes its sentence on stderr and exit status 2."""
+    try:
+        status = command()
+    except UserError as error:
+        print(error, file=sys.stderr, flush=True)
+        status = EXIT_USER_ERROR
+    sys.exit(status)
+
+
+def parse_options(kind: type[Options], default: Options, argv: Sequence[str], *, description: str) -> Options:
+    """Command-line options over a dataclass of defaults.
+
+    Raises:
+        UserError: an unknown option, a missing value, or a value of another type.
+        SystemExit: ``--help`` was asked for.
+    """
+    known = [
+        "--" + name.removeprefix("experiment.").replace("_", "-")
+        for name in flatten(to_dict(default))
+        if name != "experiment.preset"
+    ]
+
+    def refuse(event: tyro_errors.ParseErrorEvent) -> None:
+        raise _as_user_error(event, known)
+
+    with tyro_errors.on_parse_error(refuse):
+        return tyro.cli(kind, default=default, args=list(argv), prog=Path(sys.argv[0]).name, description=description)
+
+
+def parse_train(name: str, argv: Sequence[str], categories: Mapping[str, str] | None = None) -> tuple[RunConfig, bool]:
+    """The run that a training command describes, and whether it is a dry run.
+
+    Args:
+        name: the preset whose values are the defaults.
+        argv: the command's arguments.
+        categories: presets by LSUN category; the first is the default. `name` is ignored if they are given.
+
+    Raises:
+        UserError: an option, a category or a combination of values that no run can have.
+    """
+    description = "Train by diffusion recovery likelihood; the same --run-name resumes."
+    if categories is None:
+        default = _TrainOptions(experiment=_plain(_ExperimentOptions, preset(name)))
+        options = parse_options(_TrainOptions, default, argv, description=description)
+    else:
+        category = _category(argv, categories)
+        experiment = _plain(_ExperimentOptions, preset(categories[category]))
+        default = _CategoryOptions(experiment=experiment, category=category)
+        options = parse_options(_CategoryOptions, default, argv, description=description)
+    run = dataclasses.replace(_plain(RunConfig, options), experiment=_plain(Experiment, options.experiment))
+    check_run(run, complete=not options.dry_run)
+    return run, options.dry_run
+
+
+def train_door(name: str, categories: Mapping[str, str] | None = None) -> NoReturn:
+    """The program ``jobs/train_*.py``: parse, then print the config or train."""
+
+    def command() -> int:
+        run, is_dry_run = parse_train(name, sys.argv[1:], categories)
+        if is_dry_run:
+            print(json.dumps(to_dict(run), indent=2))
+            return 0
+        from drl_dist.on_ray.train_driver import train_run
+
+        return train_run(run)
+
+    door(command)
+
+
+def _plain(kind: type[Options], value: Plain) -> Options:
+    """The same fields in another class of the same family (a base class, or one with no fields of its own)."""
+    return kind(**{field.name: getattr(value, field.name) for field in dataclasses.fields(kind)})  # pyright: ignore
+
+
+def _category(argv: Sequence[str], categories: Mapping[str, str]) -> str:
+    """The value of ``--category``, which must be known before the defaults are."""
+    category = next(iter(categories))
+    for index, argument in enumerate(argv):
+        if argument == "--category" and index + 1 < len(argv):
+            category = argv[index + 1]
+        elif argument.startswith("--category="):
+            category = argument.partition("=")[2]
+    if category not in categories:
+        raise UserError(
+            "option --category", got=category, expected="one of " + ", ".join(categories), remedy="choose one of these"
+        )
+    return category
+
+
+def _as_user_error(event: tyro_errors.ParseErrorEvent, known: Sequence[str]) -> UserError:
+    if isinstance(event, tyro_errors.UnrecognizedArgs):
+        got = event.tokens[0]
+        nearest = difflib.get_close_matches(got.partition("=")[0].replace("_", "-"), known, n=1, cutoff=0.6)
+        return UserError(
+            "option",
+            got=got,
+            expected="a field of the config",
+            remedy=f"did you mean {nearest[0]}? --help lists all" if nearest else "--help lists all",
+        )
+    if isinstance(event, tyro_errors.InvalidChoice):
+        return UserError(
+            f"option {event.argument.display_name()}",
+            got=event.value,
+            expected="one of " + ", ".join(event.choices),
+            remedy="choose one of these",
+        )
+    if isinstance(event, tyro_errors.BadValue):
+        return UserError(
+            f"option {event.argument.display_name()}",
+            got=event.offending_value or "no value",
+            expected=event.argument.lowered.metavar or "a value",
+            remedy="give a value of this type",
+        )
+    if isinstance(event, tyro_errors.InstantiationFailure) and event.argument is not None:
+        return UserError(
+            f"option {event.argument.display_name()}",
+            got=event.message,
+            expected=event.argument.lowered.metavar or "a value",
+            remedy="give a value of this type",
+        )
+    if isinstance(event, tyro_errors.MissingArgs):
+        names = ", ".join(argument.arg.display_name() for argument in event.missing_arguments)
+        return UserError(
+            "command line", got=f"no {names}", expected="all required options", remedy="add what is missing"
+        )
+    return UserError(
+        "command line", got=type(event).__name__, expected="options as --help lists them", remedy="correct the options"
+    )

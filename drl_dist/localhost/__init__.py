@@ -1,0 +1,11 @@
+"""Servers of our own on 127.0.0.1: a Ray head and an MLflow server, for the demonstration and the tests.
+
+They are started as child processes on free ports and stopped by process id, so that several can live on one machine.
+"""
+
+from drl_dist.localhost.jobs import submit_job
+from drl_dist.localhost.mlflow_server import MlflowServer
+from drl_dist.localhost.ray_head import RayHead
+from drl_dist.localhost.server import LocalServer, StartError, end_on_signals, free_ports
+
+__all__ = ["LocalServer", "MlflowServer", "RayHead", "StartError", "end_on_signals", "free_ports", "submit_job"]

@@ -1,0 +1,62 @@
+"""Submitting a job the way a user does."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from drl_dist.localhost.ray_head import RayHead
+
+
+def submit_job(head: RayHead, entrypoint: Sequence[str], *, environment: Mapping[str, str] | None = None,
+               working_dir: str | Path = ".", submission_id: str | None = None,
+               echo: Callable[[str], None] = print, timeout_seconds: float | None = None) -> int:
+    """Run ``ray job submit --working-dir DIR -- ENTRYPOINT`` and pass its output on as it comes.
+
+    Args:
+        entrypoint: the command as words, e.g. ``["python", "jobs/train_digits.py", "--num-workers", "2"]``.
+        environment: variables of the job, on top of the head's.
+        working_dir: sent to the cluster; the job starts in it.
+        echo: gets each line, without its end.
+
+    Returns:
+        0 if the job succeeded; 1 if it failed, whatever its own status.
+
+    Raises:
+        TimeoutError: the job still ran after `timeout_seconds`; the job itself goes on until the head stops.
+    """
+    command = [sys.executable, "-m", "ray.scripts.scripts", "job", "submit", f"--address={head.address}",
+               f"--working-dir={working_dir}", "--log-style=record"]
+    if submission_id is not None:
+        command.append(f"--submission-id={submission_id}")
+    if environment:
+        command.append("--runtime-env-json=" + json.dumps({"env_vars": dict(environment)}))
+    expired = threading.Event()
+    with subprocess.Popen([*command, "--", *entrypoint], env=os.environ | head.environment(), text=True,
+                          errors="replace", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                          stderr=subprocess.STDOUT) as client:
+        def expire() -> None:
+            expired.set()
+            client.kill()
+
+        timer = threading.Timer(timeout_seconds or 0, expire)
+        if timeout_seconds is not None:
+            timer.start()
+        try:
+            assert client.stdout is not None
+            for line in client.stdout:
+                echo(line.rstrip("\n"))
+            status = client.wait()
+        except BaseException:
+            client.kill()
+            raise
+        finally:
+            timer.cancel()
+    if expired.is_set():
+        raise TimeoutError(f"job {' '.join(entrypoint)} still ran after {timeout_seconds} s")
+    return status

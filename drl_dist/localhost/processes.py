@@ -1,0 +1,69 @@
+"""Process trees on Linux, read from /proc and ended by process id."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Process(NamedTuple):
+    """One process, with what tells it from a later one that got the same id."""
+
+    pid: int
+    parent: int
+    session: int
+    started: int
+    """Clock ticks since boot."""
+
+
+def tree(root: int) -> list[Process]:
+    """The process `root`, everything below it, and everything that shares its session with it."""
+    everyone = _processes()
+    found = {process.pid: process for process in everyone if root in (process.pid, process.session)}
+    while grown := [process for process in everyone if process.parent in found and process.pid not in found]:
+        found |= {process.pid: process for process in grown}
+    return list(found.values())
+
+
+def end(processes: list[Process], signum: signal.Signals) -> None:
+    """Send a signal to those that still run; a process that took over an id is left alone."""
+    for process in running(processes):
+        try:
+            os.kill(process.pid, signum)
+        except ProcessLookupError:
+            continue
+
+
+def running(processes: list[Process]) -> list[Process]:
+    """Those that still run; zombies do not count."""
+    alive = {(process.pid, process.started) for process in _processes()}
+    return [process for process in processes if (process.pid, process.started) in alive]
+
+
+def wait_until_gone(processes: list[Process], seconds: float) -> bool:
+    """Whether all of them ended within the time."""
+    deadline = time.monotonic() + seconds
+    while running(processes):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def _processes() -> list[Process]:
+    found: list[Process] = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            # The name in brackets may hold spaces; the numbers follow the last bracket.
+            fields = (entry / "stat").read_text().rpartition(")")[2].split()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        state, parent, session, started = fields[0], int(fields[1]), int(fields[3]), int(fields[19])
+        if state not in "ZX":
+            found.append(Process(int(entry.name), parent, session, started))
+    return found

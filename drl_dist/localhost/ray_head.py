@@ -1,0 +1,89 @@
+"""A Ray head on this machine alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import sys
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from pathlib import Path
+
+from drl_dist.localhost.server import HOST, LocalServer, free_ports
+
+# Ray replaces 127.0.0.1 by the machine's outward address, and then listens on it, unless told that this machine cannot
+# be part of a cluster of several. Its name is from where this is the default; it works everywhere.
+LOOPBACK_ONLY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+
+
+class RayHead(LocalServer):
+    """A one-node Ray cluster that only holders of its random token can use.
+
+    Args:
+        num_cpus: CPUs that Ray schedules.
+        object_store_bytes: size of the shared-memory store.
+        environment: variables that the head, and with it every job and worker, gets on top of this process's.
+        start_seconds: time it has to become ready.
+    """
+
+    def __init__(self, num_cpus: int = 2, *, object_store_bytes: int = 200_000_000,
+                 environment: Mapping[str, str] | None = None, start_seconds: float = 300) -> None:
+        # Unix sockets lie far below this folder and their paths end at 107 bytes: not $TMPDIR, which may be long.
+        self.folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
+        super().__init__("Ray head", self.folder / "head.log", start_seconds)
+        self.num_cpus, self.object_store_bytes = num_cpus, object_store_bytes
+        self._extra = dict(environment or {})
+        self._token = secrets.token_hex(32)
+        names = ("gcs", "dashboard", "client", "agent-http", "agent-grpc", "runtime-env", "metrics",
+                 "dashboard-metrics", "autoscaler-metrics")
+        self._ports = dict(zip(names, free_ports(len(names)), strict=True))
+
+    @property
+    def address(self) -> str:
+        """For ``ray job submit --address``; also the dashboard's page."""
+        return f"http://{HOST}:{self._ports['dashboard']}"
+
+    def environment(self) -> dict[str, str]:
+        """What a client's environment needs: ``ray job submit`` and ``ray.init`` then find and may use this head."""
+        return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self._token, "RAY_API_SERVER_ADDRESS": self.address,
+                "RAY_ADDRESS": f"{HOST}:{self._ports['gcs']}", "RAY_USAGE_STATS_ENABLED": "0", **LOOPBACK_ONLY}
+
+    def command(self) -> list[str]:
+        ports = self._ports
+        return [
+            sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats",
+            "--log-style=record", f"--temp-dir={self.folder}", f"--node-ip-address={HOST}", f"--dashboard-host={HOST}",
+            f"--num-cpus={self.num_cpus}", f"--object-store-memory={self.object_store_bytes}",
+            f"--port={ports['gcs']}", f"--dashboard-port={ports['dashboard']}",
+            f"--ray-client-server-port={ports['client']}", f"--dashboard-agent-listen-port={ports['agent-http']}",
+            f"--dashboard-agent-grpc-port={ports['agent-grpc']}", f"--runtime-env-agent-port={ports['runtime-env']}",
+            f"--metrics-export-port={ports['metrics']}",
+        ]
+
+    def server_environment(self) -> dict[str, str]:
+        # Jobs say `python` and must get this interpreter's environment.
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+        inherited = {name: value for name, value in os.environ.items() if name != "RAY_AUTH_TOKEN_PATH"}
+        mine = self.environment() | {"DASHBOARD_METRIC_PORT": str(self._ports["dashboard-metrics"]),
+                                     "AUTOSCALER_METRIC_PORT": str(self._ports["autoscaler-metrics"])}
+        del mine["RAY_ADDRESS"]  # `ray start --head` refuses to join another cluster
+        inherited.pop("RAY_ADDRESS", None)
+        return inherited | self._extra | mine | {"PATH": path}
+
+    def is_ready(self) -> bool:
+        request = urllib.request.Request(f"{self.address}/nodes?view=summary",
+                                         headers={"Authorization": f"Bearer {self._token}"})
+        try:
+            with urllib.request.urlopen(request, timeout=5) as answer:
+                nodes = json.load(answer)["data"]["summary"]
+        except (urllib.error.URLError, ConnectionError, TimeoutError):
+            return False
+        return any(node["raylet"].get("state") == "ALIVE" for node in nodes)
+
+    def stop(self) -> None:
+        super().stop()
+        shutil.rmtree(self.folder, ignore_errors=True)

@@ -1,0 +1,144 @@
+"""What every local server shares: free ports, start with a deadline, stop of the whole process tree."""
+
+from __future__ import annotations
+
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from abc import ABC, abstractmethod
+from contextlib import ExitStack
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Self
+
+from drl_dist.localhost import processes
+
+HOST = "127.0.0.1"
+# Below Linux's range for outgoing connections and above that of Ray's workers, so that nobody takes them meanwhile.
+PORTS = range(20_000, 32_000)
+
+
+class StartError(RuntimeError):
+    """A local server ended, or was not ready in time; the message holds the last lines of its log."""
+
+
+def free_ports(count: int) -> list[int]:
+    """Different ports of 127.0.0.1 that nobody listens on now."""
+    found: list[int] = []
+    with ExitStack() as held:
+        for port in random.SystemRandom().sample(PORTS, len(PORTS)):
+            candidate = held.enter_context(socket.socket())
+            try:
+                candidate.bind((HOST, port))
+            except OSError:
+                continue
+            found.append(port)
+            if len(found) == count:
+                return found
+    raise StartError(f"no {count} free ports in {PORTS.start}-{PORTS.stop - 1}")
+
+
+def end_on_signals() -> None:
+    """Let SIGTERM and SIGHUP unwind this program as Ctrl-C does, so that its servers are stopped on the way out."""
+
+    def unwind(signum: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt(signal.Signals(signum).name)
+
+    for signum in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(signum, unwind)
+
+
+class LocalServer(ABC):
+    """A server process on 127.0.0.1, as a context manager; it can be stopped and started again.
+
+    Args:
+        name: what progress lines and errors call it.
+        log: file that its output is appended to.
+        start_seconds: time it has to become ready.
+    """
+
+    def __init__(self, name: str, log: Path, start_seconds: float) -> None:
+        self.name, self.log, self.start_seconds = name, log, start_seconds
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @abstractmethod
+    def command(self) -> list[str]:
+        """The command line."""
+
+    @abstractmethod
+    def server_environment(self) -> dict[str, str]:
+        """The whole environment of the process."""
+
+    @abstractmethod
+    def is_ready(self) -> bool:
+        """Whether it answers."""
+
+    @property
+    def pid(self) -> int:
+        """Id of the process that was started; an error if it is not running."""
+        assert self._process is not None, f"{self.name} is not running"
+        return self._process.pid
+
+    def start(self) -> Self:
+        """Start it and wait until it answers.
+
+        Raises:
+            StartError: it ended, or did not answer in time; nothing is left running.
+        """
+        assert self._process is None, f"{self.name} is running already"
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with self.log.open("ab") as output:
+            self._process = subprocess.Popen(
+                self.command(), stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
+                env=self.server_environment(), start_new_session=True)
+        try:
+            self._wait_until_ready(self._process)
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def stop(self) -> None:
+        """Stop it and every process it started; does nothing when it is not running."""
+        if self._process is None:
+            return
+        members = processes.tree(self._process.pid)
+        if self._process.poll() is None:
+            self._process.terminate()
+        try:
+            self._process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        if not processes.wait_until_gone(members, 3):
+            processes.end(members, signal.SIGKILL)
+            processes.wait_until_gone(members, 10)
+        self._process = None
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        self.stop()
+
+    def _wait_until_ready(self, process: subprocess.Popen[bytes]) -> None:
+        began = told = time.monotonic()
+        while not self.is_ready():
+            now = time.monotonic()
+            if process.poll() is not None:
+                raise StartError(f"{self.name} ended with status {process.returncode}; its last lines:\n{self._tail()}")
+            if now - began > self.start_seconds:
+                raise StartError(f"{self.name} was not ready after {self.start_seconds:.0f} s; its last lines:\n"
+                                 f"{self._tail()}")
+            if now - told > 5:
+                told = now
+                print(f"{self.name}: starting, {now - began:.0f} s of at most {self.start_seconds:.0f} s",
+                      file=sys.stderr, flush=True)
+            time.sleep(0.1)
+
+    def _tail(self, lines: int = 20) -> str:
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])

@@ -1,0 +1,78 @@
+"""Joining a Ray cluster, and asking what it has."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import ray
+from ray._private.state import state as cluster_state
+
+from drl_dist.errors import UserError
+
+CONNECT_SECONDS = 10.0
+LOOPBACK = "127.0.0.1"
+
+
+@contextmanager
+def cluster(environment: Mapping[str, str] | None = None) -> Iterator[None]:
+    """Be connected to the cluster that RAY_ADDRESS names, as in a submitted job, or to one of our own on this machine.
+
+    Args:
+        environment: variables of all processes of this job; those that are set already are left as they are.
+
+    Raises:
+        UserError: the cluster does not answer.
+    """
+    address = os.environ.get("RAY_ADDRESS")
+    if address:
+        _check_answers(address)
+    missing = {name: value for name, value in (environment or {}).items() if name not in os.environ}
+    try:
+        # A running Ray that happens to be on this machine is somebody else's.
+        ray.init(address=address or "local", logging_level=logging.WARNING, runtime_env={"env_vars": missing})
+    except (ConnectionError, RuntimeError) as error:
+        raise UserError("Ray cluster", got=" ".join(str(error).split())[:200], expected=f"a cluster at {address}"
+                        if address else "a Ray of its own on this machine",
+                        remedy="start the cluster, or correct or unset RAY_ADDRESS") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def check_capacity(num_workers: int, *, cpus: int, gpus: int) -> None:
+    """Return if the cluster is, or can grow, large enough; what other jobs hold is not counted as missing.
+
+    Raises:
+        UserError: it is not.
+    """
+    present = ray.cluster_resources()
+    # What an autoscaler may add; Ray Train asks the same before it waits for workers.
+    possible = cluster_state.get_max_resources_from_cluster_config() or {}
+    for name, per_worker in (("CPU", cpus), ("GPU", gpus)):
+        has = max(int(present.get(name, 0)), int(possible.get(name, 0)))
+        if num_workers * per_worker > has:
+            raise UserError(f"{num_workers} workers of {per_worker} {name}", got=f"a cluster with {has} {name}",
+                            expected=f"{num_workers * per_worker} {name}",
+                            remedy="use fewer workers or a larger cluster")
+
+
+def is_loopback() -> bool:
+    """Whether the cluster lives on 127.0.0.1 alone."""
+    return ray.util.get_node_ip_address() == LOOPBACK
+
+
+def _check_answers(address: str) -> None:
+    """Ray itself would try for many minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
+    except OSError as error:
+        raise UserError("Ray cluster", got=f"no answer ({error})", expected=f"a cluster at RAY_ADDRESS={address}",
+                        remedy="start the cluster, or correct or unset RAY_ADDRESS") from error

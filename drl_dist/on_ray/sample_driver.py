@@ -1,0 +1,145 @@
+"""The sampling job: check everything, make the units that are missing, then manifest, pictures and index."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from drl_dist.checkpoints.files import CHECKSUMS, CONFIG, part_file, read_checkpoint
+from drl_dist.checkpoints.remote import fetch_checkpoint
+from drl_dist.config import Experiment
+from drl_dist.data.index import ShardIndex, open_index
+from drl_dist.on_ray.common import check_capacity, cluster
+from drl_dist.on_ray.sample_options import SampleOptions
+from drl_dist.on_ray.sample_output import GRID_NAME, MANIFEST_NAME, SampleOutput
+from drl_dist.on_ray.sample_unit import PROGRESSION_NAME, SampleRequest, UnitRecord
+from drl_dist.on_ray.sample_workers import WorkerPool
+from drl_dist.progress import progress
+
+if TYPE_CHECKING:
+    # mlflow takes seconds to import, and a checkpoint given by its URL does not need it.
+    from drl_dist.tracking.registry import ResolvedModel
+
+
+@dataclass(frozen=True)
+class SampleModel:
+    """A model on this machine."""
+
+    experiment: Experiment
+    step: int
+    ema: dict[str, NDArray[np.float32]]
+    ema_sha256: str
+    config_sha256: str
+    version: ResolvedModel | None
+    """What the registry knows of it; its folder is gone."""
+
+
+def sample_run(options: SampleOptions) -> int:
+    """Generate images, or those that an earlier start has left to do; the exit status.
+
+    Args:
+        options: checked; see `drl_dist.on_ray.sample_options.check_options`.
+
+    Raises:
+        UserError: something that the user gave cannot be used.
+    """
+    model = load_model(options.model, options.tracking_uri)
+    experiment, request = model.experiment, sample_request(options, model)
+    output = SampleOutput(options.out, experiment, request)
+    if output.is_complete():
+        output.clean_up()
+        print(f"{options.out} already holds these {request.num_images} images; nothing to do", flush=True)
+        return 0
+    real = None
+    if options.real:
+        real = open_index(options.real)
+        real.check_model(resolution=experiment.model.resolution, channels=experiment.model.channels)
+    records = output.finished()
+    missing = [unit for unit in range(request.num_units) if unit not in records]
+    if missing:
+        _make(options, model, request, output, records, missing)
+    output.check_shards(records)
+    _finish(options, model, request, output, records, real)
+    return 0
+
+
+def load_model(address: str, tracking_uri: str | None) -> SampleModel:
+    """The averaged weights of a registered model version, a checkpoint, or the newest checkpoint of a run.
+
+    Raises:
+        UserError: the server or the storage does not answer, or there is no such model.
+    """
+    with tempfile.TemporaryDirectory(prefix="drl-model-") as temporary:
+        version = _registered(address, tracking_uri, Path(temporary)) if address.startswith("models:/") else None
+        folder = version.folder if version else fetch_checkpoint(address, into=Path(temporary))
+        checkpoint = read_checkpoint(folder)
+        checksums: dict[str, Any] = json.loads((folder / CHECKSUMS).read_text())
+        return SampleModel(
+            experiment=checkpoint.experiment, step=checkpoint.state.step,
+            ema={name: tensor.numpy() for name, tensor in checkpoint.tensors["ema"].items()},
+            ema_sha256=checksums[part_file("ema")]["sha256"], config_sha256=checksums[CONFIG]["sha256"],
+            version=version)
+
+
+def _registered(address: str, tracking_uri: str | None, into: Path) -> ResolvedModel:
+    from drl_dist.tracking.registry import resolve_model
+
+    return resolve_model(address, tracking_uri, into)
+
+
+def sample_request(options: SampleOptions, model: SampleModel) -> SampleRequest:
+    """All that determines the images."""
+    scale = options.noise_scale
+    return SampleRequest(
+        preset=model.experiment.preset, ema_sha256=model.ema_sha256, config_sha256=model.config_sha256,
+        num_images=options.num_images, seed=options.seed,
+        noise_scale=model.experiment.mcmc.sampling_noise_scale if scale is None else scale,
+        shard_size=options.shard_size, batch_size=options.batch_size,
+        device="cuda" if options.use_gpu else "cpu", threads=options.cpus_per_worker)
+
+
+def _make(options: SampleOptions, model: SampleModel, request: SampleRequest, output: SampleOutput,
+          records: dict[int, UnitRecord], missing: list[int]) -> None:
+    done = sum(len(request.images_of(unit)) for unit in records)
+    with cluster():
+        check_capacity(options.num_workers, cpus=options.cpus_per_worker, gpus=int(options.use_gpu))
+        output.begin()
+        print(f"{'resuming' if records else 'sampling'} {request.num_images} images of {options.model} (step "
+              f"{model.step}) to {options.out}: {len(missing)} of {request.num_units} shards to make on "
+              f"{options.num_workers} workers", flush=True)
+        pool = WorkerPool(options.num_workers, cpus=options.cpus_per_worker, gpus=int(options.use_gpu),
+                          arguments=(model.experiment, model.ema, request, options.out))
+        with progress("sampling", request.num_images, done, "images") as advance:
+            for unit, record in pool.run(missing, advance):
+                output.note(unit, record)
+                records[unit] = record
+
+
+def _finish(options: SampleOptions, model: SampleModel, request: SampleRequest, output: SampleOutput,
+            records: dict[int, UnitRecord], real: ShardIndex | None) -> None:
+    version = model.version
+    origin = {"model": f"models:/{version.name}/{version.version}" if version else options.model,
+              "model_name": version.name if version else None, "model_version": version.version if version else None,
+              "step": model.step, "devices": sorted({record.device for record in records.values()})}
+    output.write_manifest(records, origin)
+    index = output.index(records)
+    sheet = output.write_grid(index, real)
+    if version is not None:
+        from drl_dist.tracking.samples import link_samples
+
+        # One run for each request and place, whatever the number of starts.
+        identity = hashlib.sha256(f"{request.digest} {output.url}".encode()).hexdigest()[:12]
+        run_id = link_samples(options.tracking_uri, version, run_name=f"samples-{version.name}-{identity}",
+                              params=vars(request) | {"fingerprint": index.fingerprint}, grid=sheet,
+                              output_url=output.url)
+        print(f"logged to MLflow as run {run_id}, linked to version {version.version} of {version.name}", flush=True)
+    output.finish(index)
+    print(f"{index.num_samples} images in {len(index.shards)} shards below {output.url}, with {MANIFEST_NAME}, "
+          f"{GRID_NAME} and {PROGRESSION_NAME}", flush=True)

@@ -1,0 +1,73 @@
+"""Ray Train's side of a storage URL: its filesystem object, its upload, and its own bookkeeping file."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pyarrow.fs
+import ray.train
+
+from drl_dist.checkpoints.remote import is_complete, upload_checkpoint
+from drl_dist.data.filesystem import Folder, open_filesystem
+from drl_dist.errors import UserError
+
+UPLOAD_PAUSES = (10.0, 30.0, 60.0, 120.0, 240.0)
+"""Seconds between tries to upload a checkpoint: an outage of some minutes must not end a run of days."""
+_SNAPSHOT = "checkpoint_manager_snapshot.json"
+
+
+def ray_filesystem(url: str) -> tuple[pyarrow.fs.FileSystem, str]:
+    """A storage URL as the filesystem and path that `ray.train.RunConfig` takes."""
+    filesystem, path = open_filesystem(url)
+    if Folder(url).local is not None:
+        return pyarrow.fs.LocalFileSystem(), path
+    return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(filesystem)), path
+
+
+class Uploader:
+    """The ``checkpoint_upload_fn`` of `ray.train.report`: files first, checksums last, with patience.
+
+    Args:
+        run_url: folder of the run.
+    """
+
+    def __init__(self, run_url: str) -> None:
+        self.run_url = run_url
+
+    def __call__(self, checkpoint: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
+        for pause in (*UPLOAD_PAUSES, None):
+            try:
+                upload_checkpoint(Path(checkpoint.path), f"{self.run_url}/{name}")
+                break
+            except UserError as error:
+                if pause is None:
+                    raise
+                print(f"uploading {name} failed ({error}) trying again in {pause:.0f} s", flush=True)
+                time.sleep(pause)
+        storage = ray.train.get_context().get_storage()
+        assert storage is not None
+        return ray.train.Checkpoint(f"{storage.experiment_fs_path}/{name}", storage.storage_filesystem)
+
+
+def drop_stale_snapshot(run_url: str) -> bool:
+    """Remove Ray Train's list of checkpoints if Ray could not start with it; whether it was removed.
+
+    That is so if it is torn, written by another version of Ray, or names a checkpoint that is gone. Resuming does not
+    need it: what counts are the checkpoint folders themselves.
+    """
+    folder = Folder(run_url)
+    try:
+        text = folder.read(_SNAPSHOT)
+    except FileNotFoundError:
+        return False
+    try:
+        snapshot = json.loads(text)
+        names = [entry["checkpoint_dir_name"] for entry in snapshot["checkpoint_results"]]
+        if snapshot["ray_version"] == ray.__version__ and all(is_complete(folder.url_of(name)) for name in names):
+            return False
+    except (ValueError, TypeError, KeyError):
+        pass
+    folder.remove(_SNAPSHOT)
+    return True

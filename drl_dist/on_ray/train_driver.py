@@ -1,0 +1,158 @@
+"""The training job: check everything, start Ray Train, keep the tracked run's status true."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from ray.train import CheckpointConfig, ControllerError, FailureConfig, LoggingConfig, ScalingConfig, UserCallback
+from ray.train import RunConfig as RayRunConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from drl_dist.checkpoints.record import check_record, write_record
+from drl_dist.checkpoints.remote import newest_checkpoint
+from drl_dist.config import RunConfig, flatten, to_dict
+from drl_dist.data.filesystem import check_reachable
+from drl_dist.data.index import open_index
+from drl_dist.errors import UserError
+from drl_dist.on_ray.common import check_capacity, cluster, is_loopback
+from drl_dist.on_ray.storage import drop_stale_snapshot, ray_filesystem
+from drl_dist.on_ray.train_worker import WorkerTask, train_worker
+from drl_dist.tracking.client import connect
+from drl_dist.tracking.runs import RunStatus, finish_run, open_run
+from drl_dist.training.guard import DivergedError
+
+MAX_FAILURES = 5
+"""Restarts after a worker died, before the job gives up."""
+COLLECTIVE_SECONDS = 1800
+"""Longest wait of one rank for another: sampling or a first compilation may take that long on slow machines."""
+ENVIRONMENT = {
+    # A worker that waits for a dead one cannot leave its process group; Ray would wait 30 s for it at each restart.
+    "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "3",
+}
+CONTROLLER_ENVIRONMENT = {
+    # `report` returns, and a dead worker is noticed, at the controller's next look.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    # It makes every printed line come twice.
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+}
+
+
+# What a restart cannot mend; the rest may be a dead worker, a lost connection or a full disk, or follow from one.
+FINAL_ERRORS = (
+    UserError, DivergedError, AssertionError, AttributeError, ImportError, LookupError, NameError, TypeError,
+    ValueError,
+)
+
+
+class _EndOrTell(UserCallback):
+    """In Ray's controller: errors that a restart cannot mend end the job, others are told in one line."""
+
+    def after_exception(self, run_context: object, worker_exceptions: dict[int, Exception]) -> None:
+        for error in worker_exceptions.values():
+            if isinstance(error, FINAL_ERRORS):
+                raise error
+        for rank, error in sorted(worker_exceptions.items()):
+            text = " ".join(str(error).split())
+            print(f"worker {rank} failed ({type(error).__name__}: {text[:300]}); Ray Train restarts from the newest "
+                  f"checkpoint, at most {MAX_FAILURES} times", flush=True)
+
+
+def train_run(run: RunConfig) -> int:
+    """Start or resume a run and stay until it ends.
+
+    Args:
+        run: complete and checked; see `drl_dist.config.check_run`.
+
+    Returns:
+        0 if the run has made all its steps, 1 if it diverged.
+
+    Raises:
+        UserError: something that the user gave cannot be used.
+        ray.train.TrainingFailedError: workers died more often than `MAX_FAILURES` times.
+    """
+    experiment = run.experiment
+    index = open_index(run.data)
+    index.check_model(resolution=experiment.model.resolution, channels=experiment.model.channels)
+    check_reachable(run.storage)
+    run_url = f"{run.storage.rstrip('/')}/{run.run_name}"
+    check_record(run_url, experiment, index.fingerprint)
+    newest = newest_checkpoint(run_url)
+    if newest and newest.step >= experiment.train.num_steps:
+        print(f"run {run.run_name} has made its {newest.step} steps; its last checkpoint is {newest.url} (a larger "
+              "--train.num-steps goes on from there)", flush=True)
+        return 0
+    # Workers may not have the variable that names the server.
+    uri = connect(run.tracking.uri).tracking_uri
+    run = dataclasses.replace(run, tracking=dataclasses.replace(run.tracking, uri=uri))
+    with cluster(ENVIRONMENT):
+        check_capacity(run.num_workers, cpus=run.cpus_per_worker, gpus=int(run.use_gpu))
+        write_record(run_url, experiment, index.fingerprint)
+        if drop_stale_snapshot(run_url):
+            print("Ray Train's list of checkpoints was torn or outdated and is made anew", flush=True)
+        params = {name.removeprefix("experiment."): value for name, value in flatten(to_dict(run)).items()}
+        params["data_fingerprint"] = index.fingerprint
+        tracking_run = open_run(uri, run.tracking.experiment, run.run_name, params)
+        print(f"run {run.run_name}: {'resuming after step ' + str(newest.step) if newest else 'starting'}, "
+              f"{run.num_workers} workers, checkpoints in {run_url}, metrics and samples at {uri}", flush=True)
+        try:
+            with _status_kept(uri, tracking_run):
+                _fit(WorkerTask(run=run, run_url=run_url, fingerprint=index.fingerprint, tracking_run=tracking_run))
+        except DivergedError as error:
+            print(error, file=sys.stderr, flush=True)
+            return 1
+    print(f"run {run.run_name} has made its {experiment.train.num_steps} steps; checkpoints in {run_url}, model "
+          f"{experiment.preset}, metrics and samples at {uri}", flush=True)
+    return 0
+
+
+@contextmanager
+def _status_kept(uri: str, tracking_run: str) -> Iterator[None]:
+    """End the tracked run as the body ends. A stop of the job is an exception here, and leaves seconds."""
+    status: RunStatus = "KILLED"
+    try:
+        yield
+        status = "FINISHED"
+    except Exception:
+        status = "FAILED"
+        raise
+    finally:
+        try:
+            finish_run(uri, tracking_run, status)
+        except UserError as error:
+            print(f"the tracked run could not be set {status}: {error}", file=sys.stderr, flush=True)
+
+
+def _fit(task: WorkerTask) -> None:
+    """Run Ray Train to its end; what ends it for good comes out as it was raised in the worker."""
+    run = task.run
+    for name, value in CONTROLLER_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    if is_loopback():
+        # A machine of our own is not taken away with notice.
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    filesystem, path = ray_filesystem(run.storage)
+    trainer = TorchTrainer(
+        lambda: train_worker(task),
+        torch_config=TorchConfig(timeout_s=COLLECTIVE_SECONDS),
+        scaling_config=ScalingConfig(
+            num_workers=run.num_workers, use_gpu=run.use_gpu,
+            resources_per_worker={"CPU": run.cpus_per_worker} | ({"GPU": 1} if run.use_gpu else {})),
+        run_config=RayRunConfig(
+            name=run.run_name, storage_path=path, storage_filesystem=filesystem,
+            checkpoint_config=CheckpointConfig(num_to_keep=run.checkpoint.keep),
+            failure_config=FailureConfig(max_failures=MAX_FAILURES), callbacks=[_EndOrTell()],
+            # Its console output is what `_EndOrTell` says; its log files hold everything.
+            logging_config=LoggingConfig(log_level="CRITICAL"),
+            # Otherwise gloo listens on the address of the machine's name.
+            worker_runtime_env={"env_vars": {"GLOO_SOCKET_IFNAME": "lo"}} if is_loopback() else None),
+    )
+    try:
+        trainer.fit()
+    except ControllerError as error:
+        if isinstance(error.controller_failure, FINAL_ERRORS):
+            raise error.controller_failure from None
+        raise

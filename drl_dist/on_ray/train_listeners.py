@@ -1,0 +1,166 @@
+"""Who is told about a training step: the console, the tracker, the storage."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import ray.train
+import torch
+from torch import Tensor
+from torch.distributed import all_gather
+
+from drl_dist.checkpoints.files import CheckpointState, write_checkpoint
+from drl_dist.checkpoints.remote import checkpoint_name
+from drl_dist.config import EngineConfig, Experiment, RunConfig
+from drl_dist.evaluation.grids import grid, to_uint8
+from drl_dist.noise import PhiloxNoise
+from drl_dist.on_ray.storage import Uploader
+from drl_dist.recipe import build_sampler
+from drl_dist.training.chain import GradientEngine
+from drl_dist.training.loop import StepReport
+from drl_dist.training.state import TrainState
+
+PROGRESS_SECONDS = 10.0
+PROGRESSION_ROWS = 8
+GRID_PIXELS = 32
+"""Smaller images are enlarged to about this size in grids."""
+
+
+class Progress:
+    """A line every few seconds: step, loss, rate, share of time spent waiting for data, time left."""
+
+    def __init__(self) -> None:
+        self._began = self._told = time.monotonic()
+        self._waited = 0.0
+        self._first_step: int | None = None
+        self._told_step = 0
+
+    def on_step(self, report: StepReport, state: TrainState) -> None:
+        now = time.monotonic()
+        if self._first_step is None:
+            # Compilation and warm-up would spoil the estimate.
+            self._first_step = self._told_step = report.step
+            self._began = now
+            print(f"step {report.step}/{report.num_steps}: under way", flush=True)
+            return
+        self._waited += report.wait_seconds
+        if now - self._told < PROGRESS_SECONDS and report.step < report.num_steps:
+            return
+        steps, seconds = report.step - self._told_step, now - max(self._told, self._began)
+        per_step = (now - self._began) / (report.step - self._first_step)
+        images = report.images_seen / report.step * steps / seconds
+        print(f"step {report.step}/{report.num_steps}: loss {float(report.result.loss):.4g}, {images:.1f} images/s, "
+              f"waiting for data {self._waited / seconds:.1%}, "
+              f"{duration((report.num_steps - report.step) * per_step)} left", flush=True)
+        self._told, self._told_step, self._waited = now, report.step, 0.0
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Every number of a step, every so many steps."""
+
+    log: Callable[[int, dict[str, float]], None]
+    every_steps: int
+
+    def on_step(self, report: StepReport, state: TrainState) -> None:
+        if report.step % self.every_steps == 0 or report.step == report.num_steps:
+            self.log(report.step, report.metrics())
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Images generated from the averaged weights, always from the same noise; all ranks draw a share.
+
+    Args:
+        show: gets a name, the step and a sheet (H, W, 3) uint8; None on ranks that only help to draw.
+    """
+
+    experiment: Experiment
+    engine: EngineConfig
+    every_steps: int
+    num_samples: int
+    rank: int
+    world_size: int
+    show: Callable[[str, int, np.ndarray], None] | None
+
+    def on_step(self, report: StepReport, state: TrainState) -> None:
+        if report.step % self.every_steps and report.step != report.num_steps:
+            return
+        stages = self._draw(state)
+        if self.show is not None:
+            enlarge = max(1, GRID_PIXELS // self.experiment.model.resolution)
+            self.show("samples", report.step, grid(stages[-1], enlarge=enlarge))
+            # One row per image, from white noise on the left to the sample on the right.
+            rows = stages[:, :PROGRESSION_ROWS].transpose(0, 1).flatten(0, 1)
+            self.show("progression", report.step, grid(rows, len(stages), enlarge=enlarge))
+
+    def _draw(self, state: TrainState) -> Tensor:
+        """uint8 (T+1, num_samples, C, H, W), the same on every rank."""
+        model = self.experiment.model
+        network = state.ema_network(self.experiment)
+        device = next(network.parameters()).device
+        engine = GradientEngine(network, self.engine)
+        sampler, noise = build_sampler(self.experiment), PhiloxNoise(self.experiment.train.seed)
+        # No larger than a training batch, whose memory is known to be there.
+        chunk = max(1, self.experiment.train.batch_size // self.world_size)
+        share = -(-self.num_samples // self.world_size)
+        ids = torch.arange(self.rank * share, (self.rank + 1) * share, device=device)
+        shape = (model.channels, model.resolution, model.resolution)
+        mine = [to_uint8(sampler.sample_levels(engine.raw_at, noise, some, shape).flatten(0, 1))
+                .unflatten(0, (-1, len(some))) for some in ids.split(chunk)]
+        stages = torch.cat(mine, dim=1).transpose(0, 1).contiguous()
+        shares = [torch.empty_like(stages) for _ in range(self.world_size)]
+        all_gather(shares, stages)
+        return torch.cat(shares)[: self.num_samples].transpose(0, 1).cpu()
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """Writes the state to a temporary folder, and lets Ray Train upload it while training goes on.
+
+    Args:
+        run_url: folder of the run.
+        fingerprint: of the data.
+        register: gets the step, the local folder and what else to tell, before the folder goes; None on ranks that
+            only take part in the report.
+    """
+
+    run: RunConfig
+    run_url: str
+    fingerprint: str
+    world_size: int
+    register: Callable[[int, Path, Mapping[str, object]], None] | None
+
+    def on_step(self, report: StepReport, state: TrainState) -> None:
+        if report.step % self.run.checkpoint.every_steps and report.step != report.num_steps:
+            return
+        name, checkpoint = checkpoint_name(report.step), None
+        if self.register is not None:
+            folder = Path(tempfile.mkdtemp(prefix="drl-checkpoint-"))
+            write_checkpoint(folder, state.tensors(), self._state(report), self.run.experiment)
+            self.register(report.step, folder, {
+                "images_seen": report.images_seen, "run_name": self.run.run_name,
+                "checkpoint_url": f"{self.run_url}/{name}"})
+            checkpoint = ray.train.Checkpoint.from_directory(folder)
+        # Plain numbers only: Ray keeps them as JSON. Every rank reports, or the others would wait for ever.
+        ray.train.report({"step": report.step}, checkpoint=checkpoint, checkpoint_dir_name=name,
+                         checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
+                         checkpoint_upload_fn=Uploader(self.run_url))
+
+    def _state(self, report: StepReport) -> CheckpointState:
+        return CheckpointState(
+            step=report.step, images_seen=report.images_seen, next_position=report.images_seen,
+            seed=self.run.experiment.train.seed, data_fingerprint=self.fingerprint, world_size=self.world_size)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as ``3 h 05 min``, ``12 min`` or ``40 s``."""
+    minutes = round(seconds / 60)
+    if seconds >= 3600:
+        return f"{minutes // 60} h {minutes % 60:02d} min"
+    return f"{minutes} min" if seconds >= 90 else f"{seconds:.0f} s"

@@ -1,0 +1,102 @@
+"""What every training worker runs: one DDP rank."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+
+import ray.train
+import ray.train.torch
+import torch
+from ray.train.collective import broadcast_from_rank_zero
+
+from drl_dist.checkpoints.files import PARTS, read_checkpoint
+from drl_dist.checkpoints.remote import fetch_checkpoint, newest_checkpoint
+from drl_dist.config import RunConfig, differences, to_dict
+from drl_dist.data.filesystem import Folder
+from drl_dist.data.index import open_index
+from drl_dist.data.stream import ShardStream
+from drl_dist.errors import UserError
+from drl_dist.on_ray.train_listeners import Checkpoints, Metrics, Progress, Samples
+from drl_dist.tracking.tracker import Tracker
+from drl_dist.training.loop import Listener, train
+from drl_dist.training.state import TrainState
+from drl_dist.training.step import TrainStep
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerTask:
+    """What the driver tells its workers."""
+
+    run: RunConfig
+    run_url: str
+    """Folder of the run."""
+    fingerprint: str
+    """Of the data that the driver saw."""
+    tracking_run: str
+    """Id of the tracked run."""
+
+
+def train_worker(task: WorkerTask) -> None:
+    """Train this rank from the newest complete checkpoint to the last step.
+
+    Raises:
+        UserError: data or checkpoint are damaged or not those of this run.
+        DivergedError: from the training step.
+    """
+    run, experiment = task.run, task.run.experiment
+    context = ray.train.get_context()
+    rank, world_size = context.get_world_rank(), context.get_world_size()
+    # What libraries say at this level, about each report and each model version, would bury the progress lines.
+    logging.disable(logging.INFO)
+    torch.set_num_threads(run.engine.threads_per_worker or run.cpus_per_worker)
+
+    index = open_index(run.data, check_shards=False)
+    if index.fingerprint != task.fingerprint:
+        raise UserError(f"data {run.data}", got=f"fingerprint {index.fingerprint}", expected=task.fingerprint,
+                        remedy="leave the shards as they are while a run reads them")
+    state = TrainState.create(experiment, ray.train.torch.get_device())
+    _restore(state, task)
+    step = TrainStep(state, experiment, run.engine)
+    with ExitStack() as stack:
+        listeners: list[Listener] = []
+        show, register = None, None
+        if rank == 0:
+            tracker = Tracker(run.tracking.uri, task.tracking_run)
+            stack.callback(tracker.close)
+            show, register = tracker.log_image, partial(tracker.register_checkpoint, experiment.preset)
+            listeners = [Progress(), Metrics(tracker.log_metrics, run.tracking.log_every_steps)]
+        listeners += [
+            Samples(experiment, run.engine, run.tracking.sample_every_steps, run.tracking.num_samples, rank,
+                    world_size, show),
+            Checkpoints(run, task.run_url, task.fingerprint, world_size, register),
+        ]
+        stream = stack.enter_context(ShardStream(
+            index, seed=experiment.train.seed, batch_size=experiment.train.batch_size, rank=rank,
+            world_size=world_size, start_position=state.step * experiment.train.batch_size,
+            horizontal_flip=experiment.train.horizontal_flip, loader=run.loader))
+        train(step, state, experiment, stream, listeners)
+
+
+def _restore(state: TrainState, task: WorkerTask) -> None:
+    """Load the newest complete checkpoint; storage, not Ray's list of what it knows about, says which that is."""
+    is_first = ray.train.get_context().get_world_rank() == 0
+    newest = newest_checkpoint(task.run_url) if is_first else None
+    url = broadcast_from_rank_zero(newest.url if newest else None)
+    if url is None:
+        return
+    folder = fetch_checkpoint(url, PARTS)
+    checkpoint = read_checkpoint(folder, PARTS)
+    changed = [line for line in differences(to_dict(checkpoint.experiment), to_dict(task.run.experiment))
+               if not line.startswith("train.num_steps:")]
+    if changed or checkpoint.state.data_fingerprint != task.fingerprint:
+        raise UserError(f"checkpoint {url}", got="; ".join(changed) or "a checkpoint of a run on other data",
+                        expected="a checkpoint of this run", remedy="give the run a name of its own")
+    state.load_tensors(checkpoint.tensors, checkpoint.state.step)
+    if is_first:
+        print(f"resuming after step {state.step} from {url}", flush=True)
+    if Folder(url).local is None:
+        shutil.rmtree(folder)

@@ -1,0 +1,8 @@
+"""Train on CelebA at 64x64: ``python jobs/train_celeba64.py --help``."""
+
+from __future__ import annotations
+
+from drl_dist.cli import train_door
+
+if __name__ == "__main__":
+    train_door("celeba64")

@@ -1,0 +1,23 @@
+"""Data for the jobs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.gcs import gcs_bucket, gcs_emulator
+from tests.support import ROOT, subprocess_environment
+
+__all__ = ["gcs_bucket", "gcs_emulator"]
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards of the handwritten digits."""
+    folder = tmp_path_factory.mktemp("digits")
+    subprocess.run([sys.executable, "-m", "datasets_prep.digits", "--out", str(folder), "--workers", "1"], cwd=ROOT,
+                   env=subprocess_environment(), check=True, timeout=120)
+    return folder

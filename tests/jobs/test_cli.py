@@ -1,0 +1,132 @@
+"""The commands' options: presets, overrides, dry runs, and mistakes told in one sentence."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from drl_dist.checkpoints.configs import config_from_dict
+from drl_dist.cli import parse_train
+from drl_dist.config import RunConfig
+from drl_dist.errors import UserError
+from drl_dist.presets import TABLE_6, preset
+
+ROOT = Path(__file__).resolve().parents[2]
+COMPLETE = ("--data", "/data", "--run-name", "a", "--storage", "/runs")
+LSUN = {"church_outdoor": "lsun_church64", "bedroom": "lsun_bedroom64"}
+
+# A module of this name found first would be imported in place of the real one.
+HEAVY = ("ray", "mlflow", "torch", "numpy", "webdataset", "fsspec")
+
+
+def run_job(name: str, *arguments: str, path: Path | None = None) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | ({"PYTHONPATH": str(path)} if path else {})
+    return subprocess.run([sys.executable, ROOT / "jobs" / name, *arguments], env=environment, capture_output=True,
+                          text=True, timeout=60, check=False)
+
+
+@pytest.mark.parametrize(("job", "arguments", "name"), [
+    ("train_cifar10.py", (), "cifar10"),
+    ("train_celeba64.py", (), "celeba64"),
+    ("train_lsun64.py", (), "lsun_church64"),
+    ("train_lsun64.py", ("--category", "bedroom"), "lsun_bedroom64"),
+    ("train_lsun128.py", ("--category", "church_outdoor"), "lsun_church128"),
+    ("train_lsun128.py", ("--category=bedroom",), "lsun_bedroom128"),
+    ("train_digits.py", (), "digits"),
+    ("train_fashion_mnist.py", (), "fashion_mnist"),
+])
+def test_dry_run_prints_the_preset_as_json(job: str, arguments: tuple[str, ...], name: str, tmp_path: Path) -> None:
+    for module in HEAVY:
+        (tmp_path / f"{module}.py").write_text(f"raise ImportError('{module} is not needed for a dry run')")
+    done = run_job(job, "--dry-run", *arguments, path=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    run = config_from_dict(RunConfig, json.loads(done.stdout), source="stdout")
+    assert run == RunConfig(experiment=preset(name))
+
+
+def test_overrides_reach_every_section() -> None:
+    run, is_dry_run = parse_train("digits", [
+        *COMPLETE, "--model.num-res-blocks", "5", "--model.width-multipliers", "1", "1", "2", "--optim.beta1=0.5",
+        "--mcmc.num_chain_steps", "10", "--train.num-steps", "3", "--train.horizontal-flip", "--diffusion.num-levels",
+        "4", "--engine.precision", "bfloat16", "--engine.compile", "never", "--loader.cache-gib", "2",
+        "--checkpoint.keep", "None", "--tracking.uri", "http://127.0.0.1:5000", "--num-workers", "2", "--use-gpu"])
+    experiment = run.experiment
+    assert not is_dry_run
+    assert (experiment.model.num_res_blocks, experiment.model.width_multipliers) == (5, (1, 1, 2))
+    assert (experiment.optim.beta1, experiment.mcmc.num_chain_steps) == (0.5, 10)
+    assert (experiment.train.num_steps, experiment.train.horizontal_flip) == (3, True)
+    assert (experiment.diffusion.num_levels, experiment.preset) == (4, "digits")
+    assert (run.engine.precision, run.engine.compile, run.loader.cache_gib) == ("bfloat16", "never", 2.0)
+    assert (run.checkpoint.keep, run.tracking.uri) == (None, "http://127.0.0.1:5000")
+    assert (run.num_workers, run.use_gpu, run.data, run.run_name, run.storage) == (2, True, "/data", "a", "/runs")
+    # Classes matter: what comes out is compared with what was stored.
+    assert type(run) is RunConfig
+    assert config_from_dict(RunConfig, json.loads(json.dumps(_as_dict(run))), source="test") == run
+
+
+def _as_dict(run: RunConfig) -> dict[str, object]:
+    from drl_dist.config import to_dict
+
+    return to_dict(run)
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (("--model.num-resblocks", "4"), r"got --model\.num-resblocks, .* did you mean --model\.num-res-blocks\?"),
+    (("--beta1", "0.5"), r"got --beta1, expected a field of the config"),
+    (("stray",), r"got stray, "),
+    (("--preset", "cifar10"), r"got --preset, "),
+    (("--category", "bedroom"), r"got --category, "),
+    (("--optim.beta1", "half"), r"--optim\.beta1: .*'half', expected FLOAT"),
+    (("--optim.beta1",), r"--optim\.beta1: got no value, expected FLOAT"),
+    (("--model.width", "8.5"), r"--model\.width: .*'8\.5', expected INT"),
+    (("--engine.precision", "fp8"), r"got fp8, expected one of float32, bfloat16"),
+    (("--optim.beta1", "1.5"), r"optim\.beta1: got 1\.5, expected a number in \[0, 1\)"),
+    (("--num-workers", "3"), r"got 32 for 3 workers"),
+    (("--num-workers", "0"), r"num_workers: got 0"),
+    (("--run-name", "a b"), r"run_name: got a b, expected letters"),
+    (("--run-name", "../a"), r"run_name: got \.\./a"),
+    (("--data", "shards"), r"data: got shards, expected a URL or an absolute path"),
+    (("--checkpoint.keep", "0"), r"checkpoint\.keep: got 0"),
+])
+def test_mistakes_are_one_sentence(arguments: tuple[str, ...], message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        parse_train("digits", [*COMPLETE, *arguments])
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_category_names_the_known_ones() -> None:
+    with pytest.raises(UserError, match="got kitchen, expected one of church_outdoor, bedroom"):
+        parse_train("", ["--category", "kitchen"], LSUN)
+    with pytest.raises(UserError, match="got no value"):
+        parse_train("", ["--category"], LSUN)
+
+
+def test_every_row_of_the_table_has_a_door() -> None:
+    doors = "".join(path.read_text() for path in (ROOT / "jobs").glob("train_*.py"))
+    assert [name for name in TABLE_6 if f'"{name}"' not in doors] == []
+
+
+@pytest.mark.parametrize(("arguments", "sentence"), [
+    ((), "command line: got no --data, --run-name, --storage, "),
+    (("--data", "/data", "--storage", "/runs"), "command line: got no --run-name, "),
+    (("--nonsense",), "option: got --nonsense, "),
+])
+def test_a_door_ends_with_the_sentence_and_status_2(arguments: tuple[str, ...], sentence: str) -> None:
+    done = run_job("train_digits.py", *arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(sentence)
+    assert done.stderr.count("\n") == 1
+
+
+def test_help_lists_fields_with_their_docstrings() -> None:
+    done = run_job("train_lsun64.py", "--help")
+    assert done.returncode == 0
+    assert "--model.num-res-blocks" in done.stdout
+    assert "N, the residual blocks per resolution level." in done.stdout
+    assert "--category" in done.stdout
+    assert "--preset" not in done.stdout
