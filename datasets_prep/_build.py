@@ -39,8 +39,16 @@ UNREADABLE_NAME = "unreadable.json"
 PROGRESS_FOLDER = "_progress"
 PARAMETERS_NAME = "parameters.json"
 # What Pillow, zipfile and zlib raise for damaged data.
-UNREADABLE_ERRORS = (OSError, ValueError, SyntaxError, EOFError, KeyError, zlib.error, zipfile.BadZipFile,
-                     Image.DecompressionBombError)
+UNREADABLE_ERRORS = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    KeyError,
+    zlib.error,
+    zipfile.BadZipFile,
+    Image.DecompressionBombError,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,8 +85,12 @@ def build(source: Source, options: PrepOptions) -> int:
     _check_options(source, options)
     check_reachable(options.out)
     folder, records = Folder(options.out), Folder(f"{options.out.rstrip('/')}/{PROGRESS_FOLDER}")
-    parameters = {"source": source.digest, "images": len(source), "resolution": options.resolution,
-                  "shard_size": options.shard_size}
+    parameters = {
+        "source": source.digest,
+        "images": len(source),
+        "resolution": options.resolution,
+        "shard_size": options.shard_size,
+    }
     identity = {"name": source.name, "split": source.split, "channels": source.channels} | parameters
     if _already_prepared(folder, identity):
         _clean_up(folder, records)
@@ -90,14 +102,23 @@ def build(source: Source, options: PrepOptions) -> int:
     rows = [_row(finished[number]["row"]) for number in sorted(finished) if finished[number]["row"]]
     unreadable = [entry for number in sorted(finished) for entry in finished[number]["unreadable"]]
     if not rows:
-        raise UserError("source", got=f"{len(unreadable)} images, none of them readable "
-                        f"(first: {unreadable[0]['reason']})", expected="readable images",
-                        remedy="check the download; nothing was prepared")
+        raise UserError(
+            "source",
+            got=f"{len(unreadable)} images, none of them readable (first: {unreadable[0]['reason']})",
+            expected="readable images",
+            remedy="check the download; nothing was prepared",
+        )
     if unreadable:
         folder.write(UNREADABLE_NAME, (json.dumps(unreadable, indent=1) + "\n").encode())
-    index = ShardIndex(url=options.out, name=source.name, split=source.split, resolution=options.resolution,
-                       channels=source.channels, shards=tuple(rows),
-                       made_by=parameters | {"unreadable": len(unreadable)})
+    index = ShardIndex(
+        url=options.out,
+        name=source.name,
+        split=source.split,
+        resolution=options.resolution,
+        channels=source.channels,
+        shards=tuple(rows),
+        made_by=parameters | {"unreadable": len(unreadable)},
+    )
     write_index(index)
     _clean_up(folder, records)
     _report(index, unreadable)
@@ -109,9 +130,14 @@ def _check_options(source: Source, options: PrepOptions) -> None:
         ("--out", options.out or "nothing", "a path, file://, gs:// or s3:// folder", bool(options.out)),
         ("--resolution", options.resolution, f"1 to {MAX_RESOLUTION}", 1 <= options.resolution <= MAX_RESOLUTION),
         ("--workers", options.workers, "at least 1", options.workers >= 1),
-        ("--shard-size", options.shard_size, f"at least {max(1, -(-len(source) // MAX_SHARDS))}",
-         options.shard_size >= max(1, -(-len(source) // MAX_SHARDS))),
-        ("source", f"{len(source)} images", f"1 to {MAX_SAMPLE_ID + 1}", 1 <= len(source) <= MAX_SAMPLE_ID + 1)]
+        (
+            "--shard-size",
+            options.shard_size,
+            f"at least {max(1, -(-len(source) // MAX_SHARDS))}",
+            options.shard_size >= max(1, -(-len(source) // MAX_SHARDS)),
+        ),
+        ("source", f"{len(source)} images", f"1 to {MAX_SAMPLE_ID + 1}", 1 <= len(source) <= MAX_SAMPLE_ID + 1),
+    ]
     for what, got, expected, holds in rules:
         if not holds:
             raise UserError(what, got=got, expected=expected, remedy="correct it")
@@ -138,31 +164,50 @@ def _resume(folder: Folder, records: Folder, identity: dict[str, Any]) -> dict[i
     sizes = folder.sizes()
     numbers = sorted(int(name[:-5]) for name in names if re.fullmatch(r"\d{5}\.json", name))
     with ThreadPoolExecutor(8) as threads:
-        found = dict(zip(numbers, threads.map(lambda number: json.loads(records.read(f"{number:05d}.json")), numbers),
-                         strict=True))
-    kept = {number: record for number, record in found.items()
-            if not record["row"] or sizes.get(record["row"]["name"]) == record["row"]["size"]}
+        found = dict(
+            zip(
+                numbers,
+                threads.map(lambda number: json.loads(records.read(f"{number:05d}.json")), numbers),
+                strict=True,
+            )
+        )
+    kept = {
+        number: record
+        for number, record in found.items()
+        if not record["row"] or sizes.get(record["row"]["name"]) == record["row"]["size"]
+    }
     print(f"going on with {folder.url}: {len(kept)} shards are finished.", file=sys.stderr)
     return kept
 
 
 def _refuse_other(folder: Folder, found: dict[str, Any], wanted: dict[str, Any]) -> None:
     if other := differences(found, wanted):
-        raise UserError(f"output {folder.url}", got="data prepared with other options or from another source ("
-                        + ", ".join(other) + ")", expected="an empty folder, or one prepared with these options",
-                        remedy="choose another --out, or remove this folder")
+        raise UserError(
+            f"output {folder.url}",
+            got="data prepared with other options or from another source (" + ", ".join(other) + ")",
+            expected="an empty folder, or one prepared with these options",
+            remedy="choose another --out, or remove this folder",
+        )
 
 
-def _make_all(source: Source, options: PrepOptions, numbers: Sequence[int],
-              finished: dict[int, dict[str, Any]]) -> None:
+def _make_all(
+    source: Source, options: PrepOptions, numbers: Sequence[int], finished: dict[int, dict[str, Any]]
+) -> None:
     def count(number: int) -> int:
         return min(len(source), (number + 1) * options.shard_size) - number * options.shard_size
 
     def tasks() -> Iterator[_Task]:
         for number in numbers:
             start = number * options.shard_size
-            yield _Task(number, shard_name(source.name, source.split, number), start,
-                        source.part(start, start + count(number)), source.channels, options.resolution, options.out)
+            yield _Task(
+                number,
+                shard_name(source.name, source.split, number),
+                start,
+                source.part(start, start + count(number)),
+                source.channels,
+                options.resolution,
+                options.out,
+            )
 
     pool = _pool(min(options.workers, max(1, len(numbers))))
     bad = sum(len(record["unreadable"]) for record in finished.values())
@@ -184,8 +229,12 @@ def _make_all(source: Source, options: PrepOptions, numbers: Sequence[int],
                     bad += len(record["unreadable"])
                     advance(count(number), f"{bad} unreadable" if bad else "")
     except BrokenProcessPool as error:
-        raise UserError("worker process", got="its sudden end", expected="a finished shard",
-                        remedy="run the command again to go on, with fewer --workers if memory is short") from error
+        raise UserError(
+            "worker process",
+            got="its sudden end",
+            expected="a finished shard",
+            remedy="run the command again to go on, with fewer --workers if memory is short",
+        ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
@@ -257,10 +306,15 @@ def _clean_up(folder: Folder, records: Folder) -> None:
 
 def _report(index: ShardIndex, unreadable: Sequence[dict[str, Any]]) -> None:
     size = sum(shard.size for shard in index.shards)
-    print(f"{index.url}: {index.num_samples} images of {index.resolution}x{index.resolution} in {len(index.shards)} "
-          f"shards, {size / 2**20:.1f} MiB, fingerprint {index.fingerprint[:16]}.", file=sys.stderr)
+    print(
+        f"{index.url}: {index.num_samples} images of {index.resolution}x{index.resolution} in {len(index.shards)} "
+        f"shards, {size / 2**20:.1f} MiB, fingerprint {index.fingerprint[:16]}.",
+        file=sys.stderr,
+    )
     if unreadable:
-        print(f"{len(unreadable)} images could not be read and are left out; {UNREADABLE_NAME} lists them:",
-              file=sys.stderr)
+        print(
+            f"{len(unreadable)} images could not be read and are left out; {UNREADABLE_NAME} lists them:",
+            file=sys.stderr,
+        )
         for entry in unreadable[:10]:
             print(f"  {entry['source']}: {entry['reason']}", file=sys.stderr)

@@ -72,15 +72,24 @@ class Celeba:
         entries = [line.split() for line in text.decode("utf-8", "replace").splitlines() if line.strip()]
         wrong = next((entry for entry in entries if len(entry) != 2 or entry[1] not in PARTS.values()), None)
         if wrong is not None:
-            raise UserError(f"partition file {partition}", got=f"the line {' '.join(wrong)[:80]!r}",
-                            expected="lines like '000001.jpg 0'", remedy="download it again")
+            raise UserError(
+                f"partition file {partition}",
+                got=f"the line {' '.join(wrong)[:80]!r}",
+                expected="lines like '000001.jpg 0'",
+                remedy="download it again",
+            )
         self._names = tuple(name for name, part in entries if part == PARTS[split])
         held = _held(images)
         if not any(name in held for name in self._names):
-            raise UserError(f"source {images}", got=f"{len(held)} files, none of the {len(self._names)} images that "
-                            f"{partition.name} lists for {split}", expected=NEEDS, remedy="give the matching files")
+            raise UserError(
+                f"source {images}",
+                got=f"{len(held)} files, none of the {len(self._names)} images that {partition.name} lists for {split}",
+                expected=NEEDS,
+                remedy="give the matching files",
+            )
         self.digest = hashlib.sha256(
-            text + "".join(f"\n{name} {held.get(name)}" for name in self._names).encode()).hexdigest()
+            text + "".join(f"\n{name} {held.get(name)}" for name in self._names).encode()
+        ).hexdigest()
 
     def __len__(self) -> int:
         return len(self._names)
@@ -101,15 +110,23 @@ def find(source: Path, partition: str) -> tuple[Path, Path]:
     if (images / IMAGES).is_dir():
         images = images / IMAGES
     if images.is_file() and not zipfile.is_zipfile(images):
-        raise UserError("--source", got=f"{found_in(images)}, which is no zip archive", expected=NEEDS,
-                        remedy="download it again")
+        raise UserError(
+            "--source", got=f"{found_in(images)}, which is no zip archive", expected=NEEDS, remedy="download it again"
+        )
     folders = dict.fromkeys((source, images.parent, source.parent))
-    candidates = [Path(partition)] if partition else [
-        path for folder in folders for path in (folder / PARTITION, folder / "Eval" / PARTITION)]
+    candidates = (
+        [Path(partition)]
+        if partition
+        else [path for folder in folders for path in (folder / PARTITION, folder / "Eval" / PARTITION)]
+    )
     list_file = next((path for path in candidates if path.is_file()), None)
     if list_file is None:
-        raise UserError("--partition", got=partition or f"no {PARTITION} beside {images}", expected=NEEDS,
-                        remedy="give the path of CelebA's list_eval_partition.txt")
+        raise UserError(
+            "--partition",
+            got=partition or f"no {PARTITION} beside {images}",
+            expected=NEEDS,
+            remedy="give the path of CelebA's list_eval_partition.txt",
+        )
     return images, list_file
 
 
@@ -126,8 +143,9 @@ def _held(images: Path) -> dict[str, int]:
     try:
         return {name: info.file_size for name, info in _archive(images)[1].items()}
     except (zipfile.BadZipFile, OSError) as error:
-        raise UserError(f"source {images}", got=f"a damaged archive ({error})", expected=NEEDS,
-                        remedy="download it again") from error
+        raise UserError(
+            f"source {images}", got=f"a damaged archive ({error})", expected=NEEDS, remedy="download it again"
+        ) from error
 
 
 def _load(images: Path, name: str) -> Image.Image:

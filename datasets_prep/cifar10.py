@@ -81,12 +81,20 @@ def _records(path: Path, split: str) -> NDArray[np.uint8]:
     files = _from_folder(path, wanted) if path.is_dir() else _from_archive(path, wanted)
     missing = [name for name in wanted if name not in files]
     if missing:
-        raise UserError(f"source {path}", got=f"{found_in(path)} without {', '.join(missing)}", expected=NEEDS,
-                        remedy="download the binary version")
+        raise UserError(
+            f"source {path}",
+            got=f"{found_in(path)} without {', '.join(missing)}",
+            expected=NEEDS,
+            remedy="download the binary version",
+        )
     for name, data in files.items():
         if not data or len(data) % RECORD or max(data[::RECORD]) > 9:
-            raise UserError(f"{name} in {path}", got=f"{len(data)} bytes that are no whole images with classes 0 to 9",
-                            expected=f"a multiple of {RECORD} bytes", remedy="download it again")
+            raise UserError(
+                f"{name} in {path}",
+                got=f"{len(data)} bytes that are no whole images with classes 0 to 9",
+                expected=f"a multiple of {RECORD} bytes",
+                remedy="download it again",
+            )
     return np.frombuffer(b"".join(files[name] for name in wanted), dtype=np.uint8).reshape(-1, RECORD)
 
 
@@ -107,8 +115,9 @@ def _from_archive(path: Path, wanted: tuple[str, ...]) -> dict[str, bytes]:
                     assert file is not None
                     files[name] = file.read()
     except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
-        raise UserError(f"source {path}", got=f"no sound archive ({error})", expected=NEEDS,
-                        remedy="download it again") from error
+        raise UserError(
+            f"source {path}", got=f"no sound archive ({error})", expected=NEEDS, remedy="download it again"
+        ) from error
     return files
 
 

@@ -81,16 +81,24 @@ def _arrays(folder: Path, split: str) -> tuple[NDArray[np.uint8], NDArray[np.uin
     pixels = _read_idx(folder, f"{PREFIXES[split]}-images-idx3-ubyte", 3)
     labels = _read_idx(folder, f"{PREFIXES[split]}-labels-idx1-ubyte", 1)
     if len(pixels) != len(labels):
-        raise UserError(f"source {folder}", got=f"{len(pixels)} images but {len(labels)} labels",
-                        expected="as many labels as images", remedy="download the files again")
+        raise UserError(
+            f"source {folder}",
+            got=f"{len(pixels)} images but {len(labels)} labels",
+            expected="as many labels as images",
+            remedy="download the files again",
+        )
     return pixels, labels
 
 
 def _read_idx(folder: Path, name: str, dimensions: int) -> NDArray[np.uint8]:
     path = next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
     if path is None:
-        raise UserError(f"source {folder}", got=found_in(folder), expected=NEEDS,
-                        remedy="install dataset-fashion-mnist, or give the folder of the download")
+        raise UserError(
+            f"source {folder}",
+            got=found_in(folder),
+            expected=NEEDS,
+            remedy="install dataset-fashion-mnist, or give the folder of the download",
+        )
     header = 4 * (1 + dimensions)
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
@@ -102,8 +110,11 @@ def _read_idx(folder: Path, name: str, dimensions: int) -> NDArray[np.uint8]:
     except (OSError, EOFError, struct.error, zlib.error, ValueError) as error:
         raise _damaged(path, str(error), "an idx file of bytes, 28x28 if of images") from error
     if len(data) != size:
-        raise _damaged(path, f"{'more than ' if len(data) > size else ''}{min(len(data), size)} bytes of data",
-                       f"{size} as its header says")
+        raise _damaged(
+            path,
+            f"{'more than ' if len(data) > size else ''}{min(len(data), size)} bytes of data",
+            f"{size} as its header says",
+        )
     return np.frombuffer(data, dtype=np.uint8).reshape(shape)
 
 

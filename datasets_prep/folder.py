@@ -54,18 +54,24 @@ class ImageFolder:
         self.name, self.split, self.channels, self._folder = name, split, channels, folder
         for what, value in (("--name", name), ("--split", split)):
             if not re.fullmatch(r"[A-Za-z0-9_]{1,60}", value):
-                raise UserError(what, got=repr(value), expected="letters, digits and underscores",
-                                remedy="choose another name")
+                raise UserError(
+                    what, got=repr(value), expected="letters, digits and underscores", remedy="choose another name"
+                )
         if not folder.is_dir():
             raise UserError("--source", got=found_in(folder), expected=NEEDS, remedy="give the folder")
-        paths = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*")
-                       if path.suffix.lower() in SUFFIXES and path.is_file())
+        paths = sorted(
+            path.relative_to(folder).as_posix()
+            for path in folder.rglob("*")
+            if path.suffix.lower() in SUFFIXES and path.is_file()
+        )
         if not paths:
-            raise UserError(f"source {folder}", got=found_in(folder), expected=NEEDS,
-                            remedy="give the folder of the images")
+            raise UserError(
+                f"source {folder}", got=found_in(folder), expected=NEEDS, remedy="give the folder of the images"
+            )
         self._paths = tuple(paths)
-        self.digest = digest_of(f"{path} {(folder / path).stat().st_size}".encode("utf-8", "surrogateescape")
-                                for path in paths)
+        self.digest = digest_of(
+            f"{path} {(folder / path).stat().st_size}".encode("utf-8", "surrogateescape") for path in paths
+        )
 
     def __len__(self) -> int:
         return len(self._paths)

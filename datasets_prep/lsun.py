@@ -49,8 +49,12 @@ class LsunPart:
                 found = cursor.set_key(self.first_key)
                 for _ in range(self.count):
                     if not found:
-                        raise UserError(f"source {self.path}", got="fewer images than at the start",
-                                        expected="a database that nobody writes to", remedy="run the command again")
+                        raise UserError(
+                            f"source {self.path}",
+                            got="fewer images than at the start",
+                            expected="a database that nobody writes to",
+                            remedy="run the command again",
+                        )
                     data = cursor.value()
                     yield Item(cursor.key().decode("ascii", "backslashreplace"), lambda data=data: _load(data))
                     found = cursor.next()
@@ -72,16 +76,21 @@ class Lsun:
                 # Reading past the end of a database that was cut off would kill the process.
                 size = (database.info()["last_pgno"] + 1) * database.stat()["psize"]
                 if (held := (path / "data.mdb").stat().st_size) < size:
-                    raise UserError(f"source {path}", got=f"data.mdb of {held} bytes", expected=f"{size} bytes",
-                                    remedy="download it again")
+                    raise UserError(
+                        f"source {path}",
+                        got=f"data.mdb of {held} bytes",
+                        expected=f"{size} bytes",
+                        remedy="download it again",
+                    )
                 for key in cursor.iternext(keys=True, values=False):
                     digest.update(len(key).to_bytes(2, "little") + key)
                     self._keys.append(bytes(key))
         except lmdb.Error as error:
             raise _damaged(path, error) from error
         if not self._keys:
-            raise UserError(f"source {path}", got="a database without images", expected=NEEDS,
-                            remedy="download it again")
+            raise UserError(
+                f"source {path}", got="a database without images", expected=NEEDS, remedy="download it again"
+            )
         self.digest = digest.hexdigest()
 
     def __len__(self) -> int:
@@ -102,12 +111,17 @@ def find(source: Path, category: str, split: str) -> Path:
     path = source / wanted if (source / wanted).is_dir() else source
     if not (path / "data.mdb").is_file():
         packed = " (unpack it first)" if found_in(source).endswith(".zip") else ""
-        raise UserError(f"source {source}", got=found_in(source) + packed, expected=f"{NEEDS}; here {wanted}",
-                        remedy="give the unpacked folder of this category and split")
+        raise UserError(
+            f"source {source}",
+            got=found_in(source) + packed,
+            expected=f"{NEEDS}; here {wanted}",
+            remedy="give the unpacked folder of this category and split",
+        )
     named = re.fullmatch(r"(.+_(?:train|val))_lmdb", path.resolve().name)
     if named and named[1] != f"{category}_{split}":
-        raise UserError(f"source {source}", got=named[0], expected=wanted,
-                        remedy="correct --source, --category or --split")
+        raise UserError(
+            f"source {source}", got=named[0], expected=wanted, remedy="correct --source, --category or --split"
+        )
     return path
 
 
@@ -119,8 +133,9 @@ def _open(path: Path) -> lmdb.Environment:
 
 
 def _damaged(path: Path, error: lmdb.Error) -> UserError:
-    return UserError(f"source {path}", got=f"no sound LMDB database ({error})", expected=NEEDS,
-                     remedy="download it again")
+    return UserError(
+        f"source {path}", got=f"no sound LMDB database ({error})", expected=NEEDS, remedy="download it again"
+    )
 
 
 def _load(data: bytes) -> Image.Image:

@@ -11,9 +11,12 @@ from drl_dist.demo import DemoOptions, demo
 
 def main() -> int:
     """The command."""
-    options = parse_options(DemoOptions, DemoOptions(), sys.argv[1:],
-                            description="Train on handwritten digits and sample, on this machine; run again, it "
-                            "uses what is there.")
+    options = parse_options(
+        DemoOptions,
+        DemoOptions(),
+        sys.argv[1:],
+        description="Train on handwritten digits and sample, on this machine; run again, it uses what is there.",
+    )
     return demo(options, Path(__file__).resolve().parents[1])
 
 

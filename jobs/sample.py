@@ -10,8 +10,12 @@ from drl_dist.on_ray.sample_options import SampleOptions, check_options
 
 def main() -> int:
     """The command."""
-    options = parse_options(SampleOptions, SampleOptions(), sys.argv[1:],
-                            description="Generate images from a trained model; the same command resumes.")
+    options = parse_options(
+        SampleOptions,
+        SampleOptions(),
+        sys.argv[1:],
+        description="Generate images from a trained model; the same command resumes.",
+    )
     check_options(options)
     # Heavy imports wait until the options are understood.
     from drl_dist.localhost import end_on_signals

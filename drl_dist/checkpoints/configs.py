@@ -36,5 +36,9 @@ def config_from_dict(kind: type[Config], values: dict[str, Any], *, source: str)
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(name) for name in first["loc"][1:])
-        raise UserError(f"{source}, field {field}", got=first["input"], expected=first["msg"],
-                        remedy=f"use a config that this version of {kind.__name__} understands") from error
+        raise UserError(
+            f"{source}, field {field}",
+            got=first["input"],
+            expected=first["msg"],
+            remedy=f"use a config that this version of {kind.__name__} understands",
+        ) from error

@@ -59,8 +59,9 @@ class Checkpoint:
 _STATE = TypeAdapter(tuple[CheckpointState], config=ConfigDict(extra="forbid", strict=True))
 
 
-def write_checkpoint(folder: Path, parts: Mapping[str, Mapping[str, Tensor]], state: CheckpointState,
-                     experiment: Experiment) -> None:
+def write_checkpoint(
+    folder: Path, parts: Mapping[str, Mapping[str, Tensor]], state: CheckpointState, experiment: Experiment
+) -> None:
     """Write a checkpoint into an empty or new folder; ``checksums.json`` appears last, in one move.
 
     Args:
@@ -72,8 +73,9 @@ def write_checkpoint(folder: Path, parts: Mapping[str, Mapping[str, Tensor]], st
     folder.mkdir(parents=True, exist_ok=True)
     for name, tensors in parts.items():
         # Copies: safetensors refuses views, and channels-last weights are stored in the plain order.
-        save_file({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()},
-                  folder / part_file(name))
+        save_file(
+            {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, folder / part_file(name)
+        )
     _write_json(folder / CONFIG, to_dict(experiment))
     _write_json(folder / STATE, dataclasses.asdict(state))
     files = [*(part_file(name) for name in parts), CONFIG, STATE]
@@ -107,8 +109,9 @@ def read_checkpoint(folder: Path, parts: Iterable[str] = ("ema",)) -> Checkpoint
         try:
             tensors[part] = load_file(path)
         except SafetensorError as error:
-            raise UserError(f"checkpoint file {path}", got=str(error), expected="safetensors",
-                            remedy=RESTORE_REMEDY) from error
+            raise UserError(
+                f"checkpoint file {path}", got=str(error), expected="safetensors", remedy=RESTORE_REMEDY
+            ) from error
     experiment = config_from_dict(Experiment, _read_json(folder / CONFIG), source=f"checkpoint file {folder / CONFIG}")
     return Checkpoint(folder=folder, experiment=experiment, state=_read_state(folder / STATE), tensors=tensors)
 
@@ -133,15 +136,27 @@ def _verify(folder: Path, name: str, checksums: dict[str, Any]) -> None:
     path = folder / name
     entry = checksums.get(name)
     if not isinstance(entry, dict):
-        raise UserError(f"checkpoint {folder}", got=f"no checksum of {name}", expected=f"{name} in {CHECKSUMS}",
-                        remedy=RESTORE_REMEDY)
+        raise UserError(
+            f"checkpoint {folder}",
+            got=f"no checksum of {name}",
+            expected=f"{name} in {CHECKSUMS}",
+            remedy=RESTORE_REMEDY,
+        )
     size = path.stat().st_size if path.is_file() else None
     if size != entry.get("bytes"):
-        raise UserError(f"checkpoint file {path}", got="no file" if size is None else f"{size} bytes",
-                        expected=f"{entry.get('bytes')} bytes", remedy=RESTORE_REMEDY)
+        raise UserError(
+            f"checkpoint file {path}",
+            got="no file" if size is None else f"{size} bytes",
+            expected=f"{entry.get('bytes')} bytes",
+            remedy=RESTORE_REMEDY,
+        )
     if (digest := _sha256(path)) != entry.get("sha256"):
-        raise UserError(f"checkpoint file {path}", got=f"SHA-256 {digest}", expected=f"SHA-256 {entry.get('sha256')}",
-                        remedy=RESTORE_REMEDY)
+        raise UserError(
+            f"checkpoint file {path}",
+            got=f"SHA-256 {digest}",
+            expected=f"SHA-256 {entry.get('sha256')}",
+            remedy=RESTORE_REMEDY,
+        )
 
 
 def _read_state(path: Path) -> CheckpointState:
@@ -149,14 +164,19 @@ def _read_state(path: Path) -> CheckpointState:
         return _STATE.validate_json(b"[" + path.read_bytes() + b"]")[0]
     except ValidationError as error:
         first = error.errors()[0]
-        raise UserError(f"checkpoint file {path}", got=first["input"], expected=first["msg"],
-                        remedy=RESTORE_REMEDY) from error
+        raise UserError(
+            f"checkpoint file {path}", got=first["input"], expected=first["msg"], remedy=RESTORE_REMEDY
+        ) from error
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise UserError(f"checkpoint {path.parent}", got=f"no {path.name}", expected="a complete checkpoint folder",
-                        remedy=RESTORE_REMEDY)
+        raise UserError(
+            f"checkpoint {path.parent}",
+            got=f"no {path.name}",
+            expected="a complete checkpoint folder",
+            remedy=RESTORE_REMEDY,
+        )
     return parse_json_object(path.read_bytes(), source=f"checkpoint file {path}")
 
 

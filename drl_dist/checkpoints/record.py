@@ -26,12 +26,18 @@ def check_record(run_url: str, experiment: Experiment, data_fingerprint: str) ->
     except FileNotFoundError:
         return
     stored = parse_json_object(text, source=f"record {run_url}/{RECORD}")
-    changed = [line for line in differences(stored, _record(experiment, data_fingerprint))
-               if not line.startswith(_MAY_CHANGE + ":")]
+    changed = [
+        line
+        for line in differences(stored, _record(experiment, data_fingerprint))
+        if not line.startswith(_MAY_CHANGE + ":")
+    ]
     if changed:
-        raise UserError(f"run {run_url}", got="changed fields " + "; ".join(changed).replace("experiment.", ""),
-                        expected="the experiment that the run was started with",
-                        remedy="give the changed run a name of its own, or undo the changes")
+        raise UserError(
+            f"run {run_url}",
+            got="changed fields " + "; ".join(changed).replace("experiment.", ""),
+            expected="the experiment that the run was started with",
+            remedy="give the changed run a name of its own, or undo the changes",
+        )
 
 
 def write_record(run_url: str, experiment: Experiment, data_fingerprint: str) -> None:

@@ -79,8 +79,12 @@ def fetch_checkpoint(url: str, parts: Iterable[str] = ("ema",), *, into: Path | 
     if CHECKSUMS not in Folder(url).sizes():
         newest = newest_checkpoint(url)
         if newest is None:
-            raise UserError(f"checkpoint {url}", got="no complete checkpoint there or directly below",
-                            expected="a checkpoint folder or a run folder", remedy="correct the URL")
+            raise UserError(
+                f"checkpoint {url}",
+                got="no complete checkpoint there or directly below",
+                expected="a checkpoint folder or a run folder",
+                remedy="correct the URL",
+            )
         url = newest.url
     folder = Folder(url)
     if folder.local is not None:
@@ -117,6 +121,10 @@ def _subfolders(url: str) -> list[str]:
     except (FileNotFoundError, NotADirectoryError):
         return []
     except Exception as error:
-        raise UserError(f"storage {url}", got=f"{type(error).__name__}: {error}", expected="a list of its folders",
-                        remedy="check the address, the network and the credentials") from error
+        raise UserError(
+            f"storage {url}",
+            got=f"{type(error).__name__}: {error}",
+            expected="a list of its folders",
+            remedy="check the address, the network and the credentials",
+        ) from error
     return [entry["name"].rstrip("/").rsplit("/", 1)[-1] for entry in entries if entry["type"] == "directory"]

@@ -68,8 +68,12 @@ class ShardCache:
                 if cache_dir is None and self._dir.stat().st_uid != os.getuid():
                     raise PermissionError(errno.EPERM, "it belongs to another user", str(self._dir))
             except OSError as error:
-                raise UserError("loader.cache_dir", got=str(error), expected="a folder that can be written",
-                                remedy="set loader.cache_dir to another folder") from error
+                raise UserError(
+                    "loader.cache_dir",
+                    got=str(error),
+                    expected="a folder that can be written",
+                    remedy="set loader.cache_dir to another folder",
+                ) from error
 
     def open(self, row: ShardRow, *, patient: bool = False, stop: Callable[[], bool] = lambda: False) -> OpenShard:
         """A shard, verified against its size and checksum.
@@ -98,9 +102,12 @@ class ShardCache:
             if stop():
                 raise InterruptedError(f"stopped waiting for {row.name}")
             if not patient and time.monotonic() > deadline:
-                raise UserError(f"cache folder {self._dir}", got=f"shards in use that leave no room for {row.name}",
-                                expected=f"{row.size} bytes below the bound of {self._max_bytes} bytes",
-                                remedy="raise loader.cache_gib, or give each run its own loader.cache_dir")
+                raise UserError(
+                    f"cache folder {self._dir}",
+                    got=f"shards in use that leave no room for {row.name}",
+                    expected=f"{row.size} bytes below the bound of {self._max_bytes} bytes",
+                    remedy="raise loader.cache_gib, or give each run its own loader.cache_dir",
+                )
             time.sleep(_POLL)
 
     def _open_in_place(self, row: ShardRow, path: Path) -> OpenShard:
@@ -160,8 +167,12 @@ class ShardCache:
         except InterruptedError:
             raise
         except OSError as error:
-            raise UserError(f"cache folder {self._dir}", got=str(error), expected=f"room for {row.size} bytes",
-                            remedy="make room there, or set loader.cache_dir to another folder") from error
+            raise UserError(
+                f"cache folder {self._dir}",
+                got=str(error),
+                expected=f"room for {row.size} bytes",
+                remedy="make room there, or set loader.cache_dir to another folder",
+            ) from error
         finally:
             part.unlink(missing_ok=True)
         return True
@@ -222,6 +233,9 @@ def _verify(where: str, row: ShardRow, size: int, sha256: str) -> None:
 
 
 def _damaged(where: str, got: str, row: ShardRow) -> UserError:
-    return UserError(f"shard {where}", got=got,
-                     expected=f"{row.size} bytes with SHA-256 {row.sha256[:16]}... as its index says",
-                     remedy="copy the shard again, or remove the folder and prepare the data again")
+    return UserError(
+        f"shard {where}",
+        got=got,
+        expected=f"{row.size} bytes with SHA-256 {row.sha256[:16]}... as its index says",
+        remedy="copy the shard again, or remove the folder and prepare the data again",
+    )

@@ -52,8 +52,12 @@ def _options(url: str) -> dict[str, Any]:
     """What the URL's kind of filesystem is opened with."""
     scheme = url.split("://", 1)[0] if "://" in url else "file"
     if scheme not in SCHEMES or not url:
-        raise UserError("storage URL", got=repr(url), expected="a path, file://, gs:// or s3://",
-                        remedy="write the URL with one of these schemes")
+        raise UserError(
+            "storage URL",
+            got=repr(url),
+            expected="a path, file://, gs:// or s3://",
+            remedy="write the URL with one of these schemes",
+        )
     if scheme in ("gs", "gcs"):
         # Its log repeats every error that it also raises, with a traceback.
         logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
@@ -63,8 +67,10 @@ def _options(url: str) -> dict[str, Any]:
             return {"use_listings_cache": False, "token": "anon", "project": "test"}
         return {"use_listings_cache": False}
     if scheme in ("s3", "s3a"):
-        return {"use_listings_cache": False,
-                "config_kwargs": {"connect_timeout": 10, "read_timeout": 30, "retries": {"max_attempts": 2}}}
+        return {
+            "use_listings_cache": False,
+            "config_kwargs": {"connect_timeout": 10, "read_timeout": 30, "retries": {"max_attempts": 2}},
+        }
     return {}
 
 
@@ -126,11 +132,19 @@ def check_reachable(url: str) -> None:
     except UserError:
         raise
     except FileNotFoundError as error:
-        raise UserError(f"bucket {bucket} of {url}", got="no such bucket", expected="an existing bucket",
-                        remedy="create the bucket or correct the URL") from error
+        raise UserError(
+            f"bucket {bucket} of {url}",
+            got="no such bucket",
+            expected="an existing bucket",
+            remedy="create the bucket or correct the URL",
+        ) from error
     except Exception as error:
-        raise UserError(f"storage {url}", got=_describe(error), expected=f"an answer within {REACH_DEADLINE:.0f} s",
-                        remedy="check the address, the network and the credentials") from error
+        raise UserError(
+            f"storage {url}",
+            got=_describe(error),
+            expected=f"an answer within {REACH_DEADLINE:.0f} s",
+            remedy="check the address, the network and the credentials",
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -163,8 +177,11 @@ class Folder:
             entries = self._ask("ls", "", detail=True)
         except (FileNotFoundError, NotADirectoryError):
             return {}
-        return {entry["name"].rstrip("/").rsplit("/", 1)[-1]: int(entry["size"] or 0)
-                for entry in entries if entry["type"] == "file"}
+        return {
+            entry["name"].rstrip("/").rsplit("/", 1)[-1]: int(entry["size"] or 0)
+            for entry in entries
+            if entry["type"] == "file"
+        }
 
     def read(self, name: str, start: int | None = None, stop: int | None = None) -> bytes:
         """Bytes `start` to `stop` of a file, all of it by default.
@@ -199,8 +216,14 @@ class Folder:
             try:
                 if isinstance(filesystem, AsyncFileSystem):
                     # The deadline cancels the request itself, not only the wait for it.
-                    return sync(filesystem.loop, getattr(filesystem, "_" + method), path, *args,
-                                timeout=REQUEST_DEADLINE + extra_seconds, **options)
+                    return sync(
+                        filesystem.loop,
+                        getattr(filesystem, "_" + method),
+                        path,
+                        *args,
+                        timeout=REQUEST_DEADLINE + extra_seconds,
+                        **options,
+                    )
                 return getattr(filesystem, method)(path, *args, **options)
             except _FINAL as error:
                 if isinstance(error, FileNotFoundError | NotADirectoryError):
@@ -213,8 +236,12 @@ class Folder:
         raise AssertionError("unreachable")
 
     def _refused(self, name: str, error: Exception) -> UserError:
-        return UserError(f"storage {self.url_of(name)}", got=_describe(error), expected="the file's bytes",
-                         remedy="check the address, the network, the disk and the credentials")
+        return UserError(
+            f"storage {self.url_of(name)}",
+            got=_describe(error),
+            expected="the file's bytes",
+            remedy="check the address, the network, the disk and the credentials",
+        )
 
 
 def write_local(path: Path, data: bytes) -> None:
@@ -234,8 +261,12 @@ def write_local(path: Path, data: bytes) -> None:
     except OSError as error:
         with suppress(OSError):
             part.unlink(missing_ok=True)
-        raise UserError(f"writing {path}", got=_describe(error), expected="a folder that can be written, with room",
-                        remedy="choose another folder or make room") from error
+        raise UserError(
+            f"writing {path}",
+            got=_describe(error),
+            expected="a folder that can be written, with room",
+            remedy="choose another folder or make room",
+        ) from error
 
 
 def _describe(error: BaseException) -> str:

@@ -72,14 +72,23 @@ class ShardIndex:
         """
         if (self.resolution, self.channels) != (resolution, channels):
             raise UserError(
-                f"data {self.url} ({self.name})", got=_shape(self.resolution, self.channels),
+                f"data {self.url} ({self.name})",
+                got=_shape(self.resolution, self.channels),
                 expected=f"{_shape(resolution, channels)} as the model has",
-                remedy=f"prepare the data with --resolution {resolution}, or choose the preset made for this data")
+                remedy=f"prepare the data with --resolution {resolution}, or choose the preset made for this data",
+            )
 
     def _metadata(self) -> dict[str, Any]:
-        return {"format": FORMAT, "version": VERSION, "name": self.name, "split": self.split,
-                "resolution": self.resolution, "channels": self.channels, "num_samples": self.num_samples,
-                "made_by": dict(self.made_by)}
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            "name": self.name,
+            "split": self.split,
+            "resolution": self.resolution,
+            "channels": self.channels,
+            "num_samples": self.num_samples,
+            "made_by": dict(self.made_by),
+        }
 
 
 def write_index(index: ShardIndex) -> None:
@@ -90,13 +99,22 @@ def write_index(index: ShardIndex) -> None:
     """
     metadata = index._metadata() | {"fingerprint": index.fingerprint}
     schema = pa.schema(
-        [("name", pa.string()), ("size", pa.int64()), ("sha256", pa.string()), ("num_samples", pa.int64()),
-         ("offsets", pa.list_(pa.int64()))], metadata={METADATA_KEY: _canonical(metadata)})
+        [
+            ("name", pa.string()),
+            ("size", pa.int64()),
+            ("sha256", pa.string()),
+            ("num_samples", pa.int64()),
+            ("offsets", pa.list_(pa.int64())),
+        ],
+        metadata={METADATA_KEY: _canonical(metadata)},
+    )
     columns = {
-        "name": [shard.name for shard in index.shards], "size": [shard.size for shard in index.shards],
+        "name": [shard.name for shard in index.shards],
+        "size": [shard.size for shard in index.shards],
         "sha256": [shard.sha256 for shard in index.shards],
         "num_samples": [shard.num_samples for shard in index.shards],
-        "offsets": [shard.offsets for shard in index.shards]}
+        "offsets": [shard.offsets for shard in index.shards],
+    }
     buffer = io.BytesIO()
     pq.write_table(pa.table(columns, schema=schema), buffer, compression="zstd")
     Folder(index.url).write(INDEX_NAME, buffer.getvalue())
@@ -118,8 +136,12 @@ def open_index(url: str, *, check_shards: bool = True) -> ShardIndex:
     sizes = folder.sizes()
     if INDEX_NAME not in sizes:
         held = f"{len(sizes)} files, none of them {INDEX_NAME}" if sizes else "an empty or missing folder"
-        raise UserError(f"data {url}", got=held, expected=f"image shards with their {INDEX_NAME}",
-                        remedy="correct the URL, or make the shards with python -m datasets_prep.<name>")
+        raise UserError(
+            f"data {url}",
+            got=held,
+            expected=f"image shards with their {INDEX_NAME}",
+            remedy="correct the URL, or make the shards with python -m datasets_prep.<name>",
+        )
     if sizes[INDEX_NAME] > MAX_INDEX_BYTES:
         raise _bad(url, f"{sizes[INDEX_NAME]} bytes", f"at most {MAX_INDEX_BYTES} bytes")
     index = parse_index(url, folder.read(INDEX_NAME))
@@ -127,9 +149,12 @@ def open_index(url: str, *, check_shards: bool = True) -> ShardIndex:
         for shard in index.shards:
             if sizes.get(shard.name) != shard.size:
                 found = f"{sizes[shard.name]} bytes" if shard.name in sizes else "no such file"
-                raise UserError(f"shard {folder.url_of(shard.name)}", got=found,
-                                expected=f"{shard.size} bytes as its index says",
-                                remedy="copy the shard again, or remove the folder and prepare the data again")
+                raise UserError(
+                    f"shard {folder.url_of(shard.name)}",
+                    got=found,
+                    expected=f"{shard.size} bytes as its index says",
+                    remedy="copy the shard again, or remove the folder and prepare the data again",
+                )
     return index
 
 
@@ -143,18 +168,32 @@ def parse_index(url: str, data: bytes) -> ShardIndex:
         table = pq.read_table(pa.BufferReader(data))
         metadata = json.loads((table.schema.metadata or {})[METADATA_KEY])
         if metadata["format"] != FORMAT or metadata["version"] != VERSION:
-            raise _bad(url, f"format {metadata['format']!r} version {metadata['version']!r}",
-                       f"format {FORMAT} version {VERSION}")
+            raise _bad(
+                url,
+                f"format {metadata['format']!r} version {metadata['version']!r}",
+                f"format {FORMAT} version {VERSION}",
+            )
         rows = tuple(
             ShardRow(str(row["name"]), int(row["size"]), str(row["sha256"]), np.array(row["offsets"], dtype=np.int64))
-            for batch in table.to_batches(max_chunksize=64) for row in batch.to_pylist())
+            for batch in table.to_batches(max_chunksize=64)
+            for row in batch.to_pylist()
+        )
         counts = table.column("num_samples").to_pylist()
         index = ShardIndex(
-            url=url, name=str(metadata["name"]), split=str(metadata["split"]), resolution=int(metadata["resolution"]),
-            channels=int(metadata["channels"]), shards=rows, made_by=dict(metadata["made_by"]))
+            url=url,
+            name=str(metadata["name"]),
+            split=str(metadata["split"]),
+            resolution=int(metadata["resolution"]),
+            channels=int(metadata["channels"]),
+            shards=rows,
+            made_by=dict(metadata["made_by"]),
+        )
     except (pa.ArrowException, KeyError, TypeError, ValueError, OverflowError) as error:
-        raise _bad(url, f"{type(error).__name__}: {' '.join(str(error).split())[:120]}",
-                   f"a Parquet file in format {FORMAT} version {VERSION}") from error
+        raise _bad(
+            url,
+            f"{type(error).__name__}: {' '.join(str(error).split())[:120]}",
+            f"a Parquet file in format {FORMAT} version {VERSION}",
+        ) from error
     _check(index, counts, metadata)
     return index
 
@@ -162,8 +201,9 @@ def parse_index(url: str, data: bytes) -> ShardIndex:
 def _check(index: ShardIndex, counts: Sequence[int], metadata: Mapping[str, Any]) -> None:
     url = index.url
     if not 1 <= index.resolution <= MAX_RESOLUTION or index.channels not in (1, 3):
-        raise _bad(url, _shape(index.resolution, index.channels),
-                   f"1 to {MAX_RESOLUTION} pixels square with 1 or 3 channels")
+        raise _bad(
+            url, _shape(index.resolution, index.channels), f"1 to {MAX_RESOLUTION} pixels square with 1 or 3 channels"
+        )
     if not 1 <= len(index.shards) <= MAX_SHARDS:
         raise _bad(url, f"{len(index.shards)} shards", f"1 to {MAX_SHARDS} shards")
     names = [shard.name for shard in index.shards]
@@ -178,16 +218,24 @@ def _check(index: ShardIndex, counts: Sequence[int], metadata: Mapping[str, Any]
             raise _bad(url, f"{shard.size} bytes for {shard.name}", f"at most {MAX_SHARD_BYTES} bytes")
         if count != shard.num_samples or count < 1:
             raise _bad(url, f"{count} samples but {shard.num_samples} offsets for {shard.name}", "one offset a sample")
-        if shard.offsets[0] != 0 or np.any(np.diff(shard.offsets) < 2 * TAR_BLOCK) \
-                or np.any(shard.offsets % TAR_BLOCK) or shard.offsets[-1] + 2 * TAR_BLOCK > shard.size:
+        if (
+            shard.offsets[0] != 0
+            or np.any(np.diff(shard.offsets) < 2 * TAR_BLOCK)
+            or np.any(shard.offsets % TAR_BLOCK)
+            or shard.offsets[-1] + 2 * TAR_BLOCK > shard.size
+        ):
             raise _bad(url, f"impossible offsets for {shard.name}", "offsets that rise from 0 within the file")
     if metadata.get("num_samples") != index.num_samples or metadata.get("fingerprint") != index.fingerprint:
         raise _bad(url, "a fingerprint or count that does not fit its rows", "the fingerprint of these rows")
 
 
 def _bad(url: str, got: str, expected: str) -> UserError:
-    return UserError(f"index {Folder(url).url_of(INDEX_NAME)}", got=got, expected=expected,
-                     remedy="copy the index again, or prepare the data again")
+    return UserError(
+        f"index {Folder(url).url_of(INDEX_NAME)}",
+        got=got,
+        expected=expected,
+        remedy="copy the index again, or prepare the data again",
+    )
 
 
 def _shape(resolution: int, channels: int) -> str:

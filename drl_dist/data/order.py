@@ -70,7 +70,7 @@ class SampleOrder:
         """The shards (k,) of a window, counted through all passes."""
         number, index = divmod(window, self.windows_per_pass)
         permutation, _ = self._pass_layout(number)
-        return permutation[index * self._window_shards:(index + 1) * self._window_shards]
+        return permutation[index * self._window_shards : (index + 1) * self._window_shards]
 
     def _compute_pass_layout(self, number: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         permutation = _permutation(len(self._counts), self._seed, number, 0, _STAGE_SHARDS)

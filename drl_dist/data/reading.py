@@ -24,8 +24,16 @@ from drl_dist.errors import UserError
 MEMBERS = {"png", "json"}
 _MODES = {1: "L", 3: "RGB"}
 # What Pillow's PNG reader raises for damaged data, its chunks included.
-_DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error,
-                  Image.DecompressionBombError)
+_DECODE_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    IndexError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
 
 
 def read_image(shard: OpenShard, sample: int, index: ShardIndex) -> NDArray[np.uint8]:
@@ -101,5 +109,9 @@ def _open_url(url: str, mode: str = "rb", *_: Any, **__: Any) -> Any:
 
 
 def _damaged(shard: OpenShard, sample: int, url: str, got: str, expected: str) -> UserError:
-    return UserError(f"sample {sample} of shard {url.rstrip('/')}/{shard.row.name}", got=got, expected=expected,
-                     remedy="prepare the data again")
+    return UserError(
+        f"sample {sample} of shard {url.rstrip('/')}/{shard.row.name}",
+        got=got,
+        expected=expected,
+        remedy="prepare the data again",
+    )

@@ -47,12 +47,26 @@ class ShardStream:
             Iterating raises it for a shard or image that is missing or damaged, naming it.
     """
 
-    def __init__(self, index: ShardIndex, *, seed: int, batch_size: int, rank: int = 0, world_size: int = 1,
-                 start_position: int = 0, horizontal_flip: bool = False, loader: LoaderConfig | None = None) -> None:
+    def __init__(
+        self,
+        index: ShardIndex,
+        *,
+        seed: int,
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        start_position: int = 0,
+        horizontal_flip: bool = False,
+        loader: LoaderConfig | None = None,
+    ) -> None:
         loader = loader or LoaderConfig()
         if batch_size % world_size:
-            raise UserError("train.batch_size", got=batch_size, expected=f"a multiple of {world_size} workers",
-                            remedy="change --num-workers or --train.batch-size")
+            raise UserError(
+                "train.batch_size",
+                got=batch_size,
+                expected=f"a multiple of {world_size} workers",
+                remedy="change --num-workers or --train.batch-size",
+            )
         self.index = index
         self.order = SampleOrder([shard.num_samples for shard in index.shards], seed, loader.window_shards)
         self._seed, self._batch_size, self._flip = seed, batch_size, horizontal_flip
@@ -95,8 +109,9 @@ class ShardStream:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def _submit(self) -> None:
@@ -106,8 +121,10 @@ class ShardStream:
         first, last = int(places.window[0]), int(places.window[-1])
         for window in range(first, last + 2):
             if window not in self._windows:
-                self._windows[window] = {int(shard): self._fetchers.submit(self._open, int(shard), window > last)
-                                         for shard in self.order.window_shards(window)}
+                self._windows[window] = {
+                    int(shard): self._fetchers.submit(self._open, int(shard), window > last)
+                    for shard in self.order.window_shards(window)
+                }
         shards = {window: self._windows[window] for window in range(first, last + 1)}
         self._ahead.append((first, self._decoders.submit(self._load, positions, places, shards)))
 
@@ -140,13 +157,17 @@ class ShardStream:
     def _check_cache_size(self, loader: LoaderConfig) -> None:
         # At most: the window of the slowest rank, those that the batches ahead reach into, and the next one.
         counts = sorted(shard.num_samples for shard in self.index.shards)
-        smallest_window = max(1, sum(counts[:loader.window_shards]))
+        smallest_window = max(1, sum(counts[: loader.window_shards]))
         windows = 3 + (self._prefetch + 1) * self._batch_size // smallest_window
         sizes = sorted((shard.size for shard in self.index.shards), reverse=True)
-        needed = sum(sizes[:windows * loader.window_shards])
+        needed = sum(sizes[: windows * loader.window_shards])
         if needed > loader.cache_gib * 2**30 and Folder(self.index.url).local is None:
-            raise UserError("loader.cache_gib", got=loader.cache_gib, expected=f"at least {needed / 2**30:.3f}",
-                            remedy="raise it, or lower loader.window_shards")
+            raise UserError(
+                "loader.cache_gib",
+                got=loader.cache_gib,
+                expected=f"at least {needed / 2**30:.3f}",
+                remedy="raise it, or lower loader.window_shards",
+            )
 
 
 def _close_shard(opening: Future[OpenShard]) -> None:

@@ -13,9 +13,16 @@ from pathlib import Path
 from drl_dist.localhost.ray_head import RayHead
 
 
-def submit_job(head: RayHead, entrypoint: Sequence[str], *, environment: Mapping[str, str] | None = None,
-               working_dir: str | Path = ".", submission_id: str | None = None,
-               echo: Callable[[str], None] = print, timeout_seconds: float | None = None) -> int:
+def submit_job(
+    head: RayHead,
+    entrypoint: Sequence[str],
+    *,
+    environment: Mapping[str, str] | None = None,
+    working_dir: str | Path = ".",
+    submission_id: str | None = None,
+    echo: Callable[[str], None] = print,
+    timeout_seconds: float | None = None,
+) -> int:
     """Run ``ray job submit --working-dir DIR -- ENTRYPOINT`` and pass its output on as it comes.
 
     Args:
@@ -30,16 +37,31 @@ def submit_job(head: RayHead, entrypoint: Sequence[str], *, environment: Mapping
     Raises:
         TimeoutError: the job still ran after `timeout_seconds`; the job itself goes on until the head stops.
     """
-    command = [sys.executable, "-m", "ray.scripts.scripts", "job", "submit", f"--address={head.address}",
-               f"--working-dir={working_dir}", "--log-style=record"]
+    command = [
+        sys.executable,
+        "-m",
+        "ray.scripts.scripts",
+        "job",
+        "submit",
+        f"--address={head.address}",
+        f"--working-dir={working_dir}",
+        "--log-style=record",
+    ]
     if submission_id is not None:
         command.append(f"--submission-id={submission_id}")
     if environment:
         command.append("--runtime-env-json=" + json.dumps({"env_vars": dict(environment)}))
     expired = threading.Event()
-    with subprocess.Popen([*command, "--", *entrypoint], env=os.environ | head.environment(), text=True,
-                          errors="replace", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                          stderr=subprocess.STDOUT) as client:
+    with subprocess.Popen(
+        [*command, "--", *entrypoint],
+        env=os.environ | head.environment(),
+        text=True,
+        errors="replace",
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    ) as client:
+
         def expire() -> None:
             expired.set()
             client.kill()

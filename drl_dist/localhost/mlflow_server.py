@@ -36,7 +36,13 @@ class MlflowServer(LocalServer):
 
     def command(self) -> list[str]:
         return [
-            sys.executable, "-m", "mlflow", "server", f"--host={HOST}", f"--port={self.port}", "--workers=1",
+            sys.executable,
+            "-m",
+            "mlflow",
+            "server",
+            f"--host={HOST}",
+            f"--port={self.port}",
+            "--workers=1",
             f"--backend-store-uri=sqlite:///{self.folder / 'mlflow.db'}",
             f"--artifacts-destination={self.folder / 'artifacts'}",
         ]

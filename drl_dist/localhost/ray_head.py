@@ -30,16 +30,31 @@ class RayHead(LocalServer):
         start_seconds: time it has to become ready.
     """
 
-    def __init__(self, num_cpus: int = 2, *, object_store_bytes: int = 200_000_000,
-                 environment: Mapping[str, str] | None = None, start_seconds: float = 300) -> None:
+    def __init__(
+        self,
+        num_cpus: int = 2,
+        *,
+        object_store_bytes: int = 200_000_000,
+        environment: Mapping[str, str] | None = None,
+        start_seconds: float = 300,
+    ) -> None:
         # Unix sockets lie far below this folder and their paths end at 107 bytes: not $TMPDIR, which may be long.
         self.folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
         super().__init__("Ray head", self.folder / "head.log", start_seconds)
         self.num_cpus, self.object_store_bytes = num_cpus, object_store_bytes
         self._extra = dict(environment or {})
         self._token = secrets.token_hex(32)
-        names = ("gcs", "dashboard", "client", "agent-http", "agent-grpc", "runtime-env", "metrics",
-                 "dashboard-metrics", "autoscaler-metrics")
+        names = (
+            "gcs",
+            "dashboard",
+            "client",
+            "agent-http",
+            "agent-grpc",
+            "runtime-env",
+            "metrics",
+            "dashboard-metrics",
+            "autoscaler-metrics",
+        )
         self._ports = dict(zip(names, free_ports(len(names)), strict=True))
 
     @property
@@ -49,18 +64,37 @@ class RayHead(LocalServer):
 
     def environment(self) -> dict[str, str]:
         """What a client's environment needs: ``ray job submit`` and ``ray.init`` then find and may use this head."""
-        return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self._token, "RAY_API_SERVER_ADDRESS": self.address,
-                "RAY_ADDRESS": f"{HOST}:{self._ports['gcs']}", "RAY_USAGE_STATS_ENABLED": "0", **LOOPBACK_ONLY}
+        return {
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": self._token,
+            "RAY_API_SERVER_ADDRESS": self.address,
+            "RAY_ADDRESS": f"{HOST}:{self._ports['gcs']}",
+            "RAY_USAGE_STATS_ENABLED": "0",
+            **LOOPBACK_ONLY,
+        }
 
     def command(self) -> list[str]:
         ports = self._ports
         return [
-            sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats",
-            "--log-style=record", f"--temp-dir={self.folder}", f"--node-ip-address={HOST}", f"--dashboard-host={HOST}",
-            f"--num-cpus={self.num_cpus}", f"--object-store-memory={self.object_store_bytes}",
-            f"--port={ports['gcs']}", f"--dashboard-port={ports['dashboard']}",
-            f"--ray-client-server-port={ports['client']}", f"--dashboard-agent-listen-port={ports['agent-http']}",
-            f"--dashboard-agent-grpc-port={ports['agent-grpc']}", f"--runtime-env-agent-port={ports['runtime-env']}",
+            sys.executable,
+            "-m",
+            "ray.scripts.scripts",
+            "start",
+            "--head",
+            "--block",
+            "--disable-usage-stats",
+            "--log-style=record",
+            f"--temp-dir={self.folder}",
+            f"--node-ip-address={HOST}",
+            f"--dashboard-host={HOST}",
+            f"--num-cpus={self.num_cpus}",
+            f"--object-store-memory={self.object_store_bytes}",
+            f"--port={ports['gcs']}",
+            f"--dashboard-port={ports['dashboard']}",
+            f"--ray-client-server-port={ports['client']}",
+            f"--dashboard-agent-listen-port={ports['agent-http']}",
+            f"--dashboard-agent-grpc-port={ports['agent-grpc']}",
+            f"--runtime-env-agent-port={ports['runtime-env']}",
             f"--metrics-export-port={ports['metrics']}",
         ]
 
@@ -68,15 +102,18 @@ class RayHead(LocalServer):
         # Jobs say `python` and must get this interpreter's environment.
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
         inherited = {name: value for name, value in os.environ.items() if name != "RAY_AUTH_TOKEN_PATH"}
-        mine = self.environment() | {"DASHBOARD_METRIC_PORT": str(self._ports["dashboard-metrics"]),
-                                     "AUTOSCALER_METRIC_PORT": str(self._ports["autoscaler-metrics"])}
+        mine = self.environment() | {
+            "DASHBOARD_METRIC_PORT": str(self._ports["dashboard-metrics"]),
+            "AUTOSCALER_METRIC_PORT": str(self._ports["autoscaler-metrics"]),
+        }
         del mine["RAY_ADDRESS"]  # `ray start --head` refuses to join another cluster
         inherited.pop("RAY_ADDRESS", None)
         return inherited | self._extra | mine | {"PATH": path}
 
     def is_ready(self) -> bool:
-        request = urllib.request.Request(f"{self.address}/nodes?view=summary",
-                                         headers={"Authorization": f"Bearer {self._token}"})
+        request = urllib.request.Request(
+            f"{self.address}/nodes?view=summary", headers={"Authorization": f"Bearer {self._token}"}
+        )
         try:
             with urllib.request.urlopen(request, timeout=5) as answer:
                 nodes = json.load(answer)["data"]["summary"]

@@ -92,8 +92,13 @@ class LocalServer(ABC):
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as output:
             self._process = subprocess.Popen(
-                self.command(), stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
-                env=self.server_environment(), start_new_session=True)
+                self.command(),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=self.server_environment(),
+                start_new_session=True,
+            )
         try:
             self._wait_until_ready(self._process)
         except BaseException:
@@ -121,8 +126,9 @@ class LocalServer(ABC):
     def __enter__(self) -> Self:
         return self.start()
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.stop()
 
     def _wait_until_ready(self, process: subprocess.Popen[bytes]) -> None:
@@ -132,12 +138,16 @@ class LocalServer(ABC):
             if process.poll() is not None:
                 raise StartError(f"{self.name} ended with status {process.returncode}; its last lines:\n{self._tail()}")
             if now - began > self.start_seconds:
-                raise StartError(f"{self.name} was not ready after {self.start_seconds:.0f} s; its last lines:\n"
-                                 f"{self._tail()}")
+                raise StartError(
+                    f"{self.name} was not ready after {self.start_seconds:.0f} s; its last lines:\n{self._tail()}"
+                )
             if now - told > 5:
                 told = now
-                print(f"{self.name}: starting, {now - began:.0f} s of at most {self.start_seconds:.0f} s",
-                      file=sys.stderr, flush=True)
+                print(
+                    f"{self.name}: starting, {now - began:.0f} s of at most {self.start_seconds:.0f} s",
+                    file=sys.stderr,
+                    flush=True,
+                )
             time.sleep(0.1)
 
     def _tail(self, lines: int = 20) -> str:

@@ -35,9 +35,12 @@ def cluster(environment: Mapping[str, str] | None = None) -> Iterator[None]:
         # A running Ray that happens to be on this machine is somebody else's.
         ray.init(address=address or "local", logging_level=logging.WARNING, runtime_env={"env_vars": missing})
     except (ConnectionError, RuntimeError) as error:
-        raise UserError("Ray cluster", got=" ".join(str(error).split())[:200], expected=f"a cluster at {address}"
-                        if address else "a Ray of its own on this machine",
-                        remedy="start the cluster, or correct or unset RAY_ADDRESS") from error
+        raise UserError(
+            "Ray cluster",
+            got=" ".join(str(error).split())[:200],
+            expected=f"a cluster at {address}" if address else "a Ray of its own on this machine",
+            remedy="start the cluster, or correct or unset RAY_ADDRESS",
+        ) from error
     try:
         yield
     finally:
@@ -56,9 +59,12 @@ def check_capacity(num_workers: int, *, cpus: int, gpus: int) -> None:
     for name, per_worker in (("CPU", cpus), ("GPU", gpus)):
         has = max(int(present.get(name, 0)), int(possible.get(name, 0)))
         if num_workers * per_worker > has:
-            raise UserError(f"{num_workers} workers of {per_worker} {name}", got=f"a cluster with {has} {name}",
-                            expected=f"{num_workers * per_worker} {name}",
-                            remedy="use fewer workers or a larger cluster")
+            raise UserError(
+                f"{num_workers} workers of {per_worker} {name}",
+                got=f"a cluster with {has} {name}",
+                expected=f"{num_workers * per_worker} {name}",
+                remedy="use fewer workers or a larger cluster",
+            )
 
 
 def is_loopback() -> bool:
@@ -74,5 +80,9 @@ def _check_answers(address: str) -> None:
     try:
         socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
     except OSError as error:
-        raise UserError("Ray cluster", got=f"no answer ({error})", expected=f"a cluster at RAY_ADDRESS={address}",
-                        remedy="start the cluster, or correct or unset RAY_ADDRESS") from error
+        raise UserError(
+            "Ray cluster",
+            got=f"no answer ({error})",
+            expected=f"a cluster at RAY_ADDRESS={address}",
+            remedy="start the cluster, or correct or unset RAY_ADDRESS",
+        ) from error

@@ -82,10 +82,13 @@ def load_model(address: str, tracking_uri: str | None) -> SampleModel:
         checkpoint = read_checkpoint(folder)
         checksums: dict[str, Any] = json.loads((folder / CHECKSUMS).read_text())
         return SampleModel(
-            experiment=checkpoint.experiment, step=checkpoint.state.step,
+            experiment=checkpoint.experiment,
+            step=checkpoint.state.step,
             ema={name: tensor.numpy() for name, tensor in checkpoint.tensors["ema"].items()},
-            ema_sha256=checksums[part_file("ema")]["sha256"], config_sha256=checksums[CONFIG]["sha256"],
-            version=version)
+            ema_sha256=checksums[part_file("ema")]["sha256"],
+            config_sha256=checksums[CONFIG]["sha256"],
+            version=version,
+        )
 
 
 def _registered(address: str, tracking_uri: str | None, into: Path) -> ResolvedModel:
@@ -98,36 +101,65 @@ def sample_request(options: SampleOptions, model: SampleModel) -> SampleRequest:
     """All that determines the images."""
     scale = options.noise_scale
     return SampleRequest(
-        preset=model.experiment.preset, ema_sha256=model.ema_sha256, config_sha256=model.config_sha256,
-        num_images=options.num_images, seed=options.seed,
+        preset=model.experiment.preset,
+        ema_sha256=model.ema_sha256,
+        config_sha256=model.config_sha256,
+        num_images=options.num_images,
+        seed=options.seed,
         noise_scale=model.experiment.mcmc.sampling_noise_scale if scale is None else scale,
-        shard_size=options.shard_size, batch_size=options.batch_size,
-        device="cuda" if options.use_gpu else "cpu", threads=options.cpus_per_worker)
+        shard_size=options.shard_size,
+        batch_size=options.batch_size,
+        device="cuda" if options.use_gpu else "cpu",
+        threads=options.cpus_per_worker,
+    )
 
 
-def _make(options: SampleOptions, model: SampleModel, request: SampleRequest, output: SampleOutput,
-          records: dict[int, UnitRecord], missing: list[int]) -> None:
+def _make(
+    options: SampleOptions,
+    model: SampleModel,
+    request: SampleRequest,
+    output: SampleOutput,
+    records: dict[int, UnitRecord],
+    missing: list[int],
+) -> None:
     done = sum(len(request.images_of(unit)) for unit in records)
     with cluster():
         check_capacity(options.num_workers, cpus=options.cpus_per_worker, gpus=int(options.use_gpu))
         output.begin()
-        print(f"{'resuming' if records else 'sampling'} {request.num_images} images of {options.model} (step "
-              f"{model.step}) to {options.out}: {len(missing)} of {request.num_units} shards to make on "
-              f"{options.num_workers} workers", flush=True)
-        pool = WorkerPool(options.num_workers, cpus=options.cpus_per_worker, gpus=int(options.use_gpu),
-                          arguments=(model.experiment, model.ema, request, options.out))
+        print(
+            f"{'resuming' if records else 'sampling'} {request.num_images} images of {options.model} (step "
+            f"{model.step}) to {options.out}: {len(missing)} of {request.num_units} shards to make on "
+            f"{options.num_workers} workers",
+            flush=True,
+        )
+        pool = WorkerPool(
+            options.num_workers,
+            cpus=options.cpus_per_worker,
+            gpus=int(options.use_gpu),
+            arguments=(model.experiment, model.ema, request, options.out),
+        )
         with progress("sampling", request.num_images, done, "images") as advance:
             for unit, record in pool.run(missing, advance):
                 output.note(unit, record)
                 records[unit] = record
 
 
-def _finish(options: SampleOptions, model: SampleModel, request: SampleRequest, output: SampleOutput,
-            records: dict[int, UnitRecord], real: ShardIndex | None) -> None:
+def _finish(
+    options: SampleOptions,
+    model: SampleModel,
+    request: SampleRequest,
+    output: SampleOutput,
+    records: dict[int, UnitRecord],
+    real: ShardIndex | None,
+) -> None:
     version = model.version
-    origin = {"model": f"models:/{version.name}/{version.version}" if version else options.model,
-              "model_name": version.name if version else None, "model_version": version.version if version else None,
-              "step": model.step, "devices": sorted({record.device for record in records.values()})}
+    origin = {
+        "model": f"models:/{version.name}/{version.version}" if version else options.model,
+        "model_name": version.name if version else None,
+        "model_version": version.version if version else None,
+        "step": model.step,
+        "devices": sorted({record.device for record in records.values()}),
+    }
     output.write_manifest(records, origin)
     index = output.index(records)
     sheet = output.write_grid(index, real)
@@ -136,10 +168,18 @@ def _finish(options: SampleOptions, model: SampleModel, request: SampleRequest, 
 
         # One run for each request and place, whatever the number of starts.
         identity = hashlib.sha256(f"{request.digest} {output.url}".encode()).hexdigest()[:12]
-        run_id = link_samples(options.tracking_uri, version, run_name=f"samples-{version.name}-{identity}",
-                              params=vars(request) | {"fingerprint": index.fingerprint}, grid=sheet,
-                              output_url=output.url)
+        run_id = link_samples(
+            options.tracking_uri,
+            version,
+            run_name=f"samples-{version.name}-{identity}",
+            params=vars(request) | {"fingerprint": index.fingerprint},
+            grid=sheet,
+            output_url=output.url,
+        )
         print(f"logged to MLflow as run {run_id}, linked to version {version.version} of {version.name}", flush=True)
     output.finish(index)
-    print(f"{index.num_samples} images in {len(index.shards)} shards below {output.url}, with {MANIFEST_NAME}, "
-          f"{GRID_NAME} and {PROGRESSION_NAME}", flush=True)
+    print(
+        f"{index.num_samples} images in {len(index.shards)} shards below {output.url}, with {MANIFEST_NAME}, "
+        f"{GRID_NAME} and {PROGRESSION_NAME}",
+        flush=True,
+    )

@@ -55,15 +55,25 @@ def check_options(options: SampleOptions) -> None:
         ("--cpus-per-worker", options.cpus_per_worker, "at least 1", options.cpus_per_worker >= 1),
         ("--shard-size", options.shard_size, f"at least {smallest_shard}", options.shard_size >= smallest_shard),
         ("--batch-size", options.batch_size, "at least 1", options.batch_size >= 1),
-        ("--noise-scale", options.noise_scale, "a finite number of at least 0",
-         options.noise_scale is None or (options.noise_scale >= 0 and math.isfinite(options.noise_scale))),
+        (
+            "--noise-scale",
+            options.noise_scale,
+            "a finite number of at least 0",
+            options.noise_scale is None or (options.noise_scale >= 0 and math.isfinite(options.noise_scale)),
+        ),
     ]
     for name, place in (("--out", options.out), ("--real", options.real or "/")):
         # A job's working directory is a copy that goes away with the job.
         rules.append((name, place, "a URL or an absolute path", "://" in place or place.startswith("/")))
     if not options.model.startswith("models:/"):
-        rules.append(("--model", options.model, "models:/NAME@latest, models:/NAME/VERSION, a URL or an absolute path",
-                      "://" in options.model or options.model.startswith("/")))
+        rules.append(
+            (
+                "--model",
+                options.model,
+                "models:/NAME@latest, models:/NAME/VERSION, a URL or an absolute path",
+                "://" in options.model or options.model.startswith("/"),
+            )
+        )
     for name, got, expected, holds in rules:
         if not holds:
             raise UserError(f"option {name}", got=got, expected=expected, remedy="correct the option")

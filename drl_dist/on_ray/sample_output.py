@@ -77,11 +77,13 @@ class SampleOutput:
         numbers = [int(name[:-5]) for name in names if re.fullmatch(r"\d{5}\.json", name)]
         with ThreadPoolExecutor(_THREADS) as threads:
             texts = list(threads.map(lambda number: self._records.read(f"{number:05d}.json"), numbers))
-        found = {number: UnitRecord.from_json(text, self._request)
-                 for number, text in zip(numbers, texts, strict=True)}
+        found = {number: UnitRecord.from_json(text, self._request) for number, text in zip(numbers, texts, strict=True)}
         sizes = self._folder.sizes()
-        return {number: record for number, record in sorted(found.items())
-                if record is not None and sizes.get(record.row.name) == record.row.size}
+        return {
+            number: record
+            for number, record in sorted(found.items())
+            if record is not None and sizes.get(record.row.name) == record.row.size
+        }
 
     def begin(self) -> None:
         """Note what the folder is for; this also shows that it can be written.
@@ -104,17 +106,25 @@ class SampleOutput:
         sizes = self._folder.sizes()
         for record in records.values():
             if sizes.get(record.row.name) != record.row.size:
-                raise UserError(f"shard {self._folder.url_of(record.row.name)}",
-                                got=f"{sizes[record.row.name]} bytes" if record.row.name in sizes else "no such file",
-                                expected=f"{record.row.size} bytes as its worker wrote",
-                                remedy="use an --out that all machines of the cluster share")
+                raise UserError(
+                    f"shard {self._folder.url_of(record.row.name)}",
+                    got=f"{sizes[record.row.name]} bytes" if record.row.name in sizes else "no such file",
+                    expected=f"{record.row.size} bytes as its worker wrote",
+                    remedy="use an --out that all machines of the cluster share",
+                )
 
     def index(self, records: Mapping[int, UnitRecord]) -> ShardIndex:
         """The index of all shards, not yet written."""
         model = self._experiment.model
-        return ShardIndex(url=self.url, name=self._experiment.preset, split=SPLIT, resolution=model.resolution,
-                          channels=model.channels, shards=tuple(records[unit].row for unit in sorted(records)),
-                          made_by=dataclasses.asdict(self._request))
+        return ShardIndex(
+            url=self.url,
+            name=self._experiment.preset,
+            split=SPLIT,
+            resolution=model.resolution,
+            channels=model.channels,
+            shards=tuple(records[unit].row for unit in sorted(records)),
+            made_by=dataclasses.asdict(self._request),
+        )
 
     def write_manifest(self, records: Mapping[int, UnitRecord], origin: Mapping[str, Any]) -> None:
         """Write a row for each image: image_id, shard, member, offset and size of its PNG in the shard, sha256.
@@ -122,21 +132,35 @@ class SampleOutput:
         Args:
             origin: what to say about the model, kept with the request in the schema's metadata as JSON.
         """
-        metadata = {"format": MANIFEST_FORMAT, "version": MANIFEST_VERSION, **dataclasses.asdict(self._request),
-                    **origin}
+        metadata = {
+            "format": MANIFEST_FORMAT,
+            "version": MANIFEST_VERSION,
+            **dataclasses.asdict(self._request),
+            **origin,
+        }
         schema = pa.schema(
-            [("image_id", pa.int64()), ("shard", pa.string()), ("member", pa.string()), ("offset", pa.int64()),
-             ("size", pa.int64()), ("sha256", pa.string())],
-            metadata={METADATA_KEY: json.dumps(metadata, sort_keys=True).encode()})
+            [
+                ("image_id", pa.int64()),
+                ("shard", pa.string()),
+                ("member", pa.string()),
+                ("offset", pa.int64()),
+                ("size", pa.int64()),
+                ("sha256", pa.string()),
+            ],
+            metadata={METADATA_KEY: json.dumps(metadata, sort_keys=True).encode()},
+        )
         buffer = io.BytesIO()
         with pq.ParquetWriter(buffer, schema, compression="zstd") as writer:
             for unit, record in sorted(records.items()):
                 images = self._request.images_of(unit)
                 columns = {
-                    "image_id": list(images), "shard": [record.row.name] * len(images),
+                    "image_id": list(images),
+                    "shard": [record.row.name] * len(images),
                     "member": [f"{image:09d}.png" for image in images],
-                    "offset": record.row.offsets + TAR_HEADER_BYTES, "size": list(record.png_sizes),
-                    "sha256": list(record.png_sha256)}
+                    "offset": record.row.offsets + TAR_HEADER_BYTES,
+                    "size": list(record.png_sizes),
+                    "sha256": list(record.png_sha256),
+                }
                 writer.write_table(pa.table(columns, schema=schema))
         self._folder.write(MANIFEST_NAME, buffer.getvalue())
 
@@ -159,13 +183,19 @@ class SampleOutput:
         """Remove the records, and what a killed writer left."""
         with ThreadPoolExecutor(_THREADS) as threads:
             list(threads.map(self._records.remove, self._records.sizes()))
-            list(threads.map(self._folder.remove,
-                             [name for name in self._folder.sizes() if re.fullmatch(r"\..*\.part", name)]))
+            list(
+                threads.map(
+                    self._folder.remove, [name for name in self._folder.sizes() if re.fullmatch(r"\..*\.part", name)]
+                )
+            )
         if self._records.local is not None and self._records.local.is_dir():
             self._records.local.rmdir()
 
     def _refuse_other(self, found: dict[str, Any]) -> None:
         if other := differences(found, dataclasses.asdict(self._request)):
-            raise UserError(f"output {self.url}", got="other images (" + ", ".join(other) + ")",
-                            expected="an empty folder, or images of this request",
-                            remedy="choose another --out, or repeat the command that began there")
+            raise UserError(
+                f"output {self.url}",
+                got="other images (" + ", ".join(other) + ")",
+                expected="an empty folder, or images of this request",
+                remedy="choose another --out, or repeat the command that began there",
+            )

@@ -103,8 +103,9 @@ class UnitMaker:
         out: folder URL that shards are written to.
     """
 
-    def __init__(self, experiment: Experiment, ema: Mapping[str, NDArray[np.float32]], request: SampleRequest,
-                 out: str) -> None:
+    def __init__(
+        self, experiment: Experiment, ema: Mapping[str, NDArray[np.float32]], request: SampleRequest, out: str
+    ) -> None:
         self._request, self._out = request, out
         torch.set_num_threads(request.threads)
         # Convolutions that add up in no fixed order would give other bytes at each try.
@@ -138,9 +139,12 @@ class UnitMaker:
         for ids in torch.tensor(images, device=self._device).split(self._request.batch_size):
             stages = self._sampler.sample_levels(self._engine.raw_at, self._noise, ids, self._shape)
             if not bool(stages.isfinite().all()):
-                raise UserError(f"generated images {int(ids[0])} to {int(ids[-1])}", got="values that are not finite",
-                                expected="finite pixels", remedy="sample an earlier checkpoint, or train at a lower "
-                                "learning rate")
+                raise UserError(
+                    f"generated images {int(ids[0])} to {int(ids[-1])}",
+                    got="values that are not finite",
+                    expected="finite pixels",
+                    remedy="sample an earlier checkpoint, or train at a lower learning rate",
+                )
             pngs += [encode_png(pixels) for pixels in to_uint8(stages[-1]).cpu().numpy()]
             if ids[0] == 0:
                 Folder(self._out).write(PROGRESSION_NAME, progression(stages))
@@ -149,8 +153,9 @@ class UnitMaker:
         data, row = pack_shard(name, (Sample(image, png) for image, png in zip(images, pngs, strict=True)))
         Folder(self._out).write(name, data)
         checksums = tuple(hashlib.sha256(png).hexdigest() for png in pngs)
-        yield UnitRecord(row, tuple(len(png) for png in pngs), checksums, self.device_name,
-                         round(time.monotonic() - began, 3))
+        yield UnitRecord(
+            row, tuple(len(png) for png in pngs), checksums, self.device_name, round(time.monotonic() - began, 3)
+        )
 
 
 def progression(stages: Tensor) -> bytes:

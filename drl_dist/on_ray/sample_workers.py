@@ -24,8 +24,9 @@ LOOK_SECONDS = 2.0
 class SampleWorker:
     """A `UnitMaker` in a Ray actor."""
 
-    def __init__(self, experiment: Experiment, ema: Mapping[str, NDArray[np.float32]], request: SampleRequest,
-                 out: str) -> None:
+    def __init__(
+        self, experiment: Experiment, ema: Mapping[str, NDArray[np.float32]], request: SampleRequest, out: str
+    ) -> None:
         self._maker = UnitMaker(experiment, ema, request, out)
 
     def ready(self) -> None:
@@ -127,10 +128,13 @@ class WorkerPool:
         self._deaths[unit] = self._deaths.get(unit, 0) + 1
         reason = " ".join(str(error).split())[:300]
         if self._deaths[unit] > MAX_FAILURES:
-            raise UserError(what, got=f"its death {self._deaths[unit]} times in a row ({reason})",
-                            expected=f"at most {MAX_FAILURES} deaths",
-                            remedy="lower --batch-size if memory ran out, look at Ray's logs, then repeat the command, "
-                            "which resumes")
+            raise UserError(
+                what,
+                got=f"its death {self._deaths[unit]} times in a row ({reason})",
+                expected=f"at most {MAX_FAILURES} deaths",
+                remedy="lower --batch-size if memory ran out, look at Ray's logs, then repeat the command, "
+                "which resumes",
+            )
         print(f"{what} died ({reason}); another one takes over", flush=True)
         self._start()
 

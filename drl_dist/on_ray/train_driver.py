@@ -43,7 +43,14 @@ CONTROLLER_ENVIRONMENT = {
 
 # What a restart cannot mend; the rest may be a dead worker, a lost connection or a full disk, or follow from one.
 FINAL_ERRORS = (
-    UserError, DivergedError, AssertionError, AttributeError, ImportError, LookupError, NameError, TypeError,
+    UserError,
+    DivergedError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    NameError,
+    TypeError,
     ValueError,
 )
 
@@ -57,8 +64,11 @@ class _EndOrTell(UserCallback):
                 raise error
         for rank, error in sorted(worker_exceptions.items()):
             text = " ".join(str(error).split())
-            print(f"worker {rank} failed ({type(error).__name__}: {text[:300]}); Ray Train restarts from the newest "
-                  f"checkpoint, at most {MAX_FAILURES} times", flush=True)
+            print(
+                f"worker {rank} failed ({type(error).__name__}: {text[:300]}); Ray Train restarts from the newest "
+                f"checkpoint, at most {MAX_FAILURES} times",
+                flush=True,
+            )
 
 
 def train_run(run: RunConfig) -> int:
@@ -82,8 +92,11 @@ def train_run(run: RunConfig) -> int:
     check_record(run_url, experiment, index.fingerprint)
     newest = newest_checkpoint(run_url)
     if newest and newest.step >= experiment.train.num_steps:
-        print(f"run {run.run_name} has made its {newest.step} steps; its last checkpoint is {newest.url} (a larger "
-              "--train.num-steps goes on from there)", flush=True)
+        print(
+            f"run {run.run_name} has made its {newest.step} steps; its last checkpoint is {newest.url} (a larger "
+            "--train.num-steps goes on from there)",
+            flush=True,
+        )
         return 0
     # Workers may not have the variable that names the server.
     uri = connect(run.tracking.uri).tracking_uri
@@ -96,16 +109,22 @@ def train_run(run: RunConfig) -> int:
         params = {name.removeprefix("experiment."): value for name, value in flatten(to_dict(run)).items()}
         params["data_fingerprint"] = index.fingerprint
         tracking_run = open_run(uri, run.tracking.experiment, run.run_name, params)
-        print(f"run {run.run_name}: {'resuming after step ' + str(newest.step) if newest else 'starting'}, "
-              f"{run.num_workers} workers, checkpoints in {run_url}, metrics and samples at {uri}", flush=True)
+        print(
+            f"run {run.run_name}: {'resuming after step ' + str(newest.step) if newest else 'starting'}, "
+            f"{run.num_workers} workers, checkpoints in {run_url}, metrics and samples at {uri}",
+            flush=True,
+        )
         try:
             with _status_kept(uri, tracking_run):
                 _fit(WorkerTask(run=run, run_url=run_url, fingerprint=index.fingerprint, tracking_run=tracking_run))
         except DivergedError as error:
             print(error, file=sys.stderr, flush=True)
             return 1
-    print(f"run {run.run_name} has made its {experiment.train.num_steps} steps; checkpoints in {run_url}, model "
-          f"{experiment.preset}, metrics and samples at {uri}", flush=True)
+    print(
+        f"run {run.run_name} has made its {experiment.train.num_steps} steps; checkpoints in {run_url}, model "
+        f"{experiment.preset}, metrics and samples at {uri}",
+        flush=True,
+    )
     return 0
 
 
@@ -139,16 +158,22 @@ def _fit(task: WorkerTask) -> None:
         lambda: train_worker(task),
         torch_config=TorchConfig(timeout_s=COLLECTIVE_SECONDS),
         scaling_config=ScalingConfig(
-            num_workers=run.num_workers, use_gpu=run.use_gpu,
-            resources_per_worker={"CPU": run.cpus_per_worker} | ({"GPU": 1} if run.use_gpu else {})),
+            num_workers=run.num_workers,
+            use_gpu=run.use_gpu,
+            resources_per_worker={"CPU": run.cpus_per_worker} | ({"GPU": 1} if run.use_gpu else {}),
+        ),
         run_config=RayRunConfig(
-            name=run.run_name, storage_path=path, storage_filesystem=filesystem,
+            name=run.run_name,
+            storage_path=path,
+            storage_filesystem=filesystem,
             checkpoint_config=CheckpointConfig(num_to_keep=run.checkpoint.keep),
-            failure_config=FailureConfig(max_failures=MAX_FAILURES), callbacks=[_EndOrTell()],
+            failure_config=FailureConfig(max_failures=MAX_FAILURES),
+            callbacks=[_EndOrTell()],
             # Its console output is what `_EndOrTell` says; its log files hold everything.
             logging_config=LoggingConfig(log_level="CRITICAL"),
             # Otherwise gloo listens on the address of the machine's name.
-            worker_runtime_env={"env_vars": {"GLOO_SOCKET_IFNAME": "lo"}} if is_loopback() else None),
+            worker_runtime_env={"env_vars": {"GLOO_SOCKET_IFNAME": "lo"}} if is_loopback() else None,
+        ),
     )
     try:
         trainer.fit()

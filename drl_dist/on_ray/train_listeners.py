@@ -54,9 +54,12 @@ class Progress:
         steps, seconds = report.step - self._told_step, now - max(self._told, self._began)
         per_step = (now - self._began) / (report.step - self._first_step)
         images = report.images_seen / report.step * steps / seconds
-        print(f"step {report.step}/{report.num_steps}: loss {float(report.result.loss):.4g}, {images:.1f} images/s, "
-              f"waiting for data {self._waited / seconds:.1%}, "
-              f"{duration((report.num_steps - report.step) * per_step)} left", flush=True)
+        print(
+            f"step {report.step}/{report.num_steps}: loss {float(report.result.loss):.4g}, {images:.1f} images/s, "
+            f"waiting for data {self._waited / seconds:.1%}, "
+            f"{duration((report.num_steps - report.step) * per_step)} left",
+            flush=True,
+        )
         self._told, self._told_step, self._waited = now, report.step, 0.0
 
 
@@ -111,8 +114,12 @@ class Samples:
         share = -(-self.num_samples // self.world_size)
         ids = torch.arange(self.rank * share, (self.rank + 1) * share, device=device)
         shape = (model.channels, model.resolution, model.resolution)
-        mine = [to_uint8(sampler.sample_levels(engine.raw_at, noise, some, shape).flatten(0, 1))
-                .unflatten(0, (-1, len(some))) for some in ids.split(chunk)]
+        mine = [
+            to_uint8(sampler.sample_levels(engine.raw_at, noise, some, shape).flatten(0, 1)).unflatten(
+                0, (-1, len(some))
+            )
+            for some in ids.split(chunk)
+        ]
         stages = torch.cat(mine, dim=1).transpose(0, 1).contiguous()
         shares = [torch.empty_like(stages) for _ in range(self.world_size)]
         all_gather(shares, stages)
@@ -143,19 +150,34 @@ class Checkpoints:
         if self.register is not None:
             folder = Path(tempfile.mkdtemp(prefix="drl-checkpoint-"))
             write_checkpoint(folder, state.tensors(), self._state(report), self.run.experiment)
-            self.register(report.step, folder, {
-                "images_seen": report.images_seen, "run_name": self.run.run_name,
-                "checkpoint_url": f"{self.run_url}/{name}"})
+            self.register(
+                report.step,
+                folder,
+                {
+                    "images_seen": report.images_seen,
+                    "run_name": self.run.run_name,
+                    "checkpoint_url": f"{self.run_url}/{name}",
+                },
+            )
             checkpoint = ray.train.Checkpoint.from_directory(folder)
         # Plain numbers only: Ray keeps them as JSON. Every rank reports, or the others would wait for ever.
-        ray.train.report({"step": report.step}, checkpoint=checkpoint, checkpoint_dir_name=name,
-                         checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
-                         checkpoint_upload_fn=Uploader(self.run_url))
+        ray.train.report(
+            {"step": report.step},
+            checkpoint=checkpoint,
+            checkpoint_dir_name=name,
+            checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
+            checkpoint_upload_fn=Uploader(self.run_url),
+        )
 
     def _state(self, report: StepReport) -> CheckpointState:
         return CheckpointState(
-            step=report.step, images_seen=report.images_seen, next_position=report.images_seen,
-            seed=self.run.experiment.train.seed, data_fingerprint=self.fingerprint, world_size=self.world_size)
+            step=report.step,
+            images_seen=report.images_seen,
+            next_position=report.images_seen,
+            seed=self.run.experiment.train.seed,
+            data_fingerprint=self.fingerprint,
+            world_size=self.world_size,
+        )
 
 
 def duration(seconds: float) -> str:

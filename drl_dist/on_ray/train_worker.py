@@ -56,8 +56,12 @@ def train_worker(task: WorkerTask) -> None:
 
     index = open_index(run.data, check_shards=False)
     if index.fingerprint != task.fingerprint:
-        raise UserError(f"data {run.data}", got=f"fingerprint {index.fingerprint}", expected=task.fingerprint,
-                        remedy="leave the shards as they are while a run reads them")
+        raise UserError(
+            f"data {run.data}",
+            got=f"fingerprint {index.fingerprint}",
+            expected=task.fingerprint,
+            remedy="leave the shards as they are while a run reads them",
+        )
     state = TrainState.create(experiment, ray.train.torch.get_device())
     _restore(state, task)
     step = TrainStep(state, experiment, run.engine)
@@ -70,14 +74,29 @@ def train_worker(task: WorkerTask) -> None:
             show, register = tracker.log_image, partial(tracker.register_checkpoint, experiment.preset)
             listeners = [Progress(), Metrics(tracker.log_metrics, run.tracking.log_every_steps)]
         listeners += [
-            Samples(experiment, run.engine, run.tracking.sample_every_steps, run.tracking.num_samples, rank,
-                    world_size, show),
+            Samples(
+                experiment,
+                run.engine,
+                run.tracking.sample_every_steps,
+                run.tracking.num_samples,
+                rank,
+                world_size,
+                show,
+            ),
             Checkpoints(run, task.run_url, task.fingerprint, world_size, register),
         ]
-        stream = stack.enter_context(ShardStream(
-            index, seed=experiment.train.seed, batch_size=experiment.train.batch_size, rank=rank,
-            world_size=world_size, start_position=state.step * experiment.train.batch_size,
-            horizontal_flip=experiment.train.horizontal_flip, loader=run.loader))
+        stream = stack.enter_context(
+            ShardStream(
+                index,
+                seed=experiment.train.seed,
+                batch_size=experiment.train.batch_size,
+                rank=rank,
+                world_size=world_size,
+                start_position=state.step * experiment.train.batch_size,
+                horizontal_flip=experiment.train.horizontal_flip,
+                loader=run.loader,
+            )
+        )
         train(step, state, experiment, stream, listeners)
 
 
@@ -90,11 +109,18 @@ def _restore(state: TrainState, task: WorkerTask) -> None:
         return
     folder = fetch_checkpoint(url, PARTS)
     checkpoint = read_checkpoint(folder, PARTS)
-    changed = [line for line in differences(to_dict(checkpoint.experiment), to_dict(task.run.experiment))
-               if not line.startswith("train.num_steps:")]
+    changed = [
+        line
+        for line in differences(to_dict(checkpoint.experiment), to_dict(task.run.experiment))
+        if not line.startswith("train.num_steps:")
+    ]
     if changed or checkpoint.state.data_fingerprint != task.fingerprint:
-        raise UserError(f"checkpoint {url}", got="; ".join(changed) or "a checkpoint of a run on other data",
-                        expected="a checkpoint of this run", remedy="give the run a name of its own")
+        raise UserError(
+            f"checkpoint {url}",
+            got="; ".join(changed) or "a checkpoint of a run on other data",
+            expected="a checkpoint of this run",
+            remedy="give the run a name of its own",
+        )
     state.load_tensors(checkpoint.tensors, checkpoint.state.step)
     if is_first:
         print(f"resuming after step {state.step} from {url}", flush=True)

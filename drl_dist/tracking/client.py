@@ -47,11 +47,19 @@ def server_uri(uri: str | None) -> str:
     """`uri`, by default the environment's MLFLOW_TRACKING_URI; errors as `connect`."""
     found = uri or os.environ.get("MLFLOW_TRACKING_URI")
     if not found:
-        raise UserError("MLflow server", got="no address", expected="the address of a running server",
-                        remedy="give --tracking.uri http://HOST:PORT or set MLFLOW_TRACKING_URI")
+        raise UserError(
+            "MLflow server",
+            got="no address",
+            expected="the address of a running server",
+            remedy="give --tracking.uri http://HOST:PORT or set MLFLOW_TRACKING_URI",
+        )
     if not found.startswith(("http://", "https://")):
-        raise UserError("MLflow server", got=found, expected="an http:// or https:// address, since workers on other "
-                        "machines use it too", remedy="start `mlflow server` and give its address")
+        raise UserError(
+            "MLflow server",
+            got=found,
+            expected="an http:// or https:// address, since workers on other machines use it too",
+            remedy="start `mlflow server` and give its address",
+        )
     return found.rstrip("/")
 
 
@@ -77,8 +85,12 @@ def user_errors(uri: str) -> Iterator[None]:
     try:
         yield
     except MlflowException as error:
-        raise UserError(f"MLflow server {uri}", got=str(error).splitlines()[0], expected="the request to succeed",
-                        remedy="look at the server's log, or choose other names") from error
+        raise UserError(
+            f"MLflow server {uri}",
+            got=str(error).splitlines()[0],
+            expected="the request to succeed",
+            remedy="look at the server's log, or choose other names",
+        ) from error
 
 
 def is_final(error: MlflowException) -> bool:

@@ -43,8 +43,9 @@ def artifact_path(step: int) -> str:
     return f"checkpoints/step_{step:08d}"
 
 
-def register_checkpoint(client: MlflowClient, model_name: str, run_id: str, step: int, folder: Path,
-                        metadata: Mapping[str, str]) -> int | None:
+def register_checkpoint(
+    client: MlflowClient, model_name: str, run_id: str, step: int, folder: Path, metadata: Mapping[str, str]
+) -> int | None:
     """Make a checkpoint a version of the registered model; a step of a run that is one already stays as it is.
 
     ``models:/NAME@latest`` is MLflow's built-in name of the highest version (no alias of that name can be set), so a
@@ -77,8 +78,7 @@ def register_checkpoint(client: MlflowClient, model_name: str, run_id: str, step
             raise
     tags = {**metadata, "step": str(step), "ema_sha256": checksums[EMA]["sha256"]}
     # The files are there before the version is: whoever finds a version can use it.
-    made = client.create_model_version(model_name, f"runs:/{run_id}/{path}", run_id, tags=tags,
-                                       await_creation_for=0)
+    made = client.create_model_version(model_name, f"runs:/{run_id}/{path}", run_id, tags=tags, await_creation_for=0)
     return int(made.version)
 
 
@@ -96,8 +96,12 @@ def resolve_model(reference: str, uri: str | None = None, into: Path | None = No
     """
     match = _REFERENCE.fullmatch(reference)
     if match is None:
-        raise UserError("model", got=reference, expected="models:/NAME@ALIAS or models:/NAME/VERSION",
-                        remedy="correct the model's address")
+        raise UserError(
+            "model",
+            got=reference,
+            expected="models:/NAME@ALIAS or models:/NAME/VERSION",
+            remedy="correct the model's address",
+        )
     client = connect(uri)
     with user_errors(client.tracking_uri):
         version = _find(client, reference, match["name"], match["alias"], match["version"])
@@ -122,11 +126,19 @@ def _find(client: MlflowClient, reference: str, name: str, alias: str | None, nu
         # An alias that does not exist is told as a wrong parameter.
         if not is_missing(error) and error.error_code != "INVALID_PARAMETER_VALUE":
             raise
-        raise UserError(f"model {reference}", got="no such version", expected=_known(client, name),
-                        remedy="choose one of these, or train and register the model first") from error
+        raise UserError(
+            f"model {reference}",
+            got="no such version",
+            expected=_known(client, name),
+            remedy="choose one of these, or train and register the model first",
+        ) from error
     if version.run_id is None or "step" not in version.tags:
-        raise UserError(f"model {reference}", got="a version that was not made by training",
-                        expected="a registered checkpoint", remedy="choose another version")
+        raise UserError(
+            f"model {reference}",
+            got="a version that was not made by training",
+            expected="a registered checkpoint",
+            remedy="choose another version",
+        )
     return version
 
 
@@ -149,11 +161,19 @@ def _download(client: MlflowClient, reference: str, version: ModelVersion, folde
     except MlflowException as error:
         if not is_missing(error):
             raise
-        raise UserError(f"model {reference}", got="a file missing in its run", expected=", ".join(REGISTERED_FILES),
-                        remedy="choose another version") from error
+        raise UserError(
+            f"model {reference}",
+            got="a file missing in its run",
+            expected=", ".join(REGISTERED_FILES),
+            remedy="choose another version",
+        ) from error
     except UserError as error:
-        raise UserError(f"model {reference}", got=f"in its file {Path(error.what.split()[-1]).name} {error.got}",
-                        expected=error.expected, remedy="choose another version") from error
+        raise UserError(
+            f"model {reference}",
+            got=f"in its file {Path(error.what.split()[-1]).name} {error.got}",
+            expected=error.expected,
+            remedy="choose another version",
+        ) from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 
@@ -169,8 +189,10 @@ def _known(client: MlflowClient, name: str) -> str:
     models = {model.name: model for model in every(lambda token: client.search_registered_models(page_token=token))}
     if name not in models:
         return "one of the models " + ", ".join(sorted(models)) if models else "a model, but none is registered"
-    numbers = [int(version.version)
-               for version in every(lambda token: client.search_model_versions(f"name = '{name}'", page_token=token))]
+    numbers = [
+        int(version.version)
+        for version in every(lambda token: client.search_model_versions(f"name = '{name}'", page_token=token))
+    ]
     if not numbers:
         return f"a version of {name}, but it has none"
     aliases = ", ".join(["latest", *sorted(client.get_registered_model(name).aliases)])

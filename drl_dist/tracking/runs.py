@@ -21,8 +21,9 @@ _PER_REQUEST, _PARAM_LENGTH, _TAG_LENGTH = 100, 6000, 8000
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,199}")
 
 
-def open_run(uri: str | None, experiment: str, run_name: str, params: Mapping[str, Any],
-             tags: Mapping[str, str] | None = None) -> str:
+def open_run(
+    uri: str | None, experiment: str, run_name: str, params: Mapping[str, Any], tags: Mapping[str, str] | None = None
+) -> str:
     """The id of the run of this name, made if there is none, and set RUNNING.
 
     Params keep the values of the run's first start. A field that differs at a later start (another number of workers,
@@ -39,8 +40,12 @@ def open_run(uri: str | None, experiment: str, run_name: str, params: Mapping[st
         UserError: the server does not answer, or does not take this.
     """
     if not _NAME.fullmatch(run_name):
-        raise UserError("run name", got=repr(run_name), expected="letters, digits, dots, dashes and underscores",
-                        remedy="choose another --run-name")
+        raise UserError(
+            "run name",
+            got=repr(run_name),
+            expected="letters, digits, dots, dashes and underscores",
+            remedy="choose another --run-name",
+        )
     client = connect(uri)
     with user_errors(client.tracking_uri):
         experiment_id = experiment_named(client, experiment)
@@ -77,15 +82,24 @@ def experiment_named(client: MlflowClient, name: str) -> str:
             found = client.get_experiment_by_name(name)
     assert found is not None
     if found.lifecycle_stage != "active":
-        raise UserError(f"MLflow experiment {name}", got="a deleted experiment", expected="an active one",
-                        remedy="restore it or choose another --tracking.experiment")
+        raise UserError(
+            f"MLflow experiment {name}",
+            got="a deleted experiment",
+            expected="an active one",
+            remedy="restore it or choose another --tracking.experiment",
+        )
     return found.experiment_id
 
 
 def run_named(client: MlflowClient, experiment_id: str, run_name: str) -> Run | None:
     """The oldest run that carries the name, None if there is none."""
-    found = client.search_runs([experiment_id], f"tags.`{RUN_NAME_TAG}` = '{run_name}'", ViewType.ACTIVE_ONLY,
-                               max_results=1, order_by=["attributes.start_time ASC"])
+    found = client.search_runs(
+        [experiment_id],
+        f"tags.`{RUN_NAME_TAG}` = '{run_name}'",
+        ViewType.ACTIVE_ONLY,
+        max_results=1,
+        order_by=["attributes.start_time ASC"],
+    )
     return found[0] if found else None
 
 

@@ -12,8 +12,15 @@ from drl_dist.tracking.registry import ResolvedModel
 from drl_dist.tracking.runs import finish_run, open_run
 
 
-def link_samples(uri: str | None, model: ResolvedModel, *, run_name: str, params: Mapping[str, Any],
-                 grid: np.ndarray, output_url: str) -> str:
+def link_samples(
+    uri: str | None,
+    model: ResolvedModel,
+    *,
+    run_name: str,
+    params: Mapping[str, Any],
+    grid: np.ndarray,
+    output_url: str,
+) -> str:
     """Log a finished sampling job as a run of the experiment that the model was trained in.
 
     The model version gets the tags ``samples.RUN_NAME`` (the run's id) and ``samples.RUN_NAME.url``; the run gets the
@@ -37,8 +44,12 @@ def link_samples(uri: str | None, model: ResolvedModel, *, run_name: str, params
     with user_errors(client.tracking_uri):
         trained_by = client.get_run(model.run_id)
         experiment = client.get_experiment(trained_by.info.experiment_id)
-    tags = {"kind": "samples", "model": f"models:/{model.name}/{model.version}", "trained_by": model.run_id,
-            "output_url": output_url}
+    tags = {
+        "kind": "samples",
+        "model": f"models:/{model.name}/{model.version}",
+        "trained_by": model.run_id,
+        "output_url": output_url,
+    }
     run_id = open_run(uri, experiment.name, run_name, params, tags)
     with user_errors(client.tracking_uri):
         client.log_image(run_id, grid, key="samples", step=model.step)

@@ -60,8 +60,13 @@ class Sender:
                 reason = str(error).splitlines()[0]
                 if not (isinstance(error, MlflowException) and is_final(error)):
                     raise ServerAway(reason) from error
-                log.error("MLflow refuses %d records of run %s, which are kept in %s/refused.jsonl: %s", len(records),
-                          self._run_id, self._spool.folder, reason)
+                log.error(
+                    "MLflow refuses %d records of run %s, which are kept in %s/refused.jsonl: %s",
+                    len(records),
+                    self._run_id,
+                    self._spool.folder,
+                    reason,
+                )
                 for record in records:
                     self._spool.refuse(record, reason)
                 self._spool.commit(offset)
@@ -78,15 +83,22 @@ class Sender:
                     metrics += _metrics(record)
                 case ImageRecord():
                     with Image.open(self._spool.payload / record.payload) as image:
-                        self._client.log_image(self._run_id, image, key=record.name, step=record.step,
-                                               timestamp=record.time_ms)
+                        self._client.log_image(
+                            self._run_id, image, key=record.name, step=record.step, timestamp=record.time_ms
+                        )
                         # The newest one also by a plain name: the slider over steps starts where there is none.
                         self._client.log_image(self._run_id, image, artifact_file=f"{record.name}.png")
                 case FolderRecord():
                     self._client.log_artifacts(self._run_id, str(self._spool.payload / record.payload), record.path)
                 case CheckpointRecord():
-                    register_checkpoint(self._client, record.model_name, self._run_id, record.step,
-                                        self._spool.payload / record.payload, record.metadata)
+                    register_checkpoint(
+                        self._client,
+                        record.model_name,
+                        self._run_id,
+                        record.step,
+                        self._spool.payload / record.payload,
+                        record.metadata,
+                    )
                 case StatusRecord("RUNNING"):
                     self._client.update_run(self._run_id, status="RUNNING")
                 case StatusRecord():
@@ -97,8 +109,10 @@ class Sender:
 
 def _metrics(record: MetricsRecord) -> list[Metric]:
     # MLflow stores infinity as the largest float, which would flatten every chart; NaN is a gap.
-    return [Metric(name, value if math.isfinite(value) else math.nan, record.time_ms, record.step)
-            for name, value in record.values.items()]
+    return [
+        Metric(name, value if math.isfinite(value) else math.nan, record.time_ms, record.step)
+        for name, value in record.values.items()
+    ]
 
 
 def _groups(records: Iterable[tuple[Record, int]]) -> Iterator[tuple[list[Record], int]]:

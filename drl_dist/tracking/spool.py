@@ -72,7 +72,10 @@ class StatusRecord:
 
 Record = MetricsRecord | ImageRecord | FolderRecord | CheckpointRecord | StatusRecord
 _KINDS: dict[str, type[Record]] = {
-    "metrics": MetricsRecord, "image": ImageRecord, "folder": FolderRecord, "checkpoint": CheckpointRecord,
+    "metrics": MetricsRecord,
+    "image": ImageRecord,
+    "folder": FolderRecord,
+    "checkpoint": CheckpointRecord,
     "status": StatusRecord,
 }
 _NAMES = {kind: name for name, kind in _KINDS.items()}
@@ -198,8 +201,12 @@ class Spool:
             except BlockingIOError as error:
                 if time.monotonic() > deadline:
                     self._lock_file.close()
-                    raise UserError(f"spool {self.folder}", got="a process that has it open", expected="none",
-                                    remedy="wait until the training that writes it has ended") from error
+                    raise UserError(
+                        f"spool {self.folder}",
+                        got="a process that has it open",
+                        expected="none",
+                        remedy="wait until the training that writes it has ended",
+                    ) from error
                 time.sleep(0.1)
 
     def _drop_torn_line(self) -> None:

@@ -29,8 +29,12 @@ def sync(spool: Path, uri: str | None = None) -> int:
         UserError: this is no spool, its training still runs, or the server does not answer.
     """
     if not (spool / "run.json").is_file():
-        raise UserError(f"spool {spool}", got="no run.json", expected="the folder that a training run spools to",
-                        remedy="correct --spool")
+        raise UserError(
+            f"spool {spool}",
+            got="no run.json",
+            expected="the folder that a training run spools to",
+            remedy="correct --spool",
+        )
     run = json.loads((spool / "run.json").read_text())
     client = connect(uri or run["uri"])
     log = Spool(spool, lock_seconds=2)
@@ -42,13 +46,20 @@ def sync(spool: Path, uri: str | None = None) -> int:
             try:
                 sender.send_some()
             except ServerAway as error:
-                raise UserError(f"MLflow server {client.tracking_uri}", got=str(error), expected="the records taken",
-                                remedy="run this again, it goes on from here") from error
+                raise UserError(
+                    f"MLflow server {client.tracking_uri}",
+                    got=str(error),
+                    expected="the records taken",
+                    remedy="run this again, it goes on from here",
+                ) from error
             now, done = time.monotonic(), total - log.unsent_bytes
             if now - told > 3:
                 told, rate = now, done / (now - began)
-                print(f"sent {done:,} of {total:,} bytes, {rate:,.0f} bytes/s, {(total - done) / rate:.0f} s left",
-                      file=sys.stderr, flush=True)
+                print(
+                    f"sent {done:,} of {total:,} bytes, {rate:,.0f} bytes/s, {(total - done) / rate:.0f} s left",
+                    file=sys.stderr,
+                    flush=True,
+                )
     finally:
         log.close()
     return total

@@ -122,8 +122,13 @@ class Tracker:
         self._wake.set()
         self._thread.join(5)
         if self._spool.unsent_bytes:
-            log.warning("MLflow server %s was not told everything about run %s; run `python -m drl_dist.tracking.sync "
-                        "--spool %s` when it answers", self._uri, self.run_id, self._spool.folder)
+            log.warning(
+                "MLflow server %s was not told everything about run %s; run `python -m drl_dist.tracking.sync "
+                "--spool %s` when it answers",
+                self._uri,
+                self.run_id,
+                self._spool.folder,
+            )
             return False
         return True
 
@@ -142,8 +147,9 @@ class Tracker:
                 self._send(after_trouble=is_away)
             except ServerAway as trouble:
                 if not is_away:
-                    log.warning("MLflow server %s is away (%s); logging goes on in %s", self._uri, trouble,
-                                self._spool.folder)
+                    log.warning(
+                        "MLflow server %s is away (%s); logging goes on in %s", self._uri, trouble, self._spool.folder
+                    )
                 is_away, pause = True, min(2 * pause, LONGEST_PAUSE)
             except Exception:
                 # Tracking must not end training: the records stay, and the log says what happened.

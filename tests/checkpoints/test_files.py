@@ -48,8 +48,10 @@ def test_round_trip_is_exact(folder: Path) -> None:
             loaded = checkpoint.tensors[part][name]
             assert (loaded.dtype, loaded.shape) == (tensor.dtype, tensor.shape)
             # Bytes, so that NaN equals NaN and -0.0 differs from 0.0.
-            assert loaded.contiguous().reshape(-1).view(torch.uint8).tolist() == \
-                tensor.contiguous().reshape(-1).view(torch.uint8).tolist()
+            assert (
+                loaded.contiguous().reshape(-1).view(torch.uint8).tolist()
+                == tensor.contiguous().reshape(-1).view(torch.uint8).tolist()
+            )
 
 
 def test_only_what_is_asked_for_need_be_there(folder: Path) -> None:
@@ -99,8 +101,13 @@ def test_a_copy_reads_the_same(folder: Path, tmp_path: Path) -> None:
 
 def test_no_pickle_in_the_folder(folder: Path) -> None:
     assert sorted(path.name for path in folder.iterdir()) == [
-        "checksums.json", "config.json", "ema.safetensors", "optimizer.safetensors", "state.json",
-        "weights.safetensors"]
+        "checksums.json",
+        "config.json",
+        "ema.safetensors",
+        "optimizer.safetensors",
+        "state.json",
+        "weights.safetensors",
+    ]
 
 
 @pytest.mark.parametrize("name", TABLE_6)
@@ -111,13 +118,16 @@ def test_config_survives_json(name: str) -> None:
     assert config_from_dict(Experiment, stored["experiment"], source="test") == run.experiment
 
 
-@pytest.mark.parametrize(("section", "field", "value", "message"), [
-    ("model", "widht", 8, r"model\.widht"),
-    ("model", "width", "8", r"model\.width: got 8"),
-    ("model", "head", "linear", r"model\.head: got linear"),
-    ("optim", "beta1", 2.0, r"optim\.beta1: got 2\.0"),
-    ("train", "num_steps", 1.5, r"train\.num_steps: got 1\.5"),
-])
+@pytest.mark.parametrize(
+    ("section", "field", "value", "message"),
+    [
+        ("model", "widht", 8, r"model\.widht"),
+        ("model", "width", "8", r"model\.width: got 8"),
+        ("model", "head", "linear", r"model\.head: got linear"),
+        ("optim", "beta1", 2.0, r"optim\.beta1: got 2\.0"),
+        ("train", "num_steps", 1.5, r"train\.num_steps: got 1\.5"),
+    ],
+)
 def test_strange_configs_are_refused(section: str, field: str, value: object, message: str) -> None:
     stored = to_dict(preset("digits"))
     stored[section][field] = value

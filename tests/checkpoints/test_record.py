@@ -22,7 +22,8 @@ def test_the_same_experiment_is_accepted_and_another_refused_with_its_difference
     check_record(url, dataclasses.replace(experiment, train=longer), "f00d")
 
     other = dataclasses.replace(
-        experiment, model=dataclasses.replace(experiment.model, width=8), train=dataclasses.replace(longer, seed=1))
+        experiment, model=dataclasses.replace(experiment.model, width=8), train=dataclasses.replace(longer, seed=1)
+    )
     with pytest.raises(UserError, match=r"model\.width: 32 -> 8; train\.seed: 0 -> 1, expected") as caught:
         check_record(url, other, "f00d")
     assert "num_steps" not in str(caught.value)

@@ -40,8 +40,9 @@ def write_lsun(folder: Path, images: dict[bytes, bytes]) -> None:
 
 def write_celeba(folder: Path, parts: list[int], *, packed: bool) -> list[NDArray[np.uint8]]:
     """Aligned faces 178x218 as JPEG, and the partition file; the decoded images."""
-    files = {f"{number:06d}.jpg": encoded(photo(number, 218, 178), "JPEG", quality=95)
-             for number in range(1, len(parts) + 1)}
+    files = {
+        f"{number:06d}.jpg": encoded(photo(number, 218, 178), "JPEG", quality=95) for number in range(1, len(parts) + 1)
+    }
     folder.mkdir(parents=True)
     lines = [f"{name} {part}" for name, part in zip(files, parts, strict=True)]
     (folder / "list_eval_partition.txt").write_text("\n".join(lines) + "\n")
@@ -66,12 +67,13 @@ def write_cifar10(archive: Path, per_batch: int) -> tuple[NDArray[np.uint8], NDA
     with tarfile.open(archive, "w:gz") as tar:
         for number, name in enumerate(names):
             here = slice(number * per_batch, (number + 1) * per_batch)
-            data = b"".join(bytes([label]) + image.tobytes()
-                            for label, image in zip(labels[here], pixels[here], strict=True))
+            data = b"".join(
+                bytes([label]) + image.tobytes() for label, image in zip(labels[here], pixels[here], strict=True)
+            )
             info = tarfile.TarInfo(f"cifar-10-batches-bin/{name}")
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
-    return pixels[:5 * per_batch], labels[:5 * per_batch]
+    return pixels[: 5 * per_batch], labels[: 5 * per_batch]
 
 
 def write_fashion(folder: Path, count: int, *, packed: bool) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
@@ -81,7 +83,9 @@ def write_fashion(folder: Path, count: int, *, packed: bool) -> tuple[NDArray[np
     labels = generator.integers(0, 10, count, dtype=np.uint8)
     folder.mkdir(parents=True, exist_ok=True)
     for prefix in ("train", "t10k"):
-        for name, data in ((f"{prefix}-images-idx3-ubyte", struct.pack(">4I", 2051, count, 28, 28) + pixels.tobytes()),
-                           (f"{prefix}-labels-idx1-ubyte", struct.pack(">2I", 2049, count) + labels.tobytes())):
+        for name, data in (
+            (f"{prefix}-images-idx3-ubyte", struct.pack(">4I", 2051, count, 28, 28) + pixels.tobytes()),
+            (f"{prefix}-labels-idx1-ubyte", struct.pack(">2I", 2049, count) + labels.tobytes()),
+        ):
             (folder / (name + (".gz" if packed else ""))).write_bytes(gzip.compress(data) if packed else data)
     return pixels, labels

@@ -24,8 +24,9 @@ def sample_of(sample_id: int, channels: int = 1, resolution: int = 8) -> Sample:
     return Sample(sample_id, encode_png(pixels_of(sample_id, channels, resolution)), {"label": sample_id % 10})
 
 
-def write_set(url: str, counts: tuple[int, ...] = (16, 16, 16, 5), *, channels: int = 1,
-              resolution: int = 8) -> ShardIndex:
+def write_set(
+    url: str, counts: tuple[int, ...] = (16, 16, 16, 5), *, channels: int = 1, resolution: int = 8
+) -> ShardIndex:
     """Shards with the given numbers of samples, ids from 0 on, and their index."""
     rows: list[ShardRow] = []
     first = 0

@@ -65,8 +65,9 @@ def test_what_is_in_use_stays(index: ShardIndex, tmp_path: Path) -> None:
         first.read_sample(7)
 
 
-def test_a_full_cache_is_told_and_a_patient_one_waits(index: ShardIndex, tmp_path: Path,
-                                                      monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_cache_is_told_and_a_patient_one_waits(
+    index: ShardIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(cache_module, "ROOM_DEADLINE", 0.3)
     cache = cache_of(index, tmp_path, 2)
     first, second = cache.open(index.shards[0]), cache.open(index.shards[1])
@@ -129,8 +130,15 @@ def test_processes_share_it_below_its_bound(index: ShardIndex, tmp_path: Path, g
     shared = tmp_path / "shared"
     shared.mkdir()
     environment = subprocess_environment(gcs_emulator.environment())
-    readers = [subprocess.Popen([sys.executable, "-c", READER, index.url, str(shared), gib, str(rank)],
-                                env=environment, stdout=subprocess.PIPE, text=True) for rank in (0, 1)]
+    readers = [
+        subprocess.Popen(
+            [sys.executable, "-c", READER, index.url, str(shared), gib, str(rank)],
+            env=environment,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in (0, 1)
+    ]
     largest = 0
     while any(reader.poll() is None for reader in readers):
         sizes = []

@@ -143,8 +143,9 @@ class Stalling(http.server.BaseHTTPRequestHandler):
 
 @pytest.mark.integration
 @pytest.mark.parametrize(("stalls", "succeeds"), [(2, True), (9, False)])
-def test_a_stalled_read_is_tried_again_a_few_times(stalls: int, succeeds: bool, gcs_emulator: GcsEmulator,
-                                                   gcs_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stalled_read_is_tried_again_a_few_times(
+    stalls: int, succeeds: bool, gcs_emulator: GcsEmulator, gcs_bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_set(f"{gcs_bucket}/toy")
     Stalling.upstream, Stalling.stalls = gcs_emulator.host, stalls
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Stalling)

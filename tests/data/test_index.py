@@ -27,7 +27,13 @@ def test_is_read_as_written(tmp_path: Path) -> None:
     found = open_index(str(tmp_path))
     assert found.fingerprint == written.fingerprint
     assert (found.name, found.split, found.resolution, found.channels, found.num_samples, found.made_by) == (
-        "toy", "train", 8, 3, 53, {"source": "abc", "shard_size": 16})
+        "toy",
+        "train",
+        8,
+        3,
+        53,
+        {"source": "abc", "shard_size": 16},
+    )
     for one, other in zip(found.shards, written.shards, strict=True):
         assert (one.name, one.size, one.sha256) == (other.name, other.size, other.sha256)
         assert np.array_equal(one.offsets, other.offsets) and one.offsets.dtype == np.int64
@@ -36,11 +42,18 @@ def test_is_read_as_written(tmp_path: Path) -> None:
 def test_fingerprint_tells_any_change_but_the_place(tmp_path: Path) -> None:
     index = write_set(str(tmp_path))
     row = index.shards[0]
-    others = [dataclasses.replace(index, name="b"), dataclasses.replace(index, split="b"),
-              dataclasses.replace(index, channels=3), dataclasses.replace(index, resolution=9),
-              dataclasses.replace(index, made_by={"a": 1}), dataclasses.replace(index, shards=index.shards[:-1])]
-    others += [dataclasses.replace(index, shards=(dataclasses.replace(row, **change), *index.shards[1:])) for change in
-               ({"name": "a.tar"}, {"size": 1}, {"sha256": "0" * 64}, {"offsets": row.offsets + 512})]
+    others = [
+        dataclasses.replace(index, name="b"),
+        dataclasses.replace(index, split="b"),
+        dataclasses.replace(index, channels=3),
+        dataclasses.replace(index, resolution=9),
+        dataclasses.replace(index, made_by={"a": 1}),
+        dataclasses.replace(index, shards=index.shards[:-1]),
+    ]
+    others += [
+        dataclasses.replace(index, shards=(dataclasses.replace(row, **change), *index.shards[1:]))
+        for change in ({"name": "a.tar"}, {"size": 1}, {"sha256": "0" * 64}, {"offsets": row.offsets + 512})
+    ]
     prints = {other.fingerprint for other in others}
     assert len(prints) == len(others) and index.fingerprint not in prints
     assert dataclasses.replace(index, url="gs://elsewhere").fingerprint == index.fingerprint
@@ -75,7 +88,8 @@ def test_missing_and_cut_shards_are_named(tmp_path: Path) -> None:
 
 def _with_row(**change: Any) -> Callable[[ShardIndex], ShardIndex]:
     return lambda index: dataclasses.replace(
-        index, shards=(dataclasses.replace(index.shards[0], **change), *index.shards[1:]))
+        index, shards=(dataclasses.replace(index.shards[0], **change), *index.shards[1:])
+    )
 
 
 def _offsets(*values: int) -> Callable[[ShardIndex], ShardIndex]:
@@ -120,17 +134,20 @@ def _rewritten(path: Path, change: Callable[[dict[str, Any], dict[str, list[Any]
     pq.write_table(pa.table(columns, schema=schema), path)
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    (lambda metadata, columns: metadata.update(version=2), "version 2"),
-    (lambda metadata, columns: metadata.update(format="else"), "format 'else'"),
-    (lambda metadata, columns: metadata.update(fingerprint="0" * 64), "fingerprint"),
-    (lambda metadata, columns: metadata.update(num_samples=1), "fingerprint or count"),
-    (lambda metadata, columns: metadata.update(made_by=None), "TypeError"),
-    (lambda metadata, columns: metadata.pop("split"), "KeyError"),
-    (lambda metadata, columns: columns["num_samples"].__setitem__(0, 3), "3 samples but 16 offsets"),
-    (lambda metadata, columns: columns["sha256"].__setitem__(0, "0" * 64), "fingerprint"),
-    (lambda metadata, columns: columns["offsets"].__setitem__(0, None), "one offset a sample|TypeError|offsets"),
-])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda metadata, columns: metadata.update(version=2), "version 2"),
+        (lambda metadata, columns: metadata.update(format="else"), "format 'else'"),
+        (lambda metadata, columns: metadata.update(fingerprint="0" * 64), "fingerprint"),
+        (lambda metadata, columns: metadata.update(num_samples=1), "fingerprint or count"),
+        (lambda metadata, columns: metadata.update(made_by=None), "TypeError"),
+        (lambda metadata, columns: metadata.pop("split"), "KeyError"),
+        (lambda metadata, columns: columns["num_samples"].__setitem__(0, 3), "3 samples but 16 offsets"),
+        (lambda metadata, columns: columns["sha256"].__setitem__(0, "0" * 64), "fingerprint"),
+        (lambda metadata, columns: columns["offsets"].__setitem__(0, None), "one offset a sample|TypeError|offsets"),
+    ],
+)
 def test_meddling_is_noticed(change: Any, message: str, tmp_path: Path) -> None:
     write_set(str(tmp_path))
     _rewritten(tmp_path / INDEX_NAME, change)

@@ -8,8 +8,23 @@ import pytest
 from drl_dist.data.order import SampleOrder, flips
 
 COUNTS = (3, 4, 5, 2, 7)
-KNOWN_PLACES = [(2, 4), (2, 3), (1, 2), (1, 0), (1, 1), (2, 0), (2, 2), (2, 1), (1, 3), (0, 1), (0, 2), (0, 0),
-                (2, 1), (2, 4), (0, 2)]
+KNOWN_PLACES = [
+    (2, 4),
+    (2, 3),
+    (1, 2),
+    (1, 0),
+    (1, 1),
+    (2, 0),
+    (2, 2),
+    (2, 1),
+    (1, 3),
+    (0, 1),
+    (0, 2),
+    (0, 0),
+    (2, 1),
+    (2, 4),
+    (0, 2),
+]
 KNOWN_FLIPS = [0, 1, 1, 0, 0, 1, 1, 0, 1, 1, 0, 0, 0, 0, 0, 0]
 
 
@@ -23,7 +38,7 @@ def plain_pass(counts: tuple[int, ...], seed: int, number: int, window_shards: i
     shards = [shard for _, shard in shuffled([(0, shard) for shard in range(len(counts))], 0, 0)]
     result: list[tuple[int, int]] = []
     for index in range(0, len(shards), window_shards):
-        inside = [(shard, sample) for shard in shards[index:index + window_shards] for sample in range(counts[shard])]
+        inside = [(shard, sample) for shard in shards[index : index + window_shards] for sample in range(counts[shard])]
         result += shuffled(inside, index // window_shards, 1)
     return result
 
@@ -73,7 +88,8 @@ def test_any_positions_in_any_order() -> None:
     found = order.locate(positions)
     everything = places(order, 0, 10 * sum(COUNTS))
     assert [everything[position] for position in positions] == list(
-        zip(found.shard.tolist(), found.sample.tolist(), strict=True))
+        zip(found.shard.tolist(), found.sample.tolist(), strict=True)
+    )
 
 
 def test_first_place_is_uniform() -> None:

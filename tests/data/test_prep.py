@@ -59,26 +59,46 @@ def test_lsun_is_cut_to_its_middle_and_resized(tmp_path: Path, monkeypatch: pyte
     values |= {damaged: values[f"{0:040x}".encode()][:300]}
     write_lsun(tmp_path / "church_outdoor_val_lmdb", values)
     out = tmp_path / "out"
-    assert prepare("lsun", monkeypatch, "--source", tmp_path, "--split", "val", "--out", out, "--resolution", 64,
-                   "--shard-size", 4) == 0
+    assert (
+        prepare(
+            "lsun",
+            monkeypatch,
+            "--source",
+            tmp_path,
+            "--split",
+            "val",
+            "--out",
+            out,
+            "--resolution",
+            64,
+            "--shard-size",
+            4,
+        )
+        == 0
+    )
     index = open_index(str(out))
     assert (index.name, index.split, index.channels, [row.num_samples for row in index.shards]) == (
-        "lsun_church_outdoor", "val", 3, [3, 2])
+        "lsun_church_outdoor",
+        "val",
+        3,
+        [3, 2],
+    )
     expected = []
     for key in sorted(pictures):
         pixels = pictures[key]
         side = min(pixels.shape[:2])
         top, left = (pixels.shape[0] - side) // 2, (pixels.shape[1] - side) // 2
-        expected.append(smaller(pixels[top:top + side, left:left + side], 64))
+        expected.append(smaller(pixels[top : top + side, left : left + side], 64))
     assert_close(read_images(index, 9), expected)
     assert [entry["source"] for entry in facts(index)] == [key.decode() for key in sorted(pictures)]
-    unreadable, = json.loads((out / "unreadable.json").read_text())
+    (unreadable,) = json.loads((out / "unreadable.json").read_text())
     assert (unreadable["position"], unreadable["source"]) == (3, damaged.decode()) and "Error" in unreadable["reason"]
 
 
 @pytest.mark.parametrize("packed", [True, False])
-def test_celeba_takes_rows_20_to_198_of_its_split(packed: bool, tmp_path: Path,
-                                                  monkeypatch: pytest.MonkeyPatch) -> None:
+def test_celeba_takes_rows_20_to_198_of_its_split(
+    packed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     parts = [0, 1, 0, 2, 0, 1]
     pictures = write_celeba(tmp_path / "celeba", parts, packed=packed)
     for split, number in (("train", 0), ("val", 1), ("test", 2)):
@@ -145,7 +165,8 @@ def test_digits_are_scikit_learns(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_folder_is_read_in_order_and_what_cannot_be_read_is_listed(
-        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     source = tmp_path / "photos"
     (source / "b").mkdir(parents=True)
     first, second = photo(1, 32, 32), photo(2, 32, 32)
@@ -156,8 +177,9 @@ def test_a_folder_is_read_in_order_and_what_cannot_be_read_is_listed(
     (source / "b" / "c.png").write_bytes(encoded(turned, "PNG", exif=exif))
     (source / "b" / "cut.jpg").write_bytes(encoded(first, "JPEG")[:200])
     (source / "b" / "text.png").write_text("hello")
-    (source / "bomb.png").write_bytes(encoded(np.zeros((1, 1), np.uint8), "PNG").replace(
-        struct.pack(">II", 1, 1), struct.pack(">II", 65_000, 65_000)))
+    (source / "bomb.png").write_bytes(
+        encoded(np.zeros((1, 1), np.uint8), "PNG").replace(struct.pack(">II", 1, 1), struct.pack(">II", 65_000, 65_000))
+    )
     (source / "notes.txt").write_text("no image")
     out = tmp_path / "out"
     assert prepare("folder", monkeypatch, "--source", source, "--out", out, "--resolution", 32, "--name", "mine") == 0
@@ -166,15 +188,19 @@ def test_a_folder_is_read_in_order_and_what_cannot_be_read_is_listed(
     images = read_images(index, 9).numpy().transpose(0, 2, 3, 1)
     assert np.array_equal(images[0], first) and np.array_equal(images[1], second)
     listed = json.loads((out / "unreadable.json").read_text())
-    assert [(entry["position"], entry["source"]) for entry in listed] == [(2, "b/cut.jpg"), (3, "b/text.png"),
-                                                                          (4, "bomb.png")]
+    assert [(entry["position"], entry["source"]) for entry in listed] == [
+        (2, "b/cut.jpg"),
+        (3, "b/text.png"),
+        (4, "bomb.png"),
+    ]
     assert "3 images could not be read" in (shown := capsys.readouterr().err) and "b/cut.jpg" in shown
     assert prepare("folder", monkeypatch, "--source", source, "--out", tmp_path / "grey", "--channels", 1) == 0
     assert open_index(str(tmp_path / "grey")).channels == 1
 
 
 def test_the_same_again_is_left_alone_and_anything_else_is_refused(
-        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     prepare("digits", monkeypatch, "--out", tmp_path)
     before = {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in tmp_path.iterdir()}
     assert prepare("digits", monkeypatch, "--out", tmp_path) == 0
@@ -197,8 +223,13 @@ def test_wrong_sources_say_what_they_found_and_need(tmp_path: Path, monkeypatch:
 
     empty = tmp_path / "empty"
     empty.mkdir()
-    for name, needs in (("lsun", "_lmdb"), ("celeba", "list_eval_partition"), ("cifar10", "cifar-10-binary"),
-                        ("fashion_mnist", "idx"), ("folder", "images")):
+    for name, needs in (
+        ("lsun", "_lmdb"),
+        ("celeba", "list_eval_partition"),
+        ("cifar10", "cifar-10-binary"),
+        ("fashion_mnist", "idx"),
+        ("folder", "images"),
+    ):
         refused(name, tmp_path / "nowhere", f"got .*nowhere, expected .*{needs}")
         refused(name, empty, "list_eval_partition" if name == "celeba" else f"got an empty folder.*{needs}")
 
@@ -224,7 +255,7 @@ def test_wrong_sources_say_what_they_found_and_need(tmp_path: Path, monkeypatch:
     write_lsun(database, {b"0" * 40: encoded(photo(0, 300, 300), "WEBP")})
     refused("lsun", database, "got bedroom_train_lmdb, expected church_outdoor_train_lmdb")
     data = (database / "data.mdb").read_bytes()
-    (database / "data.mdb").write_bytes(data[:len(data) // 2])
+    (database / "data.mdb").write_bytes(data[: len(data) // 2])
     refused("lsun", database, r"data.mdb of \d+ bytes", "--category", "bedroom")
     (database / "data.mdb").write_bytes(b"hello" * 1000)
     refused("lsun", database, "no sound LMDB database", "--category", "bedroom")
@@ -238,7 +269,6 @@ def test_wrong_sources_say_what_they_found_and_need(tmp_path: Path, monkeypatch:
     refused("celeba", celeba, "no zip archive")
 
 
-
 def test_a_source_without_one_readable_image_leaves_no_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.png").write_text("hello")
@@ -247,11 +277,18 @@ def test_a_source_without_one_readable_image_leaves_no_index(tmp_path: Path, mon
     assert not list((tmp_path / "out").glob("*.parquet"))
 
 
-@pytest.mark.parametrize(("options", "message"), [
-    (("--resolution", "0"), "--resolution"), (("--shard-size", "0"), "--shard-size"), (("--out", ""), "--out"),
-    (("--out", "ftp://host/x"), "a path, file://, gs:// or s3://")])
-def test_impossible_options_are_refused(options: tuple[str, str], message: str, tmp_path: Path,
-                                        monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--resolution", "0"), "--resolution"),
+        (("--shard-size", "0"), "--shard-size"),
+        (("--out", ""), "--out"),
+        (("--out", "ftp://host/x"), "a path, file://, gs:// or s3://"),
+    ],
+)
+def test_impossible_options_are_refused(
+    options: tuple[str, str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(UserError, match=message):
         prepare("digits", monkeypatch, "--out", tmp_path / "out", *options)
     assert not (tmp_path / "out").exists()

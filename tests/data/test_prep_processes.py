@@ -24,8 +24,14 @@ def command(name: str, *options: object) -> list[str]:
 
 
 def run(*arguments: str, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(arguments, env=subprocess_environment(environment or {}), capture_output=True, text=True,
-                          timeout=120, check=False)
+    return subprocess.run(
+        arguments,
+        env=subprocess_environment(environment or {}),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -44,8 +50,19 @@ def test_killed_and_run_again_it_ends_with_the_same_bytes(tmp_path: Path) -> Non
         (source / f"{number:03d}.png").write_bytes(data[:-500] if number in (7, 30) else data)
 
     def arguments(out: str, workers: int) -> list[str]:
-        return command("folder", "--source", source, "--out", tmp_path / out, "--resolution", 320, "--shard-size", 3,
-                       "--workers", workers)
+        return command(
+            "folder",
+            "--source",
+            source,
+            "--out",
+            tmp_path / out,
+            "--resolution",
+            320,
+            "--shard-size",
+            3,
+            "--workers",
+            workers,
+        )
 
     whole = run(*arguments("whole", 1))
     assert whole.returncode == 0, whole.stderr
@@ -92,8 +109,12 @@ def test_into_object_storage_the_bytes_are_the_same(tmp_path: Path, gcs_bucket: 
     remote = f"{gcs_bucket}/sets/fashion"
 
     def prepare_into(out: str) -> str:
-        result = run(*command("fashion_mnist", "--source", tmp_path / "source", "--out", out, "--shard-size", 16,
-                              "--workers", 2), environment=gcs_emulator.environment())
+        result = run(
+            *command(
+                "fashion_mnist", "--source", tmp_path / "source", "--out", out, "--shard-size", 16, "--workers", 2
+            ),
+            environment=gcs_emulator.environment(),
+        )
         assert result.returncode == 0, result.stderr
         return result.stderr
 
@@ -105,13 +126,16 @@ def test_into_object_storage_the_bytes_are_the_same(tmp_path: Path, gcs_bucket: 
     assert "nothing to do" in prepare_into(remote)
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    (command("lsun", "--source", "/nowhere", "--out", "/nowhere/out"), "--source: got /nowhere"),
-    (command("lsun", "--category", "kitchen"), "one of church_outdoor, bedroom"),
-    (command("digits", "--resolutoin", "8"), "did you mean --resolution"),
-    (command("digits", "--out", "gs://no-such-bucket/x"), "no such bucket"),
-    (command("digits", "--out", "/proc/nowhere"), "/proc/nowhere"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (command("lsun", "--source", "/nowhere", "--out", "/nowhere/out"), "--source: got /nowhere"),
+        (command("lsun", "--category", "kitchen"), "one of church_outdoor, bedroom"),
+        (command("digits", "--resolutoin", "8"), "did you mean --resolution"),
+        (command("digits", "--out", "gs://no-such-bucket/x"), "no such bucket"),
+        (command("digits", "--out", "/proc/nowhere"), "/proc/nowhere"),
+    ],
+)
 def test_bad_input_is_one_sentence_and_status_2(arguments: list[str], message: str, gcs_emulator: GcsEmulator) -> None:
     began = time.monotonic()
     result = run(*arguments, environment=gcs_emulator.environment())

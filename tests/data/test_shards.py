@@ -33,7 +33,8 @@ def test_offsets_are_those_that_tarfile_finds() -> None:
     assert [member.offset for member in members if member.name.endswith(".png")] == row.offsets.tolist()
     assert [member.name for member in members[:3]] == ["000000000.png", "000000000.json", "000000001.png"]
     assert {(member.mtime, member.uid, member.gid, member.uname, member.mode) for member in members} == {
-        (0, 0, 0, "", 0o644)}
+        (0, 0, 0, "", 0o644)
+    }
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -65,5 +66,5 @@ def test_plain_webdataset_reads_them_from_object_storage(gcs_bucket: str) -> Non
     index = write_set(f"{gcs_bucket}/toy")
     register_webdataset_openers()
     urls = [f"{gcs_bucket}/toy/{shard.name}" for shard in index.shards]
-    images = [image for image, in WebDataset(urls, shardshuffle=False).decode("l8").to_tuple("png")]
+    images = [image for (image,) in WebDataset(urls, shardshuffle=False).decode("l8").to_tuple("png")]
     assert sample_ids(np.stack(images)[:, None]) == list(range(index.num_samples))

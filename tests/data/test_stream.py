@@ -94,7 +94,7 @@ def test_mirrors_the_images_that_the_coin_says(tmp_path: Path) -> None:
 
 def test_a_batch_may_be_larger_than_the_data_set(tmp_path: Path) -> None:
     index = write_set(str(tmp_path), COUNTS)
-    batch, = take(1, index, batch_size=160)
+    (batch,) = take(1, index, batch_size=160)
     assert sample_ids(batch.images.numpy()) == expected_ids(np.arange(160), 3, 4)
 
 
@@ -147,7 +147,7 @@ def test_a_flipped_bit_is_found(tmp_path: Path) -> None:
 def test_a_shard_cut_after_the_start_is_found(tmp_path: Path) -> None:
     index = write_set(str(tmp_path), COUNTS)
     path = tmp_path / index.shards[2].name
-    path.write_bytes(path.read_bytes()[:index.shards[2].span(8)[0]])
+    path.write_bytes(path.read_bytes()[: index.shards[2].span(8)[0]])
     with pytest.raises(UserError, match=rf"shard .*{path.name}: got \d+ bytes, expected {index.shards[2].size} bytes"):
         take(10, index)
 
@@ -176,8 +176,10 @@ BAD_SHARDS: dict[str, tuple[list[tuple[str, bytes]], str]] = {
     "image bomb": ([("000000000.png", _png(mode="1", size=(30_000, 30_000)))], "a damaged image"),
     "colour": ([("000000000.png", _png(mode="RGB"))], "an image of size and mode"),
     "16 bits": ([("000000000.png", _png(mode="I;16"))], "an image of size and mode"),
-    "pickle": ([("000000000.png", GOOD), ("000000000.pkl", b"cos\nsystem\n(S'exit 1'\ntR.")],
-               "png and json members only"),
+    "pickle": (
+        [("000000000.png", GOOD), ("000000000.pkl", b"cos\nsystem\n(S'exit 1'\ntR.")],
+        "png and json members only",
+    ),
     "python": ([("000000000.png", GOOD), ("000000000.pyd", b"x")], "png and json members only"),
     "path": ([("../../000000000.png", GOOD)], "one sample named by nine digits"),
     "name": ([("photo.png", GOOD)], "one sample named by nine digits"),

@@ -18,6 +18,11 @@ __all__ = ["gcs_bucket", "gcs_emulator"]
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Shards of the handwritten digits."""
     folder = tmp_path_factory.mktemp("digits")
-    subprocess.run([sys.executable, "-m", "datasets_prep.digits", "--out", str(folder), "--workers", "1"], cwd=ROOT,
-                   env=subprocess_environment(), check=True, timeout=120)
+    subprocess.run(
+        [sys.executable, "-m", "datasets_prep.digits", "--out", str(folder), "--workers", "1"],
+        cwd=ROOT,
+        env=subprocess_environment(),
+        check=True,
+        timeout=120,
+    )
     return folder

@@ -26,20 +26,29 @@ HEAVY = ("ray", "mlflow", "torch", "numpy", "webdataset", "fsspec")
 
 def run_job(name: str, *arguments: str, path: Path | None = None) -> subprocess.CompletedProcess[str]:
     environment = os.environ | ({"PYTHONPATH": str(path)} if path else {})
-    return subprocess.run([sys.executable, ROOT / "jobs" / name, *arguments], env=environment, capture_output=True,
-                          text=True, timeout=60, check=False)
+    return subprocess.run(
+        [sys.executable, ROOT / "jobs" / name, *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
 
 
-@pytest.mark.parametrize(("job", "arguments", "name"), [
-    ("train_cifar10.py", (), "cifar10"),
-    ("train_celeba64.py", (), "celeba64"),
-    ("train_lsun64.py", (), "lsun_church64"),
-    ("train_lsun64.py", ("--category", "bedroom"), "lsun_bedroom64"),
-    ("train_lsun128.py", ("--category", "church_outdoor"), "lsun_church128"),
-    ("train_lsun128.py", ("--category=bedroom",), "lsun_bedroom128"),
-    ("train_digits.py", (), "digits"),
-    ("train_fashion_mnist.py", (), "fashion_mnist"),
-])
+@pytest.mark.parametrize(
+    ("job", "arguments", "name"),
+    [
+        ("train_cifar10.py", (), "cifar10"),
+        ("train_celeba64.py", (), "celeba64"),
+        ("train_lsun64.py", (), "lsun_church64"),
+        ("train_lsun64.py", ("--category", "bedroom"), "lsun_bedroom64"),
+        ("train_lsun128.py", ("--category", "church_outdoor"), "lsun_church128"),
+        ("train_lsun128.py", ("--category=bedroom",), "lsun_bedroom128"),
+        ("train_digits.py", (), "digits"),
+        ("train_fashion_mnist.py", (), "fashion_mnist"),
+    ],
+)
 def test_dry_run_prints_the_preset_as_json(job: str, arguments: tuple[str, ...], name: str, tmp_path: Path) -> None:
     for module in HEAVY:
         (tmp_path / f"{module}.py").write_text(f"raise ImportError('{module} is not needed for a dry run')")
@@ -50,11 +59,39 @@ def test_dry_run_prints_the_preset_as_json(job: str, arguments: tuple[str, ...],
 
 
 def test_overrides_reach_every_section() -> None:
-    run, is_dry_run = parse_train("digits", [
-        *COMPLETE, "--model.num-res-blocks", "5", "--model.width-multipliers", "1", "1", "2", "--optim.beta1=0.5",
-        "--mcmc.num_chain_steps", "10", "--train.num-steps", "3", "--train.horizontal-flip", "--diffusion.num-levels",
-        "4", "--engine.precision", "bfloat16", "--engine.compile", "never", "--loader.cache-gib", "2",
-        "--checkpoint.keep", "None", "--tracking.uri", "http://127.0.0.1:5000", "--num-workers", "2", "--use-gpu"])
+    run, is_dry_run = parse_train(
+        "digits",
+        [
+            *COMPLETE,
+            "--model.num-res-blocks",
+            "5",
+            "--model.width-multipliers",
+            "1",
+            "1",
+            "2",
+            "--optim.beta1=0.5",
+            "--mcmc.num_chain_steps",
+            "10",
+            "--train.num-steps",
+            "3",
+            "--train.horizontal-flip",
+            "--diffusion.num-levels",
+            "4",
+            "--engine.precision",
+            "bfloat16",
+            "--engine.compile",
+            "never",
+            "--loader.cache-gib",
+            "2",
+            "--checkpoint.keep",
+            "None",
+            "--tracking.uri",
+            "http://127.0.0.1:5000",
+            "--num-workers",
+            "2",
+            "--use-gpu",
+        ],
+    )
     experiment = run.experiment
     assert not is_dry_run
     assert (experiment.model.num_res_blocks, experiment.model.width_multipliers) == (5, (1, 1, 2))
@@ -75,24 +112,27 @@ def _as_dict(run: RunConfig) -> dict[str, object]:
     return to_dict(run)
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    (("--model.num-resblocks", "4"), r"got --model\.num-resblocks, .* did you mean --model\.num-res-blocks\?"),
-    (("--beta1", "0.5"), r"got --beta1, expected a field of the config"),
-    (("stray",), r"got stray, "),
-    (("--preset", "cifar10"), r"got --preset, "),
-    (("--category", "bedroom"), r"got --category, "),
-    (("--optim.beta1", "half"), r"--optim\.beta1: .*'half', expected FLOAT"),
-    (("--optim.beta1",), r"--optim\.beta1: got no value, expected FLOAT"),
-    (("--model.width", "8.5"), r"--model\.width: .*'8\.5', expected INT"),
-    (("--engine.precision", "fp8"), r"got fp8, expected one of float32, bfloat16"),
-    (("--optim.beta1", "1.5"), r"optim\.beta1: got 1\.5, expected a number in \[0, 1\)"),
-    (("--num-workers", "3"), r"got 32 for 3 workers"),
-    (("--num-workers", "0"), r"num_workers: got 0"),
-    (("--run-name", "a b"), r"run_name: got a b, expected letters"),
-    (("--run-name", "../a"), r"run_name: got \.\./a"),
-    (("--data", "shards"), r"data: got shards, expected a URL or an absolute path"),
-    (("--checkpoint.keep", "0"), r"checkpoint\.keep: got 0"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--model.num-resblocks", "4"), r"got --model\.num-resblocks, .* did you mean --model\.num-res-blocks\?"),
+        (("--beta1", "0.5"), r"got --beta1, expected a field of the config"),
+        (("stray",), r"got stray, "),
+        (("--preset", "cifar10"), r"got --preset, "),
+        (("--category", "bedroom"), r"got --category, "),
+        (("--optim.beta1", "half"), r"--optim\.beta1: .*'half', expected FLOAT"),
+        (("--optim.beta1",), r"--optim\.beta1: got no value, expected FLOAT"),
+        (("--model.width", "8.5"), r"--model\.width: .*'8\.5', expected INT"),
+        (("--engine.precision", "fp8"), r"got fp8, expected one of float32, bfloat16"),
+        (("--optim.beta1", "1.5"), r"optim\.beta1: got 1\.5, expected a number in \[0, 1\)"),
+        (("--num-workers", "3"), r"got 32 for 3 workers"),
+        (("--num-workers", "0"), r"num_workers: got 0"),
+        (("--run-name", "a b"), r"run_name: got a b, expected letters"),
+        (("--run-name", "../a"), r"run_name: got \.\./a"),
+        (("--data", "shards"), r"data: got shards, expected a URL or an absolute path"),
+        (("--checkpoint.keep", "0"), r"checkpoint\.keep: got 0"),
+    ],
+)
 def test_mistakes_are_one_sentence(arguments: tuple[str, ...], message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
         parse_train("digits", [*COMPLETE, *arguments])
@@ -111,11 +151,14 @@ def test_every_row_of_the_table_has_a_door() -> None:
     assert [name for name in TABLE_6 if f'"{name}"' not in doors] == []
 
 
-@pytest.mark.parametrize(("arguments", "sentence"), [
-    ((), "command line: got no --data, --run-name, --storage, "),
-    (("--data", "/data", "--storage", "/runs"), "command line: got no --run-name, "),
-    (("--nonsense",), "option: got --nonsense, "),
-])
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ((), "command line: got no --data, --run-name, --storage, "),
+        (("--data", "/data", "--storage", "/runs"), "command line: got no --run-name, "),
+        (("--nonsense",), "option: got --nonsense, "),
+    ],
+)
 def test_a_door_ends_with_the_sentence_and_status_2(arguments: tuple[str, ...], sentence: str) -> None:
     done = run_job("train_digits.py", *arguments)
     assert (done.returncode, done.stdout) == (2, "")

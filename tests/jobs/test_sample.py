@@ -43,8 +43,18 @@ NUM_SHARDS = 7
 
 
 def request(**changed: object) -> SampleRequest:
-    fields = {"preset": "tiny", "ema_sha256": "e", "config_sha256": "c", "num_images": 10, "seed": 3,
-              "noise_scale": 0.99, "shard_size": 4, "batch_size": 3, "device": "cpu", "threads": 1}
+    fields = {
+        "preset": "tiny",
+        "ema_sha256": "e",
+        "config_sha256": "c",
+        "num_images": 10,
+        "seed": 3,
+        "noise_scale": 0.99,
+        "shard_size": 4,
+        "batch_size": 3,
+        "device": "cpu",
+        "threads": 1,
+    }
     return SampleRequest(**fields | changed)  # pyright: ignore[reportArgumentType]
 
 
@@ -52,16 +62,24 @@ def request(**changed: object) -> SampleRequest:
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of a tiny network whose averaged weights are not its weights."""
     experiment = Experiment(
-        preset="tiny", model=ModelConfig(resolution=8, channels=1, width=8, width_multipliers=(1, 2), num_res_blocks=1),
-        mcmc=McmcConfig(num_chain_steps=30), train=TrainConfig(batch_size=4, num_steps=3))
+        preset="tiny",
+        model=ModelConfig(resolution=8, channels=1, width=8, width_multipliers=(1, 2), num_res_blocks=1),
+        mcmc=McmcConfig(num_chain_steps=30),
+        train=TrainConfig(batch_size=4, num_steps=3),
+    )
     state = TrainState.create(experiment)
     parts = state.tensors()
     generator = torch.Generator().manual_seed(1)
-    parts["ema"] = {name: value + 0.01 * torch.randn(value.shape, generator=generator)
-                    for name, value in parts["ema"].items()}
+    parts["ema"] = {
+        name: value + 0.01 * torch.randn(value.shape, generator=generator) for name, value in parts["ema"].items()
+    }
     folder = tmp_path_factory.mktemp("model") / "checkpoint"
-    write_checkpoint(folder, parts, CheckpointState(step=3, images_seen=12, next_position=12, seed=0,
-                                                    data_fingerprint="0" * 64, world_size=1), experiment)
+    write_checkpoint(
+        folder,
+        parts,
+        CheckpointState(step=3, images_seen=12, next_position=12, seed=0, data_fingerprint="0" * 64, world_size=1),
+        experiment,
+    )
     return folder
 
 
@@ -72,19 +90,38 @@ def three_cpus() -> Iterator[RayHead]:
 
 
 def command(model: str | Path, out: Path, *more: str) -> list[str]:
-    return [sys.executable, str(ROOT / "jobs" / "sample.py"), "--model", str(model), "--out", str(out), "--num-images",
-            str(NUM_IMAGES), "--shard-size", str(SHARD_SIZE), "--batch-size", "6", "--seed", "5", *more]
+    return [
+        sys.executable,
+        str(ROOT / "jobs" / "sample.py"),
+        "--model",
+        str(model),
+        "--out",
+        str(out),
+        "--num-images",
+        str(NUM_IMAGES),
+        "--shard-size",
+        str(SHARD_SIZE),
+        "--batch-size",
+        "6",
+        "--seed",
+        "5",
+        *more,
+    ]
 
 
-def sample(environment: Mapping[str, str], model: str | Path, out: Path,
-           *more: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(model, out, *more), env=dict(environment), capture_output=True, text=True,
-                          timeout=300, check=False)
+def sample(
+    environment: Mapping[str, str], model: str | Path, out: Path, *more: str
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(model, out, *more), env=dict(environment), capture_output=True, text=True, timeout=300, check=False
+    )
 
 
 def contents(folder: Path) -> dict[str, str]:
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in sorted(folder.rglob("*"))}
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+    }
 
 
 def working_actors(head: RayHead) -> list[int]:
@@ -119,11 +156,17 @@ def undisturbed(checkpoint: Path, three_cpus: RayHead, tmp_path_factory: pytest.
 
 
 @pytest.mark.integration
-def test_three_workers_one_killed_give_the_same_bytes(undisturbed: Path, checkpoint: Path, three_cpus: RayHead,
-                                                     tmp_path: Path) -> None:
+def test_three_workers_one_killed_give_the_same_bytes(
+    undisturbed: Path, checkpoint: Path, three_cpus: RayHead, tmp_path: Path
+) -> None:
     environment = subprocess_environment(three_cpus.environment())
-    with subprocess.Popen(command(checkpoint, tmp_path, "--num-workers", "3"), env=environment, text=True,
-                          stdout=subprocess.PIPE, stderr=subprocess.PIPE) as job:
+    with subprocess.Popen(
+        command(checkpoint, tmp_path, "--num-workers", "3"),
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as job:
         wait_for(lambda: working_actors(three_cpus))
         os.kill(working_actors(three_cpus)[0], signal.SIGKILL)
         stdout, stderr = job.communicate(timeout=240)
@@ -133,16 +176,20 @@ def test_three_workers_one_killed_give_the_same_bytes(undisturbed: Path, checkpo
 
 
 @pytest.mark.integration
-def test_a_killed_job_resumes_to_the_same_bytes(undisturbed: Path, checkpoint: Path, three_cpus: RayHead,
-                                                tmp_path: Path) -> None:
+def test_a_killed_job_resumes_to_the_same_bytes(
+    undisturbed: Path, checkpoint: Path, three_cpus: RayHead, tmp_path: Path
+) -> None:
     environment = subprocess_environment(three_cpus.environment())
-    with subprocess.Popen(command(checkpoint, tmp_path), env=environment, stdout=subprocess.DEVNULL,
-                          stderr=subprocess.DEVNULL) as job:
+    with subprocess.Popen(
+        command(checkpoint, tmp_path), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as job:
         wait_for(lambda: len(list((tmp_path / "_progress").glob("0*.json"))) >= 2)
         job.kill()
     assert not (tmp_path / "index.parquet").exists()
-    finished = {path.stem: (tmp_path / f"tiny-generated-{path.stem}.tar").stat().st_mtime_ns
-                for path in (tmp_path / "_progress").glob("0*.json")}
+    finished = {
+        path.stem: (tmp_path / f"tiny-generated-{path.stem}.tar").stat().st_mtime_ns
+        for path in (tmp_path / "_progress").glob("0*.json")
+    }
 
     other = sample(environment, checkpoint, tmp_path, "--seed", "6")
     assert (other.returncode, other.stderr.count("\n")) == (2, 1), other.stderr
@@ -167,7 +214,7 @@ def test_manifest_says_where_every_image_is(undisturbed: Path, checkpoint: Path)
     rows = table.to_pylist()
     assert [row["image_id"] for row in rows] == list(range(NUM_IMAGES))
     for row in rows:
-        png = (undisturbed / row["shard"]).read_bytes()[row["offset"]:row["offset"] + row["size"]]
+        png = (undisturbed / row["shard"]).read_bytes()[row["offset"] : row["offset"] + row["size"]]
         assert hashlib.sha256(png).hexdigest() == row["sha256"]
         assert row["member"] == f"{row['image_id']:09d}.png"
         assert Image.open(io.BytesIO(png)).size == (8, 8)
@@ -193,8 +240,9 @@ def test_shards_are_a_data_set(undisturbed: Path) -> None:
 
 
 @pytest.mark.integration
-def test_a_registered_model_is_sampled_and_linked(checkpoint: Path, ray_head: RayHead, mlflow_server: MlflowServer,
-                                                  server_environment: dict[str, str], tmp_path: Path) -> None:
+def test_a_registered_model_is_sampled_and_linked(
+    checkpoint: Path, ray_head: RayHead, mlflow_server: MlflowServer, server_environment: dict[str, str], tmp_path: Path
+) -> None:
     from drl_dist.tracking.client import connect
     from drl_dist.tracking.registry import register_checkpoint
     from drl_dist.tracking.runs import open_run
@@ -224,8 +272,9 @@ def test_a_registered_model_is_sampled_and_linked(checkpoint: Path, ray_head: Ra
 
 
 @pytest.mark.integration
-def test_more_workers_than_the_cluster_has_are_told_before_anything_is_written(checkpoint: Path, three_cpus: RayHead,
-                                                                               tmp_path: Path) -> None:
+def test_more_workers_than_the_cluster_has_are_told_before_anything_is_written(
+    checkpoint: Path, three_cpus: RayHead, tmp_path: Path
+) -> None:
     began = time.monotonic()
     done = sample(subprocess_environment(three_cpus.environment()), checkpoint, tmp_path / "out", "--num-workers", "9")
     assert (done.returncode, done.stdout) == (2, "")
@@ -235,14 +284,18 @@ def test_more_workers_than_the_cluster_has_are_told_before_anything_is_written(c
     assert time.monotonic() - began < 60
 
 
-@pytest.mark.parametrize(("changed", "message"), [
-    ({"out": "ftp://host/out"}, "storage URL: got 'ftp://host/out'"),
-    ({"model": "/nonesuch"}, "checkpoint /nonesuch: got no complete checkpoint"),
-    ({"model": "models:/tiny@latest", "tracking_uri": "http://127.0.0.1:9"}, "MLflow server http:.*:9: got no"),
-    ({"real": "/nonesuch"}, "data /nonesuch: got an empty or missing folder"),
-])
-def test_what_is_not_there_is_told_before_a_cluster_is_asked(checkpoint: Path, tmp_path: Path,
-                                                             changed: dict[str, str], message: str) -> None:
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"out": "ftp://host/out"}, "storage URL: got 'ftp://host/out'"),
+        ({"model": "/nonesuch"}, "checkpoint /nonesuch: got no complete checkpoint"),
+        ({"model": "models:/tiny@latest", "tracking_uri": "http://127.0.0.1:9"}, "MLflow server http:.*:9: got no"),
+        ({"real": "/nonesuch"}, "data /nonesuch: got an empty or missing folder"),
+    ],
+)
+def test_what_is_not_there_is_told_before_a_cluster_is_asked(
+    checkpoint: Path, tmp_path: Path, changed: dict[str, str], message: str
+) -> None:
     given = {"model": str(checkpoint), "out": str(tmp_path / "out")} | changed
     with pytest.raises(UserError, match=message):
         sample_run(SampleOptions(**given))  # pyright: ignore[reportArgumentType]
@@ -268,19 +321,22 @@ def test_real_images_must_fit_the_model(checkpoint: Path, tmp_path: Path) -> Non
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(("changed", "message"), [
-    ({"num_images": 0}, "--num-images: got 0, expected 1 to"),
-    ({"num_workers": 0}, "--num-workers: got 0"),
-    ({"seed": -1}, "--seed: got -1"),
-    ({"shard_size": 0}, "--shard-size: got 0"),
-    ({"num_images": 10**9}, "--shard-size: got 256, expected at least 10000"),
-    ({"batch_size": 0}, "--batch-size: got 0"),
-    ({"cpus_per_worker": 0}, "--cpus-per-worker: got 0"),
-    ({"noise_scale": float("nan")}, "--noise-scale: got nan"),
-    ({"out": "samples"}, "--out: got samples, expected a URL or an absolute path"),
-    ({"model": "digits"}, "--model: got digits, expected models:/NAME@latest"),
-    ({"model": ""}, "got no --model"),
-])
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"num_images": 0}, "--num-images: got 0, expected 1 to"),
+        ({"num_workers": 0}, "--num-workers: got 0"),
+        ({"seed": -1}, "--seed: got -1"),
+        ({"shard_size": 0}, "--shard-size: got 0"),
+        ({"num_images": 10**9}, "--shard-size: got 256, expected at least 10000"),
+        ({"batch_size": 0}, "--batch-size: got 0"),
+        ({"cpus_per_worker": 0}, "--cpus-per-worker: got 0"),
+        ({"noise_scale": float("nan")}, "--noise-scale: got nan"),
+        ({"out": "samples"}, "--out: got samples, expected a URL or an absolute path"),
+        ({"model": "digits"}, "--model: got digits, expected models:/NAME@latest"),
+        ({"model": ""}, "got no --model"),
+    ],
+)
 def test_impossible_options_are_refused(changed: dict[str, object], message: str) -> None:
     good = {"model": "models:/digits@latest", "out": "/samples"}
     check_options(SampleOptions(**good))
@@ -300,8 +356,10 @@ def test_a_unit_is_what_the_sampler_draws_from_the_averaged_weights(checkpoint: 
     state.network.load_state_dict(stored.tensors["ema"])
     engine = GradientEngine(state.network, EngineConfig())
     noise = PhiloxNoise(wanted.seed)
-    expected = [to_uint8(build_sampler(experiment).sample(engine.raw_at, noise, ids, (1, 8, 8)))
-                for ids in (torch.tensor([4, 5, 6]), torch.tensor([7]))]
+    expected = [
+        to_uint8(build_sampler(experiment).sample(engine.raw_at, noise, ids, (1, 8, 8)))
+        for ids in (torch.tensor([4, 5, 6]), torch.tensor([7]))
+    ]
     [*found] = webdataset.WebDataset([str(tmp_path / record.row.name)], shardshuffle=False).decode("pil")
     assert [entry["__key__"] for entry in found] == [f"{image:09d}" for image in (4, 5, 6, 7)]
     pixels = np.stack([np.asarray(entry["png"].convert("L")) for entry in found])

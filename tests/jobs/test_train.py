@@ -26,9 +26,22 @@ from tests.data.published import encoded, photo, write_lsun
 from tests.gcs import GcsEmulator
 from tests.support import ROOT, subprocess_environment
 
-TINY = ("--model.width", "8", "--model.time-embedding-dim", "8", "--model.time-hidden-dim", "16",
-        "--mcmc.num-chain-steps", "3", "--train.batch-size", "8", "--tracking.num-samples", "5",
-        "--checkpoint.keep", "None")
+TINY = (
+    "--model.width",
+    "8",
+    "--model.time-embedding-dim",
+    "8",
+    "--model.time-hidden-dim",
+    "16",
+    "--mcmc.num-chain-steps",
+    "3",
+    "--train.batch-size",
+    "8",
+    "--tracking.num-samples",
+    "5",
+    "--checkpoint.keep",
+    "None",
+)
 STEPS, EVERY = 120, 40
 
 pytestmark = pytest.mark.integration
@@ -51,16 +64,29 @@ def words(data: str | Path, storage: str | Path, name: str, *more: str) -> list[
 def run(environment: Mapping[str, str], options: list[str], door: str = "train_digits.py") -> Job:
     """The command itself, which joins the cluster that the environment names."""
     began = time.monotonic()
-    done = subprocess.run([sys.executable, str(ROOT / "jobs" / door), *options], env=dict(environment), text=True,
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=400, check=False)
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "jobs" / door), *options],
+        env=dict(environment),
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=400,
+        check=False,
+    )
     return Job(done.returncode, done.stdout, time.monotonic() - began, done.stdout.splitlines())
 
 
 def submit(head: RayHead, environment: Mapping[str, str], options: list[str], door: str = "train_digits.py") -> Job:
     """The command by way of ``ray job submit``."""
     lines: list[str] = []
-    status = submit_job(head, ["python", f"jobs/{door}", *options], environment=environment, working_dir=ROOT,
-                        echo=lines.append, timeout_seconds=400)
+    status = submit_job(
+        head,
+        ["python", f"jobs/{door}", *options],
+        environment=environment,
+        working_dir=ROOT,
+        echo=lines.append,
+        timeout_seconds=400,
+    )
     return Job(status, "\n".join(lines), lines=lines)
 
 
@@ -110,9 +136,23 @@ def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def straight(ray_head: RayHead, mlflow_server: MlflowServer, digits: Path, storage: Path) -> Job:
     """A run on two workers that nothing happens to."""
-    job = submit(ray_head, mlflow_server.environment(), words(
-        digits, storage, "straight", "--num-workers", "2", "--train.num-steps", str(STEPS),
-        "--checkpoint.every-steps", str(EVERY), "--tracking.sample-every-steps", "100"))
+    job = submit(
+        ray_head,
+        mlflow_server.environment(),
+        words(
+            digits,
+            storage,
+            "straight",
+            "--num-workers",
+            "2",
+            "--train.num-steps",
+            str(STEPS),
+            "--checkpoint.every-steps",
+            str(EVERY),
+            "--tracking.sample-every-steps",
+            "100",
+        ),
+    )
     assert job.status == 0, job.output
     return job
 
@@ -135,14 +175,22 @@ def test_progress_is_told_with_rate_and_time_left(straight: Job) -> None:
     assert len([line for line in straight.lines if "step 1/120: under way" in line]) == 1
 
 
-def test_the_tracker_knows_parameters_metrics_pictures_and_models(straight: Job, mlflow_server: MlflowServer,
-                                                                  storage: Path) -> None:
+def test_the_tracker_knows_parameters_metrics_pictures_and_models(
+    straight: Job, mlflow_server: MlflowServer, storage: Path
+) -> None:
     client, told = MlflowClient(mlflow_server.uri), tracked(mlflow_server, "straight")
     assert told.info.status == "FINISHED"
     assert told.data.params["model.width"] == "8"
     assert told.data.params["num_workers"] == "2"
-    for name in ("loss", "grad_norm", "learning_rate", "images_per_second", "chain_steps_per_second",
-                 "data_wait_fraction", "images_seen"):
+    for name in (
+        "loss",
+        "grad_norm",
+        "learning_rate",
+        "images_per_second",
+        "chain_steps_per_second",
+        "data_wait_fraction",
+        "images_seen",
+    ):
         history = client.get_metric_history(told.info.run_id, name)
         assert sorted(metric.step for metric in history) == list(range(1, STEPS + 1)), name
     for level in range(6):
@@ -161,24 +209,55 @@ def test_the_tracker_knows_parameters_metrics_pictures_and_models(straight: Job,
         assert torch.equal(tensor, registered.tensors["ema"][name])
 
 
-def test_the_same_command_again_has_nothing_to_do(straight: Job, digits: Path, storage: Path,
-                                                  server_environment: dict[str, str]) -> None:
-    again = run(server_environment, words(digits, storage, "straight", "--num-workers", "2", "--train.num-steps",
-                                          str(STEPS), "--checkpoint.every-steps", str(EVERY)))
+def test_the_same_command_again_has_nothing_to_do(
+    straight: Job, digits: Path, storage: Path, server_environment: dict[str, str]
+) -> None:
+    again = run(
+        server_environment,
+        words(
+            digits,
+            storage,
+            "straight",
+            "--num-workers",
+            "2",
+            "--train.num-steps",
+            str(STEPS),
+            "--checkpoint.every-steps",
+            str(EVERY),
+        ),
+    )
     assert again.status == 0, again.output
     assert "run straight has made its 120 steps" in again.output
     assert len(again.lines) == 1
 
 
-def test_killed_workers_and_further_starts_change_nothing(straight: Job, ray_head: RayHead, digits: Path, storage: Path,
-                                                          mlflow_server: MlflowServer,
-                                                          server_environment: dict[str, str]) -> None:
-    options = words(digits, storage, "broken", "--num-workers", "2", "--checkpoint.every-steps", str(EVERY),
-                    "--tracking.sample-every-steps", "100")
+def test_killed_workers_and_further_starts_change_nothing(
+    straight: Job,
+    ray_head: RayHead,
+    digits: Path,
+    storage: Path,
+    mlflow_server: MlflowServer,
+    server_environment: dict[str, str],
+) -> None:
+    options = words(
+        digits,
+        storage,
+        "broken",
+        "--num-workers",
+        "2",
+        "--checkpoint.every-steps",
+        str(EVERY),
+        "--tracking.sample-every-steps",
+        "100",
+    )
     first = storage / "broken" / checkpoint_name(EVERY)
     with subprocess.Popen(
-            [sys.executable, str(ROOT / "jobs" / "train_digits.py"), *options, "--train.num-steps", "80"],
-            env=server_environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as job:
+        [sys.executable, str(ROOT / "jobs" / "train_digits.py"), *options, "--train.num-steps", "80"],
+        env=server_environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    ) as job:
         wait_for(lambda: (first / "checksums.json").exists() or job.poll() is not None)
         os.kill(workers(ray_head)[-1], signal.SIGKILL)
         output, _ = job.communicate(timeout=300)
@@ -195,25 +274,37 @@ def test_killed_workers_and_further_starts_change_nothing(straight: Job, ray_hea
     assert_equal_checkpoints(storage / "broken" / checkpoint_name(STEPS), storage / "straight" / checkpoint_name(STEPS))
     told = tracked(mlflow_server, "broken")
     assert (told.info.status, told.data.metrics["loss"]) == (
-        "FINISHED", tracked(mlflow_server, "straight").data.metrics["loss"])
+        "FINISHED",
+        tracked(mlflow_server, "straight").data.metrics["loss"],
+    )
 
 
-def test_a_changed_experiment_is_refused(straight: Job, digits: Path, storage: Path,
-                                         server_environment: dict[str, str]) -> None:
-    job = run(server_environment, words(digits, storage, "straight", "--model.num-res-blocks", "2",
-                                        "--train.seed", "9"))
+def test_a_changed_experiment_is_refused(
+    straight: Job, digits: Path, storage: Path, server_environment: dict[str, str]
+) -> None:
+    job = run(
+        server_environment, words(digits, storage, "straight", "--model.num-res-blocks", "2", "--train.seed", "9")
+    )
     assert (job.status, len(job.lines)) == (2, 1), job.output
     assert "changed fields model.num_res_blocks: 1 -> 2; train.seed: 0 -> 9" in job.output
 
 
-def test_data_and_checkpoints_in_a_bucket(ray_head: RayHead, mlflow_server: MlflowServer, gcs_emulator: GcsEmulator,
-                                          gcs_bucket: str, digits: Path) -> None:
+def test_data_and_checkpoints_in_a_bucket(
+    ray_head: RayHead, mlflow_server: MlflowServer, gcs_emulator: GcsEmulator, gcs_bucket: str, digits: Path
+) -> None:
     from drl_dist.data.filesystem import Folder
 
     for path in digits.iterdir():
         Folder(f"{gcs_bucket}/digits").write(path.name, path.read_bytes())
-    options = words(f"{gcs_bucket}/digits", f"{gcs_bucket}/runs", "bucket", "--checkpoint.every-steps", "2",
-                    "--checkpoint.keep", "2")
+    options = words(
+        f"{gcs_bucket}/digits",
+        f"{gcs_bucket}/runs",
+        "bucket",
+        "--checkpoint.every-steps",
+        "2",
+        "--checkpoint.keep",
+        "2",
+    )
     environment = mlflow_server.environment() | gcs_emulator.environment()
     job = submit(ray_head, environment, [*options, "--train.num-steps", "6"])
     assert job.status == 0, job.output
@@ -226,15 +317,47 @@ def test_data_and_checkpoints_in_a_bucket(ray_head: RayHead, mlflow_server: Mlfl
     assert [stored.step for stored in complete_checkpoints(run_url)] == [8, 6]
 
 
-def test_lsun_photographs_at_128_pixels(ray_head: RayHead, mlflow_server: MlflowServer, storage: Path,
-                                        tmp_path: Path) -> None:
-    write_lsun(tmp_path / "church_outdoor_train_lmdb", {
-        f"{number:040x}".encode(): encoded(photo(number, 150, 170), "WEBP", quality=90) for number in range(12)})
-    subprocess.run([sys.executable, "-m", "datasets_prep.lsun", "--source", str(tmp_path), "--resolution", "128",
-                    "--out", str(tmp_path / "shards"), "--workers", "1"], cwd=ROOT, env=subprocess_environment(),
-                   check=True, timeout=120)
-    options = words(tmp_path / "shards", storage, "church", "--num-workers", "2", "--train.num-steps", "2",
-                    "--train.batch-size", "2", "--tracking.num-samples", "2", "--mcmc.num-chain-steps", "2")
+def test_lsun_photographs_at_128_pixels(
+    ray_head: RayHead, mlflow_server: MlflowServer, storage: Path, tmp_path: Path
+) -> None:
+    write_lsun(
+        tmp_path / "church_outdoor_train_lmdb",
+        {f"{number:040x}".encode(): encoded(photo(number, 150, 170), "WEBP", quality=90) for number in range(12)},
+    )
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "datasets_prep.lsun",
+            "--source",
+            str(tmp_path),
+            "--resolution",
+            "128",
+            "--out",
+            str(tmp_path / "shards"),
+            "--workers",
+            "1",
+        ],
+        cwd=ROOT,
+        env=subprocess_environment(),
+        check=True,
+        timeout=120,
+    )
+    options = words(
+        tmp_path / "shards",
+        storage,
+        "church",
+        "--num-workers",
+        "2",
+        "--train.num-steps",
+        "2",
+        "--train.batch-size",
+        "2",
+        "--tracking.num-samples",
+        "2",
+        "--mcmc.num-chain-steps",
+        "2",
+    )
     job = submit(ray_head, mlflow_server.environment(), options, "train_lsun128.py")
     assert job.status == 0, job.output
     checkpoint = read_checkpoint(fetch_checkpoint(str(storage / "church")), ("ema",))
@@ -242,9 +365,9 @@ def test_lsun_photographs_at_128_pixels(ray_head: RayHead, mlflow_server: Mlflow
     assert resolve_model("models:/lsun_church128@latest", mlflow_server.uri, tmp_path / "model").step == 2
 
 
-def test_a_damaged_image_ends_the_job_with_its_name(digits: Path, storage: Path, tmp_path: Path,
-                                                    mlflow_server: MlflowServer,
-                                                    server_environment: dict[str, str]) -> None:
+def test_a_damaged_image_ends_the_job_with_its_name(
+    digits: Path, storage: Path, tmp_path: Path, mlflow_server: MlflowServer, server_environment: dict[str, str]
+) -> None:
     for path in digits.iterdir():
         content = bytearray(path.read_bytes())
         if path.suffix == ".tar":
@@ -262,22 +385,30 @@ def test_a_damaged_image_ends_the_job_with_its_name(digits: Path, storage: Path,
 DEAD = "http://127.0.0.1:9"
 
 
-@pytest.mark.parametrize(("more", "environment", "sentence"), [
-    (("--data", "/nonesuch"), {}, "data /nonesuch: got an empty or missing folder, expected image shards"),
-    (("--model.resolution", "16"), {}, r"got 8x8\S*.*expected 16x16\S*"),
-    (("--model.channels", "3"), {}, r"data .*digits.* got 8x8.*expected 8x8.*as the model has"),
-    (("--num-workers", "8"), {}, "8 workers of 1 CPU: got a cluster with 2 CPU, expected 8 CPU"),
-    (("--use-gpu",), {}, "1 workers of 1 GPU: got a cluster with 0 GPU"),
-    (("--tracking.uri", DEAD), {}, f"MLflow server {DEAD}: got no answer"),
-    ((), {"MLFLOW_TRACKING_URI": ""}, "MLflow server: got no address"),
-    (("--storage", "gs://nowhere/runs"), {"STORAGE_EMULATOR_HOST": DEAD}, "storage gs://nowhere/runs: got "),
-    (("--storage", "ftp://host/runs"), {}, "storage URL: got 'ftp://host/runs'"),
-    (("--storage", "/proc/runs"), {}, "writing /proc/runs/"),
-    ((), {"RAY_ADDRESS": "127.0.0.1:9"}, "Ray cluster: got no answer"),
-])
+@pytest.mark.parametrize(
+    ("more", "environment", "sentence"),
+    [
+        (("--data", "/nonesuch"), {}, "data /nonesuch: got an empty or missing folder, expected image shards"),
+        (("--model.resolution", "16"), {}, r"got 8x8\S*.*expected 16x16\S*"),
+        (("--model.channels", "3"), {}, r"data .*digits.* got 8x8.*expected 8x8.*as the model has"),
+        (("--num-workers", "8"), {}, "8 workers of 1 CPU: got a cluster with 2 CPU, expected 8 CPU"),
+        (("--use-gpu",), {}, "1 workers of 1 GPU: got a cluster with 0 GPU"),
+        (("--tracking.uri", DEAD), {}, f"MLflow server {DEAD}: got no answer"),
+        ((), {"MLFLOW_TRACKING_URI": ""}, "MLflow server: got no address"),
+        (("--storage", "gs://nowhere/runs"), {"STORAGE_EMULATOR_HOST": DEAD}, "storage gs://nowhere/runs: got "),
+        (("--storage", "ftp://host/runs"), {}, "storage URL: got 'ftp://host/runs'"),
+        (("--storage", "/proc/runs"), {}, "writing /proc/runs/"),
+        ((), {"RAY_ADDRESS": "127.0.0.1:9"}, "Ray cluster: got no answer"),
+    ],
+)
 def test_bad_input_ends_within_a_minute_in_one_sentence(
-        more: tuple[str, ...], environment: dict[str, str], sentence: str, digits: Path, tmp_path: Path,
-        server_environment: dict[str, str]) -> None:
+    more: tuple[str, ...],
+    environment: dict[str, str],
+    sentence: str,
+    digits: Path,
+    tmp_path: Path,
+    server_environment: dict[str, str],
+) -> None:
     job = run(server_environment | environment, words(digits, tmp_path / "runs", "bad", *more))
     assert job.status == 2, job.output
     assert re.search(sentence, job.lines[-1]), job.output
@@ -286,8 +417,9 @@ def test_bad_input_ends_within_a_minute_in_one_sentence(
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_truncated_shard_is_told_before_anything_starts(digits: Path, tmp_path: Path,
-                                                         server_environment: dict[str, str]) -> None:
+def test_a_truncated_shard_is_told_before_anything_starts(
+    digits: Path, tmp_path: Path, server_environment: dict[str, str]
+) -> None:
     for path in digits.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     shard = sorted(tmp_path.glob("*.tar"))[0]

@@ -27,8 +27,11 @@ HALF = 4
 def tiny() -> Experiment:
     digits = preset("digits")
     return dataclasses.replace(
-        digits, model=dataclasses.replace(digits.model, width=8, time_embedding_dim=8, time_hidden_dim=16),
-        mcmc=McmcConfig(num_chain_steps=3), train=dataclasses.replace(digits.train, batch_size=8, num_steps=2 * HALF))
+        digits,
+        model=dataclasses.replace(digits.model, width=8, time_embedding_dim=8, time_hidden_dim=16),
+        mcmc=McmcConfig(num_chain_steps=3),
+        train=dataclasses.replace(digits.train, batch_size=8, num_steps=2 * HALF),
+    )
 
 
 class Recorder:
@@ -40,8 +43,14 @@ class Recorder:
     def on_step(self, report: StepReport, state: TrainState) -> None:
         self.losses.append(float(report.result.loss))
         if report.step in (HALF, 2 * HALF):
-            done = CheckpointState(step=report.step, images_seen=report.images_seen, next_position=report.images_seen,
-                                   seed=0, data_fingerprint="", world_size=1)
+            done = CheckpointState(
+                step=report.step,
+                images_seen=report.images_seen,
+                next_position=report.images_seen,
+                seed=0,
+                data_fingerprint="",
+                world_size=1,
+            )
             write_checkpoint(self.folder / str(report.step), state.tensors(), done, tiny())
 
 
@@ -65,10 +74,18 @@ def test_half_then_a_fresh_process_then_half_equals_the_whole(digits: Path, tmp_
     expected = read_checkpoint(tmp_path / str(2 * HALF), PARTS).tensors
     (tmp_path / str(2 * HALF) / "checksums.json").unlink()
 
-    script = ("from tests.jobs.test_train_resume import *; "
-              f"print(run({str(digits)!r}, Path({str(tmp_path)!r}), resume=True))")
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=subprocess_environment(), capture_output=True,
-                          text=True, check=True, timeout=120)
+    script = (
+        f"from tests.jobs.test_train_resume import *; print(run({str(digits)!r}, Path({str(tmp_path)!r}), resume=True))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=ROOT,
+        env=subprocess_environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
     assert done.stdout.strip() == repr(whole[HALF:])
     resumed = read_checkpoint(tmp_path / str(2 * HALF), PARTS).tensors
     for part in PARTS:
@@ -82,8 +99,9 @@ def test_any_number_of_workers_sees_the_same_order(digits: Path) -> None:
     index = open_index(str(digits))
 
     def batches(rank: int, world_size: int, start: int, count: int) -> list[Batch]:
-        with ShardStream(index, seed=1, batch_size=8, rank=rank, world_size=world_size, start_position=start,
-                         horizontal_flip=True) as stream:
+        with ShardStream(
+            index, seed=1, batch_size=8, rank=rank, world_size=world_size, start_position=start, horizontal_flip=True
+        ) as stream:
             return [batch for batch, _ in zip(stream, range(count), strict=False)]
 
     alone = batches(0, 1, 0, 6)

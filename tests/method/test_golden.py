@@ -28,8 +28,9 @@ def losses(name: str) -> list[float]:
     pools = len(experiment.model.width_multipliers) - 1
     experiment = dataclasses.replace(
         experiment,
-        model=dataclasses.replace(experiment.model, resolution=2**pools, width=4, num_res_blocks=1,
-                                  time_embedding_dim=8, time_hidden_dim=16),
+        model=dataclasses.replace(
+            experiment.model, resolution=2**pools, width=4, num_res_blocks=1, time_embedding_dim=8, time_hidden_dim=16
+        ),
         mcmc=dataclasses.replace(experiment.mcmc, num_chain_steps=3),
         optim=dataclasses.replace(experiment.optim, warmup_steps=5, learning_rate=1e-3),
         train=dataclasses.replace(experiment.train, batch_size=BATCH_SIZE),

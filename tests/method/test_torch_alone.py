@@ -6,8 +6,24 @@ import subprocess
 import sys
 
 # Everything that the extras bring; a None in sys.modules makes an import fail as if it were not installed.
-EXTRAS = ["ray", "mlflow", "gcsfs", "s3fs", "webdataset", "pyarrow", "safetensors", "pydantic", "tyro", "rich", "PIL",
-          "timm", "torchvision", "matplotlib", "sklearn", "lmdb"]
+EXTRAS = [
+    "ray",
+    "mlflow",
+    "gcsfs",
+    "s3fs",
+    "webdataset",
+    "pyarrow",
+    "safetensors",
+    "pydantic",
+    "tyro",
+    "rich",
+    "PIL",
+    "timm",
+    "torchvision",
+    "matplotlib",
+    "sklearn",
+    "lmdb",
+]
 
 PROGRAM = """
 import sys

@@ -87,5 +87,3 @@ def test_a_batch_of_another_world_is_noticed() -> None:
     shifted = Batch(whole.images, whole.positions + 1)
     first, second = (step.draw(given.images, given.positions).x_noisy for given in (whole, shifted))
     assert not torch.equal(first, second)
-
-

@@ -19,8 +19,9 @@ def make_checkpoint(tmp_path: Path) -> Callable[[int], Path]:
     def make(step: int) -> Path:
         folder = tmp_path / f"checkpoint-{step}"
         parts = {name: {"w": torch.full((4, 4), float(step))} for name in ("weights", "ema", "optimizer")}
-        state = CheckpointState(step=step, images_seen=64 * step, next_position=64 * step, seed=0,
-                                data_fingerprint="f" * 64, world_size=1)
+        state = CheckpointState(
+            step=step, images_seen=64 * step, next_position=64 * step, seed=0, data_fingerprint="f" * 64, world_size=1
+        )
         write_checkpoint(folder, parts, state, preset("digits"))
         return folder
 

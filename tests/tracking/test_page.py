@@ -19,8 +19,15 @@ from tests.support import require
 
 pytestmark = pytest.mark.integration
 
-ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-             "--disable-component-update", "--disable-sync"]
+ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 
 
 def test_the_page_shows_the_run_its_charts_and_its_samples(mlflow_server: MlflowServer, tmp_path: Path) -> None:

@@ -20,8 +20,9 @@ from drl_dist.tracking.samples import link_samples
 pytestmark = pytest.mark.integration
 
 
-def test_register_resolve_and_sample(mlflow_server: MlflowServer, tmp_path: Path,
-                                     make_checkpoint: Callable[[int], Path]) -> None:
+def test_register_resolve_and_sample(
+    mlflow_server: MlflowServer, tmp_path: Path, make_checkpoint: Callable[[int], Path]
+) -> None:
     uri = mlflow_server.uri
     client = connect(uri)
     run_id = open_run(uri, "registry", "run", {})
@@ -50,8 +51,14 @@ def test_register_resolve_and_sample(mlflow_server: MlflowServer, tmp_path: Path
     assert resolve_model("models:/digits@latest", uri).run_id == other
 
     for _ in range(2):
-        sampled = link_samples(uri, latest, run_name="digits-samples", params={"num_images": 16, "seed": 3},
-                               grid=np.zeros((16, 16, 1), np.uint8), output_url="gs://bucket/samples")
+        sampled = link_samples(
+            uri,
+            latest,
+            run_name="digits-samples",
+            params={"num_images": 16, "seed": 3},
+            grid=np.zeros((16, 16, 1), np.uint8),
+            output_url="gs://bucket/samples",
+        )
     run = client.get_run(sampled)
     assert run.info.status == "FINISHED" and run.data.params == {"num_images": "16", "seed": "3"}
     assert run.data.tags["model"] == "models:/digits/2" and run.data.tags["output_url"] == "gs://bucket/samples"
@@ -59,16 +66,20 @@ def test_register_resolve_and_sample(mlflow_server: MlflowServer, tmp_path: Path
     assert tags["samples.digits-samples"] == sampled and tags["samples.digits-samples.url"] == "gs://bucket/samples"
 
 
-def test_models_that_are_not_there_or_not_whole(mlflow_server: MlflowServer, tmp_path: Path,
-                                                make_checkpoint: Callable[[int], Path]) -> None:
+def test_models_that_are_not_there_or_not_whole(
+    mlflow_server: MlflowServer, tmp_path: Path, make_checkpoint: Callable[[int], Path]
+) -> None:
     uri = mlflow_server.uri
     client = client_of(uri)
     run_id = open_run(uri, "registry", "run-c", {})
     register_checkpoint(client, "cifar10", run_id, 7, make_checkpoint(7), {})
-    for reference, told in [("models:/cifra10@latest", "one of the models .*cifar10"),
-                            ("models:/cifar10@best", "cifar10 from 1 to 1, or an alias of latest"),
-                            ("models:/cifar10/9", "cifar10 from 1 to 1"),
-                            ("models:/cifar10", "models:/NAME@ALIAS"), ("cifar10", "models:/NAME@ALIAS")]:
+    for reference, told in [
+        ("models:/cifra10@latest", "one of the models .*cifar10"),
+        ("models:/cifar10@best", "cifar10 from 1 to 1, or an alias of latest"),
+        ("models:/cifar10/9", "cifar10 from 1 to 1"),
+        ("models:/cifar10", "models:/NAME@ALIAS"),
+        ("cifar10", "models:/NAME@ALIAS"),
+    ]:
         with pytest.raises(UserError, match=told):
             resolve_model(reference, uri)
     altered = make_checkpoint(8) / "ema.safetensors"

@@ -50,7 +50,8 @@ def test_a_line_that_was_cut_short_is_dropped_and_the_next_one_is_whole(tmp_path
 
 
 def test_a_log_that_was_all_sent_starts_anew_and_one_that_was_not_does_not(
-        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(spool_module, "RESTART_BYTES", 100)
     spool = Spool(tmp_path)
     for step in range(10):
@@ -68,12 +69,15 @@ def test_a_log_that_was_all_sent_starts_anew_and_one_that_was_not_does_not(
 
 
 def test_a_process_killed_in_the_middle_loses_nothing_it_logged(tmp_path: Path) -> None:
-    script = ("import os, signal, sys; from pathlib import Path; from drl_dist.tracking.spool import *\n"
-              "spool = Spool(Path(sys.argv[1]))\n"
-              "for step in range(100): spool.append(MetricsRecord(step, 0, {'loss': 1.0}))\n"
-              "os.kill(os.getpid(), signal.SIGKILL)")
-    ended = subprocess.run([sys.executable, "-c", script, str(tmp_path)], env=subprocess_environment(), cwd=ROOT,
-                           check=False)
+    script = (
+        "import os, signal, sys; from pathlib import Path; from drl_dist.tracking.spool import *\n"
+        "spool = Spool(Path(sys.argv[1]))\n"
+        "for step in range(100): spool.append(MetricsRecord(step, 0, {'loss': 1.0}))\n"
+        "os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)], env=subprocess_environment(), cwd=ROOT, check=False
+    )
     assert ended.returncode == -9
     spool = Spool(tmp_path)
     assert len(spool.read()) == 100
@@ -97,8 +101,15 @@ def test_numbers_that_are_not_finite_survive_the_log(tmp_path: Path) -> None:
 
 
 def test_groups_keep_order_and_the_request_limit() -> None:
-    records = [metrics(0, 600), metrics(1, 600), StatusRecord("RUNNING"), metrics(2), metrics(3),
-               ImageRecord("samples", 3, 0, "x.png"), metrics(4, 2 * METRICS_PER_REQUEST)]
+    records = [
+        metrics(0, 600),
+        metrics(1, 600),
+        StatusRecord("RUNNING"),
+        metrics(2),
+        metrics(3),
+        ImageRecord("samples", 3, 0, "x.png"),
+        metrics(4, 2 * METRICS_PER_REQUEST),
+    ]
     groups = list(_groups((record, offset) for offset, record in enumerate(records, 1)))
     assert [record for group, _ in groups for record in group] == records
     assert [(len(group), offset) for group, offset in groups] == [(1, 1), (1, 2), (1, 3), (2, 5), (1, 6), (1, 7)]

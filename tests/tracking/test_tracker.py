@@ -89,8 +89,9 @@ def test_an_outage_loses_and_doubles_nothing(tmp_path: Path) -> None:
         assert list((tracker.spool / "payload").iterdir()) == []
 
 
-def test_what_is_sent_twice_arrives_once(mlflow_server: MlflowServer, tmp_path: Path,
-                                         make_checkpoint: Callable[[int], Path]) -> None:
+def test_what_is_sent_twice_arrives_once(
+    mlflow_server: MlflowServer, tmp_path: Path, make_checkpoint: Callable[[int], Path]
+) -> None:
     run_id = open_run(mlflow_server.uri, "twice", "run", {})
     tracker = Tracker(mlflow_server.uri, run_id, tmp_path)
     for step in range(10):
@@ -110,7 +111,8 @@ def test_what_is_sent_twice_arrives_once(mlflow_server: MlflowServer, tmp_path: 
 
 
 def test_what_was_left_is_sent_first_by_the_next_start_or_by_sync(
-        mlflow_server: MlflowServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    mlflow_server: MlflowServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     client = client_of(mlflow_server.uri)
     run_id = open_run(mlflow_server.uri, "left", "run", {})
     away = f"http://127.0.0.1:{free_ports(1)[0]}"
@@ -188,8 +190,11 @@ def test_what_is_no_mlflow_server_is_refused(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     with pytest.raises(UserError, match="got no address"):
         open_run(None, "e", "run", {})
-    page = subprocess.Popen([sys.executable, "-m", "http.server", "--bind", "127.0.0.1", port := str(free_ports(1)[0])],
-                            cwd=ROOT / "docs", stderr=subprocess.DEVNULL)
+    page = subprocess.Popen(
+        [sys.executable, "-m", "http.server", "--bind", "127.0.0.1", port := str(free_ports(1)[0])],
+        cwd=ROOT / "docs",
+        stderr=subprocess.DEVNULL,
+    )
     try:
         time.sleep(2)
         with pytest.raises(UserError, match=r"not an MLflow server|no answer"):
