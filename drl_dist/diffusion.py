@@ -87,7 +87,7 @@ class Pairs:
 
 def draw_levels(noise: Noise, sample_ids: Tensor, num_levels: int) -> Tensor:
     """t ~ Unif{0, ..., T-1} for each sample, (B,) int64 (Algorithm 1)."""
-    return (noise.uniform(Purpose.LEVEL, sample_ids) * num_levels).long()
+    return (noise.uniform(Purpose.LEVEL, sample_ids, 0, (0,), 1)[0, :, 0] * num_levels).long()
 
 
 def draw_pairs(

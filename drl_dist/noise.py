@@ -40,6 +40,8 @@ class Purpose(IntEnum):
     """x_T of a generated image."""
     SAMPLE_CHAIN = 5
     """The chains that make a generated image."""
+    CHOICE = 6
+    """What a chain chooses by chance: acceptance, directions."""
 
 
 class Noise(Protocol):
@@ -64,8 +66,10 @@ class Noise(Protocol):
         """
         ...
 
-    def uniform(self, purpose: Purpose, sample_ids: Tensor) -> Tensor:
-        """One number in (0, 1) for each sample, float64 (B,)."""
+    def uniform(
+        self, purpose: Purpose, sample_ids: Tensor, level: Tensor | int, chain_steps: Sequence[int], count: int
+    ) -> Tensor:
+        """Numbers in (0, 1), float64 (len(chain_steps), B, count); arguments as `normal`."""
         ...
 
 
@@ -104,10 +108,14 @@ class PhiloxNoise:
         flat = torch.stack(normals, dim=-1).flatten(-2)[..., :size]
         return flat.to(torch.float32).reshape(len(chain_steps), len(sample_ids), *shape)
 
-    def uniform(self, purpose: Purpose, sample_ids: Tensor) -> Tensor:
-        """See `Noise.uniform`."""
-        high, low, *_ = self._words(purpose, sample_ids, 0, (0,), 1)
-        return ((high[0, :, 0] << 20) + (low[0, :, 0] >> 12)).double().add_(0.5).mul_(2.0**-52)
+    def uniform(
+        self, purpose: Purpose, sample_ids: Tensor, level: Tensor | int, chain_steps: Sequence[int], count: int
+    ) -> Tensor:
+        """See `Noise.uniform`; errors as `normal`."""
+        words = self._words(purpose, sample_ids, level, chain_steps, (count + 1) // 2)
+        # 52 bits each, which float64 holds exactly beside the half that keeps them off 0 and 1.
+        pairs = [((high << 20) + (low >> 12)).double().add_(0.5).mul_(2.0**-52) for high, low in (words[:2], words[2:])]
+        return torch.stack(pairs, dim=-1).flatten(-2)[..., :count]
 
     def _words(
         self, purpose: Purpose, sample_ids: Tensor, level: Tensor | int, chain_steps: Sequence[int], num_blocks: int

@@ -118,7 +118,7 @@ class ReferenceStep:
         x = (images.float() / 127.5 - 1).to(dtype)
         noise = PhiloxNoise(self.experiment.train.seed)
         scale, std = t6_ladder()
-        level = (noise.uniform(Purpose.LEVEL, positions) * 6).long()
+        level = (noise.uniform(Purpose.LEVEL, positions, 0, (0,), 1)[0, :, 0] * 6).long()
         base = noise.normal(Purpose.BASE, positions, level, (0,), x.shape[1:])[0].to(dtype)
         fresh = noise.normal(Purpose.TRANSITION, positions, level, (0,), x.shape[1:])[0].to(dtype)
         y_pos, x_noisy = torch.empty_like(x), torch.empty_like(x)

@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-ChainNoise = Callable[[Sequence[int]], Tensor]
-"""Chain steps -> standard normals (len(chain_steps), B, ...)."""
+from drl_dist.noise import Noise, Purpose
 
 # Noise is drawn for as many chain steps at once as stay below this many numbers: few small calls, bounded memory.
 _NUMBERS_PER_DRAW = 1 << 18
 
 
-class State(NamedTuple):
-    """What a chain carries from step to step."""
+class StepNoise(NamedTuple):
+    """The numbers of one chain step."""
 
-    y: Tensor
-    """(B, ...) float32."""
+    normal: Tensor
+    """(B, ...) standard normals."""
+    uniform: Tensor
+    """(B, kernel.num_uniforms) float64 in (0, 1)."""
+
+
+class State(Protocol):
+    """What a chain carries from step to step; kernels add what they would otherwise compute twice."""
+
+    @property
+    def y(self) -> Tensor:
+        """(B, ...) where the chains are."""
+        ...
 
 
 class Info(NamedTuple):
@@ -27,37 +38,116 @@ class Info(NamedTuple):
 
     is_accepted: Tensor
     """(B,) bool."""
+    acceptance_probability: Tensor
+    """(B,) in [0, 1]; of a trajectory, the mean over its points."""
+    energy_error: Tensor
+    """(B,) change of -log-density (with its kinetic term) that exact dynamics would leave at 0; of a trajectory, the
+    largest in size."""
+    is_divergent: Tensor
+    """(B,) bool: the energy error is so large that the step size cannot be right."""
 
 
-class Kernel(Protocol):
-    """One transition of B chains at once."""
+StateT = TypeVar("StateT", bound=State)
 
-    def __call__(self, state: State, noise: Tensor) -> tuple[State, Info]:
-        """Move every chain once.
 
-        Args:
-            state: where the chains are.
-            noise: (B, ...) standard normals.
-        """
+class Kernel(Protocol[StateT]):
+    """One transition of B chains at once; no chain waits for, or sees, another."""
+
+    @property
+    def num_uniforms(self) -> int:
+        """Uniform numbers that each chain needs per step."""
+        ...
+
+    def init(self, y: Tensor) -> StateT:
+        """The state of chains at y (B, ...)."""
+        ...
+
+    def __call__(self, state: StateT, noise: StepNoise) -> tuple[StateT, Info | None]:
+        """Move every chain once; no info from a kernel that never rejects."""
         ...
 
 
-def run_chain(kernel: Kernel, y: Tensor, noise: ChainNoise, num_chain_steps: int) -> tuple[State, Tensor]:
-    """`num_chain_steps` transitions from y.
+class ChainNoise(Protocol):
+    """Where the numbers of a whole chain come from."""
 
-    Returns:
-        The last state, and the share of accepted steps of each chain, float32 (B,).
+    def steps(self, start: int, stop: int, num_uniforms: int) -> Iterator[StepNoise]:
+        """The numbers of the chain steps from `start` to `stop` - 1."""
+        ...
+
+
+@dataclass(frozen=True)
+class KeyedChainNoise:
+    """A chain's numbers from a keyed source.
+
+    Args:
+        noise: the source.
+        purpose: what the normals are for; `Purpose.CHOICE` gives the uniforms.
+        sample_ids: (B,) int64.
+        level: noise level, one for all or (B,) int64.
+        shape: of one sample.
+        dtype: of the normals.
     """
-    state = State(y)
-    accepted = torch.zeros(len(y), device=y.device)
-    per_draw = max(1, min(num_chain_steps, _NUMBERS_PER_DRAW // max(1, y.numel())))
-    for start in range(0, num_chain_steps, per_draw):
-        for step_noise in noise(range(start, min(start + per_draw, num_chain_steps))):
-            state, info = kernel(state, step_noise)
-            accepted += info.is_accepted
-    return state, accepted / num_chain_steps
+
+    noise: Noise
+    purpose: Purpose
+    sample_ids: Tensor
+    level: Tensor | int
+    shape: tuple[int, ...]
+    dtype: torch.dtype = torch.float32
+
+    def steps(self, start: int, stop: int, num_uniforms: int) -> Iterator[StepNoise]:
+        """See `ChainNoise.steps`."""
+        count = len(self.sample_ids)
+        none = torch.empty(count, 0, dtype=torch.float64, device=self.sample_ids.device)
+        per_sample = max(1, torch.Size(self.shape).numel())
+        per_draw = max(1, _NUMBERS_PER_DRAW // max(1, count * per_sample))
+        for first in range(start, stop, per_draw):
+            steps = range(first, min(first + per_draw, stop))
+            normals = self.noise.normal(self.purpose, self.sample_ids, self.level, steps, self.shape).to(self.dtype)
+            uniforms: list[Tensor] = [none] * len(steps)
+            if num_uniforms:
+                uniforms = list(
+                    self.noise.uniform(Purpose.CHOICE, self.sample_ids, self.level, steps, num_uniforms).unbind()
+                )
+            yield from map(StepNoise, normals, uniforms)
+
+
+Observer = Callable[[int, State, Info | None], None]
+"""Told the chain step, the state after it, and what the step said about itself."""
+
+
+def run_chain(
+    kernel: Kernel[StateT],
+    y: Tensor,
+    noise: ChainNoise,
+    num_chain_steps: int,
+    *,
+    start: int = 0,
+    observe: Observer | None = None,
+) -> StateT:
+    """The state after `num_chain_steps` transitions from y.
+
+    Args:
+        kernel: the transition.
+        y: (B, ...) where the chains are now.
+        noise: the numbers of all steps.
+        num_chain_steps: K.
+        start: number of the first step, which keys its numbers.
+        observe: told after every step.
+    """
+    state = kernel.init(y)
+    for chain_step, numbers in enumerate(noise.steps(start, start + num_chain_steps, kernel.num_uniforms), start):
+        state, info = kernel(state, numbers)
+        if observe is not None:
+            observe(chain_step, state, info)
+    return state
 
 
 def root_mean_square(values: Tensor) -> Tensor:
     """Per-pixel root mean square of each sample, (B, ...) -> (B,)."""
     return values.square().flatten(1).mean(1).sqrt()
+
+
+def column(values: Tensor, like: Tensor) -> Tensor:
+    """Numbers of each chain, (B,), shaped so that they multiply `like`, (B, ...)."""
+    return values.reshape((-1,) + (1,) * (like.dim() - 1))

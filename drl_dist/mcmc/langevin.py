@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
-from drl_dist.mcmc.kernel import Info, State
+from drl_dist.mcmc.kernel import StepNoise, column
 from drl_dist.recovery import LogDensityAndGrad
+
+
+class Position(NamedTuple):
+    """Chains that remember nothing but where they are."""
+
+    y: Tensor
+    """(B, ...)"""
 
 
 @dataclass(frozen=True)
 class UnadjustedLangevin:
-    """y <- y + delta**2 / 2 * grad log p(y) + delta * noise_scale * e.
+    """y <- y + delta**2 / 2 * grad log p(y) + delta * noise_scale * e; one gradient a step, nothing is ever rejected.
 
     Args:
         density: log p and its gradient.
@@ -24,11 +31,15 @@ class UnadjustedLangevin:
     density: LogDensityAndGrad
     step_size: Tensor
     noise_scale: float = 1.0
+    num_uniforms: int = 0
 
-    def __call__(self, state: State, noise: Tensor) -> tuple[State, Info]:
-        """One gradient, one move; nothing is ever rejected."""
+    def init(self, y: Tensor) -> Position:
+        """See `Kernel.init`."""
+        return Position(y)
+
+    def __call__(self, state: Position, noise: StepNoise) -> tuple[Position, None]:
+        """See `Kernel`."""
         y = state.y
         _, gradient = self.density(y)
-        step = self.step_size.reshape((-1,) + (1,) * (y.dim() - 1))
-        moved = y + 0.5 * step.square() * gradient + (self.noise_scale * step) * noise
-        return State(moved), Info(is_accepted=torch.ones(len(y), dtype=torch.bool, device=y.device))
+        step = column(self.step_size, y)
+        return Position(y + 0.5 * step.square() * gradient + (self.noise_scale * step) * noise.normal), None

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from drl_dist.mcmc.kernel import run_chain
+from drl_dist.mcmc.kernel import KeyedChainNoise, run_chain
 from drl_dist.mcmc.langevin import UnadjustedLangevin
 from drl_dist.noise import Noise, Purpose
 from drl_dist.recovery import Levels, LogDensityAndGrad, conditional_density, scaled_density
@@ -54,12 +54,7 @@ class ProgressiveSampler:
             here = self.levels.to(x.device, x.dtype).at(level)
             density = conditional_density(scaled_density(raw_at(level), here.energy_scale), x, here.recovery_precision)
             kernel = UnadjustedLangevin(density, here.step_size, self.noise_scale)
-            state, _ = run_chain(
-                kernel,
-                x,
-                lambda steps, level=level: noise.normal(Purpose.SAMPLE_CHAIN, sample_ids, level, steps, shape),
-                self.num_chain_steps,
-            )
-            x = state.y / self.levels.transition_scale[t]
+            numbers = KeyedChainNoise(noise, Purpose.SAMPLE_CHAIN, sample_ids, level, shape)
+            x = run_chain(kernel, x, numbers, self.num_chain_steps).y / self.levels.transition_scale[t]
             stages.append(x)
         return torch.stack(stages)

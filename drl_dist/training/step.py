@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from drl_dist.config import EngineConfig, Experiment
 from drl_dist.diffusion import Pairs, draw_levels, draw_pairs
 from drl_dist.evaluation.grids import to_unit_range
-from drl_dist.mcmc.kernel import root_mean_square, run_chain
+from drl_dist.mcmc.kernel import KeyedChainNoise, root_mean_square, run_chain
 from drl_dist.mcmc.langevin import UnadjustedLangevin
 from drl_dist.noise import PhiloxNoise, Purpose
 from drl_dist.recipe import build_ladder, build_levels
@@ -117,17 +117,12 @@ class TrainStep:
             here.recovery_precision,
         )
         mcmc = self.experiment.mcmc
-        shape = pairs.x_noisy.shape[1:]
+        kernel = UnadjustedLangevin(density, here.step_size, mcmc.noise_scale)
+        noise = KeyedChainNoise(
+            self.noise, Purpose.TRAIN_CHAIN, positions, pairs.level, tuple(pairs.x_noisy.shape[1:]), self.dtype
+        )
         with torch.no_grad():
-            state, _ = run_chain(
-                UnadjustedLangevin(density, here.step_size, mcmc.noise_scale),
-                pairs.x_noisy,
-                lambda steps: self.noise.normal(Purpose.TRAIN_CHAIN, positions, pairs.level, steps, shape).to(
-                    self.dtype
-                ),
-                mcmc.num_chain_steps,
-            )
-        return state.y
+            return run_chain(kernel, pairs.x_noisy, noise, mcmc.num_chain_steps).y
 
     def update(self, pairs: Pairs, y_neg: Tensor) -> StepResult:
         """One Adam step on both ends of the chain, in one forward."""

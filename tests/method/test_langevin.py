@@ -11,7 +11,7 @@ from torch import Tensor
 
 from drl_dist.diffusion import composed_ladder
 from drl_dist.energy.analytic import Gaussian, GaussianMixture
-from drl_dist.mcmc.kernel import run_chain
+from drl_dist.mcmc.kernel import KeyedChainNoise, run_chain
 from drl_dist.mcmc.langevin import UnadjustedLangevin
 from drl_dist.noise import PhiloxNoise, Purpose
 from drl_dist.presets import preset
@@ -27,14 +27,8 @@ def chain_ends(
 ) -> Tensor:
     noise, ids = PhiloxNoise(seed), torch.arange(len(y))
     kernel = UnadjustedLangevin(density, torch.full((len(y),), delta, dtype=y.dtype), noise_scale)
-    state, accepted = run_chain(
-        kernel,
-        y,
-        lambda chain_steps: noise.normal(Purpose.SAMPLE_CHAIN, ids, 0, chain_steps, y.shape[1:]).to(y.dtype),
-        steps,
-    )
-    assert torch.equal(accepted, torch.ones_like(accepted))
-    return state.y
+    numbers = KeyedChainNoise(noise, Purpose.SAMPLE_CHAIN, ids, 0, tuple(y.shape[1:]), y.dtype)
+    return run_chain(kernel, y, numbers, steps).y
 
 
 def z_scores(samples: Tensor, mean: float, variance: float) -> tuple[float, float]:

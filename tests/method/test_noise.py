@@ -40,6 +40,12 @@ def test_a_sample_does_not_depend_on_its_batch_or_on_how_steps_are_grouped() -> 
             assert torch.equal(alone[0, 0], together[step, place])
 
 
+def test_uniforms_do_not_depend_on_how_many_are_drawn() -> None:
+    noise, ids = PhiloxNoise(5), torch.tensor([3, 9])
+    many = noise.uniform(Purpose.CHOICE, ids, 1, (4, 5), 7)
+    assert torch.equal(noise.uniform(Purpose.CHOICE, ids[1:], 1, (5,), 2)[0, 0], many[1, 1, :2])
+
+
 def test_every_part_of_the_address_matters() -> None:
     ids = torch.tensor([1])
     base = PhiloxNoise(0).normal(Purpose.BASE, ids, 0, (0,), (8,))
@@ -68,7 +74,10 @@ def test_normals_are_standard_and_uncorrelated(seed: int) -> None:
 
 
 def test_uniforms_fill_the_unit_interval() -> None:
-    numbers = PhiloxNoise(0).uniform(Purpose.LEVEL, torch.arange(60_000))
+    drawn = PhiloxNoise(0).uniform(Purpose.CHOICE, torch.arange(1000), 2, range(10), 6)
+    assert drawn.shape == (10, 1000, 6)
+    assert drawn.unique().numel() == drawn.numel()
+    numbers = drawn.flatten()
     assert 0 < numbers.min() < numbers.max() < 1
     counts = torch.histc(numbers, bins=6, min=0, max=1)
     assert ((counts - 10_000).square() / 10_000).sum() < 25  # chi-square with 5 degrees of freedom, p ~ 1e-4
