@@ -23,6 +23,15 @@ from fsspec.spec import AbstractFileSystem
 
 from drl_dist.errors import UserError
 
+ADDRESS_VARIABLES = (
+    "STORAGE_EMULATOR_HOST",
+    "GOOGLE_CLOUD_PROJECT",
+    "AWS_ENDPOINT_URL",
+    "AWS_ENDPOINT_URL_S3",
+    "AWS_REGION",
+    "AWS_DEFAULT_REGION",
+)
+"""Environment variables that say where storage is; none of them is a secret."""
 SCHEMES = ("file", "gs", "gcs", "s3", "s3a")
 REACH_DEADLINE = 25.0
 """Seconds in which an address must answer at all."""

@@ -12,8 +12,11 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Self
 
-from drl_dist.localhost.server import HOST, LocalServer, free_ports
+from drl_dist.localhost.server import HOST, LocalServer, StartError, free_ports
+
+_ATTEMPTS = 3
 
 # Ray replaces 127.0.0.1 by the machine's outward address, and then listens on it, unless told that this machine cannot
 # be part of a cluster of several. Its name is from where this is the default; it works everywhere.
@@ -120,6 +123,17 @@ class RayHead(LocalServer):
         except (urllib.error.URLError, ConnectionError, TimeoutError):
             return False
         return any(node["raylet"].get("state") == "ALIVE" for node in nodes)
+
+    def start(self) -> Self:
+        # Ray gives its own processes 30 s to find each other, which a busy machine exceeds.
+        for attempt in range(1, _ATTEMPTS + 1):
+            try:
+                return super().start()
+            except StartError as error:
+                if attempt == _ATTEMPTS or "timed out during startup" not in str(error):
+                    raise
+                print(f"{self.name}: too slow to start, attempt {attempt + 1} of {_ATTEMPTS}", file=sys.stderr)
+        raise AssertionError("unreachable")
 
     def stop(self) -> None:
         super().stop()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import socket
@@ -9,8 +10,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import ray
+from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 from ray._private.state import state as cluster_state
 
+from drl_dist.data.filesystem import ADDRESS_VARIABLES
 from drl_dist.errors import UserError
 
 CONNECT_SECONDS = 10.0
@@ -22,7 +25,8 @@ def cluster(environment: Mapping[str, str] | None = None) -> Iterator[None]:
     """Be connected to the cluster that RAY_ADDRESS names, as in a submitted job, or to one of our own on this machine.
 
     Args:
-        environment: variables of all processes of this job; those that are set already are left as they are.
+        environment: variables of all processes of this job; those that are set already are left as they are. Those
+            that say where storage is go along by themselves.
 
     Raises:
         UserError: the cluster does not answer.
@@ -30,10 +34,14 @@ def cluster(environment: Mapping[str, str] | None = None) -> Iterator[None]:
     address = os.environ.get("RAY_ADDRESS")
     if address:
         _check_answers(address)
-    missing = {name: value for name, value in (environment or {}).items() if name not in os.environ}
+    variables = {name: value for name, value in (environment or {}).items() if name not in os.environ}
+    # Ray refuses a variable that the submitted job has too; that one reaches every process anyway.
+    job = json.loads(os.environ.get(RAY_JOB_CONFIG_JSON_ENV_VAR, "{}"))
+    submitted = (job.get("runtime_env") or {}).get("env_vars") or {}
+    variables |= {name: os.environ[name] for name in ADDRESS_VARIABLES if name in os.environ and name not in submitted}
     try:
         # A running Ray that happens to be on this machine is somebody else's.
-        ray.init(address=address or "local", logging_level=logging.WARNING, runtime_env={"env_vars": missing})
+        ray.init(address=address or "local", logging_level=logging.WARNING, runtime_env={"env_vars": variables})
     except (ConnectionError, RuntimeError) as error:
         raise UserError(
             "Ray cluster",

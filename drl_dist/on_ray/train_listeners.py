@@ -20,6 +20,7 @@ from drl_dist.config import EngineConfig, Experiment, RunConfig
 from drl_dist.evaluation.grids import grid, to_uint8
 from drl_dist.noise import PhiloxNoise
 from drl_dist.on_ray.storage import Uploader
+from drl_dist.progress import duration
 from drl_dist.recipe import build_sampler
 from drl_dist.training.chain import GradientEngine
 from drl_dist.training.loop import StepReport
@@ -92,20 +93,23 @@ class Samples:
     show: Callable[[str, int, np.ndarray], None] | None
 
     def on_step(self, report: StepReport, state: TrainState) -> None:
-        if report.step % self.every_steps and report.step != report.num_steps:
-            return
-        stages = self._draw(state)
+        if report.step % self.every_steps == 0 or report.step == report.num_steps:
+            self.draw(report.step, state)
+
+    def draw(self, step: int, state: TrainState) -> None:
+        """Draw and show the pictures of a state; a collective call of all ranks."""
+        stages = self._draw_stages(state)
         if self.show is not None:
             enlarge = max(1, GRID_PIXELS // self.experiment.model.resolution)
-            self.show("samples", report.step, grid(stages[-1], enlarge=enlarge))
+            self.show("samples", step, grid(stages[-1], enlarge=enlarge))
             # One row per image, from white noise on the left to the sample on the right.
             rows = stages[:, :PROGRESSION_ROWS].transpose(0, 1).flatten(0, 1)
-            self.show("progression", report.step, grid(rows, len(stages), enlarge=enlarge))
+            self.show("progression", step, grid(rows, len(stages), enlarge=enlarge))
 
-    def _draw(self, state: TrainState) -> Tensor:
+    def _draw_stages(self, state: TrainState) -> Tensor:
         """uint8 (T+1, num_samples, C, H, W), the same on every rank."""
         model = self.experiment.model
-        network = state.ema_network(self.experiment)
+        network = state.ema_network()
         device = next(network.parameters()).device
         engine = GradientEngine(network, self.engine)
         sampler, noise = build_sampler(self.experiment), PhiloxNoise(self.experiment.train.seed)
@@ -178,11 +182,3 @@ class Checkpoints:
             data_fingerprint=self.fingerprint,
             world_size=self.world_size,
         )
-
-
-def duration(seconds: float) -> str:
-    """Seconds as ``3 h 05 min``, ``12 min`` or ``40 s``."""
-    minutes = round(seconds / 60)
-    if seconds >= 3600:
-        return f"{minutes // 60} h {minutes % 60:02d} min"
-    return f"{minutes} min" if seconds >= 90 else f"{seconds:.0f} s"

@@ -73,18 +73,11 @@ def train_worker(task: WorkerTask) -> None:
             stack.callback(tracker.close)
             show, register = tracker.log_image, partial(tracker.register_checkpoint, experiment.preset)
             listeners = [Progress(), Metrics(tracker.log_metrics, run.tracking.log_every_steps)]
-        listeners += [
-            Samples(
-                experiment,
-                run.engine,
-                run.tracking.sample_every_steps,
-                run.tracking.num_samples,
-                rank,
-                world_size,
-                show,
-            ),
-            Checkpoints(run, task.run_url, task.fingerprint, world_size, register),
-        ]
+        tracking = run.tracking
+        samples = Samples(
+            experiment, run.engine, tracking.sample_every_steps, tracking.num_samples, rank, world_size, show
+        )
+        listeners += [samples, Checkpoints(run, task.run_url, task.fingerprint, world_size, register)]
         stream = stack.enter_context(
             ShardStream(
                 index,
@@ -97,6 +90,9 @@ def train_worker(task: WorkerTask) -> None:
                 loader=run.loader,
             )
         )
+        if state.step == 0:
+            # The page's slider over steps starts at 0: show there where training began.
+            samples.draw(0, state)
         train(step, state, experiment, stream, listeners)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -76,9 +77,9 @@ class TrainState:
             )
         self.step = step
 
-    def ema_network(self, experiment: Experiment) -> WideResNet:
+    def ema_network(self) -> WideResNet:
         """A network with the averaged weights, for sampling."""
-        network = build_network(experiment, self.network.stem.weight.dtype).to(self.network.stem.weight.device)
+        network = copy.deepcopy(self.network)
         network.load_state_dict(self.ema.shadow)
         return network.eval().requires_grad_(False)
 

@@ -47,7 +47,7 @@ e = dataclasses.replace(e, model=dataclasses.replace(e.model, width=4, time_hidd
 state = TrainState.create(e)
 batches = [Batch(torch.zeros(2, 1, 8, 8, dtype=torch.uint8), torch.arange(2) + 2 * i) for i in range(2)]
 train(TrainStep(state, e, EngineConfig()), state, e, batches, [])
-engine = GradientEngine(state.ema_network(e), EngineConfig())
+engine = GradientEngine(state.ema_network(), EngineConfig())
 images = build_sampler(e).sample(engine.raw_at, PhiloxNoise(0), torch.arange(2), (1, 8, 8))
 print(state.step, tuple(images.shape), bool(images.isfinite().all()))
 """
