@@ -23,6 +23,7 @@ from drl_dist.evaluation.grids import grid, to_uint8
 from drl_dist.noise import PhiloxNoise
 from drl_dist.recipe import build_network, build_sampler
 from drl_dist.training.chain import GradientEngine
+from drl_dist.training.ema import load_averaged
 
 SPLIT = "generated"
 PROGRESSION_NAME = "progression.png"
@@ -113,9 +114,10 @@ class UnitMaker:
         self._device = torch.device(request.device)
         network = build_network(experiment)
         # Copies: what comes from Ray's object store cannot be written to.
-        network.load_state_dict({name: torch.from_numpy(values.copy()) for name, values in ema.items()})
+        averaged = {name: torch.from_numpy(values.copy()) for name, values in ema.items()}
+        # Settled where the weights came from, on the CPU, so that every device samples the same network.
+        network = load_averaged(network, averaged)
         network.to(self._device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-        network.eval().requires_grad_(False)
         self._engine = GradientEngine(network, EngineConfig())
         mcmc = dataclasses.replace(experiment.mcmc, sampling_noise_scale=request.noise_scale)
         self._sampler = build_sampler(dataclasses.replace(experiment, mcmc=mcmc))

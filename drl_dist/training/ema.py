@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
+
+from drl_dist.energy.wide_resnet import WideResNet
+
+SETTLING_ITERATIONS = 100
+"""Power iterations on averaged weights. An average of unit vectors is shorter than they are and none of them fits the
+averaged weights, so without these the effective weights would be many times too large or too small."""
 
 
 class Ema:
@@ -25,3 +33,22 @@ class Ema:
         torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
             list(self.shadow.values()), [values[name] for name in self.shadow], 1 - self.decay
         )
+
+
+def load_averaged(network: WideResNet, averaged: Mapping[str, Tensor]) -> WideResNet:
+    """Give a network averaged weights, for sampling.
+
+    Args:
+        network: changed in place; takes no parameter gradients any more.
+        averaged: `Ema.shadow`, as it is or as a checkpoint keeps it.
+
+    Returns:
+        the network.
+
+    Raises:
+        RuntimeError: names or shapes are not those of this network.
+    """
+    network.load_state_dict(dict(averaged))
+    for _ in range(SETTLING_ITERATIONS):
+        network.advance_power_iteration()
+    return network.eval().requires_grad_(False)

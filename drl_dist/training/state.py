@@ -11,7 +11,7 @@ from torch import Tensor
 from drl_dist.config import Experiment
 from drl_dist.energy.wide_resnet import WideResNet
 from drl_dist.recipe import build_network
-from drl_dist.training.ema import Ema
+from drl_dist.training.ema import Ema, load_averaged
 
 Parts = dict[str, dict[str, Tensor]]
 """``{"weights": …, "ema": …, "optimizer": …}``, each named tensors."""
@@ -79,9 +79,7 @@ class TrainState:
 
     def ema_network(self) -> WideResNet:
         """A network with the averaged weights, for sampling."""
-        network = copy.deepcopy(self.network)
-        network.load_state_dict(self.ema.shadow)
-        return network.eval().requires_grad_(False)
+        return load_averaged(copy.deepcopy(self.network), self.ema.shadow)
 
 
 def _check_names(part: str, expected: set[str], got: set[str]) -> None:

@@ -35,6 +35,7 @@ from drl_dist.on_ray.sample_output import SampleOutput
 from drl_dist.on_ray.sample_unit import SampleRequest, UnitMaker, UnitRecord
 from drl_dist.recipe import build_sampler
 from drl_dist.training.chain import GradientEngine
+from drl_dist.training.ema import load_averaged
 from drl_dist.training.state import TrainState
 from tests.support import ROOT, subprocess_environment
 
@@ -353,8 +354,7 @@ def test_a_unit_is_what_the_sampler_draws_from_the_averaged_weights(checkpoint: 
     assert isinstance(record, UnitRecord)
 
     state = TrainState.create(experiment)
-    state.network.load_state_dict(stored.tensors["ema"])
-    engine = GradientEngine(state.network, EngineConfig())
+    engine = GradientEngine(load_averaged(state.network, stored.tensors["ema"]), EngineConfig())
     noise = PhiloxNoise(wanted.seed)
     expected = [
         to_uint8(build_sampler(experiment).sample(engine.raw_at, noise, ids, (1, 8, 8)))

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from drl_dist.config import EngineConfig, Experiment
+from drl_dist.energy.layers import Layer
 from drl_dist.presets import preset
 from drl_dist.training.batch import Batch
 from drl_dist.training.ema import Ema
@@ -130,6 +131,27 @@ def test_a_resumed_run_is_bit_identical() -> None:
     for part, tensors in straight.tensors().items():
         for name, value in tensors.items():
             assert torch.equal(value, second.tensors()[part][name]), f"{part} {name}"
+
+
+def test_averaged_weights_are_sampled_from_with_norms_of_their_own() -> None:
+    # A learning rate at which the singular vectors turn, so that their average is much shorter than 1.
+    experiment = tiny()
+    experiment = dataclasses.replace(
+        experiment, optim=dataclasses.replace(experiment.optim, learning_rate=0.03, warmup_steps=1, ema_decay=0.95)
+    )
+    state = TrainState.create(experiment)
+    step = TrainStep(state, experiment, EAGER)
+    for index in range(40):
+        step(batch(12 * index))
+    shortest = min(float(value.norm()) for name, value in state.ema.shadow.items() if name.endswith(".u"))
+    assert shortest < 0.9, "the vectors did not turn: no test"
+    network = state.ema_network()
+    layers = [layer for layer in network.modules() if isinstance(layer, Layer) and layer.spectral_norm == "unit"]
+    assert len(layers) > 5
+    for layer in layers:
+        largest = torch.linalg.matrix_norm(layer.effective()[0].flatten(1), ord=2)
+        assert float(largest) == pytest.approx(1, rel=0.02)
+    assert not any(parameter.requires_grad for parameter in network.parameters())
 
 
 def test_a_state_of_another_network_is_refused() -> None:
