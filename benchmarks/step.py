@@ -2,13 +2,15 @@
 
     python -m benchmarks.step [--preset cifar10 --num-res-blocks 2 --batch-size 8 --rounds 3 --device cpu ...]
 
-Prints a table of medians and ratios, and writes the same as JSON where ``--json`` says.
+The reference computes in float32; the engine and its floor are timed in each ``--precision``. Prints a table of medians
+and ratios, and writes the same as JSON where ``--json`` says.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 import platform
 import statistics
@@ -24,11 +26,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.floor import BareConvolutions
 from benchmarks.memory import peak_bytes
 from drl_dist.config import EngineConfig, Experiment
+from drl_dist.diffusion import Pairs
 from drl_dist.presets import TABLE_6, preset
 from drl_dist.training.batch import Batch
 from drl_dist.training.state import TrainState
 from drl_dist.training.step import TrainStep
 from tests.reference import ReferenceStep
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def main() -> None:
@@ -40,7 +45,7 @@ def main() -> None:
     parser.add_argument("--num-chain-steps", type=int, default=30)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--precision", default="float32", choices=["float32", "bfloat16"])
+    parser.add_argument("--precision", nargs="+", default=list(DTYPES), choices=list(DTYPES))
     parser.add_argument("--compile", default="auto", choices=["auto", "always", "never"])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--json", type=Path, help="write the figures to this file, too")
@@ -62,37 +67,20 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         train=dataclasses.replace(base.train, batch_size=arguments.batch_size),
     )
     device = torch.device(arguments.device)
-    state = TrainState.create(experiment, device)
-    engine = TrainStep(state, experiment, EngineConfig(precision=arguments.precision, compile=arguments.compile))
-    weights = {name: value.cpu() for name, value in state.network.state_dict().items()}
-    reference = ReferenceStep(weights, experiment) if device.type == "cpu" else None
     batch = random_batch(experiment, device)
-    pairs = engine.draw(batch.images, batch.positions)
-    dtype = torch.bfloat16 if arguments.precision == "bfloat16" else torch.float32
-    floor = BareConvolutions(state.network, arguments.batch_size, dtype)
-    with FlopCounterMode(display=False) as counter:
-        TrainStep(state, experiment, EngineConfig(compile="never", cuda_graph=False)).gradients.raw_at(pairs.level)(
-            pairs.x_noisy
-        )
-    chain_flop = counter.get_total_flops() * arguments.num_chain_steps
-
-    y_neg = engine.run_chain(pairs, batch.positions)  # also warms up compilation and graphs
-    engine.update(pairs, y_neg)
-    floor.run(1)
-    contenders: dict[str, Callable[[], object]] = {
-        "engine: chain": lambda: engine.run_chain(pairs, batch.positions),
-        "engine: update": lambda: engine.update(pairs, y_neg),
-        "floor: chain": lambda: floor.run(arguments.num_chain_steps),
-    }
-    if reference is not None:
-        level, y_pos, x_noisy = reference.draw(batch.images, batch.positions)
-        contenders["reference: chain"] = lambda: reference.run_chain(level, x_noisy, batch.positions)
-        contenders["reference: update"] = lambda: reference.update(level, y_pos, y_neg)
-    else:
-        eager = TrainStep(state, experiment, EngineConfig(compile="never", cuda_graph=False))
-        eager.run_chain(pairs, batch.positions)
-        contenders["reference: chain"] = lambda: eager.run_chain(pairs, batch.positions)
-        contenders["reference: update"] = lambda: eager.update(pairs, y_neg)
+    contenders: dict[str, Callable[[], object]] = {}
+    chain_flop = 0.0
+    for precision in arguments.precision:
+        state = TrainState.create(experiment, device)
+        engine = TrainStep(state, experiment, EngineConfig(precision=precision, compile=arguments.compile))
+        pairs = engine.draw(batch.images, batch.positions)
+        chain_flop = gradient_flop(state, experiment, pairs.level, pairs.x_noisy) * arguments.num_chain_steps
+        add_step(contenders, f"engine {precision}", engine, batch, pairs)
+        floor = BareConvolutions(state.network, arguments.batch_size, DTYPES[precision])
+        contenders[f"floor {precision}: chain"] = functools.partial(floor.run, arguments.num_chain_steps)
+    add_reference(contenders, experiment, batch, device)
+    for run in contenders.values():
+        run()  # warms up allocators, compilation and graphs
 
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for index in range(arguments.rounds):
@@ -100,7 +88,6 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             seconds[name].append(timed(run, device))
         print(f"round {index + 1} of {arguments.rounds} done", flush=True)
     median = {name: statistics.median(values) for name, values in seconds.items()}
-    step = {who: median[f"{who}: chain"] + median[f"{who}: update"] for who in ("engine", "reference")}
     figures: dict[str, Any] = {
         "machine": machine(device),
         "torch": torch.__version__,
@@ -108,21 +95,56 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "setting": {name: str(value) for name, value in vars(arguments).items() if name != "json"},
         "seconds": seconds,
         "median_seconds": median,
-        "ratios": {
-            "reference step / engine step": step["reference"] / step["engine"],
-            "engine chain / floor": median["engine: chain"] / median["floor: chain"],
-        },
-        "chain_tflop_per_second": chain_flop / median["engine: chain"] / 1e12,
-        "peak_mib": {
-            "chain": peak_bytes(contenders["engine: chain"], device) / 2**20,
-            "update": peak_bytes(contenders["engine: update"], device) / 2**20,
-        },
+        "ratios": {},
+        "chain_tflop_per_second": {},
+        "peak_mib": {},
     }
-    if device.type == "cuda":
-        peak = matrix_rate(dtype)
-        figures["matrix_tflop_per_second"] = peak / 1e12
-        figures["ratios"]["chain rate / matrix rate"] = chain_flop / median["engine: chain"] / peak
+    reference = median["reference float32: chain"] + median["reference float32: update"]
+    for precision in arguments.precision:
+        chain, update = median[f"engine {precision}: chain"], median[f"engine {precision}: update"]
+        ratios = figures["ratios"]
+        ratios[f"reference step / engine {precision} step"] = reference / (chain + update)
+        ratios[f"engine {precision} chain / its floor"] = chain / median[f"floor {precision}: chain"]
+        figures["chain_tflop_per_second"][precision] = chain_flop / chain / 1e12
+        figures["peak_mib"][precision] = {
+            part: peak_bytes(contenders[f"engine {precision}: {part}"], device) / 2**20 for part in ("chain", "update")
+        }
+        if device.type == "cuda":
+            peak = matrix_rate(DTYPES[precision])
+            ratios[f"{precision} chain rate / matrix rate"] = chain_flop / chain / peak
     return figures
+
+
+def gradient_flop(state: TrainState, experiment: Experiment, level: Tensor, y: Tensor) -> int:
+    """Floating-point operations of one image gradient of the whole batch."""
+    plain = TrainStep(state, experiment, EngineConfig(compile="never", cuda_graph=False))
+    with FlopCounterMode(display=False) as counter:
+        plain.gradients.raw_at(level)(y)
+    return counter.get_total_flops()
+
+
+def add_step(
+    contenders: dict[str, Callable[[], object]], name: str, step: TrainStep, batch: Batch, pairs: Pairs
+) -> None:
+    """Time chain and update of a step by themselves."""
+    y_neg = step.run_chain(pairs, batch.positions)
+    contenders[f"{name}: chain"] = lambda: step.run_chain(pairs, batch.positions)
+    contenders[f"{name}: update"] = lambda: step.update(pairs, y_neg)
+
+
+def add_reference(
+    contenders: dict[str, Callable[[], object]], experiment: Experiment, batch: Batch, device: torch.device
+) -> None:
+    """The plain step of the tests; on a GPU, which it does not know, the eager engine without graphs."""
+    state = TrainState.create(experiment, device)
+    if device.type != "cpu":
+        eager = TrainStep(state, experiment, EngineConfig(compile="never", cuda_graph=False))
+        add_step(contenders, "reference float32", eager, batch, eager.draw(batch.images, batch.positions))
+        return
+    reference = ReferenceStep(state.network.state_dict(), experiment)
+    level, y_pos, x_noisy = reference.draw(batch.images, batch.positions)
+    contenders["reference float32: chain"] = lambda: reference.run_chain(level, x_noisy, batch.positions)
+    contenders["reference float32: update"] = lambda: reference.update(level, y_pos, x_noisy)
 
 
 def random_batch(experiment: Experiment, device: torch.device) -> Batch:
@@ -168,14 +190,13 @@ def machine(device: torch.device) -> str:
 def table(figures: dict[str, Any]) -> str:
     """The figures for reading."""
     lines = [f"{figures['machine']}, torch {figures['torch']}, {figures['date']}", f"{figures['setting']}", ""]
-    lines += [f"{name:<22} {seconds:10.4f} s" for name, seconds in figures["median_seconds"].items()]
+    lines += [f"{name:<26} {seconds:10.4f} s" for name, seconds in figures["median_seconds"].items()]
     lines.append("")
-    lines += [f"{name:<32} {ratio:6.2f}" for name, ratio in figures["ratios"].items()]
-    lines.append(f"{'chain rate':<32} {figures['chain_tflop_per_second']:6.3f} TFLOP/s")
-    lines.append(
-        f"{'peak memory, chain / update':<32} "
-        f"{figures['peak_mib']['chain']:.0f} / {figures['peak_mib']['update']:.0f} MiB"
-    )
+    lines += [f"{name:<38} {ratio:6.2f}" for name, ratio in figures["ratios"].items()]
+    for precision, rate in figures["chain_tflop_per_second"].items():
+        peak = figures["peak_mib"][precision]
+        lines.append(f"{precision + ' chain rate':<38} {rate:6.3f} TFLOP/s")
+        lines.append(f"{precision + ' peak memory, chain / update':<38} {peak['chain']:.0f} / {peak['update']:.0f} MiB")
     return "\n".join(lines)
 
 

@@ -179,11 +179,12 @@ def evaluate(prepared: Prepared, y: Tensor, activation: str) -> Tensor:
             hidden = functional.avg_pool2d(hidden, 2)
         for block in blocks:
             inner = functional.conv2d(_activate(hidden, activation), block.weight_1, padding=1)
-            inner = _activate(inner + block.bias_1[:, :, None, None], activation)
+            # In place where nobody needs a convolution's bare output.
+            inner = _activate_(inner.add_(block.bias_1[:, :, None, None]), activation)
             inner = functional.conv2d(inner, block.weight_2, block.bias_2, padding=1)
             if block.skip is not None:
                 hidden = functional.conv2d(hidden, block.skip[0], block.skip[1], padding=1)
-            hidden = hidden + inner
+            hidden = inner.add_(hidden)
     # bf16 has too few bits for a sum over a whole image.
     features = functional.relu(hidden).sum((2, 3), dtype=prepared.head.dtype)
     return (features * prepared.head).sum(1) + prepared.head_bias
@@ -191,6 +192,11 @@ def evaluate(prepared: Prepared, y: Tensor, activation: str) -> Tensor:
 
 def _activate(x: Tensor, kind: str) -> Tensor:
     return functional.silu(x) if kind == "silu" else functional.leaky_relu(x, 0.2)
+
+
+def _activate_(x: Tensor, kind: str) -> Tensor:
+    # The gradient of the leaky ReLU can be had from its value, that of SiLU needs its argument.
+    return functional.silu(x) if kind == "silu" else functional.leaky_relu(x, 0.2, inplace=True)
 
 
 def _conv_weight(weight: Tensor, dtype: torch.dtype) -> Tensor:

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import socket
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -17,6 +18,7 @@ from drl_dist.data.filesystem import ADDRESS_VARIABLES
 from drl_dist.errors import UserError
 
 CONNECT_SECONDS = 10.0
+_START_ATTEMPTS = 3
 LOOPBACK = "127.0.0.1"
 
 
@@ -39,20 +41,36 @@ def cluster(environment: Mapping[str, str] | None = None) -> Iterator[None]:
     job = json.loads(os.environ.get(RAY_JOB_CONFIG_JSON_ENV_VAR, "{}"))
     submitted = (job.get("runtime_env") or {}).get("env_vars") or {}
     variables |= {name: os.environ[name] for name in ADDRESS_VARIABLES if name in os.environ and name not in submitted}
-    try:
-        # A running Ray that happens to be on this machine is somebody else's.
-        ray.init(address=address or "local", logging_level=logging.WARNING, runtime_env={"env_vars": variables})
-    except (ConnectionError, RuntimeError) as error:
-        raise UserError(
-            "Ray cluster",
-            got=" ".join(str(error).split())[:200],
-            expected=f"a cluster at {address}" if address else "a Ray of its own on this machine",
-            remedy="start the cluster, or correct or unset RAY_ADDRESS",
-        ) from error
+    _join(address, variables)
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _join(address: str | None, variables: Mapping[str, str]) -> None:
+    for attempts_left in reversed(range(_START_ATTEMPTS)):
+        try:
+            # A running Ray that happens to be on this machine is somebody else's.
+            ray.init(
+                address=address or "local", logging_level=logging.WARNING, runtime_env={"env_vars": dict(variables)}
+            )
+            return
+        except Exception as error:
+            ray.shutdown()
+            # Ray gives its own processes 30 s to find each other, and raises the bare class when they take longer.
+            is_slow = "timed out during startup" in str(error)
+            if is_slow and attempts_left:
+                print("Ray: too slow to start on this busy machine, trying again", file=sys.stderr, flush=True)
+                continue
+            if not is_slow and not isinstance(error, ConnectionError | RuntimeError):
+                raise
+            raise UserError(
+                "Ray cluster",
+                got=" ".join(str(error).split())[:200],
+                expected=f"a cluster at {address}" if address else "a Ray of its own on this machine",
+                remedy="start the cluster, or correct or unset RAY_ADDRESS",
+            ) from error
 
 
 def check_capacity(num_workers: int, *, cpus: int, gpus: int) -> None:
