@@ -111,6 +111,7 @@ def sample_request(options: SampleOptions, model: SampleModel) -> SampleRequest:
         batch_size=options.batch_size,
         device="cuda" if options.use_gpu else "cpu",
         threads=options.cpus_per_worker,
+        precision=options.precision,
     )
 
 

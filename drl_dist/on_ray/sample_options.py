@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 from drl_dist.errors import UserError
 
@@ -33,6 +34,8 @@ class SampleOptions:
     """Images per shard, which is what a worker makes at a time."""
     batch_size: int = 64
     """Images that a worker computes together."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Arithmetic of the network; bfloat16 is faster and gives slightly other images."""
     noise_scale: float | None = None
     """Factor on the Langevin noise; by default the model's mcmc.sampling_noise_scale."""
     real: str | None = None

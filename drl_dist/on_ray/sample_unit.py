@@ -8,7 +8,7 @@ import json
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -49,6 +49,7 @@ class SampleRequest:
     device: str
     """cpu or cuda; like the number of threads it changes how sums are rounded."""
     threads: int
+    precision: Literal["float32", "bfloat16"] = "float32"
 
     @property
     def num_units(self) -> int:
@@ -118,7 +119,7 @@ class UnitMaker:
         # Settled where the weights came from, on the CPU, so that every device samples the same network.
         network = load_averaged(network, averaged)
         network.to(self._device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-        self._engine = GradientEngine(network, EngineConfig())
+        self._engine = GradientEngine(network, EngineConfig(precision=request.precision))
         mcmc = dataclasses.replace(experiment.mcmc, sampling_noise_scale=request.noise_scale)
         self._sampler = build_sampler(dataclasses.replace(experiment, mcmc=mcmc))
         self._noise = PhiloxNoise(request.seed)

@@ -393,3 +393,18 @@ def test_a_record_counts_for_its_own_request_only() -> None:
     assert (back.row.name, back.row.offsets.tolist()) == (row.name, row.offsets.tolist())
     assert (back.png_sizes, back.png_sha256, back.device, back.seconds) == ((3, 5), ("a", "b"), "cpu", 1.5)
     assert UnitRecord.from_json(text, request(seed=4)) is None
+
+
+def test_bfloat16_is_another_request_and_makes_nearly_the_same_images(checkpoint: Path, tmp_path: Path) -> None:
+    stored = read_checkpoint(checkpoint, ("ema",))
+    ema = {name: value.numpy() for name, value in stored.tensors["ema"].items()}
+    pixels = []
+    for precision in ("float32", "bfloat16"):
+        *_, record = UnitMaker(stored.experiment, ema, request(precision=precision), str(tmp_path)).make(0)
+        assert isinstance(record, UnitRecord)
+        found = webdataset.WebDataset([str(tmp_path / record.row.name)], shardshuffle=False).decode("pil")
+        pixels.append(np.stack([np.asarray(entry["png"].convert("L"), dtype=float) for entry in found]))
+    difference = np.abs(pixels[0] - pixels[1])
+    assert 0 < difference.max()
+    assert difference.mean() < 4
+    assert request().digest != request(precision="bfloat16").digest
