@@ -19,7 +19,7 @@ from tyro import _errors as tyro_errors
 
 from drl_dist.config import Experiment, RunConfig, check_run, flatten, to_dict
 from drl_dist.errors import EXIT_USER_ERROR, UserError
-from drl_dist.presets import preset
+from drl_dist.presets import SETTINGS, preset
 
 Options = TypeVar("Options")
 Plain = TypeVar("Plain", Experiment, RunConfig)
@@ -34,6 +34,8 @@ class _ExperimentOptions(Experiment):
 @dataclass(frozen=True, kw_only=True)
 class _TrainOptions(RunConfig):
     experiment: Annotated[_ExperimentOptions, tyro.conf.arg(name="")]
+    setting: str = "t6"
+    """t6, t1k, t1k_dsm or t1: the settings of section 4 and Table 2, each a set of defaults (docs/training.md)."""
     dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Print the fully resolved config as JSON and start nothing."""
 
@@ -86,12 +88,13 @@ def parse_train(name: str, argv: Sequence[str], categories: Mapping[str, str] | 
         UserError: an option, a category or a combination of values that no run can have.
     """
     description = "Train by diffusion recovery likelihood; the same --run-name resumes."
+    setting = _early(argv, "--setting", list(SETTINGS))
     if categories is None:
-        default = _TrainOptions(experiment=_plain(_ExperimentOptions, preset(name)))
+        default = _TrainOptions(experiment=_plain(_ExperimentOptions, preset(name, setting)))
         options = parse_options(_TrainOptions, default, argv, description=description)
     else:
-        category = _category(argv, categories)
-        experiment = _plain(_ExperimentOptions, preset(categories[category]))
+        category = _early(argv, "--category", list(categories))
+        experiment = _plain(_ExperimentOptions, preset(categories[category], setting))
         default = _CategoryOptions(experiment=experiment, category=category)
         options = parse_options(_CategoryOptions, default, argv, description=description)
     run = dataclasses.replace(_plain(RunConfig, options), experiment=_plain(Experiment, options.experiment))
@@ -119,19 +122,23 @@ def _plain(kind: type[Options], value: Plain) -> Options:
     return kind(**{field.name: getattr(value, field.name) for field in dataclasses.fields(kind)})  # pyright: ignore
 
 
-def _category(argv: Sequence[str], categories: Mapping[str, str]) -> str:
-    """The value of ``--category``, which must be known before the defaults are."""
-    category = next(iter(categories))
+def _early(argv: Sequence[str], option: str, choices: Sequence[str]) -> str:
+    """The value of an option that must be known before the defaults are; the first choice if it is not given.
+
+    Raises:
+        UserError: it is none of the choices.
+    """
+    value = choices[0]
     for index, argument in enumerate(argv):
-        if argument == "--category" and index + 1 < len(argv):
-            category = argv[index + 1]
-        elif argument.startswith("--category="):
-            category = argument.partition("=")[2]
-    if category not in categories:
+        if argument == option and index + 1 < len(argv):
+            value = argv[index + 1]
+        elif argument.startswith(option + "="):
+            value = argument.partition("=")[2]
+    if value not in choices:
         raise UserError(
-            "option --category", got=category, expected="one of " + ", ".join(categories), remedy="choose one of these"
+            f"option {option}", got=value, expected="one of " + ", ".join(choices), remedy="choose one of these"
         )
-    return category
+    return value
 
 
 def _as_user_error(event: tyro_errors.ParseErrorEvent, known: Sequence[str]) -> UserError:

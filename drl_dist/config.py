@@ -8,11 +8,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from drl_dist.errors import UserError
+
+MAX_LEVELS = 4096
+"""What the counters of the noise can tell apart."""
+BASE_STEPS = 1000
+"""Of the base ladder that the t6 ladder is composed of."""
+MAX_SIGNAL = 0.05
+"""Share of the data's variance that may be left in x_T."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +69,7 @@ class McmcConfig:
     """K Langevin steps per noise level, with step sizes delta_t = c_t * b * sigma_{t+1}."""
 
     num_chain_steps: int = 30
-    """K, gradient steps per chain."""
+    """K, gradient steps per chain; 0 draws once from the normal approximation (section 3.3)."""
     step_scale_squared: float = 2e-4
     """b squared."""
     level_scale_power: float = 0.5
@@ -72,8 +80,12 @@ class McmcConfig:
     """c_t given one by one, T numbers; overrides the power and the multiplier."""
     top_level: Literal["marginal", "conditional"] = "marginal"
     """marginal: no recovery term and scale 1 at the top (released code); conditional: like the others (paper)."""
-    energy_scale: Literal["step_size", "unit"] = "step_size"
-    """log-density = raw network output / delta_t**2 (released code), or the output itself (paper)."""
+    energy_scale: Literal["step_size", "transition_variance", "unit"] = "step_size"
+    """log-density = raw network output / delta_t**2 (released code), / sigma_{t+1}**2 (what makes T = 1000 trainable:
+    docs/deviations.md), or the output itself (paper)."""
+    antithetic: bool = False
+    """Train on pairs of opposite draws, of y_pos and of y_neg; for K = 0, where this takes most of the noise out of the
+    learning gradient (docs/deviations.md)."""
     noise_scale: float = 1.0
     """Factor on the Langevin noise while training."""
     sampling_noise_scale: float = 0.99
@@ -82,8 +94,11 @@ class McmcConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """Adam, warm-up and the moving average."""
+    """What is minimised; Adam, warm-up and the moving average."""
 
+    objective: Literal["recovery", "normal_likelihood", "dsm"] = "recovery"
+    """recovery: section 3.2, with negatives from a chain; normal_likelihood: of the normal approximation, without
+    negatives (equation 37); dsm: denoising score matching, the score being the log-density's gradient (equation 14)."""
     learning_rate: float = 1e-4
     """Reached after `warmup_steps`, then constant."""
     beta1: float = 0.9
@@ -97,7 +112,8 @@ class OptimConfig:
     ema_decay: float = 0.999
     """Decay of the moving average over every parameter and spectral-norm vector."""
     loss_weight: Literal["inverse_std", "none"] = "inverse_std"
-    """inverse_std: sigma_1 / sigma_{t+1} on the raw output (released code); none: weight 1 (Algorithm 1)."""
+    """inverse_std: sigma_1 / sigma_{t+1} on the raw output (released code), for the objectives without negatives every
+    level's noise counts alike; none: weight 1 (Algorithm 1, equation 14)."""
     max_grad_norm: float | None = None
     """Clip the gradient to this norm; off in the paper and the released code."""
 
@@ -235,14 +251,27 @@ def check_experiment(experiment: Experiment) -> None:
             "an even number of at least 4",
             model.time_embedding_dim >= 4 and model.time_embedding_dim % 2 == 0,
         ),
-        ("diffusion.num_levels", levels, "at least 1", levels >= 1),
+        ("diffusion.num_levels", levels, f"1 to {MAX_LEVELS}", 1 <= levels <= MAX_LEVELS),
         (
             "diffusion.first_variance and last_variance",
             (experiment.diffusion.first_variance, experiment.diffusion.last_variance),
             "0 < first <= last < 1",
             0 < experiment.diffusion.first_variance <= experiment.diffusion.last_variance < 1,
         ),
-        ("mcmc.num_chain_steps", mcmc.num_chain_steps, "at least 1", mcmc.num_chain_steps >= 1),
+        ("mcmc.num_chain_steps", mcmc.num_chain_steps, "at least 0", mcmc.num_chain_steps >= 0),
+        (
+            "mcmc.top_level",
+            mcmc.top_level,
+            "conditional, since a marginal top level has no normal approximation (mcmc.num_chain_steps 0, or "
+            f"optim.objective {optim.objective})",
+            mcmc.top_level == "conditional" or (mcmc.num_chain_steps > 0 and optim.objective == "recovery"),
+        ),
+        (
+            "mcmc.antithetic",
+            mcmc.antithetic,
+            f"off for chains of Langevin steps (mcmc.num_chain_steps {mcmc.num_chain_steps})",
+            not mcmc.antithetic or mcmc.num_chain_steps == 0,
+        ),
         ("mcmc.step_scale_squared", mcmc.step_scale_squared, "a positive number", mcmc.step_scale_squared > 0),
         (
             "mcmc.level_scale_values",
@@ -274,6 +303,29 @@ def check_experiment(experiment: Experiment) -> None:
     for name, got, expected, holds in rules:
         if not holds:
             raise UserError(f"config field {name}", got=got, expected=expected, remedy="correct the field")
+    _check_ladder(experiment.diffusion)
+
+
+def _check_ladder(diffusion: DiffusionConfig) -> None:
+    """Raise `UserError` for a ladder whose top is not white noise, which sampling starts from."""
+    first, last, levels = diffusion.first_variance, diffusion.last_variance, diffusion.num_levels
+    if diffusion.ladder == "t6":
+        if levels >= BASE_STEPS:
+            raise UserError(
+                "config field diffusion.num_levels",
+                got=f"{levels} with the t6 ladder",
+                expected=f"at most {BASE_STEPS - 1}, the base steps that it is composed of",
+                remedy="use --diffusion.ladder linear",
+            )
+        return
+    kept = math.prod(1 - (first + (last - first) * step / levels) for step in range(levels + 1))
+    if kept > MAX_SIGNAL:
+        raise UserError(
+            "config field diffusion.last_variance",
+            got=f"{last} with {levels} linear levels, which leave {kept:.0%} of the data's variance in x_T",
+            expected=f"a ladder that ends in white noise (at most {MAX_SIGNAL:.0%})",
+            remedy="raise diffusion.last_variance or diffusion.num_levels, or use --diffusion.ladder t6",
+        )
 
 
 def check_run(run: RunConfig, *, complete: bool = True) -> None:

@@ -83,6 +83,18 @@ class Pairs:
     """(B, ...) y_t = a_{t+1} x_t."""
     x_noisy: Tensor
     """(B, ...) x_{t+1}."""
+    score: Tensor
+    """(B, ...) gradient of log p(x_{t+1} | x): -(x_{t+1} - cumulative_scale x) / cumulative_std**2."""
+
+    def opposite_y_pos(self, variance: Tensor) -> Tensor:
+        """Another draw of y_t given x_{t+1} and x, as far from their mean as y_pos, on its other side.
+
+        That mean is x_{t+1} + sigma**2 * score, which holds for levels whose transition scale is a_{t+1}.
+
+        Args:
+            variance: (B, 1, ...) sigma_{t+1}**2.
+        """
+        return 2 * (self.x_noisy + variance * self.score) - self.y_pos
 
 
 def draw_levels(noise: Noise, sample_ids: Tensor, num_levels: int) -> Tensor:
@@ -113,4 +125,5 @@ def draw_pairs(
     fresh = noise.normal(Purpose.TRANSITION, sample_ids, level, (0,), shape)[0].to(x.dtype)
     x_t = at(ladder.cumulative_scale, level) * x + at(ladder.cumulative_std, level) * base
     x_noisy = at(ladder.scale, level + 1) * x_t + at(ladder.std, level + 1) * fresh
-    return Pairs(level=level, y_pos=at(transition_scale, level) * x_t, x_noisy=x_noisy)
+    score = (at(ladder.cumulative_scale, level + 1) * x - x_noisy) / at(ladder.cumulative_std, level + 1).square()
+    return Pairs(level=level, y_pos=at(transition_scale, level) * x_t, x_noisy=x_noisy, score=score)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from drl_dist.config import Experiment, ModelConfig, OptimConfig, TrainConfig
+from dataclasses import replace
+
+from drl_dist.config import DiffusionConfig, Experiment, McmcConfig, ModelConfig, OptimConfig, TrainConfig
 from drl_dist.errors import UserError
 
 WIDTHS_32 = (1, 2, 2, 2)
@@ -27,12 +29,54 @@ TABLE_6: dict[str, tuple[int, int, int, tuple[int, ...], int, float, float, int,
 # fmt: on
 
 
-def preset(name: str) -> Experiment:
-    """The experiment of one row of the table.
+SETTINGS = {
+    "t6": "T = 6, K = 30 Langevin steps per level: the paper's main setting",
+    "t1k": "T = 1000 with linear variances, negatives from the normal approximation",
+    "t1k_dsm": "T = 1000, denoising score matching with the gradient of the log-density as score",
+    "t1": "T = 1, K = 180: one marginal density, short runs from white noise",
+}
+"""The settings of section 4 and Table 2, by name."""
+
+# T = 1 has only the marginal top level; the step size that T = 6 has there is this many times b sigma.
+TOP_LEVEL_SCALE = 9.8
+
+
+def preset(name: str, setting: str = "t6") -> Experiment:
+    """The experiment of one row of the table, in one of the settings.
 
     Raises:
-        UserError: no row has this name.
+        UserError: no row, or no setting, has this name.
     """
+    if setting not in SETTINGS:
+        raise UserError("setting", got=setting, expected="one of " + ", ".join(SETTINGS), remedy="choose one of these")
+    experiment = _row(name)
+    if setting == "t6":
+        return experiment
+    # Checkpoints are registered under this name: models of different settings are different models.
+    experiment = replace(experiment, preset=f"{name}_{setting}")
+    if setting == "t1":
+        return replace(
+            experiment,
+            diffusion=DiffusionConfig(num_levels=1),
+            mcmc=McmcConfig(num_chain_steps=180, level_scale_values=(TOP_LEVEL_SCALE,)),
+        )
+    return replace(
+        experiment,
+        # A leaky ReLU's gradient is piecewise constant, and a thousand steps along it run away (docs/deviations.md).
+        model=replace(experiment.model, activation="silu"),
+        diffusion=DiffusionConfig(ladder="linear", num_levels=1000),
+        mcmc=McmcConfig(
+            num_chain_steps=0,
+            top_level="conditional",
+            energy_scale="transition_variance",
+            antithetic=setting == "t1k",
+            sampling_noise_scale=1.0,
+        ),
+        optim=replace(experiment.optim, objective="dsm" if setting == "t1k_dsm" else "recovery"),
+    )
+
+
+def _row(name: str) -> Experiment:
     if name not in TABLE_6:
         raise UserError("preset", got=name, expected="one of " + ", ".join(TABLE_6), remedy="choose one of these")
     (

@@ -32,7 +32,11 @@ def build_levels(experiment: Experiment, ladder: NoiseLadder) -> Levels:
     transition_scale, precision = ladder.scale[1:].clone(), std**-2
     if mcmc.top_level == "marginal":
         transition_scale[-1], precision[-1] = 1.0, 0.0
-    energy_scale = step_size**-2 if mcmc.energy_scale == "step_size" else torch.ones_like(step_size)
+    energy_scale = {
+        "step_size": step_size**-2,
+        "transition_variance": std**-2,
+        "unit": torch.ones_like(step_size),
+    }[mcmc.energy_scale]
     loss_weight = ladder.std[1] / std if experiment.optim.loss_weight == "inverse_std" else energy_scale
     return Levels(transition_scale, precision, step_size, energy_scale, loss_weight)
 

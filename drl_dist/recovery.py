@@ -85,5 +85,21 @@ def recovery_loss(raw_pos: Tensor, raw_neg: Tensor, loss_weight: Tensor) -> Tens
     return -((raw_pos - raw_neg) * loss_weight).mean()
 
 
+def matching_loss(gradient: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    """Squared distance between a log-density's gradient and what it should be, weighted, averaged over the batch.
+
+    With target (y_pos - x_noisy) / sigma**2 and weight sigma**2 it is minus the log-likelihood of the normal
+    approximation N(y_pos; x_noisy + sigma**2 grad f, sigma**2), up to a constant (equation 37); with the mean of that
+    target given the data x it is denoising score matching (equation 14), since that mean is the score of x_noisy
+    given x.
+
+    Args:
+        gradient: (B, ...) grad f at x_noisy.
+        target: (B, ...).
+        weight: (B,).
+    """
+    return 0.5 * ((gradient - target).square().flatten(1).sum(1) * weight).mean()
+
+
 def _column(values: Tensor, like: Tensor) -> Tensor:
     return values.reshape((-1,) + (1,) * (like.dim() - 1))

@@ -28,6 +28,23 @@ class PreparedBlock(NamedTuple):
     """Weight and bias of a convolution on the skip, where the width changes."""
 
 
+class BlockWeights(NamedTuple):
+    """Effective weights and biases of one residual block, the convolutions' in their dtype."""
+
+    conv_1: tuple[Tensor, Tensor]
+    time: tuple[Tensor, Tensor]
+    conv_2: tuple[Tensor, Tensor]
+    skip: tuple[Tensor, Tensor] | None
+
+
+class EffectiveWeights(NamedTuple):
+    """What depends on the weights alone: spectrally normalised weights, scaled by what is learned beside them."""
+
+    stem: tuple[Tensor, Tensor]
+    blocks: list[list[BlockWeights]]
+    """Per resolution level."""
+
+
 class Prepared(NamedTuple):
     """A network at fixed weights and levels, as a function of the image alone."""
 
@@ -59,15 +76,13 @@ class ResBlock(nn.Module):
             else None
         )
 
-    def prepare(self, time: Tensor, dtype: torch.dtype) -> PreparedBlock:
-        """time: (B, time_dim), already activated."""
+    def effective(self, dtype: torch.dtype) -> BlockWeights:
+        """The block's weights, the convolutions' in `dtype`."""
         weight_1, bias_1 = self.conv_1.effective()
-        weight_2, bias_2 = self.conv_2.effective()
-        return PreparedBlock(
-            _conv_weight(weight_1, dtype),
-            (bias_1 + self.time(time)).to(dtype),
-            _conv_weight(weight_2, dtype),
-            bias_2.to(dtype),
+        return BlockWeights(
+            (_conv_weight(weight_1, dtype), bias_1),
+            self.time.effective(),
+            _stored(self.conv_2.effective(), dtype),
             None if self.skip is None else _stored(self.skip.effective(), dtype),
         )
 
@@ -134,24 +149,37 @@ class WideResNet(nn.Module):
             if isinstance(module, Layer):
                 module.advance_power_iteration()
 
-    def prepare(self, level: Tensor, dtype: torch.dtype | None = None) -> Prepared:
+    def effective_weights(self, dtype: torch.dtype | None = None) -> EffectiveWeights:
+        """What depends on the weights alone.
+
+        Args:
+            dtype: of the convolutions; the weights' own by default.
+        """
+        dtype = dtype or self.stem.weight.dtype
+        blocks = [[block.effective(dtype) for block in level_blocks] for level_blocks in self.blocks()]
+        return EffectiveWeights(_stored(self.stem.effective(), dtype), blocks)
+
+    def prepare(
+        self, level: Tensor, dtype: torch.dtype | None = None, weights: EffectiveWeights | None = None
+    ) -> Prepared:
         """Everything that does not depend on the image.
 
         Args:
             level: (B,) int64 noise levels.
             dtype: of the convolutions; the weights' own by default.
+            weights: from `effective_weights`, if they are known already.
         """
-        weights = self.stem.weight.dtype
-        dtype = dtype or weights
-        embedding = sinusoidal_embedding(level, self.time_embedding_dim).to(weights)
+        own = self.stem.weight.dtype
+        weights = weights or self.effective_weights(dtype)
+        embedding = sinusoidal_embedding(level, self.time_embedding_dim).to(own)
         time = _activate(self.dense_2(_activate(self.dense_1(embedding), self.activation)), self.activation)
         if self.head_kind == "inner_product":
-            head, head_bias = self.head(time), torch.zeros(len(level), device=level.device, dtype=weights)
+            head, head_bias = self.head(time), torch.zeros(len(level), device=level.device, dtype=own)
         else:
             weight, bias = self.head.effective()
             head, head_bias = weight.expand(len(level), -1), bias.expand(len(level))
-        blocks = [[block.prepare(time, dtype) for block in level_blocks] for level_blocks in self.blocks()]
-        return Prepared(_stored(self.stem.effective(), dtype), blocks, head, head_bias)
+        blocks = [[_prepare_block(block, time) for block in level_blocks] for level_blocks in weights.blocks]
+        return Prepared(weights.stem, blocks, head, head_bias)
 
     def evaluate(self, prepared: Prepared, y: Tensor) -> Tensor:
         """Raw output of images under prepared weights.
@@ -188,6 +216,13 @@ def evaluate(prepared: Prepared, y: Tensor, activation: str) -> Tensor:
     # bf16 has too few bits for a sum over a whole image.
     features = functional.relu(hidden).sum((2, 3), dtype=prepared.head.dtype)
     return (features * prepared.head).sum(1) + prepared.head_bias
+
+
+def _prepare_block(block: BlockWeights, time: Tensor) -> PreparedBlock:
+    """A block at the levels of the activated time embedding, (B, time_dim)."""
+    weight_1, bias_1 = block.conv_1
+    bias = (bias_1 + functional.linear(time, *block.time)).to(weight_1.dtype)
+    return PreparedBlock(weight_1, bias, *block.conv_2, block.skip)
 
 
 def _activate(x: Tensor, kind: str) -> Tensor:

@@ -22,6 +22,7 @@ from drl_dist.errors import UserError
 from drl_dist.evaluation.grids import grid, to_uint8
 from drl_dist.noise import PhiloxNoise
 from drl_dist.recipe import build_network, build_sampler
+from drl_dist.sampling.progressive import shown_levels
 from drl_dist.training.chain import GradientEngine
 from drl_dist.training.ema import load_averaged
 
@@ -119,11 +120,11 @@ class UnitMaker:
         # Settled where the weights came from, on the CPU, so that every device samples the same network.
         network = load_averaged(network, averaged)
         network.to(self._device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-        self._engine = GradientEngine(network, EngineConfig(precision=request.precision))
+        self._engine = GradientEngine(network, EngineConfig(precision=request.precision), is_frozen=True)
         mcmc = dataclasses.replace(experiment.mcmc, sampling_noise_scale=request.noise_scale)
         self._sampler = build_sampler(dataclasses.replace(experiment, mcmc=mcmc))
         self._noise = PhiloxNoise(request.seed)
-        self._shape = network.image_shape
+        self._shape, self._shown = network.image_shape, shown_levels(experiment.diffusion.num_levels)
 
     @property
     def device_name(self) -> str:
@@ -140,7 +141,9 @@ class UnitMaker:
         images = self._request.images_of(unit)
         pngs: list[bytes] = []
         for ids in torch.tensor(images, device=self._device).split(self._request.batch_size):
-            stages = self._sampler.sample_levels(self._engine.raw_at, self._noise, ids, self._shape)
+            stages = self._sampler.sample_levels(
+                self._engine.raw_at, self._noise, ids, self._shape, keep=self._shown if ids[0] == 0 else (0,)
+            )
             if not bool(stages.isfinite().all()):
                 raise UserError(
                     f"generated images {int(ids[0])} to {int(ids[-1])}",
@@ -165,7 +168,7 @@ def progression(stages: Tensor) -> bytes:
     """A PNG with a row for each of the first few images: from white noise on the left to the sample on the right.
 
     Args:
-        stages: (T+1, B, C, H, W), x_T first.
+        stages: (levels, B, C, H, W), x_T first.
     """
     shown = stages[:, :PROGRESSION_IMAGES].transpose(0, 1).flatten(0, 1)
     return sheet_png(grid(to_uint8(shown), len(stages), enlarge=enlargement(stages.shape[-1])))

@@ -22,6 +22,7 @@ from drl_dist.noise import PhiloxNoise
 from drl_dist.on_ray.storage import Uploader
 from drl_dist.progress import duration
 from drl_dist.recipe import build_sampler
+from drl_dist.sampling.progressive import shown_levels
 from drl_dist.training.chain import GradientEngine
 from drl_dist.training.loop import StepReport
 from drl_dist.training.state import TrainState
@@ -107,19 +108,20 @@ class Samples:
             self.show("progression", step, grid(rows, len(stages), enlarge=enlarge))
 
     def _draw_stages(self, state: TrainState) -> Tensor:
-        """uint8 (T+1, num_samples, C, H, W), the same on every rank."""
+        """uint8 (shown levels, num_samples, C, H, W), noise first, the same on every rank."""
         model = self.experiment.model
         network = state.ema_network()
         device = next(network.parameters()).device
-        engine = GradientEngine(network, self.engine)
+        engine = GradientEngine(network, self.engine, is_frozen=True)
         sampler, noise = build_sampler(self.experiment), PhiloxNoise(self.experiment.train.seed)
         # No larger than a training batch, whose memory is known to be there.
         chunk = max(1, self.experiment.train.batch_size // self.world_size)
         share = -(-self.num_samples // self.world_size)
         ids = torch.arange(self.rank * share, (self.rank + 1) * share, device=device)
         shape = (model.channels, model.resolution, model.resolution)
+        keep = shown_levels(self.experiment.diffusion.num_levels)
         mine = [
-            to_uint8(sampler.sample_levels(engine.raw_at, noise, some, shape).flatten(0, 1)).unflatten(
+            to_uint8(sampler.sample_levels(engine.raw_at, noise, some, shape, keep=keep).flatten(0, 1)).unflatten(
                 0, (-1, len(some))
             )
             for some in ids.split(chunk)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from drl_dist.mcmc.kernel import KeyedChainNoise, run_chain
 from drl_dist.mcmc.langevin import UnadjustedLangevin
+from drl_dist.mcmc.normal_approximation import NormalApproximation
 from drl_dist.noise import Noise, Purpose
 from drl_dist.recovery import Levels, LogDensityAndGrad, conditional_density, scaled_density
 
@@ -23,13 +24,18 @@ class ProgressiveSampler:
 
     Args:
         levels: (T,) scales and step sizes.
-        num_chain_steps: K.
-        noise_scale: factor on the Langevin noise.
+        num_chain_steps: K; 0 draws once per level from the normal approximation.
+        noise_scale: factor on the noise of the chains.
     """
 
     levels: Levels
     num_chain_steps: int
     noise_scale: float
+
+    @property
+    def num_draws(self) -> int:
+        """Transitions per level."""
+        return max(1, self.num_chain_steps)
 
     def sample(self, raw_at: RawAtLevel, noise: Noise, sample_ids: Tensor, shape: tuple[int, ...]) -> Tensor:
         """Generated x_0.
@@ -43,18 +49,57 @@ class ProgressiveSampler:
         Returns:
             float32 (B, C, H, W), about in [-1, 1].
         """
-        return self.sample_levels(raw_at, noise, sample_ids, shape)[-1]
+        return self.sample_levels(raw_at, noise, sample_ids, shape, keep=(0,))[-1]
 
-    def sample_levels(self, raw_at: RawAtLevel, noise: Noise, sample_ids: Tensor, shape: tuple[int, ...]) -> Tensor:
-        """The whole way: x_T, x_{T-1}, ..., x_0, float32 (T+1, B, C, H, W); arguments as `sample`."""
+    def sample_levels(
+        self,
+        raw_at: RawAtLevel,
+        noise: Noise,
+        sample_ids: Tensor,
+        shape: tuple[int, ...],
+        *,
+        keep: Collection[int] | None = None,
+    ) -> Tensor:
+        """The whole way, x_T, x_{T-1}, ..., x_0, or the x_t of the kept t: float32 (kept, B, C, H, W).
+
+        Args:
+            keep: which t, of 0 to T; all by default. The others as `sample`.
+        """
+        num_levels = self.levels.num_levels
+        keep = range(num_levels + 1) if keep is None else keep
         x = noise.normal(Purpose.PRIOR, sample_ids, 0, (0,), shape)[0]
-        stages = [x]
-        for t in reversed(range(self.levels.num_levels)):
+        stages = [x] if num_levels in keep else []
+        for t in reversed(range(num_levels)):
             level = torch.full_like(sample_ids, t)
-            here = self.levels.to(x.device, x.dtype).at(level)
-            density = conditional_density(scaled_density(raw_at(level), here.energy_scale), x, here.recovery_precision)
-            kernel = UnadjustedLangevin(density, here.step_size, self.noise_scale)
             numbers = KeyedChainNoise(noise, Purpose.SAMPLE_CHAIN, sample_ids, level, shape)
-            x = run_chain(kernel, x, numbers, self.num_chain_steps).y / self.levels.transition_scale[t]
-            stages.append(x)
+            kernel = self.kernel(raw_at(level), x, level)
+            x = run_chain(kernel, x, numbers, self.num_draws).y / self.levels.transition_scale[t]
+            if t in keep:
+                stages.append(x)
         return torch.stack(stages)
+
+    def kernel(
+        self, raw_and_grad: LogDensityAndGrad, x_noisy: Tensor, level: Tensor
+    ) -> UnadjustedLangevin | NormalApproximation:
+        """What draws y_t given x_{t+1}.
+
+        Args:
+            raw_and_grad: the network at these levels.
+            x_noisy: (B, ...) x_{t+1}.
+            level: (B,) int64, t.
+        """
+        here = self.levels.to(x_noisy.device, x_noisy.dtype).at(level)
+        marginal = scaled_density(raw_and_grad, here.energy_scale)
+        if self.num_chain_steps == 0:
+            return NormalApproximation(marginal, here.recovery_precision.rsqrt(), self.noise_scale)
+        density = conditional_density(marginal, x_noisy, here.recovery_precision)
+        return UnadjustedLangevin(density, here.step_size, self.noise_scale)
+
+
+def shown_levels(num_levels: int, count: int = 7) -> tuple[int, ...]:
+    """At most `count` of the levels T to 0, evenly spread, both ends among them, for a picture of the way.
+
+    The released ladder's seven all fit.
+    """
+    shown = min(count, num_levels + 1)
+    return tuple(round(num_levels * (shown - 1 - place) / (shown - 1)) for place in range(shown))

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from drl_dist.config import EngineConfig
-from drl_dist.energy.wide_resnet import Prepared, WideResNet, evaluate
+from drl_dist.energy.wide_resnet import EffectiveWeights, Prepared, WideResNet, evaluate
 from drl_dist.recovery import LogDensityAndGrad
 
 Evaluate = Callable[[Prepared, Tensor, str], Tensor]
@@ -26,17 +26,20 @@ class GradientEngine:
     """Raw outputs and image gradients of one network, as fast as the device allows.
 
     Args:
-        network: the network; its parameters may change between calls of `raw_at`.
+        network: the network; its parameters may change between calls of `raw_at`, unless they are frozen.
         config: precision, compilation and graph capture.
+        is_frozen: the parameters never change, so that effective weights are computed once and for all.
     """
 
-    def __init__(self, network: WideResNet, config: EngineConfig) -> None:
+    def __init__(self, network: WideResNet, config: EngineConfig, *, is_frozen: bool = False) -> None:
         self.network = network
         self.dtype = torch.bfloat16 if config.precision == "bfloat16" else None
         device = next(network.parameters()).device
         is_compiled = config.compile == "always" or (config.compile == "auto" and device.type == "cuda")
         self.evaluate: Evaluate = _compiled() if is_compiled else evaluate
         self.uses_graphs = config.cuda_graph and device.type == "cuda"
+        self._is_frozen = is_frozen
+        self._weights: EffectiveWeights | None = None
         self._graphs: dict[tuple[int, ...], _GradientGraph] = {}
 
     def raw_at(self, level: Tensor) -> LogDensityAndGrad:
@@ -45,17 +48,28 @@ class GradientEngine:
         Effective weights and time biases are computed here, once; weight gradients are never formed.
         """
         with torch.no_grad():
-            prepared = self.network.prepare(level, self.dtype)
+            weights = self._weights or self.network.effective_weights(self.dtype)
+            prepared = self.network.prepare(level, self.dtype, weights)
+        if self._is_frozen:
+            self._weights = weights
         if not self.uses_graphs:
             return functools.partial(self._raw_and_grad, prepared)
         key = (len(level), *self.network.image_shape)
         if key not in self._graphs:
-            self._graphs[key] = _GradientGraph(self._raw_and_grad, prepared, key)
+            self._graphs[key] = _GradientGraph(self._raw_and_grad, prepared, key, self._is_frozen)
         return self._graphs[key].with_weights(prepared)
 
     def forward(self, y: Tensor, level: Tensor) -> Tensor:
         """Raw output (B,) with gradients to the parameters: the update's forward."""
         return self.evaluate(self.network.prepare(level, self.dtype), y, self.network.activation)
+
+    def gradient(self, y: Tensor, level: Tensor) -> Tensor:
+        """The image gradient (B, C, H, W) of raw, itself with gradients to the parameters."""
+        leaf = y.detach().requires_grad_()
+        # Eager: compiled functions cannot be differentiated twice.
+        raw = evaluate(self.network.prepare(level, self.dtype), leaf, self.network.activation)
+        (gradient,) = torch.autograd.grad(raw.sum(), leaf, create_graph=True)
+        return gradient
 
     def _raw_and_grad(self, prepared: Prepared, y: Tensor) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
@@ -73,9 +87,12 @@ class _GradientGraph:
         raw_and_grad: Callable[[Prepared, Tensor], tuple[Tensor, Tensor]],
         prepared: Prepared,
         shape: tuple[int, ...],
+        is_frozen: bool,
     ) -> None:
+        self._is_frozen = is_frozen
         leaves, self._structure = pytree.tree_flatten(prepared)
         self._weights: list[Any] = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        self._loaded = leaves
         static = pytree.tree_unflatten(self._weights, self._structure)
         self._y = torch.zeros(shape, device=prepared.head.device)
         # Compilation and library set-up must happen outside the capture, on a stream of its own.
@@ -91,9 +108,13 @@ class _GradientGraph:
 
     def with_weights(self, prepared: Prepared) -> LogDensityAndGrad:
         """Load weights and time biases into the captured buffers."""
-        for buffer, leaf in zip(self._weights, pytree.tree_leaves(prepared), strict=True):
-            if isinstance(buffer, Tensor):
+        leaves = pytree.tree_leaves(prepared)
+        for buffer, leaf, loaded in zip(self._weights, leaves, self._loaded, strict=True):
+            # A bias is the parameter itself, the same tensor with new numbers after each update.
+            is_new = not self._is_frozen or leaf is not loaded
+            if isinstance(buffer, Tensor) and is_new:
                 buffer.copy_(leaf)
+        self._loaded = leaves
         return self._replay
 
     def _replay(self, y: Tensor) -> tuple[Tensor, Tensor]:

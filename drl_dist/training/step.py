@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -12,15 +13,18 @@ from torch.nn.parallel import DistributedDataParallel
 from drl_dist.config import EngineConfig, Experiment
 from drl_dist.diffusion import Pairs, draw_levels, draw_pairs
 from drl_dist.evaluation.grids import to_unit_range
-from drl_dist.mcmc.kernel import KeyedChainNoise, root_mean_square, run_chain
-from drl_dist.mcmc.langevin import UnadjustedLangevin
+from drl_dist.mcmc.kernel import KeyedChainNoise, column, run_chain
 from drl_dist.noise import PhiloxNoise, Purpose
 from drl_dist.recipe import build_ladder, build_levels
-from drl_dist.recovery import conditional_density, recovery_loss, scaled_density
+from drl_dist.sampling.progressive import ProgressiveSampler
 from drl_dist.training.batch import Batch
 from drl_dist.training.chain import GradientEngine
 from drl_dist.training.guard import DivergedError, all_finite
+from drl_dist.training.objectives import Forward, matching_outcome, recovery_outcome
 from drl_dist.training.state import TrainState
+
+MAX_TOLD_LEVELS = 16
+"""Ladders of more levels are told in this many bands of consecutive levels."""
 
 
 @dataclass(frozen=True)
@@ -28,39 +32,37 @@ class StepResult:
     """What one step says about itself, averaged over all ranks; on the device until somebody reads it."""
 
     loss: Tensor
-    """() weighted recovery loss."""
+    """()"""
     grad_norm: Tensor
     """() norm of the gradient before clipping."""
+    names: tuple[str, ...]
+    """What is told about each level."""
     per_level: Tensor
-    """(4, T): sums of log-density of y_pos, of y_neg, of displacement, and the number of samples."""
+    """(len(names) + 1, T): sums over the samples of each level, and last their number."""
     learning_rate: float
 
     def metrics(self) -> dict[str, float]:
         """Named numbers; levels that no sample of this step fell on are left out. Log-densities are in nats."""
-        positive, negative, displacement, count = self.per_level.double().cpu()
+        *sums, count = self.per_level.double().cpu().unbind()
         numbers = {
             "loss": float(self.loss),
             "grad_norm": float(self.grad_norm),
             "learning_rate": self.learning_rate,
         }
-        for t in count.nonzero().flatten().tolist():
-            numbers[f"log_density_pos/level_{t}"] = float(positive[t] / count[t])
-            numbers[f"log_density_neg/level_{t}"] = float(negative[t] / count[t])
-            numbers[f"log_density_gap/level_{t}"] = float((positive[t] - negative[t]) / count[t])
-            numbers[f"displacement/level_{t}"] = float(displacement[t] / count[t])
+        for label, levels in level_bands(len(count)).items():
+            if samples := float(count[levels].sum()):
+                for name, values in zip(self.names, sums, strict=True):
+                    numbers[f"{name}/level_{label}"] = float(values[levels].sum()) / samples
         return numbers
 
 
-class _Forward(nn.Module):
-    """The update's forward as a module, so that DDP can wrap it."""
-
-    def __init__(self, engine: GradientEngine) -> None:
-        super().__init__()
-        self.network = engine.network
-        self._engine = engine
-
-    def forward(self, y: Tensor, level: Tensor) -> Tensor:
-        return self._engine.forward(y, level)
+def level_bands(num_levels: int) -> dict[str, slice]:
+    """Levels by the label under which they are told: each by its number, or bands like ``000-062`` of a long ladder."""
+    if num_levels <= MAX_TOLD_LEVELS:
+        return {str(t): slice(t, t + 1) for t in range(num_levels)}
+    ends = [num_levels * band // MAX_TOLD_LEVELS for band in range(MAX_TOLD_LEVELS + 1)]
+    digits = len(str(num_levels - 1))
+    return {f"{low:0{digits}}-{high - 1:0{digits}}": slice(low, high) for low, high in pairwise(ends)}
 
 
 class TrainStep:
@@ -78,9 +80,11 @@ class TrainStep:
         self.device, self.dtype = weight.device, weight.dtype
         self.ladder = build_ladder(experiment.diffusion)
         self.levels = build_levels(experiment, self.ladder).to(self.device, self.dtype)
+        self.sampler = ProgressiveSampler(self.levels, experiment.mcmc.num_chain_steps, experiment.mcmc.noise_scale)
         self.noise = PhiloxNoise(experiment.train.seed)
         self.gradients = GradientEngine(state.network, engine)
-        self.forward: nn.Module = _Forward(self.gradients)
+        self.has_negatives = experiment.optim.objective == "recovery"
+        self.forward: nn.Module = Forward(self.gradients, is_gradient=not self.has_negatives)
         if is_initialized():
             # Buffers hold only power-iteration vectors, which every rank advances alike.
             self.forward = DistributedDataParallel(
@@ -88,6 +92,8 @@ class TrainStep:
                 device_ids=[self.device] if self.device.type == "cuda" else None,
                 broadcast_buffers=False,
                 gradient_as_bucket_view=True,
+                # An image gradient does not depend on the biases behind the last activation.
+                find_unused_parameters=not self.has_negatives,
             )
 
     def __call__(self, batch: Batch) -> StepResult:
@@ -99,8 +105,7 @@ class TrainStep:
         self.state.network.advance_power_iteration()
         positions = batch.positions.to(self.device, non_blocking=True)
         pairs = self.draw(batch.images, positions)
-        y_neg = self.run_chain(pairs, positions)
-        return self.update(pairs, y_neg)
+        return self.update(pairs, self.run_chain(pairs, positions) if self.has_negatives else None)
 
     def draw(self, images: Tensor, positions: Tensor) -> Pairs:
         """Levels and pairs for uint8 images (B, C, H, W) at stream positions (B,)."""
@@ -109,28 +114,38 @@ class TrainStep:
         return draw_pairs(self.noise, positions, x, level, self.ladder, self.levels.transition_scale)
 
     def run_chain(self, pairs: Pairs, positions: Tensor) -> Tensor:
-        """y_neg (B, C, H, W): K Langevin steps from x_noisy, exactly K gradients, all with respect to y."""
-        here = self.levels.at(pairs.level)
-        density = conditional_density(
-            scaled_density(self.gradients.raw_at(pairs.level), here.energy_scale),
-            pairs.x_noisy,
-            here.recovery_precision,
-        )
-        mcmc = self.experiment.mcmc
-        kernel = UnadjustedLangevin(density, here.step_size, mcmc.noise_scale)
+        """y_neg (B, C, H, W), a sample of y_t given x_noisy: K Langevin steps from x_noisy, exactly K gradients, all
+        with respect to y; for K = 0 one draw from the normal approximation, which takes one gradient.
+
+        Antithetic draws come as (2B, C, H, W), the opposite ones behind the others.
+        """
+        kernel = self.sampler.kernel(self.gradients.raw_at(pairs.level), pairs.x_noisy, pairs.level)
         noise = KeyedChainNoise(
             self.noise, Purpose.TRAIN_CHAIN, positions, pairs.level, tuple(pairs.x_noisy.shape[1:]), self.dtype
         )
         with torch.no_grad():
-            return run_chain(kernel, pairs.x_noisy, noise, mcmc.num_chain_steps).y
+            y_neg = run_chain(kernel, pairs.x_noisy, noise, self.sampler.num_draws).y
+            if not self.experiment.mcmc.antithetic:
+                return y_neg
+            (numbers,) = noise.steps(0, 1, 0)
+            std = column(self.levels.at(pairs.level).recovery_precision.rsqrt(), y_neg)
+            return torch.cat([y_neg, y_neg - 2 * self.sampler.noise_scale * std * numbers.normal])
 
-    def update(self, pairs: Pairs, y_neg: Tensor) -> StepResult:
-        """One Adam step on both ends of the chain, in one forward."""
+    def update(self, pairs: Pairs, y_neg: Tensor | None) -> StepResult:
+        """One Adam step.
+
+        Args:
+            y_neg: from `run_chain`; None for the objectives without negatives.
+        """
         here = self.levels.at(pairs.level)
         state, optim = self.state, self.experiment.optim
-        raw = self.forward(torch.cat([pairs.y_pos, y_neg]), torch.cat([pairs.level, pairs.level]))
-        raw_pos, raw_neg = raw.chunk(2)
-        loss = recovery_loss(raw_pos, raw_neg, here.loss_weight)
+        if y_neg is not None:
+            y_pos = pairs.y_pos
+            if self.experiment.mcmc.antithetic:
+                y_pos = torch.cat([y_pos, pairs.opposite_y_pos(column(1 / here.recovery_precision, y_pos))])
+            loss, told = recovery_outcome(self.forward, pairs, y_pos, y_neg, here)
+        else:
+            loss, told = matching_outcome(self.forward, pairs, here, self.ladder, self.experiment)
         state.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         parameters = list(state.network.parameters())
@@ -146,31 +161,16 @@ class TrainStep:
         state.optimizer.step()
         state.ema.update(state.network)
         state.step += 1
-        return self._result(pairs, y_neg, loss.detach(), grad_norm, raw_pos.detach(), raw_neg.detach(), learning_rate)
+        return self._result(pairs.level, told, loss.detach(), grad_norm, learning_rate)
 
     def _result(
-        self,
-        pairs: Pairs,
-        y_neg: Tensor,
-        loss: Tensor,
-        grad_norm: Tensor,
-        raw_pos: Tensor,
-        raw_neg: Tensor,
-        learning_rate: float,
+        self, level: Tensor, told: dict[str, Tensor], loss: Tensor, grad_norm: Tensor, learning_rate: float
     ) -> StepResult:
-        here = self.levels.at(pairs.level)
-        rows = torch.stack(
-            [
-                raw_pos * here.energy_scale,
-                raw_neg * here.energy_scale,
-                root_mean_square(y_neg - pairs.x_noisy).to(raw_pos.dtype),
-                torch.ones_like(raw_pos),
-            ]
-        )
-        sums = torch.zeros(4, self.levels.num_levels, dtype=rows.dtype, device=rows.device)
-        sums.index_add_(1, pairs.level, rows)
+        rows = torch.stack([*told.values(), torch.ones_like(level, dtype=self.dtype)])
+        sums = torch.zeros(len(rows), self.levels.num_levels, dtype=rows.dtype, device=rows.device)
+        sums.index_add_(1, level, rows)
         if is_initialized():
             packed = torch.cat([sums.flatten(), loss[None].to(sums.dtype) / torch.distributed.get_world_size()])
             all_reduce(packed)
             sums, loss = packed[:-1].reshape(sums.shape), packed[-1]
-        return StepResult(loss, grad_norm, sums, learning_rate)
+        return StepResult(loss, grad_norm, tuple(told), sums, learning_rate)

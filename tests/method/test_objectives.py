@@ -1,0 +1,225 @@
+"""What is minimised: negatives from the normal approximation, its likelihood, and denoising score matching."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from drl_dist.config import EngineConfig, Experiment
+from drl_dist.energy.wide_resnet import evaluate
+from drl_dist.mcmc.kernel import column
+from drl_dist.noise import PhiloxNoise, Purpose
+from drl_dist.presets import SETTINGS, preset
+from drl_dist.training.batch import Batch
+from drl_dist.training.state import TrainState
+from drl_dist.training.step import TrainStep, level_bands
+
+EAGER = EngineConfig(compile="never", cuda_graph=False)
+SIZE = 6
+
+
+def tiny(setting: str, **optim: object) -> Experiment:
+    experiment = preset("digits", setting)
+    return dataclasses.replace(
+        experiment,
+        model=dataclasses.replace(experiment.model, width=4, time_hidden_dim=16, time_embedding_dim=8),
+        optim=dataclasses.replace(experiment.optim, **optim),
+        train=dataclasses.replace(experiment.train, batch_size=SIZE),
+    )
+
+
+def awake(experiment: Experiment) -> TrainStep:
+    """A float64 step whose zero-initialised convolutions carry numbers."""
+    state = TrainState.create(experiment, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, value in state.network.named_parameters():
+            if name.endswith("conv_2.weight"):
+                value.normal_(std=0.2, generator=generator)
+    return TrainStep(state, experiment, EAGER)
+
+
+def batch(start: int = 0) -> Batch:
+    images = torch.randint(0, 256, (SIZE, 1, 8, 8), generator=torch.Generator().manual_seed(start), dtype=torch.uint8)
+    return Batch(images, torch.arange(start, start + SIZE))
+
+
+def raw_gradient(step: TrainStep, y: Tensor, level: Tensor) -> Tensor:
+    leaf = y.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(step.state.network(leaf, level).sum(), leaf, create_graph=True)
+    return gradient
+
+
+@pytest.mark.parametrize("setting", sorted(SETTINGS))
+def test_every_setting_makes_steps_and_tells_finite_numbers(setting: str) -> None:
+    experiment = tiny(setting)
+    if experiment.mcmc.num_chain_steps:
+        experiment = dataclasses.replace(experiment, mcmc=dataclasses.replace(experiment.mcmc, num_chain_steps=3))
+    step = awake(experiment)
+    before = step.state.network.stem.weight.clone()
+    numbers = step(batch()).metrics() | step(batch(SIZE)).metrics()
+    assert all(math.isfinite(value) for value in numbers.values())
+    assert not torch.equal(before, step.state.network.stem.weight)
+    names = {name.split("/")[0] for name in numbers if "/" in name}
+    negatives = {"log_density_pos", "log_density_neg", "log_density_gap", "displacement"}
+    assert names == ({"predicted_noise", "noise_error"} if setting == "t1k_dsm" else negatives)
+
+
+def test_the_negative_of_t1k_is_one_draw_of_equation_12(monkeypatch: pytest.MonkeyPatch) -> None:
+    experiment = tiny("t1k")
+    step, given = awake(experiment), batch()
+    pairs = step.draw(given.images, given.positions)
+    calls: list[int] = []
+    monkeypatch.setattr(
+        step.gradients, "evaluate", lambda prepared, y, activation: calls.append(1) or evaluate(prepared, y, activation)
+    )
+    y_neg = step.run_chain(pairs, given.positions)
+    assert len(calls) == 1
+    variance = torch.linspace(1e-4, 0.02, 1001, dtype=torch.float64)[pairs.level + 1].reshape(-1, 1, 1, 1)
+    noise = PhiloxNoise(0).normal(Purpose.TRAIN_CHAIN, given.positions, pairs.level, (0,), (1, 8, 8))[0].double()
+    # log-density = raw / sigma**2, so the drift sigma**2 grad f is grad raw.
+    middle = pairs.x_noisy + raw_gradient(step, pairs.x_noisy, pairs.level)
+    expected = torch.cat([middle + variance.sqrt() * noise, middle - variance.sqrt() * noise])
+    torch.testing.assert_close(y_neg, expected.detach(), rtol=0, atol=1e-12)
+
+
+def test_opposite_positives_are_draws_of_the_same_law() -> None:
+    # Given x_noisy and x, y_pos is normal around x_noisy + sigma**2 score: both draws have its moments.
+    step, count = awake(tiny("t1k")), 6000
+    pairs = step.draw(torch.full((count, 1, 8, 8), 90, dtype=torch.uint8), torch.arange(count))
+    variance = column(1 / step.levels.recovery_precision[pairs.level], pairs.x_noisy)
+    centre = pairs.x_noisy + variance * pairs.score
+    scale, std = (values[pairs.level + 1] for values in (step.ladder.scale, step.ladder.cumulative_std))
+    below = step.ladder.cumulative_std[pairs.level]
+    spread = column(scale * below * step.ladder.std[pairs.level + 1] / std, centre)
+    for y in (pairs.y_pos, pairs.opposite_y_pos(variance)):
+        normal = ((y - centre) / spread).flatten()
+        assert abs(normal.mean()) < 4 / math.sqrt(len(normal))
+        assert abs(normal.square().mean() - 1) < 4 * math.sqrt(2 / len(normal))
+        # Independent of what it is conditioned on.
+        assert abs((normal * pairs.score.flatten() * std.repeat_interleave(64)).mean()) < 4 / math.sqrt(len(normal))
+
+
+def test_opposite_draws_change_the_noise_of_the_gradient_but_not_its_mean() -> None:
+    given = batch(3)
+    gradients: dict[bool, list[Tensor]] = {True: [], False: []}
+    for is_antithetic, found in gradients.items():
+        for repeat in range(40):
+            experiment = tiny("t1k")
+            mcmc = dataclasses.replace(experiment.mcmc, antithetic=is_antithetic)
+            step = awake(dataclasses.replace(experiment, mcmc=mcmc))
+            # The same x_noisy each time; only the draws of y_pos and y_neg given it and x are new.
+            pairs = step.draw(given.images, given.positions)
+            variance = column(1 / step.levels.recovery_precision[pairs.level], pairs.x_noisy)
+            below, above = (step.ladder.cumulative_std[pairs.level + shift] for shift in (0, 1))
+            spread = step.ladder.scale[pairs.level + 1] * below * step.ladder.std[pairs.level + 1] / above
+            fresh = PhiloxNoise(9).normal(Purpose.BASE, given.positions, 0, (repeat,), (1, 8, 8))[0].double()
+            y_pos = pairs.x_noisy + variance * pairs.score + column(spread, fresh) * fresh
+            pairs = dataclasses.replace(pairs, y_pos=y_pos)
+            y_neg = step.run_chain(pairs, given.positions + 1000 * repeat)
+            step.update(pairs, y_neg)
+            gradient = step.state.network.stem.weight.grad
+            assert gradient is not None
+            found.append(gradient.flatten().clone())
+    single, double = (torch.stack(gradients[is_antithetic]) for is_antithetic in (False, True))
+    assert double.var(0).sum() < 0.3 * single.var(0).sum()
+    error = (single.var(0) / len(single) + double.var(0) / len(double)).sqrt()
+    assert ((single.mean(0) - double.mean(0)) / error).square().mean() < 2
+
+
+@pytest.mark.parametrize("loss_weight", ["none", "inverse_std"])
+@pytest.mark.parametrize("objective", ["normal_likelihood", "dsm"])
+def test_the_matching_losses_are_equations_14_and_37(objective: str, loss_weight: str) -> None:
+    step, given = awake(tiny("t1k_dsm", objective=objective, loss_weight=loss_weight)), batch(3)
+    pairs = step.draw(given.images, given.positions)
+    variance = torch.linspace(1e-4, 0.02, 1001, dtype=torch.float64)
+    kept = (1 - variance).cumprod(0)[pairs.level + 1].reshape(-1, 1, 1, 1)
+    variance = variance[pairs.level + 1].reshape(-1, 1, 1, 1)
+    drift = raw_gradient(step, pairs.x_noisy, pairs.level)  # sigma**2 grad f
+    x = given.images.double() / 127.5 - 1
+    wanted = pairs.y_pos - pairs.x_noisy
+    if objective == "dsm":
+        wanted = -variance * (pairs.x_noisy - kept.sqrt() * x) / (1 - kept)
+    error = (drift - wanted).square() / (2 * variance)
+    if loss_weight == "inverse_std":
+        error = error * (1 - kept) / variance
+    expected = error.flatten(1).sum(1).mean()
+    names = ["levels.1.0.conv_1.weight", "dense_1.weight", "stem.weight"]
+    parameters = dict(step.state.network.named_parameters())
+    gradients = torch.autograd.grad(expected, [parameters[name] for name in names])
+    result = step.update(pairs, None)
+    # x is rounded to float32 by the library before it is made float64.
+    assert float(result.loss) == pytest.approx(float(expected.detach()), rel=1e-5)
+    for name, gradient in zip(names, gradients, strict=True):
+        torch.testing.assert_close(parameters[name].grad, gradient, rtol=1e-4, atol=1e-4 * float(gradient.abs().max()))
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_the_two_matching_targets_agree_on_average(seed: int) -> None:
+    # E[(y_pos - x_noisy) / sigma**2 | x_noisy, x] is the score of x_noisy given x: regress one on the other.
+    step = awake(dataclasses.replace(tiny("t1k"), train=dataclasses.replace(tiny("t1k").train, seed=seed)))
+    count = 4000
+    images = torch.full((count, 1, 8, 8), 200, dtype=torch.uint8)
+    pairs = step.draw(images, torch.arange(count))
+    precision = step.levels.recovery_precision[pairs.level].reshape(-1, 1, 1, 1)
+    std = step.ladder.cumulative_std[pairs.level + 1].reshape(-1, 1, 1, 1)
+    one, other = (pairs.y_pos - pairs.x_noisy) * precision * std, pairs.score * std  # the second is standard normal
+    slopes = (one * other).flatten(1).mean(1)
+    error = slopes.std() / math.sqrt(count)
+    assert abs(slopes.mean() - 1) < 4 * error
+    assert error < 0.1
+
+
+def test_a_long_ladder_is_told_in_bands_that_cover_it() -> None:
+    bands = level_bands(1000)
+    assert len(bands) == 16
+    assert [t for band in bands.values() for t in range(1000)[band]] == list(range(1000))
+    assert next(iter(bands)) == "000-061"
+    assert level_bands(6) == {str(t): slice(t, t + 1) for t in range(6)}
+
+
+def quartic_gradients(sigma: float, theta: float = 0.7) -> tuple[float, float]:
+    """Learning gradients of recovery likelihood and of its normal approximation, by quadrature in one dimension.
+
+    The model is f(x) = -theta x**4 / 4 - x**2 / 2; the data are an even mixture of N(-.8, .3**2) and N(.8, .3**2).
+    """
+    grid = torch.linspace(-4, 4, 401, dtype=torch.float64)
+    offsets = torch.linspace(-7, 7, 141, dtype=torch.float64)
+
+    def h(x: Tensor) -> Tensor:  # the derivative of f by theta
+        return -(x**4) / 4
+
+    density = sum(torch.exp(-((grid - mean) ** 2) / (2 * 0.3**2)) for mean in (-0.8, 0.8))
+    density = density / density.sum()
+    weights = torch.exp(-(offsets**2) / 2)
+    weights = weights / weights.sum()
+    x_noisy = grid[:, None] + sigma * offsets[None]  # (data, noise)
+    joint = density[:, None] * weights[None]
+    # Recovery: h(x_obs) - E[h(x) | x_noisy] under the model's conditional, by quadrature around x_noisy.
+    x = x_noisy[:, :, None] + sigma * offsets[None, None]
+    log_conditional = -theta * x**4 / 4 - x**2 / 2 - (x - x_noisy[:, :, None]) ** 2 / (2 * sigma**2)
+    conditional = torch.softmax(log_conditional, dim=2)
+    recovery = (joint * (h(grid)[:, None] - (conditional * h(x)).sum(2))).sum()
+    # Normal approximation, equation 37: d_theta f'(x_noisy) (x_obs - x_noisy - sigma**2 f'(x_noisy)).
+    slope = -theta * x_noisy**3 - x_noisy
+    normal = (joint * -(x_noisy**3) * (grid[:, None] - x_noisy - sigma**2 * slope)).sum()
+    return float(recovery), float(normal)
+
+
+def test_the_normal_approximation_learns_what_recovery_does_as_sigma_vanishes() -> None:
+    # Appendix A.5. Both gradients are of order sigma**2; their difference is of a higher order.
+    sigmas = [0.02, 0.03, 0.045, 0.07]
+    pairs = [quartic_gradients(sigma) for sigma in sigmas]
+    logs = torch.tensor(sigmas).log()
+
+    def order(values: list[float]) -> float:
+        y = torch.tensor(values, dtype=torch.float64).abs().log()
+        x = logs.double() - logs.double().mean()
+        return float((x * y).sum() / x.square().sum())
+
+    assert order([recovery for recovery, _ in pairs]) == pytest.approx(2, abs=0.1)
+    assert order([recovery - normal for recovery, normal in pairs]) == pytest.approx(4, abs=0.2)
