@@ -13,6 +13,7 @@ import lmdb
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from sklearn.datasets import load_sample_images
 
 
 def photo(seed: int, height: int, width: int) -> NDArray[np.uint8]:
@@ -22,6 +23,18 @@ def photo(seed: int, height: int, width: int) -> NDArray[np.uint8]:
     waves = [np.sin(2 * np.pi * (rows * a + columns * b)) for a, b in generator.uniform(-3, 3, (3, 2))]
     noise = generator.normal(0, 12, (height, width, 3))
     return np.clip(128 + 80 * np.stack(waves, -1) + noise, 0, 255).astype(np.uint8)
+
+
+def photographs(count: int, height: int, width: int) -> list[NDArray[np.uint8]]:
+    """Cuttings, uint8 (H, W, 3), of the two photographs that scikit-learn brings along."""
+    pictures = load_sample_images().images
+    generator = np.random.Generator(np.random.PCG64(0))
+    cuttings: list[NDArray[np.uint8]] = []
+    for number in range(count):
+        picture = pictures[number % len(pictures)]
+        top, left = (int(generator.integers(0, limit)) for limit in np.subtract(picture.shape[:2], (height, width)))
+        cuttings.append(picture[top : top + height, left : left + width])
+    return cuttings
 
 
 def encoded(pixels: NDArray[np.uint8], kind: str, **options: object) -> bytes:

@@ -20,9 +20,10 @@ from mlflow.entities import Run
 
 from drl_dist.checkpoints.files import PARTS, read_checkpoint
 from drl_dist.checkpoints.remote import checkpoint_name, complete_checkpoints, fetch_checkpoint
+from drl_dist.data.index import open_index
 from drl_dist.localhost import MlflowServer, RayHead, processes, submit_job
 from drl_dist.tracking.registry import resolve_model
-from tests.data.published import encoded, photo, write_lsun
+from tests.data.published import encoded, photographs, write_lsun
 from tests.gcs import GcsEmulator
 from tests.support import ROOT, subprocess_environment
 
@@ -322,7 +323,10 @@ def test_lsun_photographs_at_128_pixels(
 ) -> None:
     write_lsun(
         tmp_path / "church_outdoor_train_lmdb",
-        {f"{number:040x}".encode(): encoded(photo(number, 150, 170), "WEBP", quality=90) for number in range(12)},
+        {
+            f"{number:040x}".encode(): encoded(picture, "WEBP", quality=90)
+            for number, picture in enumerate(photographs(12, 256, 340))
+        },
     )
     subprocess.run(
         [
@@ -363,6 +367,10 @@ def test_lsun_photographs_at_128_pixels(
     checkpoint = read_checkpoint(fetch_checkpoint(str(storage / "church")), ("ema",))
     assert (checkpoint.experiment.preset, checkpoint.state.step) == ("lsun_church128", 2)
     assert resolve_model("models:/lsun_church128@latest", mlflow_server.uri, tmp_path / "model").step == 2
+    sampling = ["--model", "models:/lsun_church128@latest", "--num-images", "2", "--out", str(tmp_path / "samples")]
+    job = submit(ray_head, mlflow_server.environment(), [*sampling, "--real", str(tmp_path / "shards")], "sample.py")
+    assert job.status == 0, job.output
+    assert open_index(str(tmp_path / "samples")).resolution == 128
 
 
 def test_a_damaged_image_ends_the_job_with_its_name(
