@@ -1,0 +1,107 @@
+"""A run's curves as a picture: ``jobs/curves.py``."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from mlflow import MlflowClient
+from numpy.typing import NDArray
+
+from drl_dist.errors import UserError
+from drl_dist.tracking.client import connect, user_errors
+from drl_dist.tracking.metrics import describe
+from drl_dist.tracking.runs import run_named
+
+BINS = 200
+"""Points of a curve: means over equal ranges of steps, since single steps are mostly noise."""
+_LEVEL = re.compile(r"/level_(\S+)$")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurvesOptions:
+    """Options of ``jobs/curves.py``."""
+
+    run_name: str = ""
+    """The run."""
+    out: str = "curves.png"
+    """PNG file to write."""
+    metrics: tuple[str, ...] = ("loss", "log_density_gap", "displacement", "grad_norm")
+    """Metrics, a panel each; those of all levels together are named without their level."""
+    experiment: str = "drl_dist"
+    """MLflow experiment of the run."""
+    uri: str | None = None
+    """MLflow server; by default the environment's MLFLOW_TRACKING_URI."""
+
+
+def curves(options: CurvesOptions) -> int:
+    """Draw the curves of a run; the exit status.
+
+    Raises:
+        UserError: the server does not answer, or it knows no such run or metric.
+    """
+    client = connect(options.uri)
+    with user_errors(client.tracking_uri):
+        experiment = client.get_experiment_by_name(options.experiment)
+        run = run_named(client, experiment.experiment_id, options.run_name) if experiment else None
+        if run is None:
+            raise UserError(
+                f"run {options.run_name!r}",
+                got=f"no such run in experiment {options.experiment} of {client.tracking_uri}",
+                expected="a tracked run",
+                remedy="correct --run-name, --experiment or --uri",
+            )
+        known = sorted(run.data.metrics)
+        panels: dict[str, dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]] = {}
+        for metric in options.metrics:
+            names = [name for name in known if name == metric or _LEVEL.sub("", name) == metric]
+            if not names:
+                raise UserError(
+                    f"metric {metric}",
+                    got="a run without it",
+                    expected=", ".join(sorted({_LEVEL.sub("", name) for name in known})),
+                    remedy="choose one of these",
+                )
+            panels[metric] = {name: _binned(client, run.info.run_id, name) for name in names}
+    _draw(panels, Path(options.out))
+    print(f"curves of {options.run_name}: {options.out}")
+    return 0
+
+
+def _binned(client: MlflowClient, run_id: str, name: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Steps and means of a metric over `BINS` ranges of steps; of a step made twice, the last number counts."""
+    history = {metric.step: metric.value for metric in client.get_metric_history(run_id, name)}
+    steps = np.array(sorted(step for step, value in history.items() if math.isfinite(value)), dtype=np.float64)
+    values = np.array([history[int(step)] for step in steps])
+    parts = np.array_split(np.arange(len(steps)), min(BINS, len(steps)))
+    return np.array([steps[part].mean() for part in parts]), np.array([values[part].mean() for part in parts])
+
+
+def _draw(panels: dict[str, dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]], out: Path) -> None:
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, len(panels), figsize=(4.2 * len(panels), 3.2), squeeze=False)
+    for axis, (metric, lines) in zip(axes[0], panels.items(), strict=True):
+        colours: Sequence[tuple[float, ...]] = mpl.colormaps["viridis"](np.linspace(0, 0.9, len(lines)))
+        for colour, (name, (steps, values)) in zip(colours, lines.items(), strict=True):
+            level = _LEVEL.search(name)
+            axis.plot(steps, values, color=colour, linewidth=1, label=f"level {level[1]}" if level else None)
+        if len(lines) > 1:
+            axis.legend(fontsize=6)
+        if metric == "log_density_gap":
+            axis.set_yscale("symlog", linthresh=10)
+        axis.set_title(describe(f"{metric}/level_0") or describe(metric) or metric, fontsize=7, wrap=True)
+        axis.set_xlabel("step", fontsize=7)
+        axis.tick_params(labelsize=7)
+        axis.grid(alpha=0.3)
+    figure.tight_layout()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out, dpi=110)
+    pyplot.close(figure)
