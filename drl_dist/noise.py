@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import IntEnum
+from enum import IntEnum, unique
 from typing import Protocol
 
 import torch
@@ -25,6 +25,7 @@ MAX_CHAIN_STEPS = 1 << 20
 MAX_SAMPLE_IDS = 1 << 48
 
 
+@unique
 class Purpose(IntEnum):
     """What a number is drawn for; each purpose has numbers of its own."""
 
@@ -42,6 +43,14 @@ class Purpose(IntEnum):
     """The chains that make a generated image."""
     CHOICE = 6
     """What a chain chooses by chance: acceptance, directions."""
+    OBSERVED = 8
+    """The noise of what is observed of an image, at each level."""
+    RENOISE = 9
+    """The noise from x_t back to x_{t+1} between two rounds of a level."""
+    HIDE = 10
+    """Which pixels a random mask hides."""
+    DEGRADE = 11
+    """The noise of an image that is to be denoised."""
 
 
 class Noise(Protocol):

@@ -10,6 +10,7 @@ from drl_dist.config import DiffusionConfig, Experiment
 from drl_dist.diffusion import NoiseLadder, composed_ladder, linear_ladder
 from drl_dist.energy.wide_resnet import WideResNet
 from drl_dist.recovery import Levels
+from drl_dist.sampling.inpainting import PosteriorSampler
 from drl_dist.sampling.progressive import ProgressiveSampler
 
 
@@ -56,4 +57,16 @@ def build_sampler(experiment: Experiment) -> ProgressiveSampler:
         levels=build_levels(experiment, ladder),
         num_chain_steps=experiment.mcmc.num_chain_steps,
         noise_scale=experiment.mcmc.sampling_noise_scale,
+    )
+
+
+def build_posterior_sampler(experiment: Experiment, num_rounds: int = 1) -> PosteriorSampler:
+    """Inpainting, super-resolution and denoising for this experiment."""
+    ladder = build_ladder(experiment.diffusion)
+    return PosteriorSampler(
+        levels=build_levels(experiment, ladder),
+        ladder=ladder,
+        num_chain_steps=experiment.mcmc.num_chain_steps,
+        noise_scale=experiment.mcmc.sampling_noise_scale,
+        num_rounds=num_rounds,
     )

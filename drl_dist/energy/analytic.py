@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -85,3 +86,58 @@ class GaussianMixture:
     def affine(self, scale: float, noise_std: float) -> GaussianMixture:
         """The law of scale * x + noise_std * e for x of this law."""
         return GaussianMixture(self.means * scale, math.hypot(self.std * scale, noise_std))
+
+
+@dataclass(frozen=True, eq=False)
+class CorrelatedGaussian:
+    """N(mean, covariance) over tensors of any shape with D numbers.
+
+    Args:
+        mean: (D,).
+        covariance: (D, D).
+    """
+
+    mean: Tensor
+    covariance: Tensor
+
+    @cached_property
+    def precision(self) -> Tensor:
+        """(D, D) inverse of the covariance."""
+        return torch.linalg.inv(self.covariance)
+
+    def log_density(self, y: Tensor) -> Tensor:
+        """Unnormalised: -(y - mean)^T precision (y - mean) / 2, (B,)."""
+        return self.log_density_and_grad(y)[0]
+
+    def log_density_and_grad(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """The log-density (B,) and its gradient (B, ...)."""
+        centred = y.flatten(1) - self.mean
+        gradient = -centred @ self.precision
+        return 0.5 * (centred * gradient).sum(1), gradient.reshape(y.shape)
+
+    def log_z(self) -> float:
+        """Logarithm of the integral of exp(log_density)."""
+        return 0.5 * (len(self.mean) * math.log(2 * math.pi) + float(torch.logdet(self.covariance)))
+
+    def affine(self, scale: float, noise_std: float) -> CorrelatedGaussian:
+        """The law of scale * x + noise_std * e for x of this law."""
+        noise = noise_std**2 * torch.eye(len(self.mean), dtype=self.mean.dtype, device=self.mean.device)
+        return CorrelatedGaussian(scale * self.mean, scale**2 * self.covariance + noise)
+
+    def level(self, ladder: NoiseLadder, t: int, transition_scale: float | None = None) -> CorrelatedGaussian:
+        """The marginal of y_t = transition_scale * x_t (by default a_{t+1} x_t) for data x of this law."""
+        scale = float(ladder.scale[t + 1]) if transition_scale is None else transition_scale
+        return self.affine(float(ladder.cumulative_scale[t]), float(ladder.cumulative_std[t])).affine(scale, 0.0)
+
+    def given(self, projection: Tensor, value: Tensor, noise_std: float = 0.0) -> CorrelatedGaussian:
+        """The law of x given projection x + noise_std e = value.
+
+        Args:
+            projection: (M, D) of full rank.
+            value: (M,).
+            noise_std: standard deviation of e, (M,) standard normal.
+        """
+        cross = self.covariance @ projection.T
+        noise = noise_std**2 * torch.eye(len(value), dtype=value.dtype, device=value.device)
+        gain = torch.linalg.solve(projection @ cross + noise, cross.T).T
+        return CorrelatedGaussian(self.mean + gain @ (value - projection @ self.mean), self.covariance - gain @ cross.T)

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+_SHOWN_PIXELS = 32
+
 
 def to_unit_range(images: Tensor) -> Tensor:
     """uint8 images (B, C, H, W) as float32 in [-1, 1]: x / 127.5 - 1."""
@@ -51,3 +53,8 @@ def beside(left: np.ndarray, right: np.ndarray, gap: int = 16) -> np.ndarray:
     sheet[: len(left), : left.shape[1]] = left
     sheet[: len(right), left.shape[1] + gap :] = right
     return sheet
+
+
+def enlargement(resolution: int) -> int:
+    """How often pixels of small images are repeated in sheets."""
+    return max(1, _SHOWN_PIXELS // resolution)

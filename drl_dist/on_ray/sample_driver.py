@@ -3,42 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import tempfile
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from drl_dist.checkpoints.files import CHECKSUMS, CONFIG, part_file, read_checkpoint
-from drl_dist.checkpoints.remote import fetch_checkpoint
-from drl_dist.config import Experiment
 from drl_dist.data.index import ShardIndex, open_index
+from drl_dist.models import TrainedModel, load_model
 from drl_dist.on_ray.common import check_capacity, cluster
 from drl_dist.on_ray.sample_options import SampleOptions
 from drl_dist.on_ray.sample_output import GRID_NAME, MANIFEST_NAME, SampleOutput
 from drl_dist.on_ray.sample_unit import PROGRESSION_NAME, SampleRequest, UnitRecord
 from drl_dist.on_ray.sample_workers import WorkerPool
 from drl_dist.progress import progress
-
-if TYPE_CHECKING:
-    # mlflow takes seconds to import, and a checkpoint given by its URL does not need it.
-    from drl_dist.tracking.registry import ResolvedModel
-
-
-@dataclass(frozen=True)
-class SampleModel:
-    """A model on this machine."""
-
-    experiment: Experiment
-    step: int
-    ema: dict[str, NDArray[np.float32]]
-    ema_sha256: str
-    config_sha256: str
-    version: ResolvedModel | None
-    """What the registry knows of it; its folder is gone."""
 
 
 def sample_run(options: SampleOptions) -> int:
@@ -70,34 +43,7 @@ def sample_run(options: SampleOptions) -> int:
     return 0
 
 
-def load_model(address: str, tracking_uri: str | None) -> SampleModel:
-    """The averaged weights of a registered model version, a checkpoint, or the newest checkpoint of a run.
-
-    Raises:
-        UserError: the server or the storage does not answer, or there is no such model.
-    """
-    with tempfile.TemporaryDirectory(prefix="drl-model-") as temporary:
-        version = _registered(address, tracking_uri, Path(temporary)) if address.startswith("models:/") else None
-        folder = version.folder if version else fetch_checkpoint(address, into=Path(temporary))
-        checkpoint = read_checkpoint(folder)
-        checksums: dict[str, Any] = json.loads((folder / CHECKSUMS).read_text())
-        return SampleModel(
-            experiment=checkpoint.experiment,
-            step=checkpoint.state.step,
-            ema={name: tensor.numpy() for name, tensor in checkpoint.tensors["ema"].items()},
-            ema_sha256=checksums[part_file("ema")]["sha256"],
-            config_sha256=checksums[CONFIG]["sha256"],
-            version=version,
-        )
-
-
-def _registered(address: str, tracking_uri: str | None, into: Path) -> ResolvedModel:
-    from drl_dist.tracking.registry import resolve_model
-
-    return resolve_model(address, tracking_uri, into)
-
-
-def sample_request(options: SampleOptions, model: SampleModel) -> SampleRequest:
+def sample_request(options: SampleOptions, model: TrainedModel) -> SampleRequest:
     """All that determines the images."""
     scale = options.noise_scale
     return SampleRequest(
@@ -117,7 +63,7 @@ def sample_request(options: SampleOptions, model: SampleModel) -> SampleRequest:
 
 def _make(
     options: SampleOptions,
-    model: SampleModel,
+    model: TrainedModel,
     request: SampleRequest,
     output: SampleOutput,
     records: dict[int, UnitRecord],
@@ -147,7 +93,7 @@ def _make(
 
 def _finish(
     options: SampleOptions,
-    model: SampleModel,
+    model: TrainedModel,
     request: SampleRequest,
     output: SampleOutput,
     records: dict[int, UnitRecord],

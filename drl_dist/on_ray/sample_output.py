@@ -20,13 +20,12 @@ from drl_dist.data.filesystem import Folder, check_reachable
 from drl_dist.data.index import INDEX_NAME, METADATA_KEY, ShardIndex, open_index, write_index
 from drl_dist.data.reading import read_images
 from drl_dist.errors import UserError
-from drl_dist.evaluation.grids import beside, grid
+from drl_dist.evaluation.grids import beside, enlargement, grid
 from drl_dist.on_ray.sample_unit import (
     SPLIT,
     TAR_HEADER_BYTES,
     SampleRequest,
     UnitRecord,
-    enlargement,
     sheet_png,
 )
 

@@ -19,18 +19,17 @@ from drl_dist.config import EngineConfig, Experiment
 from drl_dist.data.filesystem import Folder
 from drl_dist.data.shards import Sample, ShardRow, encode_png, pack_shard, shard_name
 from drl_dist.errors import UserError
-from drl_dist.evaluation.grids import grid, to_uint8
+from drl_dist.evaluation.grids import enlargement, grid, to_uint8
+from drl_dist.models import averaged_network
 from drl_dist.noise import PhiloxNoise
-from drl_dist.recipe import build_network, build_sampler
+from drl_dist.recipe import build_sampler
 from drl_dist.sampling.progressive import shown_levels
 from drl_dist.training.chain import GradientEngine
-from drl_dist.training.ema import load_averaged
 
 SPLIT = "generated"
 PROGRESSION_NAME = "progression.png"
 PROGRESSION_IMAGES = 8
 TAR_HEADER_BYTES = 512
-_SHOWN_PIXELS = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,12 +113,7 @@ class UnitMaker:
         # Convolutions that add up in no fixed order would give other bytes at each try.
         torch.backends.cudnn.deterministic = True
         self._device = torch.device(request.device)
-        network = build_network(experiment)
-        # Copies: what comes from Ray's object store cannot be written to.
-        averaged = {name: torch.from_numpy(values.copy()) for name, values in ema.items()}
-        # Settled where the weights came from, on the CPU, so that every device samples the same network.
-        network = load_averaged(network, averaged)
-        network.to(self._device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        network = averaged_network(experiment, ema, self._device)
         self._engine = GradientEngine(network, EngineConfig(precision=request.precision), is_frozen=True)
         mcmc = dataclasses.replace(experiment.mcmc, sampling_noise_scale=request.noise_scale)
         self._sampler = build_sampler(dataclasses.replace(experiment, mcmc=mcmc))
@@ -177,8 +171,3 @@ def progression(stages: Tensor) -> bytes:
 def sheet_png(sheet: NDArray[np.uint8]) -> bytes:
     """A PNG of a sheet, uint8 (H, W, 3)."""
     return encode_png(sheet.transpose(2, 0, 1))
-
-
-def enlargement(resolution: int) -> int:
-    """How often pixels of small images are repeated in sheets."""
-    return max(1, _SHOWN_PIXELS // resolution)

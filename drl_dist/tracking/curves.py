@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,7 +88,7 @@ def _draw(panels: dict[str, dict[str, tuple[NDArray[np.float64], NDArray[np.floa
 
     figure, axes = pyplot.subplots(1, len(panels), figsize=(4.2 * len(panels), 3.2), squeeze=False)
     for axis, (metric, lines) in zip(axes[0], panels.items(), strict=True):
-        colours: Sequence[tuple[float, ...]] = mpl.colormaps["viridis"](np.linspace(0, 0.9, len(lines)))
+        colours = mpl.colormaps["viridis"](np.linspace(0, 0.9, len(lines))).tolist()
         for colour, (name, (steps, values)) in zip(colours, lines.items(), strict=True):
             level = _LEVEL.search(name)
             axis.plot(steps, values, color=colour, linewidth=1, label=f"level {level[1]}" if level else None)

@@ -1,0 +1,294 @@
+"""Posterior sampling on pixels whose every law is known; what is observed stays exact; batches do not matter."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from drl_dist.config import EngineConfig
+from drl_dist.diffusion import composed_ladder, linear_ladder
+from drl_dist.energy.analytic import CorrelatedGaussian, Gaussian
+from drl_dist.evaluation.grids import to_uint8, to_unit_range
+from drl_dist.noise import PhiloxNoise
+from drl_dist.presets import preset
+from drl_dist.recipe import build_network, build_posterior_sampler
+from drl_dist.recovery import LogDensityAndGrad
+from drl_dist.sampling.inpainting import (
+    Observation,
+    ObservedBlockMeans,
+    ObservedPixels,
+    PosteriorSampler,
+    enlarge,
+)
+from drl_dist.sampling.progressive import RawAtLevel
+from drl_dist.training.chain import GradientEngine
+from tests.sampling.worlds import (
+    NUM_PIXELS,
+    SHAPE,
+    QuickNoise,
+    law_of_completions,
+    pixels,
+    posterior_sampler,
+    worst_score,
+)
+
+GROUPS, PER_GROUP = 10, 2000
+# Of the dozens of means and covariances of ten groups of correct draws, one in some hundred runs goes beyond 4.5.
+LIMIT = 5.0
+
+OBSERVED = torch.zeros(NUM_PIXELS, dtype=torch.bool).index_fill_(0, torch.tensor([0, 1, 4]), True)
+EYE = torch.eye(NUM_PIXELS, dtype=torch.float64)
+# Two blocks of 2 x 2 pixels, side by side.
+BLOCKS = torch.tensor([[1, 1, 0, 0, 1, 1, 0, 0], [0, 0, 1, 1, 0, 0, 1, 1]], dtype=torch.float64)
+OBSERVATIONS: dict[str, tuple[Observation, Tensor]] = {
+    "pixels": (ObservedPixels(OBSERVED.reshape(SHAPE)), EYE[OBSERVED].T @ EYE[OBSERVED]),
+    "block means": (ObservedBlockMeans(2), BLOCKS.T @ BLOCKS / 4),
+}
+X = torch.tensor([0.9, 0.4, -0.7, 0.1, 0.3, -0.5, 0.8, 0.2], dtype=torch.float64)
+
+
+def free(values: Tensor, projection: Tensor) -> Tensor:
+    """The part of (B, D) that is not observed, in coordinates of its own: a law there has full rank."""
+    basis = torch.linalg.svd(projection).Vh[int(projection.trace().round()) :]
+    return values.double() @ basis.T
+
+
+def free_law(law: CorrelatedGaussian, projection: Tensor) -> CorrelatedGaussian:
+    basis = free(EYE, projection).T
+    return CorrelatedGaussian(basis @ law.mean, basis @ law.covariance @ basis.T)
+
+
+def posterior(data: CorrelatedGaussian, num_levels: int, projection: Tensor) -> CorrelatedGaussian:
+    """The law of x_0 given what is observed of it."""
+    ladder = composed_ladder(num_levels)
+    rows = torch.linalg.svd(projection).Vh[: int(projection.trace().round())]
+    return data.affine(float(ladder.scale[0]), float(ladder.std[0])).given(rows, rows @ X)
+
+
+def drawn(name: str, sampler: PosteriorSampler, raw_at: RawAtLevel, count: int, seed: int) -> Tensor:
+    """Completions of X, (count, free dimensions)."""
+    observation, projection = OBSERVATIONS[name]
+    x = X.reshape(SHAPE).expand(count, *SHAPE)
+    return free(sampler.complete(raw_at, QuickNoise(seed), torch.arange(count), x, observation).flatten(1), projection)
+
+
+@pytest.mark.parametrize("num_rounds", [1, 3])
+@pytest.mark.parametrize("name", OBSERVATIONS)
+def test_completions_have_exactly_the_law_of_their_chains(name: str, num_rounds: int) -> None:
+    # Few and long steps, whose bias theory knows, and levels of which none is without noise.
+    sampler, raw_at = posterior_sampler(
+        pixels(), ladder=linear_ladder(3, 0.2, 0.5), num_rounds=num_rounds, num_chain_steps=8, step_share=0.4
+    )
+    projection = OBSERVATIONS[name][1]
+    wanted = free_law(law_of_completions(sampler, pixels(), projection, X), projection)
+    count = GROUPS * PER_GROUP
+    for group in drawn(name, sampler, raw_at, count, num_rounds).split(PER_GROUP):
+        assert worst_score(group, wanted) < LIMIT
+    # And mistakes would be noticed: noise that is 8 % too large, another number of rounds.
+    for mistaken in (replace(sampler, noise_scale=1.08), replace(sampler, num_rounds=4 - num_rounds)):
+        assert worst_score(drawn(name, mistaken, raw_at, count, 3), wanted) > LIMIT
+
+
+@pytest.mark.parametrize("field", ["cumulative_scale", "cumulative_std"])
+def test_what_is_observed_must_be_noised_as_the_ladder_says(field: str) -> None:
+    sampler, raw_at = posterior_sampler(
+        pixels(), ladder=linear_ladder(3, 0.2, 0.5), num_rounds=3, num_chain_steps=16, step_share=0.3
+    )
+    projection = OBSERVATIONS["pixels"][1]
+    wanted = free_law(law_of_completions(sampler, pixels(), projection, X), projection)
+    factor = {"cumulative_scale": 0.7, "cumulative_std": 0.0}[field]
+    mistaken = replace(sampler, ladder=replace(sampler.ladder, **{field: factor * getattr(sampler.ladder, field)}))
+    assert worst_score(drawn("pixels", mistaken, raw_at, 40_000, 0), wanted) > LIMIT
+
+
+@pytest.mark.parametrize("name", OBSERVATIONS)
+def test_with_rounds_and_steps_the_law_becomes_the_posterior(name: str) -> None:
+    projection = OBSERVATIONS[name][1]
+    wanted = free_law(posterior(pixels(), 6, projection), projection)
+    distances: list[float] = []
+    for num_rounds in (1, 2, 4, 16):
+        sampler, _ = posterior_sampler(pixels(), num_rounds=num_rounds, num_chain_steps=100_000, step_share=0.001)
+        distances.append(apart(free_law(law_of_completions(sampler, pixels(), projection, X), projection), wanted))
+    assert distances == sorted(distances, reverse=True)
+    assert distances[0] > 0.12
+    assert distances[2] < 0.08
+    assert distances[3] < 0.005
+
+
+def apart(law: CorrelatedGaussian, other: CorrelatedGaussian) -> float:
+    """The largest difference of means and of standard deviations, in standard deviations of the other law."""
+    std = other.covariance.diagonal().sqrt()
+    spread = (law.covariance.diagonal().sqrt() - std) / std
+    return float(torch.cat([(law.mean - other.mean) / std, spread]).abs().max())
+
+
+def test_four_rounds_draw_from_the_posterior() -> None:
+    law = pixels(0.5)
+    sampler, raw_at = posterior_sampler(law, num_rounds=4, num_chain_steps=200, step_share=0.1)
+    wanted = free_law(posterior(law, 6, OBSERVATIONS["pixels"][1]), OBSERVATIONS["pixels"][1])
+    # In theory .029 of a standard deviation is left.
+    assert worst_score(drawn("pixels", sampler, raw_at, 2000, 0), wanted, tolerance=0.03) < LIMIT
+    # One round, which leaves .19, would not do.
+    assert worst_score(drawn("pixels", replace(sampler, num_rounds=1), raw_at, 2000, 0), wanted, 0.03) > LIMIT
+
+
+def test_the_figures_that_the_documentation_gives() -> None:
+    places = torch.arange(4, dtype=torch.float64)
+    data = CorrelatedGaussian(0 * places, 0.25 * 0.9 ** (places[:, None] - places[None, :]).abs())
+    projection = torch.diag(torch.tensor([1.0, 1.0, 0.0, 0.0], dtype=torch.float64))
+    x = torch.tensor([1.0, 1.0, 0.0, 0.0], dtype=torch.float64)
+    ladder = composed_ladder()
+    wanted = data.affine(float(ladder.scale[0]), float(ladder.std[0])).given(projection[:2], x[:2])
+    for num_rounds, mean, std in ((1, [0.845, 0.771], [1.113, 1.107]), (4, [0.991, 0.985], [1.003, 1.003])):
+        sampler, _ = posterior_sampler(data, num_rounds=num_rounds, num_chain_steps=100_000, step_share=0.001)
+        law = law_of_completions(sampler, data, projection, x)
+        assert (law.mean / wanted.mean)[2:].tolist() == pytest.approx(mean, abs=0.002)
+        spread = (law.covariance.diagonal() / wanted.covariance.diagonal()).sqrt()
+        assert spread[2:].tolist() == pytest.approx(std, abs=0.002)
+
+
+@pytest.mark.parametrize("noise_std", [0.25, 0.5, 1.8, 8.0])
+def test_denoised_images_have_the_posterior_law(noise_std: float) -> None:
+    data = pixels(0.7)
+    sampler, raw_at = posterior_sampler(data, num_chain_steps=400, step_share=0.1)
+    count = 2000
+    x_noisy = (1 + noise_std) * X
+    given = x_noisy.reshape(SHAPE).expand(count, *SHAPE)
+    scale, std = float(sampler.ladder.scale[0]), float(sampler.ladder.std[0])
+    x_0 = data.affine(scale, std)
+    made = sampler.denoise(raw_at, QuickNoise(3), torch.arange(count), given, noise_std).flatten(1)
+    # In the ladder's terms: scale * x_noisy is x_0 with so much further noise.
+    wanted, noisier = (
+        x_0.given(EYE, scale * x_noisy, (share * (scale * noise_std) ** 2 - std**2) ** 0.5) for share in (1, 3)
+    )
+    assert worst_score(made, wanted, tolerance=0.03) < LIMIT
+    # The same image taken for a noisier one would be noticed, unless it says next to nothing.
+    assert (worst_score(made, noisier, tolerance=0.03) > LIMIT) == (noise_std < 8)
+
+
+def test_noise_of_exactly_a_level_starts_there_with_its_own_recovery_term() -> None:
+    sampler, _ = posterior_sampler(pixels(), num_chain_steps=1, step_share=0.1)
+    ladder = sampler.ladder
+    ratios = ladder.cumulative_std / ladder.cumulative_scale
+    for t in range(ladder.num_levels):
+        assert sampler.start_level(float(ratios[t + 1]) * (1 - 1e-9)) == t
+        further = (ladder.cumulative_scale[t] * ratios[t + 1]).square() - ladder.cumulative_std[t].square()
+        assert float(ladder.scale[t + 1] * further.sqrt()) == pytest.approx(float(ladder.std[t + 1]), rel=1e-6)
+    for noise_std in (float(ratios[0]), float(ratios[-1]), 0.0, float("nan")):
+        with pytest.raises(ValueError, match="noise must have a standard deviation between"):
+            sampler.start_level(noise_std)
+
+
+def quick_sampler() -> PosteriorSampler:
+    """As the digits have it, with a few chain steps of two rounds."""
+    return replace(build_posterior_sampler(preset("digits"), num_rounds=2), num_chain_steps=4)
+
+
+def isotropic(level: Tensor) -> LogDensityAndGrad:
+    return Gaussian(torch.tensor(0.1), 0.6).log_density_and_grad
+
+
+def test_observed_pixels_are_those_of_the_input_to_the_bit() -> None:
+    sampler = quick_sampler()
+    original = torch.arange(256, dtype=torch.uint8).reshape(4, 1, 8, 8)
+    is_observed = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0)) < 0.5
+    completed = sampler.complete(
+        isotropic, PhiloxNoise(0), torch.arange(4), to_unit_range(original), ObservedPixels(is_observed)
+    )
+    assert torch.equal(completed[is_observed], to_unit_range(original)[is_observed])
+    made = to_uint8(completed)
+    assert torch.equal(made[is_observed], original[is_observed])
+    assert float((made != original)[~is_observed].float().mean()) > 0.9
+
+
+def test_what_is_not_observed_is_not_looked_at() -> None:
+    sampler = quick_sampler()
+    x = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    is_observed = torch.zeros(8, 8, dtype=torch.bool)
+    is_observed[:, :4] = True
+    changed = torch.where(is_observed, x, -x)
+    moved = x + enlarge(torch.tensor([[[[0.2, -0.2], [-0.2, 0.2]]]]), 1).repeat(2, 1, 4, 4)
+    for observation, other in ((ObservedPixels(is_observed), changed), (ObservedBlockMeans(2), moved)):
+        one, two = (
+            sampler.complete(isotropic, PhiloxNoise(0), torch.arange(2), given, observation) for given in (x, other)
+        )
+        torch.testing.assert_close(one, two, rtol=0, atol=2e-6)
+
+
+def test_block_means_are_those_of_the_input() -> None:
+    sampler = quick_sampler()
+    x = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    completed = sampler.complete(isotropic, PhiloxNoise(0), torch.arange(3), x, ObservedBlockMeans(4))
+    pooled, wanted = (torch.nn.functional.avg_pool2d(image, 4) for image in (completed, x))
+    torch.testing.assert_close(pooled, wanted, rtol=0, atol=1e-6)
+    assert float((completed - x).abs().mean()) > 0.1
+
+
+def test_images_do_not_depend_on_their_batch() -> None:
+    sampler = quick_sampler()
+    noise, ids = PhiloxNoise(3), torch.tensor([5, 0, 9, 2**33])
+    x = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    is_observed = x > 0
+
+    def complete(part: list[int]) -> Tensor:
+        return sampler.complete(isotropic, noise, ids[part], x[part], ObservedPixels(is_observed[part]))
+
+    def denoise(part: list[int]) -> Tensor:
+        return sampler.denoise(isotropic, noise, ids[part], x[part], 0.6)
+
+    for work in (complete, denoise):
+        together = work([0, 1, 2, 3])
+        assert torch.equal(together, torch.cat([work([0]), work([1, 2]), work([3])]))
+        assert torch.equal(together[[2, 0]], work([2, 0]))
+        # Two completions of one image differ.
+        assert not torch.equal(together[0], together[1])
+
+
+def test_a_network_is_asked_once_for_every_step_that_is_announced() -> None:
+    experiment = preset("digits")
+    experiment = replace(
+        experiment, model=replace(experiment.model, width=4), mcmc=replace(experiment.mcmc, num_chain_steps=3)
+    )
+    engine = GradientEngine(build_network(experiment), EngineConfig())
+    calls = 0
+
+    def raw_at(level: Tensor) -> LogDensityAndGrad:
+        raw = engine.raw_at(level)
+
+        def counted(y: Tensor) -> tuple[Tensor, Tensor]:
+            nonlocal calls
+            calls += 1
+            return raw(y)
+
+        return counted
+
+    sampler = build_posterior_sampler(experiment, num_rounds=3)
+    x = torch.zeros(2, 1, 8, 8)
+    images = sampler.complete(raw_at, PhiloxNoise(0), torch.arange(2), x, ObservedPixels(x[0, 0] > 0))
+    assert images.isfinite().all()
+    assert calls == sampler.num_gradients() == 3 * (5 * 3 + 1)
+    calls = 0
+    noise_std = 0.9  # between levels 2 and 3
+    sampler.denoise(raw_at, PhiloxNoise(0), torch.arange(2), x, noise_std)
+    assert calls == sampler.num_gradients(noise_std) == 3 * 3
+
+
+def test_the_correlated_gaussian_agrees_with_autograd_and_with_torch() -> None:
+    law = CorrelatedGaussian(X, pixels().covariance)
+    y = torch.randn(5, *SHAPE, generator=torch.Generator().manual_seed(0), dtype=torch.float64, requires_grad=True)
+    value, gradient = law.log_density_and_grad(y)
+    (expected,) = torch.autograd.grad(value.sum(), y)
+    torch.testing.assert_close(gradient.detach(), expected)
+    normalised = torch.distributions.MultivariateNormal(X, law.covariance).log_prob(y.flatten(1))
+    torch.testing.assert_close(value - law.log_z(), normalised)
+    # Bayes: the density of the whole is that of what is seen times that of the rest given it.
+    point = y.detach()[0].flatten()
+    given = law.given(EYE[OBSERVED], point[OBSERVED])
+    rest = torch.distributions.MultivariateNormal(given.mean[~OBSERVED], given.covariance[~OBSERVED][:, ~OBSERVED])
+    seen = torch.distributions.MultivariateNormal(X[OBSERVED], law.covariance[OBSERVED][:, OBSERVED])
+    joint = rest.log_prob(point[~OBSERVED]) + seen.log_prob(point[OBSERVED])
+    torch.testing.assert_close(joint, normalised[0].detach())
+    torch.testing.assert_close(given.mean[OBSERVED], point[OBSERVED])

@@ -1,0 +1,172 @@
+"""Correlated Gaussian pixels: every energy of every level is known, and so is what a posterior sampler should draw."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from drl_dist.diffusion import NoiseLadder, composed_ladder
+from drl_dist.energy.analytic import CorrelatedGaussian
+from drl_dist.noise import Purpose
+from drl_dist.recovery import Levels, LogDensityAndGrad
+from drl_dist.sampling.inpainting import PosteriorSampler
+from drl_dist.sampling.progressive import RawAtLevel
+
+SHAPE = (1, 2, 4)
+NUM_PIXELS = 8
+
+
+def pixels(correlation: float = 0.8) -> CorrelatedGaussian:
+    """A law over images of 2 x 4 pixels: standard deviations rise along the flattened image, correlations fall with
+    the distance."""
+    places = torch.arange(NUM_PIXELS, dtype=torch.float64)
+    std = 0.3 + 0.07 * places
+    covariance = std * std[:, None] * correlation ** (places[:, None] - places[None, :]).abs()
+    return CorrelatedGaussian(torch.zeros(NUM_PIXELS, dtype=torch.float64), covariance)
+
+
+@dataclass
+class QuickNoise:
+    """Normals from one generator, for runs whose numbers need no address."""
+
+    seed: int
+
+    def __post_init__(self) -> None:
+        self.generator = torch.Generator().manual_seed(self.seed)
+
+    def normal(
+        self,
+        purpose: Purpose,
+        sample_ids: Tensor,
+        level: Tensor | int,
+        chain_steps: Sequence[int],
+        shape: Sequence[int],
+    ) -> Tensor:
+        return torch.randn(len(chain_steps), len(sample_ids), *shape, generator=self.generator)
+
+    def uniform(
+        self, purpose: Purpose, sample_ids: Tensor, level: Tensor | int, chain_steps: Sequence[int], count: int
+    ) -> Tensor:
+        raise NotImplementedError
+
+
+def exact_levels(data: CorrelatedGaussian, ladder: NoiseLadder, step_share: float) -> Levels:
+    """Levels whose chains take steps of a variance that is this share of the smallest variance of what they sample."""
+    scale, std = ladder.scale[1:].clone(), ladder.std[1:]
+    precision = std**-2
+    scale[-1], precision[-1] = 1.0, 0.0
+    largest = [
+        float(torch.linalg.eigvalsh(data.level(ladder, t, float(scale[t])).precision)[-1])
+        for t in range(ladder.num_levels)
+    ]
+    step_size = (step_share / (torch.tensor(largest, dtype=torch.float64) + precision)).sqrt()
+    return Levels(scale, precision, step_size, torch.full_like(std, 2.0), torch.ones_like(std))
+
+
+def exact_raw(data: CorrelatedGaussian, ladder: NoiseLadder, levels: Levels) -> RawAtLevel:
+    """What a perfect network would put out."""
+
+    def raw_at(level: Tensor) -> LogDensityAndGrad:
+        t = int(level[0])
+        law = data.level(ladder, t, float(levels.transition_scale[t]))
+
+        def raw(y: Tensor) -> tuple[Tensor, Tensor]:
+            value, gradient = law.log_density_and_grad(y)
+            return value / levels.energy_scale[t], gradient / levels.energy_scale[t]
+
+        return raw
+
+    return raw_at
+
+
+def posterior_sampler(
+    data: CorrelatedGaussian,
+    *,
+    ladder: NoiseLadder | None = None,
+    num_rounds: int = 1,
+    num_chain_steps: int,
+    step_share: float,
+) -> tuple[PosteriorSampler, RawAtLevel]:
+    """A sampler on exact energies, by default over the T6 ladder."""
+    ladder = ladder or composed_ladder()
+    levels = exact_levels(data, ladder, step_share)
+    return PosteriorSampler(levels, ladder, num_chain_steps, 1.0, num_rounds), exact_raw(data, ladder, levels)
+
+
+def law_of_completions(
+    sampler: PosteriorSampler, data: CorrelatedGaussian, projection: Tensor, x: Tensor
+) -> CorrelatedGaussian:
+    """What a sampler makes of x on exact energies, bias of its steps and of its number of rounds included.
+
+    All it does is linear in Gaussian numbers, so mean and covariance of (y_t, x_{t+1}, noise of what is observed) can
+    be followed exactly.
+
+    Args:
+        projection: (D, D) orthogonal projection on what is observed.
+        x: (D,) the image.
+    """
+    size = len(x)
+    eye, ladder, levels = torch.eye(size, dtype=torch.float64), sampler.ladder, sampler.levels
+    rest, zero = eye - projection, torch.zeros(size, size, dtype=torch.float64)
+    # In order: y, x_noisy, the noise of what is observed.
+    mean, covariance = torch.zeros(3 * size, dtype=torch.float64), torch.block_diag(eye, zero, eye)
+    for t in reversed(range(ladder.num_levels)):
+        scale, precision = float(levels.transition_scale[t]), float(levels.recovery_precision[t])
+        covariance = torch.block_diag(covariance[:size, :size], zero, eye)
+        mean = torch.cat([mean[: 2 * size], 0 * x])
+        step, known = float(levels.step_size[t]), scale * float(ladder.cumulative_std[t]) * projection
+        drift = -data.level(ladder, t, scale).precision - precision * eye
+        a_step = block(
+            [[eye + step**2 / 2 * rest @ drift, step**2 / 2 * precision * rest, zero], [zero, eye, zero], [0, 0, eye]]
+        )
+        step_noise = torch.block_diag((step * sampler.noise_scale) ** 2 * rest, zero, zero)
+        for number in range(sampler.num_rounds if precision else 1):
+            if number:
+                again = block([[float(ladder.scale[t + 1]) * eye, 0, 0], [0, eye, 0], [0, 0, eye]])
+                mean, covariance = again @ mean, again @ covariance @ again.T
+                covariance[:size, :size] += float(ladder.std[t + 1]) ** 2 * eye
+            start = block([[rest, zero, known], [eye, zero, zero], [zero, zero, eye]])
+            mean, covariance = start @ mean, start @ covariance @ start.T
+            mean[:size] += scale * float(ladder.cumulative_scale[t]) * projection @ x
+            many, noise = power(a_step, step_noise, sampler.num_chain_steps)
+            end = torch.block_diag(eye / scale, eye, eye)
+            mean, covariance = end @ many @ mean, end @ (many @ covariance @ many.T + noise) @ end.T
+    return CorrelatedGaussian(rest @ mean[:size] + projection @ x, rest @ covariance[:size, :size] @ rest)
+
+
+def block(rows: Sequence[Sequence[Tensor | float]]) -> Tensor:
+    """A matrix of square blocks, of which at least one is given and 0 stands for zeros."""
+    size = next(len(entry) for row in rows for entry in row if isinstance(entry, Tensor))
+    zero = torch.zeros(size, size, dtype=torch.float64)
+    return torch.cat([torch.cat([e if isinstance(e, Tensor) else zero for e in row], 1) for row in rows])
+
+
+def power(step: Tensor, noise: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """`count` times z <- step z + e with covariance `noise`: the factor of z, and the covariance of all e."""
+    factor, total = torch.eye(len(step), dtype=torch.float64), torch.zeros_like(noise)
+    while count:
+        if count % 2:
+            factor, total = step @ factor, step @ total @ step.T + noise
+        step, noise = step @ step, step @ noise @ step.T + noise
+        count //= 2
+    return factor, total
+
+
+def worst_score(samples: Tensor, law: CorrelatedGaussian, tolerance: float = 0.0) -> float:
+    """How far samples (B, D) are from a law: the worst of all means, variances and covariances, in standard errors.
+
+    Args:
+        tolerance: what is forgiven, in standard deviations of the law.
+    """
+    std = law.covariance.diagonal().sqrt()
+    count = len(samples)
+    centred = (samples.double() - law.mean) / std
+    wanted = law.covariance / std / std[:, None]
+    # Isserlis: the variance of a product of two standard normals with correlation r is 1 + r**2.
+    error = ((1 + wanted.square()) / count).sqrt()
+    means = (centred.mean(0).abs() - tolerance) * count**0.5
+    covariances = ((centred.T @ centred / count - wanted).abs() - 2 * tolerance) / error
+    return max(float(means.max()), float(covariances.max()))
