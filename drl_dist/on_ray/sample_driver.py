@@ -16,9 +16,10 @@ from drl_dist.checkpoints.files import CHECKSUMS, CONFIG, part_file, read_checkp
 from drl_dist.checkpoints.remote import fetch_checkpoint
 from drl_dist.config import Experiment
 from drl_dist.data.index import ShardIndex, open_index
+from drl_dist.data.manifest import MANIFEST_NAME
 from drl_dist.on_ray.common import check_capacity, cluster
 from drl_dist.on_ray.sample_options import SampleOptions
-from drl_dist.on_ray.sample_output import GRID_NAME, MANIFEST_NAME, SampleOutput
+from drl_dist.on_ray.sample_output import GRID_NAME, SampleOutput
 from drl_dist.on_ray.sample_unit import PROGRESSION_NAME, SampleRequest, UnitRecord
 from drl_dist.on_ray.sample_workers import WorkerPool
 from drl_dist.progress import progress
