@@ -168,6 +168,12 @@ class TrackingConfig:
     """Steps between sample grids; one is always drawn at the end."""
     num_samples: int = 64
     """Images per sample grid."""
+    score_every_steps: int | None = None
+    """Steps between scores (FID, KID) of freshly generated images; none are computed unless it is given."""
+    score_features: str = "inception"
+    """Feature network of the scores: inception, inception=PATH, timm:NAME, timm:NAME=PATH or torchscript:PATH."""
+    score_num_images: int = 1024
+    """Images, generated and real, of each score."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -300,6 +306,18 @@ def check_run(run: RunConfig, *, complete: bool = True) -> None:
             run.tracking.sample_every_steps >= 1,
         ),
         ("tracking.num_samples", run.tracking.num_samples, "at least 1", run.tracking.num_samples >= 1),
+        (
+            "tracking.score_every_steps",
+            run.tracking.score_every_steps,
+            "none, or at least 1",
+            run.tracking.score_every_steps is None or run.tracking.score_every_steps >= 1,
+        ),
+        (
+            "tracking.score_num_images",
+            run.tracking.score_num_images,
+            "at least 10",
+            run.tracking.score_num_images >= 10,
+        ),
         ("loader.window_shards", run.loader.window_shards, "at least 1", run.loader.window_shards >= 1),
         ("loader.prefetch_batches", run.loader.prefetch_batches, "at least 1", run.loader.prefetch_batches >= 1),
         ("loader.cache_gib", run.loader.cache_gib, "a positive number", run.loader.cache_gib > 0),
