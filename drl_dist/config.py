@@ -100,7 +100,7 @@ class OptimConfig:
     """recovery: section 3.2, with negatives from a chain; normal_likelihood: of the normal approximation, without
     negatives (equation 37); dsm: denoising score matching, the score being the log-density's gradient (equation 14)."""
     learning_rate: float = 1e-4
-    """Reached after `warmup_steps`, then constant."""
+    """Reached after `warmup_steps`."""
     beta1: float = 0.9
     """Table 6."""
     beta2: float = 0.999
@@ -109,6 +109,9 @@ class OptimConfig:
     """Added to the root of the second moment."""
     warmup_steps: int = 1000
     """Steps over which the learning rate rises linearly from 0."""
+    half_life_steps: int | None = None
+    """Steps after the warm-up in which the learning rate halves, again and again; constant if none is given, as in the
+    paper. For short runs, which begin at a learning rate that would not stay stable."""
     ema_decay: float = 0.999
     """Decay of the moving average over every parameter and spectral-norm vector."""
     loss_weight: Literal["inverse_std", "none"] = "inverse_std"
@@ -184,6 +187,12 @@ class TrackingConfig:
     """Steps between sample grids; one is always drawn at the end."""
     num_samples: int = 64
     """Images per sample grid."""
+    score_every_steps: int | None = None
+    """Steps between scores (FID, KID) of freshly generated images; none are computed unless it is given."""
+    score_features: str = "inception"
+    """Feature network of the scores: inception, inception=PATH, timm:NAME, timm:NAME=PATH or torchscript:PATH."""
+    score_num_images: int = 1024
+    """Images, generated and real, of each score."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -289,6 +298,12 @@ def check_experiment(experiment: Experiment) -> None:
         ("optim.learning_rate", optim.learning_rate, "a positive number", optim.learning_rate > 0),
         ("optim.beta1", optim.beta1, "a number in [0, 1)", 0 <= optim.beta1 < 1),
         ("optim.beta2", optim.beta2, "a number in [0, 1)", 0 <= optim.beta2 < 1),
+        (
+            "optim.half_life_steps",
+            optim.half_life_steps,
+            "none, or at least 1",
+            optim.half_life_steps is None or optim.half_life_steps >= 1,
+        ),
         ("optim.ema_decay", optim.ema_decay, "a number in [0, 1)", 0 <= optim.ema_decay < 1),
         (
             "optim.max_grad_norm",
@@ -352,6 +367,18 @@ def check_run(run: RunConfig, *, complete: bool = True) -> None:
             run.tracking.sample_every_steps >= 1,
         ),
         ("tracking.num_samples", run.tracking.num_samples, "at least 1", run.tracking.num_samples >= 1),
+        (
+            "tracking.score_every_steps",
+            run.tracking.score_every_steps,
+            "none, or at least 1",
+            run.tracking.score_every_steps is None or run.tracking.score_every_steps >= 1,
+        ),
+        (
+            "tracking.score_num_images",
+            run.tracking.score_num_images,
+            "at least 10",
+            run.tracking.score_num_images >= 10,
+        ),
         ("loader.window_shards", run.loader.window_shards, "at least 1", run.loader.window_shards >= 1),
         ("loader.prefetch_batches", run.loader.prefetch_batches, "at least 1", run.loader.prefetch_batches >= 1),
         ("loader.cache_gib", run.loader.cache_gib, "a positive number", run.loader.cache_gib > 0),

@@ -12,19 +12,19 @@ WIDTHS_64 = (1, 2, 2, 2, 4)
 WIDTHS_128 = (1, 2, 2, 2, 4, 4)
 WIDTHS_256 = (1, 1, 2, 2, 2, 4, 4)
 
-# Columns: resolution, channels, width, width multipliers, N, beta1, learning rate, warm-up, EMA decay, batch size,
-# training steps, horizontal flip.
+# Columns: resolution, channels, width, width multipliers, N, beta1, learning rate, warm-up, half-life, EMA decay,
+# batch size, training steps, horizontal flip.
 # fmt: off
-TABLE_6: dict[str, tuple[int, int, int, tuple[int, ...], int, float, float, int, float, int, int, bool]] = {
-    "cifar10":         (32,  3, 128, WIDTHS_32,  8, 0.9, 1e-4, 1000, 0.999, 256, 240_000, True),
-    "celeba64":        (64,  3, 128, WIDTHS_64,  6, 0.5, 1e-4, 1000, 0.999, 128, 880_000, True),
-    "lsun_church64":   (64,  3, 128, WIDTHS_64,  2, 0.9, 1e-4, 1000, 0.999, 128, 960_000, True),
-    "lsun_bedroom64":  (64,  3, 128, WIDTHS_64,  2, 0.9, 1e-4, 1000, 0.999, 128, 760_000, True),
-    "lsun_church128":  (128, 3, 128, WIDTHS_128, 2, 0.5, 1e-4, 1000, 0.999, 64,  840_000, True),
-    "lsun_bedroom128": (128, 3, 128, WIDTHS_128, 5, 0.5, 1e-4, 1000, 0.999, 64,  580_000, True),
+TABLE_6: dict[str, tuple[int, int, int, tuple[int, ...], int, float, float, int, int | None, float, int, int, bool]] = {
+    "cifar10":         (32,  3, 128, WIDTHS_32,  8, 0.9, 1e-4, 1000, None, 0.999, 256, 240_000, True),
+    "celeba64":        (64,  3, 128, WIDTHS_64,  6, 0.5, 1e-4, 1000, None, 0.999, 128, 880_000, True),
+    "lsun_church64":   (64,  3, 128, WIDTHS_64,  2, 0.9, 1e-4, 1000, None, 0.999, 128, 960_000, True),
+    "lsun_bedroom64":  (64,  3, 128, WIDTHS_64,  2, 0.9, 1e-4, 1000, None, 0.999, 128, 760_000, True),
+    "lsun_church128":  (128, 3, 128, WIDTHS_128, 2, 0.5, 1e-4, 1000, None, 0.999, 64,  840_000, True),
+    "lsun_bedroom128": (128, 3, 128, WIDTHS_128, 5, 0.5, 1e-4, 1000, None, 0.999, 64,  580_000, True),
     # Ours: small enough for two CPU cores.
-    "digits":          (8,   1, 32,  (1, 2),       1, 0.9, 1.5e-3, 100, 0.99, 32,  1_000,   False),
-    "fashion_mnist":   (32,  1, 16,  (1, 2, 4, 8), 1, 0.9, 1e-3, 300,  0.99,  32,  8_000,   True),
+    "digits":          (8,   1, 32,  (1, 2),       1, 0.9, 1.5e-3, 100, None, 0.99, 32,  1_000,   False),
+    "fashion_mnist":   (32,  1, 16,  (1, 2, 4, 8), 1, 0.9, 1e-3, 300,  1000, 0.99,  32,  4_000,   True),
 }
 # fmt: on
 
@@ -88,6 +88,7 @@ def _row(name: str) -> Experiment:
         beta1,
         learning_rate,
         warmup_steps,
+        half_life_steps,
         ema_decay,
         batch_size,
         num_steps,
@@ -102,6 +103,12 @@ def _row(name: str) -> Experiment:
             width_multipliers=multipliers,
             num_res_blocks=num_res_blocks,
         ),
-        optim=OptimConfig(beta1=beta1, learning_rate=learning_rate, warmup_steps=warmup_steps, ema_decay=ema_decay),
+        optim=OptimConfig(
+            beta1=beta1,
+            learning_rate=learning_rate,
+            warmup_steps=warmup_steps,
+            half_life_steps=half_life_steps,
+            ema_decay=ema_decay,
+        ),
         train=TrainConfig(batch_size=batch_size, num_steps=num_steps, horizontal_flip=horizontal_flip),
     )

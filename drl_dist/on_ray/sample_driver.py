@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 
 from drl_dist.data.index import ShardIndex, open_index
+from drl_dist.data.manifest import MANIFEST_NAME
 from drl_dist.models import TrainedModel, load_model
 from drl_dist.on_ray.common import check_capacity, cluster
 from drl_dist.on_ray.sample_options import SampleOptions
-from drl_dist.on_ray.sample_output import GRID_NAME, MANIFEST_NAME, SampleOutput
+from drl_dist.on_ray.sample_output import GRID_NAME, SampleOutput
 from drl_dist.on_ray.sample_unit import PROGRESSION_NAME, SampleRequest, UnitRecord
 from drl_dist.on_ray.sample_workers import WorkerPool
 from drl_dist.progress import progress

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from drl_dist.config import Experiment, differences
 from drl_dist.data.filesystem import Folder, check_reachable
 from drl_dist.data.index import INDEX_NAME, METADATA_KEY, ShardIndex, open_index, write_index
+from drl_dist.data.manifest import MANIFEST_FORMAT, MANIFEST_NAME, MANIFEST_VERSION
 from drl_dist.data.reading import read_images
 from drl_dist.errors import UserError
 from drl_dist.evaluation.grids import beside, enlargement, grid
@@ -30,11 +31,9 @@ from drl_dist.on_ray.sample_unit import (
 )
 
 GRID_NAME = "grid.png"
-MANIFEST_NAME = "manifest.parquet"
 RECORDS_FOLDER = "_progress"
 REQUEST_NAME = "request.json"
 GRID_IMAGES = 64
-MANIFEST_FORMAT, MANIFEST_VERSION = "drl_dist.samples", 1
 _THREADS = 8
 
 

@@ -21,6 +21,8 @@ from drl_dist.errors import UserError
 from drl_dist.on_ray.common import check_capacity, cluster, is_loopback
 from drl_dist.on_ray.storage import drop_stale_snapshot, ray_filesystem
 from drl_dist.on_ray.train_worker import WorkerTask, train_worker
+from drl_dist.scores.images import check_count
+from drl_dist.scores.options import parse_features
 from drl_dist.tracking.client import connect
 from drl_dist.tracking.runs import RunStatus, finish_run, open_run
 from drl_dist.training.guard import DivergedError
@@ -87,6 +89,9 @@ def train_run(run: RunConfig) -> int:
     experiment = run.experiment
     index = open_index(run.data)
     index.check_model(resolution=experiment.model.resolution, channels=experiment.model.channels)
+    if run.tracking.score_every_steps is not None:
+        parse_features(run.tracking.score_features)
+        check_count(index, run.tracking.score_num_images, what="data")
     check_reachable(run.storage)
     run_url = f"{run.storage.rstrip('/')}/{run.run_name}"
     check_record(run_url, experiment, index.fingerprint)

@@ -10,20 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import ray.train
-import torch
-from torch import Tensor
-from torch.distributed import all_gather
 
 from drl_dist.checkpoints.files import CheckpointState, write_checkpoint
 from drl_dist.checkpoints.remote import checkpoint_name
 from drl_dist.config import EngineConfig, Experiment, RunConfig
-from drl_dist.evaluation.grids import grid, to_uint8
-from drl_dist.noise import PhiloxNoise
+from drl_dist.evaluation.grids import grid
 from drl_dist.on_ray.storage import Uploader
+from drl_dist.on_ray.train_scores import draw_together
 from drl_dist.progress import duration
-from drl_dist.recipe import build_sampler
-from drl_dist.sampling.progressive import shown_levels
-from drl_dist.training.chain import GradientEngine
 from drl_dist.training.loop import StepReport
 from drl_dist.training.state import TrainState
 
@@ -99,37 +93,21 @@ class Samples:
 
     def draw(self, step: int, state: TrainState) -> None:
         """Draw and show the pictures of a state; a collective call of all ranks."""
-        stages = self._draw_stages(state)
+        stages = draw_together(
+            self.experiment,
+            self.engine,
+            state,
+            self.num_samples,
+            rank=self.rank,
+            world_size=self.world_size,
+            whole_way=True,
+        )
         if self.show is not None:
             enlarge = max(1, GRID_PIXELS // self.experiment.model.resolution)
             self.show("samples", step, grid(stages[-1], enlarge=enlarge))
             # One row per image, from white noise on the left to the sample on the right.
             rows = stages[:, :PROGRESSION_ROWS].transpose(0, 1).flatten(0, 1)
             self.show("progression", step, grid(rows, len(stages), enlarge=enlarge))
-
-    def _draw_stages(self, state: TrainState) -> Tensor:
-        """uint8 (shown levels, num_samples, C, H, W), noise first, the same on every rank."""
-        model = self.experiment.model
-        network = state.ema_network()
-        device = next(network.parameters()).device
-        engine = GradientEngine(network, self.engine, is_frozen=True)
-        sampler, noise = build_sampler(self.experiment), PhiloxNoise(self.experiment.train.seed)
-        # No larger than a training batch, whose memory is known to be there.
-        chunk = max(1, self.experiment.train.batch_size // self.world_size)
-        share = -(-self.num_samples // self.world_size)
-        ids = torch.arange(self.rank * share, (self.rank + 1) * share, device=device)
-        shape = (model.channels, model.resolution, model.resolution)
-        keep = shown_levels(self.experiment.diffusion.num_levels)
-        mine = [
-            to_uint8(sampler.sample_levels(engine.raw_at, noise, some, shape, keep=keep).flatten(0, 1)).unflatten(
-                0, (-1, len(some))
-            )
-            for some in ids.split(chunk)
-        ]
-        stages = torch.cat(mine, dim=1).transpose(0, 1).contiguous()
-        shares = [torch.empty_like(stages) for _ in range(self.world_size)]
-        all_gather(shares, stages)
-        return torch.cat(shares)[: self.num_samples].transpose(0, 1).cpu()
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -17,10 +18,11 @@ from drl_dist.checkpoints.files import PARTS, read_checkpoint
 from drl_dist.checkpoints.remote import fetch_checkpoint, newest_checkpoint
 from drl_dist.config import RunConfig, differences, to_dict
 from drl_dist.data.filesystem import Folder
-from drl_dist.data.index import open_index
+from drl_dist.data.index import ShardIndex, open_index
 from drl_dist.data.stream import ShardStream
 from drl_dist.errors import UserError
 from drl_dist.on_ray.train_listeners import Checkpoints, Metrics, Progress, Samples
+from drl_dist.on_ray.train_scores import Scores
 from drl_dist.tracking.tracker import Tracker
 from drl_dist.training.loop import Listener, train
 from drl_dist.training.state import TrainState
@@ -67,17 +69,22 @@ def train_worker(task: WorkerTask) -> None:
     step = TrainStep(state, experiment, run.engine)
     with ExitStack() as stack:
         listeners: list[Listener] = []
-        show, register = None, None
+        show, register, log = None, None, None
         if rank == 0:
             tracker = Tracker(run.tracking.uri, task.tracking_run)
             stack.callback(tracker.close)
-            show, register = tracker.log_image, partial(tracker.register_checkpoint, experiment.preset)
-            listeners = [Progress(), Metrics(tracker.log_metrics, run.tracking.log_every_steps)]
+            show, log = tracker.log_image, tracker.log_metrics
+            register = partial(tracker.register_checkpoint, experiment.preset)
+            listeners = [Progress(), Metrics(log, run.tracking.log_every_steps)]
         tracking = run.tracking
         samples = Samples(
             experiment, run.engine, tracking.sample_every_steps, tracking.num_samples, rank, world_size, show
         )
-        listeners += [samples, Checkpoints(run, task.run_url, task.fingerprint, world_size, register)]
+        listeners.append(samples)
+        if tracking.score_every_steps is not None:
+            listeners.append(_scores(run, index, state, rank, world_size, log))
+        # Last: a restart goes on after the checkpoint's step, of which all else must have been told.
+        listeners.append(Checkpoints(run, task.run_url, task.fingerprint, world_size, register))
         stream = stack.enter_context(
             ShardStream(
                 index,
@@ -94,6 +101,36 @@ def train_worker(task: WorkerTask) -> None:
             # The page's slider over steps starts at 0: show there where training began.
             samples.draw(0, state)
         train(step, state, experiment, stream, listeners)
+
+
+def _scores(
+    run: RunConfig,
+    index: ShardIndex,
+    state: TrainState,
+    rank: int,
+    world_size: int,
+    log: Callable[[int, dict[str, float]], None] | None,
+) -> Scores:
+    """The listener that scores; its feature network is loaded, and real images are seen, before training starts."""
+    tracking, score = run.tracking, None
+    assert tracking.score_every_steps is not None
+    if log is not None:
+        # Only here, and only if scores are asked for, must the scores' libraries be installed.
+        from drl_dist.scores.during_training import image_scorer
+
+        score = image_scorer(
+            tracking.score_features, index, tracking.score_num_images, state.network.stem.weight.device
+        )
+    return Scores(
+        run.experiment,
+        run.engine,
+        tracking.score_every_steps,
+        tracking.score_num_images,
+        rank,
+        world_size,
+        score,
+        log,
+    )
 
 
 def _restore(state: TrainState, task: WorkerTask) -> None:

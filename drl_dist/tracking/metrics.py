@@ -1,4 +1,4 @@
-"""Names of what is logged at every training step."""
+"""Names of what is logged while a model trains."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ METRICS: dict[str, str] = {
     "chain_steps_per_second": "Langevin steps per second, times images, over all workers",
     "data_wait_fraction": "share of the time that the step waited for data",
     "images_seen": "images trained on since the start of the run, over all workers",
+    "score/fid": "FID of a few generated images against as many real ones, every `tracking.score_every_steps`",
+    "score/kid": "KID of the same images",
 }
 """Metric names and what they say; ``{t}`` is the noise level, from 0."""
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.distributed import all_reduce, is_initialized
 from torch.nn.parallel import DistributedDataParallel
 
-from drl_dist.config import EngineConfig, Experiment
+from drl_dist.config import EngineConfig, Experiment, OptimConfig
 from drl_dist.diffusion import Pairs, draw_levels, draw_pairs
 from drl_dist.evaluation.grids import to_unit_range
 from drl_dist.mcmc.kernel import KeyedChainNoise, column, run_chain
@@ -54,6 +54,14 @@ class StepResult:
                 for name, values in zip(self.names, sums, strict=True):
                     numbers[f"{name}/level_{label}"] = float(values[levels].sum()) / samples
         return numbers
+
+
+def learning_rate_at(optim: OptimConfig, step: int) -> float:
+    """Of the update that follows `step` updates: warm-up, then constant or halving."""
+    # Step 0 has learning rate 0 in the released code; starting at 1 / warmup_steps wastes no step.
+    warm = min(1.0, (step + 1) / max(1, optim.warmup_steps))
+    halvings = max(0, step + 1 - optim.warmup_steps) / optim.half_life_steps if optim.half_life_steps else 0.0
+    return optim.learning_rate * warm * 0.5**halvings
 
 
 def level_bands(num_levels: int) -> dict[str, slice]:
@@ -154,8 +162,7 @@ class TrainStep:
             raise DivergedError(state.step, float(loss), float(grad_norm))
         if optim.max_grad_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(parameters, optim.max_grad_norm, grad_norm)
-        # Step 0 has learning rate 0 in the released code; starting at 1 / warmup_steps wastes no step.
-        learning_rate = optim.learning_rate * min(1.0, (state.step + 1) / max(1, optim.warmup_steps))
+        learning_rate = learning_rate_at(optim, state.step)
         for group in state.optimizer.param_groups:
             group["lr"] = learning_rate
         state.optimizer.step()

@@ -7,14 +7,14 @@ import dataclasses
 import pytest
 import torch
 
-from drl_dist.config import EngineConfig, Experiment
+from drl_dist.config import EngineConfig, Experiment, OptimConfig
 from drl_dist.energy.layers import Layer
 from drl_dist.presets import preset
 from drl_dist.training.batch import Batch
 from drl_dist.training.ema import Ema
 from drl_dist.training.guard import DivergedError
 from drl_dist.training.state import TrainState
-from drl_dist.training.step import TrainStep
+from drl_dist.training.step import TrainStep, learning_rate_at
 from tests.reference import ReferenceStep
 
 EAGER = EngineConfig(compile="never", cuda_graph=False)
@@ -175,6 +175,13 @@ def test_nothing_is_updated_when_the_gradient_is_not_finite() -> None:
     assert state.step == 0
     for name, value in state.network.named_parameters():
         assert torch.equal(value, before[name])
+
+
+def test_the_learning_rate_warms_up_and_then_stays_or_halves() -> None:
+    constant = OptimConfig(learning_rate=0.8, warmup_steps=4)
+    assert [learning_rate_at(constant, step) for step in (0, 1, 3, 4, 1000)] == pytest.approx([0.2, 0.4, 0.8, 0.8, 0.8])
+    halving = dataclasses.replace(constant, half_life_steps=10)
+    assert [learning_rate_at(halving, step) for step in (0, 3, 13, 23)] == pytest.approx([0.2, 0.8, 0.4, 0.2])
 
 
 def test_metrics_are_means_over_the_samples_of_each_level() -> None:

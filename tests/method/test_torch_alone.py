@@ -20,6 +20,7 @@ EXTRAS = [
     "PIL",
     "timm",
     "torchvision",
+    "torch_fidelity",
     "matplotlib",
     "sklearn",
     "lmdb",

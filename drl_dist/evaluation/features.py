@@ -1,0 +1,107 @@
+"""What a feature network makes of images: the numbers that FID, KID and the inception score compare."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from drl_dist.errors import UserError
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """Features of a set of images, on the CPU."""
+
+    values: Tensor
+    """(N, D) float32."""
+    logits: Tensor | None
+    """(N, K) float32, None if the network has no classes."""
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureNetwork:
+    """A network that turns images into features.
+
+    Args:
+        name: as it was asked for.
+        identity: differs wherever the features may: the key under which they are kept.
+        channels: colour channels that it takes, 1 or 3.
+        device: where it computes.
+        extract: uint8 images (B, channels, H, W) on `device` -> features (B, D), and logits (B, K) or None.
+    """
+
+    name: str
+    identity: str
+    channels: int
+    device: torch.device
+    extract: Callable[[Tensor], tuple[Tensor, Tensor | None]]
+
+    def __call__(self, images: Tensor) -> Features:
+        """Features of uint8 images (B, C, H, W); grey ones are repeated for a network of three channels.
+
+        Raises:
+            UserError: the images have colours that the network cannot take, or what it makes is no finite (B, D).
+        """
+        images = with_channels(images, self.channels, network=self.name).to(self.device)
+        # TF32 keeps ten bits of the mantissa: scores would depend on the kind of GPU.
+        with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            values, logits = self.extract(images)
+        for what, tensor in (("features", values), ("logits", logits)):
+            if tensor is not None:
+                self._check(what, tensor, len(images))
+        return Features(values.float().cpu(), None if logits is None else logits.float().cpu())
+
+    def _check(self, what: str, tensor: Tensor, count: int) -> None:
+        is_matrix = tensor.dim() == 2 and len(tensor) == count and tensor.is_floating_point()
+        if not is_matrix or not bool(tensor.isfinite().all()):
+            raise UserError(
+                f"feature network {self.name}",
+                got=f"{what} that are not finite"
+                if is_matrix
+                else f"{what} of shape {tuple(tensor.shape)} and type {tensor.dtype} for {count} images",
+                expected=f"finite floating-point numbers of shape ({count}, D)",
+                remedy="use another network, or other weights",
+            )
+
+
+def with_channels(images: Tensor, channels: int, *, network: str) -> Tensor:
+    """Images (B, C, H, W) with as many channels as a network takes: grey is repeated, colour is never dropped.
+
+    Raises:
+        UserError: the images have colours and the network takes grey.
+    """
+    if images.shape[1] == channels:
+        return images
+    if images.shape[1] != 1:
+        raise UserError(
+            f"feature network {network}",
+            got=f"images of {images.shape[1]} channels",
+            expected=f"images of {channels} channels",
+            remedy="use a network made for these images",
+        )
+    return images.expand(-1, channels, -1, -1)
+
+
+def features_of(
+    network: FeatureNetwork, batches: Iterable[Tensor], advance: Callable[[int], object] = lambda images: None
+) -> Features:
+    """Features of many batches of uint8 images (B, C, H, W), in their order.
+
+    Args:
+        advance: told the number of images after each batch.
+
+    Raises:
+        UserError: see `FeatureNetwork.__call__`.
+    """
+    parts: list[Features] = []
+    for images in batches:
+        parts.append(network(images))
+        advance(len(images))
+    logits = [part.logits for part in parts if part.logits is not None]
+    return Features(torch.cat([part.values for part in parts]), torch.cat(logits) if logits else None)

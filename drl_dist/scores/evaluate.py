@@ -1,0 +1,187 @@
+"""The scoring job: generated images against real ones, in this process alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from drl_dist.data.filesystem import Folder
+from drl_dist.data.index import ShardIndex, open_index
+from drl_dist.data.manifest import Origin, read_origin
+from drl_dist.errors import UserError
+from drl_dist.evaluation.features import FeatureNetwork, Features
+from drl_dist.scores.distances import fid, inception_score, kid
+from drl_dist.scores.feature_cache import cached_features
+from drl_dist.scores.images import check_count
+from drl_dist.scores.networks import load_network
+from drl_dist.scores.options import EvaluateOptions, check_evaluate, default_cache_dir
+
+if TYPE_CHECKING:
+    # mlflow takes seconds to import, and is not needed where nothing is logged.
+    from drl_dist.tracking.scores import ScoredModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """Of one set of generated images."""
+
+    fid: float
+    kid: float
+    """Mean over subsets; about 0, and then also below it, for images of the same law."""
+    kid_std: float
+    inception_score: float | None
+    """None if the feature network gives no logits."""
+    inception_score_std: float | None
+
+    def told(self) -> dict[str, float]:
+        """Those that there are, by metric name."""
+        return {f"score/{name}": value for name, value in dataclasses.asdict(self).items() if value is not None}
+
+
+def evaluate_run(options: EvaluateOptions) -> int:
+    """Score images; the exit status.
+
+    Raises:
+        UserError: something that the user gave cannot be used; nothing was written but features.
+    """
+    spec = check_evaluate(options)
+    device = choose_device(options.use_gpu)
+    samples, data = open_index(options.samples), open_index(options.data)
+    check_alike(samples, data)
+    check_count(samples, options.num_images, what="samples")
+    check_count(data, options.num_images, what="data")
+    origin = read_origin(options.samples)
+    # Before the work, not after it: the server may be away.
+    tracked = _tracked_model(options, origin)
+    network = load_network(spec, device)
+    cache_dir = Path(options.cache_dir) if options.cache_dir else default_cache_dir()
+    generated, real = (
+        cached_features(
+            index, options.num_images, network, cache_dir=cache_dir, batch_size=options.batch_size, what=what
+        )
+        for index, what in ((samples, "samples"), (data, "data"))
+    )
+    scores = score(generated, real)
+    _print(scores, network, options)
+    report = _report(scores, network, options, samples, data, origin)
+    if options.json:
+        folder, _, name = options.json.rpartition("/")
+        Folder(folder or "/").write(name, (json.dumps(report, indent=2) + "\n").encode())
+    if tracked is not None:
+        _log(options, tracked, scores, report)
+    return 0
+
+
+def score(generated: Features, real: Features) -> Scores:
+    """All scores of generated images against real ones."""
+    kid_mean, kid_std = kid(generated.values, real.values)
+    isc_mean, isc_std = (None, None) if generated.logits is None else inception_score(generated.logits)
+    return Scores(
+        fid=fid(generated.values, real.values),
+        kid=kid_mean,
+        kid_std=kid_std,
+        inception_score=isc_mean,
+        inception_score_std=isc_std,
+    )
+
+
+def choose_device(use_gpu: bool) -> torch.device:
+    """Where to compute.
+
+    Raises:
+        UserError: a GPU is asked for and there is none.
+    """
+    if use_gpu and not torch.cuda.is_available():
+        raise UserError(
+            "option --use-gpu", got="no GPU", expected="a GPU that torch can use", remedy="leave the option out"
+        )
+    return torch.device("cuda" if use_gpu else "cpu")
+
+
+def check_alike(one: ShardIndex, other: ShardIndex) -> None:
+    """Return if the images of two data sets have the same size and colours.
+
+    Raises:
+        UserError: they do not.
+    """
+    if (one.resolution, one.channels) != (other.resolution, other.channels):
+        found = [f"{index.resolution}x{index.resolution} pixels, {index.channels} channels" for index in (one, other)]
+        raise UserError(
+            f"images of {one.url} and {other.url}",
+            got=" against ".join(found),
+            expected="images of one size and as many channels",
+            remedy="prepare the data again at the resolution of the samples",
+        )
+
+
+def _print(scores: Scores, network: FeatureNetwork, options: EvaluateOptions) -> None:
+    print(f"FID {scores.fid:.4f}")
+    print(f"KID {scores.kid:.6f} (std over subsets {scores.kid_std:.6f})")
+    if scores.inception_score is None:
+        print(f"inception score: left out, since {network.name} gives no logits")
+    else:
+        print(f"inception score {scores.inception_score:.4f} (std over splits {scores.inception_score_std:.4f})")
+    print(f"of {options.num_images} images of {options.samples} against as many of {options.data}, by {network.name}")
+
+
+def _report(
+    scores: Scores,
+    network: FeatureNetwork,
+    options: EvaluateOptions,
+    samples: ShardIndex,
+    data: ShardIndex,
+    origin: Origin | None,
+) -> dict[str, Any]:
+    return {
+        **dataclasses.asdict(scores),
+        "num_images": options.num_images,
+        "features": network.name,
+        "feature_network": network.identity,
+        "samples": {"url": samples.url, "fingerprint": samples.fingerprint, "num_images": samples.num_samples},
+        "data": {"url": data.url, "fingerprint": data.fingerprint, "num_images": data.num_samples},
+        "model": None if origin is None else dataclasses.asdict(origin),
+        "versions": {name: version(name) for name in ("torch", "torch-fidelity")},
+    }
+
+
+def _tracked_model(options: EvaluateOptions, origin: Origin | None) -> ScoredModel | None:
+    uri = options.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
+    if not uri:
+        return None
+    if origin is None or origin.name is None or origin.version is None:
+        print(f"not logged to MLflow: {options.samples} names no registered model as its origin", flush=True)
+        return None
+    from drl_dist.tracking.scores import find_scored_model
+
+    return find_scored_model(uri, origin.name, origin.version)
+
+
+def _log(options: EvaluateOptions, model: ScoredModel, scores: Scores, report: dict[str, Any]) -> None:
+    from drl_dist.tracking.scores import link_scores
+
+    # One run for each comparison, whatever the number of starts.
+    compared = [report["samples"]["fingerprint"], report["data"]["fingerprint"], report["feature_network"]]
+    identity = hashlib.sha256(json.dumps([*compared, options.num_images]).encode()).hexdigest()[:12]
+    run_id = link_scores(
+        options.tracking_uri,
+        model,
+        run_name=f"scores-{model.name}-{identity}",
+        scores=scores.told(),
+        params={
+            "features": report["features"],
+            "feature_network": report["feature_network"],
+            "num_images": options.num_images,
+            "samples_fingerprint": compared[0],
+            "data_fingerprint": compared[1],
+        },
+        tags={"samples_url": options.samples, "data_url": options.data},
+    )
+    print(f"logged to MLflow as run {run_id}, linked to version {model.version} of {model.name}", flush=True)
