@@ -17,7 +17,8 @@ from typing import Annotated, NoReturn, TypeVar
 import tyro
 from tyro import _errors as tyro_errors
 
-from drl_dist.config import Experiment, RunConfig, check_run, flatten, to_dict
+from drl_dist.checks import check_run
+from drl_dist.config import Experiment, RunConfig, flatten, to_dict
 from drl_dist.errors import EXIT_USER_ERROR, UserError
 from drl_dist.presets import SETTINGS, preset
 

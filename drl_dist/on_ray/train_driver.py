@@ -77,7 +77,7 @@ def train_run(run: RunConfig) -> int:
     """Start or resume a run and stay until it ends.
 
     Args:
-        run: complete and checked; see `drl_dist.config.check_run`.
+        run: complete and checked; see `drl_dist.checks.check_run`.
 
     Returns:
         0 if the run has made all its steps, 1 if it diverged.

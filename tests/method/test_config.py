@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from drl_dist import checks, noise
 from drl_dist.config import RunConfig, differences, flatten, to_dict
 from drl_dist.errors import UserError
 from drl_dist.evaluation.grids import beside, grid, to_uint8, to_unit_range
@@ -42,6 +43,10 @@ def test_every_preset_builds_and_ours_are_there() -> None:
     assert {"digits", "fashion_mnist"} < set(TABLE_6)
 
 
+def test_the_checks_know_how_many_levels_the_noise_can_tell_apart() -> None:
+    assert checks.MAX_LEVELS == noise.MAX_LEVELS
+
+
 def test_an_unknown_preset_names_the_known_ones() -> None:
     with pytest.raises(UserError, match=r"preset: got imagenet, expected one of cifar10, .*; choose one of these\.$"):
         preset("imagenet")
@@ -53,7 +58,13 @@ def test_an_unknown_preset_names_the_known_ones() -> None:
         ("model", "resolution", 30),
         ("model", "channels", 2),
         ("model", "num_res_blocks", 0),
-        ("mcmc", "num_chain_steps", 0),
+        ("mcmc", "num_chain_steps", -1),
+        ("mcmc", "num_chain_steps", 0),  # with a marginal top level
+        ("mcmc", "antithetic", True),  # with chains
+        ("optim", "objective", "dsm"),  # with a marginal top level
+        ("optim", "half_life_steps", 0),
+        ("diffusion", "num_levels", 1000),  # of the t6 ladder
+        ("diffusion", "ladder", "linear"),  # which does not end in white noise
         ("mcmc", "level_scale_values", (1.0, 2.0)),
         ("optim", "beta1", 1.0),
         ("optim", "learning_rate", float("nan")),
