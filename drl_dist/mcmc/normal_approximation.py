@@ -1,0 +1,43 @@
+"""The normal approximation to the conditional density, as a sampler (section 3.3)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from drl_dist.mcmc.kernel import StepNoise, column
+from drl_dist.mcmc.langevin import Position
+from drl_dist.recovery import LogDensityAndGrad
+
+
+@dataclass(frozen=True)
+class NormalApproximation:
+    """y ~ N(x_noisy + sigma**2 * grad f(x_noisy), sigma**2), equations 11 and 12; one gradient.
+
+    It is a transition *from x_noisy*, where the gradient of the recovery term vanishes, so f may be the marginal
+    density or the conditional one. It is meant to be made once: a second step would start from y as if that were
+    x_noisy.
+
+    Args:
+        density: f and its gradient.
+        std: (B,) sigma_{t+1}.
+    """
+
+    density: LogDensityAndGrad
+    std: Tensor
+
+    @property
+    def num_uniforms(self) -> int:
+        """See `Kernel.num_uniforms`."""
+        return 0
+
+    def init(self, y: Tensor) -> Position:
+        """See `Kernel.init`; y is x_noisy."""
+        return Position(y)
+
+    def __call__(self, state: Position, noise: StepNoise) -> tuple[Position, None]:
+        """See `Kernel`."""
+        _, gradient = self.density(state.y)
+        std = column(self.std, state.y)
+        return Position(state.y + std.square() * gradient + std * noise.normal), None
