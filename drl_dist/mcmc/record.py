@@ -24,6 +24,7 @@ class ChainRecord:
 
     def __init__(self, start: Tensor, *, is_traced: bool = False) -> None:
         self._start, self._is_traced = start, is_traced
+        self._sums: Tensor | None = None
         zeros = torch.zeros(len(start), dtype=torch.float64, device=start.device)
         self._acceptance, self._moves, self._squares, self._largest = (zeros.clone() for _ in range(4))
         self._divergences = torch.zeros_like(zeros, dtype=torch.int64)
@@ -56,14 +57,21 @@ class ChainRecord:
         """(num_steps, B, quantities): the log-density, then pixels; None if nothing was traced."""
         return torch.stack(self._trace) if self._trace else None
 
-    def sums(self) -> Tensor:
-        """(8,) float64: chains, steps and sums over chains of what `ChainSummary` averages; the largest error last."""
-        displacement = root_mean_square(self._y - self._start).double()
-        columns = [displacement, self._acceptance, self._moves, self._squares, self._divergences, self._leapfrogs]
-        sums = torch.stack([column.double() for column in columns]).sum(1)
-        count, steps = len(self._start), self._num_steps * len(self._start)
-        counts = torch.tensor([count, steps], dtype=torch.float64, device=sums.device)
-        return torch.cat([counts, sums, self._largest.max()[None]])
+    def close(self) -> Tensor:
+        """Let go of the images: a thousand levels of them would fill the memory. No more steps may follow.
+
+        Returns:
+            (9,) float64: chains, steps, sums over both of what `ChainSummary` averages, and last the largest error.
+        """
+        if self._sums is None:
+            displacement = root_mean_square(self._y - self._start)
+            columns = [displacement, self._acceptance, self._moves, self._squares, self._divergences, self._leapfrogs]
+            sums = torch.stack([column.double() for column in columns]).sum(1)
+            count = len(self._start)
+            counts = torch.tensor([count, self._num_steps * count], dtype=torch.float64, device=sums.device)
+            self._sums = torch.cat([counts, sums, self._largest.max()[None]])
+            self._start = self._y = self._start[:0]
+        return self._sums
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +104,7 @@ def summarise(records: Sequence[ChainRecord]) -> ChainSummary:
     """
     if not records:
         raise ValueError("no chains to summarise")
-    table = torch.stack([record.sums() for record in records]).cpu()
+    table = torch.stack([record.close() for record in records]).cpu()
     chains, steps, displacement, acceptance, moves, squares, divergences, leapfrogs = table[:, :8].sum(0).tolist()
     if steps == 0:
         raise ValueError("chains without steps have nothing to summarise")

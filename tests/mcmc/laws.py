@@ -128,3 +128,15 @@ def ergodic_scores(law: Law, places: Tensor) -> Tensor:
     steps, count, dims = places.shape
     averages = law.statistics(places.reshape(-1, dims)).reshape(steps, count, -1).mean(0)
     return (averages.mean(0) - law.statistics_mean) / (averages.std(0) / math.sqrt(count))
+
+
+def expected_rate(step_size: float, dims: int) -> float:
+    """Acceptance rate of two leapfrog steps on N(0, 1) in `dims` dimensions, by the matrix that they are there."""
+    half = torch.tensor([[1.0, 0.0], [-step_size / 2, 1.0]], dtype=torch.float64)
+    drift = torch.tensor([[1.0, step_size], [0.0, 1.0]], dtype=torch.float64)
+    flow = torch.linalg.matrix_power(half @ drift @ half, 2)
+    generator = torch.Generator().manual_seed(0)
+    begin = torch.randn(2, 20_000, dims, generator=generator, dtype=torch.float64)
+    end = torch.einsum("ij,jbd->ibd", flow, begin)
+    error = 0.5 * (end.square().sum((0, 2)) - begin.square().sum((0, 2)))
+    return float((-error).clamp(max=0).exp().mean())

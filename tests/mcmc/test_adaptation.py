@@ -27,7 +27,7 @@ from drl_dist.mcmc.kernel import KeyedChainNoise
 from drl_dist.mcmc.langevin import UnadjustedLangevin
 from drl_dist.noise import PhiloxNoise, Purpose
 from drl_dist.recovery import LogDensityAndGrad
-from tests.mcmc.laws import run
+from tests.mcmc.laws import expected_rate, run
 
 DIMS = 20
 CONFIG = AdaptationConfig(num_chains=60, num_steps=20)
@@ -52,18 +52,6 @@ def gaussian(std: float, seed: int) -> tuple[LogDensityAndGrad, Tensor]:
     return law.log_density_and_grad, 0.2 + std * normals.double()
 
 
-def expected_rate(step_size: float) -> float:
-    """Of two leapfrog steps on N(0, 1) in `DIMS` dimensions, by direct simulation of their matrix."""
-    half = torch.tensor([[1.0, 0.0], [-step_size / 2, 1.0]], dtype=torch.float64)
-    drift = torch.tensor([[1.0, step_size], [0.0, 1.0]], dtype=torch.float64)
-    flow = torch.linalg.matrix_power(half @ drift @ half, 2)
-    generator = torch.Generator().manual_seed(0)
-    begin = torch.randn(2, 20_000, DIMS, generator=generator, dtype=torch.float64)
-    end = torch.einsum("ij,jbd->ibd", flow, begin)
-    error = 0.5 * (end.square().sum((0, 2)) - begin.square().sum((0, 2)))
-    return float((-error).clamp(max=0).exp().mean())
-
-
 @pytest.mark.parametrize("level", range(6))
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_gaussians_of_the_scales_of_t6_levels_are_adapted(level: int, seed: int) -> None:
@@ -76,7 +64,7 @@ def test_gaussians_of_the_scales_of_t6_levels_are_adapted(level: int, seed: int)
         step_size, rate = adapt_step_size(chains(density, y, seed), wrong * std, CONFIG)
         assert CONFIG.contains(rate)
         # Whatever the scale, the rate is that of the unit Gaussian; .06 is four standard errors of 60 short chains.
-        assert rate == pytest.approx(expected_rate(step_size / std), abs=0.06)
+        assert rate == pytest.approx(expected_rate(step_size / std, DIMS), abs=0.06)
 
 
 @pytest.mark.parametrize("kernel", ["mala", "nuts"])
