@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from drl_dist.noise import Noise, Purpose
+from drl_dist.recovery import LogDensityAndGrad
 
 # Noise is drawn for as many chain steps at once as stay below this many numbers: few small calls, bounded memory.
 _NUMBERS_PER_DRAW = 1 << 18
@@ -45,6 +46,8 @@ class Info(NamedTuple):
     largest in size."""
     is_divergent: Tensor
     """(B,) bool: the energy error is so large that the step size cannot be right."""
+    num_leapfrog_steps: Tensor
+    """(B,) int64 gradients that the chain needed; trees differ in size."""
 
 
 StateT = TypeVar("StateT", bound=State)
@@ -65,6 +68,10 @@ class Kernel(Protocol[StateT]):
     def __call__(self, state: StateT, noise: StepNoise) -> tuple[StateT, Info | None]:
         """Move every chain once; no info from a kernel that never rejects."""
         ...
+
+
+KernelAt = Callable[[LogDensityAndGrad, Tensor], Kernel[Any]]
+"""A kernel of one kind, for a density and a step size (B,)."""
 
 
 class ChainNoise(Protocol):
@@ -99,7 +106,7 @@ class KeyedChainNoise:
         """See `ChainNoise.steps`."""
         count = len(self.sample_ids)
         none = torch.empty(count, 0, dtype=torch.float64, device=self.sample_ids.device)
-        per_sample = max(1, torch.Size(self.shape).numel())
+        per_sample = max(1, torch.Size(self.shape).numel() + num_uniforms)
         per_draw = max(1, _NUMBERS_PER_DRAW // max(1, count * per_sample))
         for first in range(start, stop, per_draw):
             steps = range(first, min(first + per_draw, stop))

@@ -1,0 +1,1 @@
+"""What long chains say about a trained model."""

@@ -1,0 +1,211 @@
+"""Step sizes at which a sensible part of all proposals is accepted (section 4.2), and their schedule over the
+levels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from drl_dist.errors import UserError
+from drl_dist.mcmc.hmc import Hmc
+from drl_dist.mcmc.kernel import ChainNoise, Info, KernelAt, State
+from drl_dist.mcmc.mala import Mala
+from drl_dist.mcmc.nuts import Nuts
+from drl_dist.recovery import LogDensityAndGrad
+
+KernelName = Literal["hmc", "mala", "nuts"]
+
+# One correction is delta <- delta * exp(gain * (rate - target)). Where the rate falls with delta as HMC's and MALA's
+# do, the slope d rate / d log delta at .75 is about -.5 and -.7, so that an error shrinks to a tenth and less than a
+# half of itself.
+_GAIN = 2.0
+_PROBE_FRACTION = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaptationConfig:
+    """How step sizes are adapted; the paper's numbers."""
+
+    num_chains: int = 1000
+    """Chains that run down the ladder together."""
+    num_steps: int = 100
+    """Steps over which the acceptance rate of a level is averaged, for all chains."""
+    lowest_rate: float = 0.6
+    """Acceptance rate below which the step size is made smaller."""
+    highest_rate: float = 0.9
+    """Acceptance rate above which the step size is made larger."""
+    max_rounds: int = 60
+    """Corrections of one level's step size after which it counts as impossible."""
+
+    def __post_init__(self) -> None:
+        rules: list[tuple[str, object, str, bool]] = [
+            ("num_chains", self.num_chains, "at least 1", self.num_chains >= 1),
+            ("num_steps", self.num_steps, "at least 1", self.num_steps >= 1),
+            (
+                "lowest_rate and highest_rate",
+                (self.lowest_rate, self.highest_rate),
+                "0 < lowest < highest < 1",
+                0 < self.lowest_rate < self.highest_rate < 1,
+            ),
+            ("max_rounds", self.max_rounds, "at least 1", self.max_rounds >= 1),
+        ]
+        for name, got, expected, holds in rules:
+            if not holds:
+                raise UserError(f"adaptation field {name}", got=got, expected=expected, remedy="correct the field")
+
+    def contains(self, rate: float) -> bool:
+        """Whether an acceptance rate needs no correction; not a number does."""
+        return self.lowest_rate <= rate <= self.highest_rate
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepSizeSchedule:
+    """Step sizes of a model's noise levels, and how they were found.
+
+    Raises:
+        ValueError: values that no schedule has.
+    """
+
+    step_size: tuple[float, ...]
+    """(T,) delta of a leapfrog step."""
+    acceptance_rate: tuple[float, ...]
+    """(T,) that the step sizes were accepted for."""
+    kernel: KernelName
+    """Whose acceptance it was."""
+    num_leapfrog_steps: int
+    """Of each proposal; 0 where that differs from proposal to proposal."""
+    num_chains: int
+    num_steps: int
+    """Over which the rates were averaged."""
+    seed: int
+    """That keyed the noise."""
+
+    def __post_init__(self) -> None:
+        if not self.step_size or len(self.step_size) != len(self.acceptance_rate):
+            raise ValueError(f"{len(self.step_size)} step sizes and {len(self.acceptance_rate)} acceptance rates")
+        if not all(0 < value < math.inf for value in self.step_size):
+            raise ValueError("a step size is not a positive number")
+        if not all(0 <= value <= 1 for value in self.acceptance_rate):
+            raise ValueError("an acceptance rate is not in [0, 1]")
+        if min(self.num_leapfrog_steps, self.seed) < 0 or min(self.num_chains, self.num_steps) < 1:
+            raise ValueError("a count is negative, or there are no chains or no steps")
+
+    @property
+    def num_levels(self) -> int:
+        """T."""
+        return len(self.step_size)
+
+
+def kernel_named(name: KernelName, *, num_leapfrog_steps: int = 2, max_tree_depth: int = 10) -> KernelAt:
+    """The kernels of one kind, as functions of density and step size.
+
+    Args:
+        name: which kind.
+        num_leapfrog_steps: of HMC.
+        max_tree_depth: of NUTS.
+    """
+
+    def kernel_at(density: LogDensityAndGrad, step_size: Tensor) -> Hmc | Mala | Nuts:
+        if name == "hmc":
+            return Hmc(density, step_size, num_leapfrog_steps)
+        return Mala(density, step_size) if name == "mala" else Nuts(density, step_size, max_tree_depth)
+
+    return kernel_at
+
+
+@dataclass
+class AdaptingChains:
+    """Chains of one level on which step sizes are tried; they go on from where the last trial left them.
+
+    Args:
+        kernel_at: what is adapted.
+        density: the level's.
+        y: (B, ...) where the chains are.
+        noise: the chains' numbers.
+        next_step: number of the first step, which keys its numbers.
+    """
+
+    kernel_at: KernelAt
+    density: LogDensityAndGrad
+    y: Tensor
+    noise: ChainNoise
+    next_step: int = 0
+
+    def run(self, step_size: float, num_steps: int) -> Tensor:
+        """Make `num_steps` steps of this size; the acceptance probability averaged over steps and chains, ()
+        float64."""
+        kernel = self.kernel_at(self.density, self.y.new_full((len(self.y),), step_size))
+        state: State = kernel.init(self.y)
+        total = torch.zeros((), dtype=torch.float64, device=self.y.device)
+        numbers = self.noise.steps(self.next_step, self.next_step + num_steps, kernel.num_uniforms)
+        for step_noise in numbers:
+            state, info = kernel(state, step_noise)
+            total += _probability(info).mean()
+        self.y, self.next_step = state.y, self.next_step + num_steps
+        return total / num_steps
+
+
+def adapt_step_size(
+    batches: Sequence[AdaptingChains],
+    first_step_size: float,
+    config: AdaptationConfig,
+    *,
+    what: str = "step size",
+    observe: Callable[[float, float], None] | None = None,
+) -> tuple[float, float]:
+    """A step size whose acceptance rate, averaged over all chains and `config.num_steps` steps, lies in the wanted
+    range.
+
+    Step sizes are corrected in proportion to what is wrong with their rate. They are tried on a tenth of the steps
+    first, and the whole number decides; so the search ends, after `config.max_rounds` corrections at the latest.
+
+    Args:
+        batches: the chains, in parts that fit into memory; they are left where the last trial ended.
+        first_step_size: where to start.
+        config: the wanted range, how many steps, how many corrections.
+        what: is adapted, for the error message.
+        observe: told each step size that was tried and its rate.
+
+    Returns:
+        The step size and its acceptance rate.
+
+    Raises:
+        UserError: no step size that was tried has such a rate.
+    """
+    num_chains = sum(len(batch.y) for batch in batches)
+    target = (config.lowest_rate + config.highest_rate) / 2
+
+    def rate_of(step_size: float, num_steps: int) -> float:
+        # One number for the host to wait for, per trial and batch.
+        sums = [float(batch.run(step_size, num_steps)) * len(batch.y) for batch in batches]
+        rate = sum(sums) / num_chains
+        if observe is not None:
+            observe(step_size, rate)
+        return rate
+
+    step_size, rate = first_step_size, math.nan
+    for _ in range(config.max_rounds):
+        for num_steps in (max(1, config.num_steps // _PROBE_FRACTION), config.num_steps):
+            rate = rate_of(step_size, num_steps)
+            if not config.contains(rate):
+                break
+        else:
+            return step_size, rate
+        step_size *= math.exp(_GAIN * (rate - target))
+    raise UserError(
+        what,
+        got=f"an acceptance rate of {rate:.3g} near {step_size:.3g} after {config.max_rounds} corrections",
+        expected=f"a rate in [{config.lowest_rate:g}, {config.highest_rate:g}]",
+        remedy="check that the density and its gradient are finite, or adapt with more chains or steps",
+    )
+
+
+def _probability(info: Info | None) -> Tensor:
+    if info is None:
+        raise ValueError("a kernel that never rejects has no acceptance rate to adapt")
+    return info.acceptance_probability

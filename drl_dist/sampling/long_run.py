@@ -1,0 +1,219 @@
+"""Long-run chains down the ladder of conditional densities (section 4.2, Figures 8 and 10).
+
+At each level one draw from the normal approximation, then steps of a Metropolis-adjusted kernel on the conditional
+density itself: however many there are, samples of a good model stay what they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from drl_dist.mcmc.adaptation import AdaptationConfig, AdaptingChains, StepSizeSchedule, adapt_step_size
+from drl_dist.mcmc.hmc import Hmc
+from drl_dist.mcmc.kernel import KernelAt, KeyedChainNoise, Observer, run_chain
+from drl_dist.mcmc.normal_approximation import NormalApproximation
+from drl_dist.noise import MAX_SAMPLE_IDS, Noise, PhiloxNoise, Purpose
+from drl_dist.recovery import Levels, LogDensityAndGrad, conditional_density, scaled_density
+from drl_dist.sampling.progressive import RawAtLevel
+
+ADAPTATION_IDS = MAX_SAMPLE_IDS // 2
+"""The first sample id of chains that adapt step sizes, so that images of the same seed see other noise."""
+
+Start = Literal["normal_approximation", "x_noisy"]
+"""Where the chains of a level begin: at a draw from the normal approximation, or at x_noisy as in training."""
+
+ObserveLevel = Callable[[int, Tensor], Observer | None]
+"""(t, x_{t+1}) when a level begins -> who is told of the steps of its adjusted kernel; chain step 0 is the draw's."""
+
+
+class LongRun(NamedTuple):
+    """What long-run chains made."""
+
+    x: Tensor
+    """(B, ...) x_0."""
+    kept: dict[int, Tensor]
+    """t -> (B, ...) x_t of the levels that were asked for; T is the white noise that everything starts from."""
+
+
+class LevelStart(NamedTuple):
+    """One level's density and the chains that begin there."""
+
+    density: LogDensityAndGrad
+    """Of y_t given x_{t+1}; of y_t alone at a marginal top level."""
+    y: Tensor
+    """(B, ...) a draw from the normal approximation, or x_{t+1}."""
+    num_draws: int
+    """Chain steps made so far: 1 with a draw, which has used the numbers of chain step 0, else 0."""
+    noise: KeyedChainNoise
+    """The chains' numbers."""
+
+
+@dataclass(frozen=True)
+class LongRunSampler:
+    """Per level one draw from the normal approximation and `num_chain_steps` - 1 steps of an adjusted kernel.
+
+    The draw counts as one step, as in section 4.2: with 1 step per level this is sampling from the normal approximation
+    alone. At a *marginal* top level (recovery precision 0) there is no quadratic term that a normal distribution could
+    come from. There the chains start at x_T itself, as in training and in `ProgressiveSampler`, and make all
+    `num_chain_steps` steps with the kernel. The same can be asked for at every level: the draw is of first order in
+    sigma**2, and where sigma is not smaller than the conditional density is wide, as at T = 6, it throws chains far
+    out.
+
+    Args:
+        levels: (T,) scales, float64 on the CPU.
+        step_size: (T,) delta of the kernel, as a `StepSizeSchedule` holds it.
+        kernel_at: the adjusted kernel.
+        num_chain_steps: per level, the draw included.
+        start: where the chains of a level begin.
+    """
+
+    levels: Levels
+    step_size: tuple[float, ...]
+    kernel_at: KernelAt
+    num_chain_steps: int
+    start: Start = "normal_approximation"
+
+    def __post_init__(self) -> None:
+        if len(self.step_size) != self.levels.num_levels:
+            raise ValueError(f"{len(self.step_size)} step sizes for {self.levels.num_levels} levels")
+
+    def sample(
+        self,
+        raw_at: RawAtLevel,
+        noise: Noise,
+        sample_ids: Tensor,
+        shape: tuple[int, ...],
+        *,
+        keep: Collection[int] = (),
+        observe: ObserveLevel | None = None,
+    ) -> LongRun:
+        """Generated x_0.
+
+        Args:
+            raw_at: the network.
+            noise: its numbers for image i depend on i alone, and those of a chain step not on how many follow.
+            sample_ids: (B,) int64.
+            shape: of one image, (C, H, W).
+            keep: levels t whose x_t is kept, 0 <= t <= T.
+            observe: asked at the beginning of each level who wants to be told of its steps.
+        """
+        x = noise.normal(Purpose.PRIOR, sample_ids, 0, (0,), shape)[0]
+        kept = {self.levels.num_levels: x} if self.levels.num_levels in keep else {}
+        for t, x_t in self.descend(raw_at, noise, sample_ids, shape, observe=observe):
+            x = x_t
+            if t in keep:
+                kept[t] = x
+        return LongRun(x, kept)
+
+    def descend(
+        self,
+        raw_at: RawAtLevel,
+        noise: Noise,
+        sample_ids: Tensor,
+        shape: tuple[int, ...],
+        *,
+        observe: ObserveLevel | None = None,
+    ) -> Iterator[tuple[int, Tensor]]:
+        """(t, x_t) for t = T-1, ..., 0, each as soon as it is there; y_t is levels.transition_scale[t] * x_t."""
+        x = noise.normal(Purpose.PRIOR, sample_ids, 0, (0,), shape)[0]
+        for t in reversed(range(self.levels.num_levels)):
+            begin = start_level(self.levels, t, raw_at, noise, sample_ids, x, self.start)
+            y, num_steps = begin.y, self.num_chain_steps - begin.num_draws
+            # Even to find out where the chains are, a kernel needs a gradient.
+            if num_steps > 0:
+                kernel = self.kernel_at(begin.density, x.new_full((len(x),), self.step_size[t]))
+                observer = None if observe is None else observe(t, x)
+                y = run_chain(kernel, y, begin.noise, num_steps, start=begin.num_draws, observe=observer).y
+            x = y / float(self.levels.transition_scale[t])
+            yield t, x
+
+
+def start_level(
+    levels: Levels,
+    t: int,
+    raw_at: RawAtLevel,
+    noise: Noise,
+    sample_ids: Tensor,
+    x_noisy: Tensor,
+    start: Start = "normal_approximation",
+) -> LevelStart:
+    """The density of level t given x_noisy = x_{t+1} (B, ...), and where its chains begin; one gradient for a draw."""
+    level = torch.full_like(sample_ids, t)
+    here = levels.to(x_noisy.device, x_noisy.dtype).at(level)
+    marginal = scaled_density(raw_at(level), here.energy_scale)
+    numbers = KeyedChainNoise(noise, Purpose.SAMPLE_CHAIN, sample_ids, level, tuple(x_noisy.shape[1:]), x_noisy.dtype)
+    density = conditional_density(marginal, x_noisy, here.recovery_precision)
+    if start == "x_noisy" or float(levels.recovery_precision[t]) == 0:
+        return LevelStart(density, x_noisy, 0, numbers)
+    draw = NormalApproximation(marginal, here.recovery_precision.rsqrt())
+    return LevelStart(density, run_chain(draw, x_noisy, numbers, 1).y, 1, numbers)
+
+
+def adapt_schedule(
+    levels: Levels,
+    raw_at: RawAtLevel,
+    shape: tuple[int, ...],
+    *,
+    seed: int,
+    config: AdaptationConfig,
+    num_leapfrog_steps: int = 2,
+    start: Start = "normal_approximation",
+    batch_size: int | None = None,
+    device: torch.device | None = None,
+    observe: Callable[[int, float, float], None] | None = None,
+) -> StepSizeSchedule:
+    """Step sizes of HMC for every level, on chains that run down the ladder while they adapt (section 4.2).
+
+    A level begins with the step size of the level above, changed as the Langevin step sizes of the two differ.
+
+    Args:
+        levels: (T,) scales, float64 on the CPU.
+        raw_at: the network.
+        shape: of one image.
+        seed: keys the noise; images of the same seed see other noise.
+        config: how many chains and steps, and the wanted acceptance rates.
+        num_leapfrog_steps: of each proposal.
+        start: where the chains of a level begin.
+        batch_size: chains that are computed together; by default all.
+        device: of the chains, by default the CPU.
+        observe: told each level, its step size and its acceptance rate.
+
+    Raises:
+        UserError: a level at which no step size has such a rate.
+    """
+
+    def kernel_at(density: LogDensityAndGrad, step_size: Tensor) -> Hmc:
+        return Hmc(density, step_size, num_leapfrog_steps)
+
+    noise = PhiloxNoise(seed)
+    ids = torch.arange(ADAPTATION_IDS, ADAPTATION_IDS + config.num_chains, device=device)
+    parts = ids.split(batch_size or config.num_chains)
+    xs = [noise.normal(Purpose.PRIOR, part, 0, (0,), shape)[0] for part in parts]
+    step_size, found = float(levels.step_size[-1]), []
+    for t in reversed(range(levels.num_levels)):
+        batches: list[AdaptingChains] = []
+        for part, x in zip(parts, xs, strict=True):
+            begin = start_level(levels, t, raw_at, noise, part, x, start)
+            batches.append(AdaptingChains(kernel_at, begin.density, begin.y, begin.noise, begin.num_draws))
+        step_size, rate = adapt_step_size(batches, step_size, config, what=f"step size of level {t}")
+        found.append((step_size, rate))
+        xs = [batch.y / float(levels.transition_scale[t]) for batch in batches]
+        if t > 0:
+            step_size *= float(levels.step_size[t - 1] / levels.step_size[t])
+        if observe is not None:
+            observe(t, *found[-1])
+    step_sizes, rates = zip(*reversed(found), strict=True)
+    return StepSizeSchedule(
+        step_size=step_sizes,
+        acceptance_rate=rates,
+        kernel="hmc",
+        num_leapfrog_steps=num_leapfrog_steps,
+        num_chains=config.num_chains,
+        num_steps=config.num_steps,
+        seed=seed,
+    )
