@@ -24,7 +24,7 @@ TABLE_6: dict[str, tuple[int, int, int, tuple[int, ...], int, float, float, int,
     "lsun_bedroom128": (128, 3, 128, WIDTHS_128, 5, 0.5, 1e-4, 1000, None, 0.999, 64,  580_000, True),
     # Ours: small enough for two CPU cores.
     "digits":          (8,   1, 32,  (1, 2),       1, 0.9, 1.5e-3, 100, None, 0.99, 32,  1_000,   False),
-    "fashion_mnist":   (32,  1, 16,  (1, 2, 4, 8), 1, 0.9, 1e-3, 300,  1000, 0.99,  32,  4_000,   True),
+    "fashion_mnist":   (32,  1, 16,  (1, 2, 4, 8), 1, 0.9, 1e-3, 300,  1000, 0.99,  32,  3_000,   True),
 }
 # fmt: on
 
