@@ -16,7 +16,7 @@ from drl_dist.tracking.client import connect, user_errors
 from drl_dist.tracking.metrics import describe
 from drl_dist.tracking.runs import run_named
 
-BINS = 200
+BINS = 60
 """Points of a curve: means over equal ranges of steps, since single steps are mostly noise."""
 _LEVEL = re.compile(r"/level_(\S+)$")
 
