@@ -25,13 +25,14 @@ from drl_dist.errors import UserError
 
 ADDRESS_VARIABLES = (
     "STORAGE_EMULATOR_HOST",
+    "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT",
     "GOOGLE_CLOUD_PROJECT",
     "AWS_ENDPOINT_URL",
     "AWS_ENDPOINT_URL_S3",
     "AWS_REGION",
     "AWS_DEFAULT_REGION",
 )
-"""Environment variables that say where storage is; none of them is a secret."""
+"""Environment variables that say where storage is and how to speak to it; none of them is a secret."""
 SCHEMES = ("file", "gs", "gcs", "s3", "s3a")
 REACH_DEADLINE = 25.0
 """Seconds in which an address must answer at all."""
