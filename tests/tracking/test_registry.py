@@ -27,43 +27,46 @@ def test_register_resolve_and_sample(
     client = connect(uri)
     run_id = open_run(uri, "registry", "run", {})
     metadata = {"run_name": "run", "checkpoint_url": "gs://bucket/run/checkpoint_000000100", "images_seen": "6400"}
-    assert register_checkpoint(client, "digits", run_id, 100, make_checkpoint(100), metadata) == 1
-    assert register_checkpoint(client, "digits", run_id, 200, make_checkpoint(200), metadata) == 2
-    assert register_checkpoint(client, "digits", run_id, 200, make_checkpoint(200), metadata) == 2
-    assert register_checkpoint(client, "digits", run_id, 100, make_checkpoint(100), metadata) == 1
+    assert register_checkpoint(client, "registered", run_id, 100, make_checkpoint(100), metadata) == 1
+    assert register_checkpoint(client, "registered", run_id, 200, make_checkpoint(200), metadata) == 2
+    assert register_checkpoint(client, "registered", run_id, 200, make_checkpoint(200), metadata) == 2
+    assert register_checkpoint(client, "registered", run_id, 100, make_checkpoint(100), metadata) == 1
     # A step that comes late must not become the latest version.
-    assert register_checkpoint(client, "digits", run_id, 150, make_checkpoint(150), metadata) is None
-    assert len(client.search_model_versions("name = 'digits'")) == 2
-    version = client.get_model_version("digits", "1")
+    assert register_checkpoint(client, "registered", run_id, 150, make_checkpoint(150), metadata) is None
+    assert len(client.search_model_versions("name = 'registered'")) == 2
+    version = client.get_model_version("registered", "1")
     assert version.tags.items() >= (metadata | {"step": "100"}).items() and len(version.tags["ema_sha256"]) == 64
 
-    latest = resolve_model("models:/digits@latest", uri, tmp_path / "models")
-    assert (latest.name, latest.version, latest.run_id, latest.step) == ("digits", 2, run_id, 200)
+    latest = resolve_model("models:/registered@latest", uri, tmp_path / "models")
+    assert (latest.name, latest.version, latest.run_id, latest.step) == ("registered", 2, run_id, 200)
     checkpoint = read_checkpoint(latest.folder, ("ema",))
     assert torch.equal(checkpoint.tensors["ema"]["w"], torch.full((4, 4), 200.0)) and checkpoint.state.step == 200
-    assert resolve_model("models:/digits/1", uri, tmp_path / "models").step == 100
-    client.set_registered_model_alias("digits", "best", "1")
-    assert resolve_model("models:/digits@best", uri).version == 1
+    assert resolve_model("models:/registered/1", uri, tmp_path / "models").step == 100
+    client.set_registered_model_alias("registered", "best", "1")
+    assert resolve_model("models:/registered@best", uri).version == 1
 
     # A second run of the same preset makes further versions.
     other = open_run(uri, "registry", "run-b", {})
-    assert register_checkpoint(client, "digits", other, 50, make_checkpoint(50), {}) == 3
-    assert resolve_model("models:/digits@latest", uri).run_id == other
+    assert register_checkpoint(client, "registered", other, 50, make_checkpoint(50), {}) == 3
+    assert resolve_model("models:/registered@latest", uri).run_id == other
 
     for _ in range(2):
         sampled = link_samples(
             uri,
             latest,
-            run_name="digits-samples",
+            run_name="registered-samples",
             params={"num_images": 16, "seed": 3},
             grid=np.zeros((16, 16, 1), np.uint8),
             output_url="gs://bucket/samples",
         )
     run = client.get_run(sampled)
     assert run.info.status == "FINISHED" and run.data.params == {"num_images": "16", "seed": "3"}
-    assert run.data.tags["model"] == "models:/digits/2" and run.data.tags["output_url"] == "gs://bucket/samples"
-    tags = client.get_model_version("digits", "2").tags
-    assert tags["samples.digits-samples"] == sampled and tags["samples.digits-samples.url"] == "gs://bucket/samples"
+    assert run.data.tags["model"] == "models:/registered/2" and run.data.tags["output_url"] == "gs://bucket/samples"
+    tags = client.get_model_version("registered", "2").tags
+    assert (
+        tags["samples.registered-samples"] == sampled
+        and tags["samples.registered-samples.url"] == "gs://bucket/samples"
+    )
 
 
 def test_models_that_are_not_there_or_not_whole(
