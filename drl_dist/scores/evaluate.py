@@ -18,7 +18,7 @@ from drl_dist.data.index import ShardIndex, open_index
 from drl_dist.data.manifest import Origin, read_origin
 from drl_dist.errors import UserError
 from drl_dist.evaluation.features import FeatureNetwork, Features
-from drl_dist.scores.distances import fid, inception_score, kid
+from drl_dist.scores.distances import KID_SUBSET_SIZE, fid, inception_score, kid
 from drl_dist.scores.feature_cache import cached_features
 from drl_dist.scores.images import check_count
 from drl_dist.scores.networks import load_network
@@ -124,7 +124,8 @@ def check_alike(one: ShardIndex, other: ShardIndex) -> None:
 
 def _print(scores: Scores, network: FeatureNetwork, options: EvaluateOptions) -> None:
     print(f"FID {scores.fid:.4f}")
-    print(f"KID {scores.kid:.6f} (std over subsets {scores.kid_std:.6f})")
+    subsets = f"std over subsets {scores.kid_std:.6f}" if options.num_images > KID_SUBSET_SIZE else "one subset: no std"
+    print(f"KID {scores.kid:.6f} ({subsets})")
     if scores.inception_score is None:
         print(f"inception score: left out, since {network.name} gives no logits")
     else:

@@ -82,7 +82,10 @@ def ood_run(options: OodOptions, experiment: Experiment, ema: Mapping[str, NDArr
         "other": _facts(outside, others),
     }
     folder = Folder(options.out)
-    folder.write(HISTOGRAM_NAME, histogram_png(values, others, area, (inside.name, outside.name)))
+    folder.write(
+        HISTOGRAM_NAME,
+        histogram_png(values, others, area, (f"{inside.name} {inside.split}", f"{outside.name} {outside.split}")),
+    )
     folder.write(REPORT_NAME, (json.dumps(report, indent=2) + "\n").encode())
     print(f"AUROC {area:.4f}: the chance that an image of {inside.url} has a higher log-density than one of")
     print(f"{outside.url}; {count} images of each, {HISTOGRAM_NAME} and {REPORT_NAME} in {options.out}", flush=True)

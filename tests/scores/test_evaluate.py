@@ -88,7 +88,7 @@ def test_the_door_scores_and_writes(folder: Path) -> None:
     assert report["fid"] == pytest.approx(expected.fid, rel=1e-6) and expected.fid > 0.001
     assert report["kid"] == pytest.approx(expected.kid, rel=1e-6)
     assert report["inception_score"] == pytest.approx(expected.inception_score, rel=1e-6)
-    assert f"FID {report['fid']:.4f}\n" in done.stdout
+    assert f"FID {report['fid']:.4f}\nKID {report['kid']:.6f} (one subset: no std)\n" in done.stdout
     assert f"inception score {report['inception_score']:.4f}" in done.stdout
     assert (report["num_images"], report["features"]) == (COUNT, given.features)
     assert report["samples"]["fingerprint"] == sets[0].fingerprint
