@@ -27,11 +27,26 @@ from drl_dist.noise import PhiloxNoise
 from drl_dist.progress import Advance, progress
 from drl_dist.recipe import build_ladder, build_levels
 from drl_dist.recovery import Levels
-from drl_dist.sampling.long_run import LongRunSampler, adapt_schedule
+from drl_dist.sampling.long_run import LongRunSampler, Start, adapt_schedule, suitable_start
 from drl_dist.training.chain import GradientEngine
 
 SHOWN_LEVELS = 12
 """Levels whose chains are traced for ESS and R-hat, and whose images are shown; evenly spaced."""
+_START_TEXT: dict[Start, str] = {
+    "normal_approximation": "a draw from the normal approximation",
+    "x_noisy": "x_noisy, as in training",
+}
+
+
+@dataclass(frozen=True)
+class _Setting:
+    """A model ready to run, and how."""
+
+    options: LongRunOptions
+    levels: Levels
+    start: Start
+    engine: GradientEngine
+    device: torch.device
 
 
 def long_run(options: LongRunOptions) -> int:
@@ -47,21 +62,24 @@ def long_run(options: LongRunOptions) -> int:
         torch.set_num_threads(options.threads)
     check_reachable(options.out)
     model = load_model(options.model, options.tracking_uri)
-    levels = build_levels(model.experiment, build_ladder(model.experiment.diffusion))
+    ladder = build_ladder(model.experiment.diffusion)
+    levels = build_levels(model.experiment, ladder)
     schedule = None
     if options.schedule is not None:
         schedule = read_schedule(options.schedule, model.ema_sha256, levels.num_levels)
         _check_leapfrogs(options, schedule)
     engine, device = _engine(model, options)
+    start = suitable_start(ladder) if options.start == "auto" else options.start
+    print(f"the chains of a level begin at {_START_TEXT[start]}", flush=True)
+    setting = _Setting(options, levels, start, engine, device)
     if schedule is None:
-        schedule = _adapt(options, model, levels, engine, device)
-    origin = _origin(options, model, schedule)
-    output = LongRunOutput(options.out, model.experiment, origin)
+        schedule = _adapt(setting, model.ema_sha256)
+    output = LongRunOutput(options.out, model.experiment, _origin(setting, model, schedule))
     output.write_step_sizes(schedule, options.adapt)
-    runs = [_run(options, levels, schedule, engine, device, length, output) for length in options.chain_lengths]
+    runs = [_run(setting, schedule, length, output) for length in options.chain_lengths]
     output.write_comparison()
     output.write_diagnostics(runs)
-    print(f"images, pictures, {SCHEDULE_NAME} and diagnostics are below {options.out}", flush=True)
+    print(f"images, pictures and diagnostics are below {options.out}", flush=True)
     return 0
 
 
@@ -83,11 +101,9 @@ def _engine(model: TrainedModel, options: LongRunOptions) -> tuple[GradientEngin
     return GradientEngine(network, EngineConfig(), is_frozen=True), device
 
 
-def _adapt(
-    options: LongRunOptions, model: TrainedModel, levels: Levels, engine: GradientEngine, device: torch.device
-) -> StepSizeSchedule:
+def _adapt(setting: _Setting, ema_sha256: str) -> StepSizeSchedule:
     """The schedule, found and kept."""
-    config = options.adapt
+    options, levels, config = setting.options, setting.levels, setting.options.adapt
     print(
         f"adapting the step sizes of {levels.num_levels} levels on {config.num_chains} chains x {config.num_steps} "
         f"steps to acceptance rates in [{config.lowest_rate:g}, {config.highest_rate:g}]",
@@ -96,17 +112,17 @@ def _adapt(
     with progress("adapting", levels.num_levels, 0, "levels") as advance:
         schedule = adapt_schedule(
             levels,
-            engine.raw_at,
-            engine.network.image_shape,
+            setting.engine.raw_at,
+            setting.engine.network.image_shape,
             seed=options.seed,
             config=config,
             num_leapfrog_steps=options.num_leapfrog_steps,
-            start=options.start,
+            start=setting.start,
             batch_size=options.batch_size,
-            device=device,
+            device=setting.device,
             observe=lambda t, step_size, rate: advance(1, f"level {t}: step size {step_size:.3g}, rate {rate:.2f}"),
         )
-    write_schedule(options.out, schedule, model.ema_sha256)
+    write_schedule(options.out, schedule, ema_sha256)
     print(f"wrote {options.out}/{SCHEDULE_NAME}; --schedule {options.out} uses these step sizes again", flush=True)
     return schedule
 
@@ -142,21 +158,14 @@ class _Watch:
             self.records[t][-1].close()
 
 
-def _run(
-    options: LongRunOptions,
-    levels: Levels,
-    schedule: StepSizeSchedule,
-    engine: GradientEngine,
-    device: torch.device,
-    length: int,
-    output: LongRunOutput,
-) -> dict[str, Any]:
+def _run(setting: _Setting, schedule: StepSizeSchedule, length: int, output: LongRunOutput) -> dict[str, Any]:
     """All chains of one length; what they say about themselves."""
+    options, levels, engine = setting.options, setting.levels, setting.engine
     began = time.monotonic()
     kernel_at = kernel_named(
         options.kernel, num_leapfrog_steps=options.num_leapfrog_steps, max_tree_depth=options.max_tree_depth
     )
-    sampler = LongRunSampler(levels, schedule.step_size, kernel_at, length, options.start)
+    sampler = LongRunSampler(levels, schedule.step_size, kernel_at, length, setting.start)
     num_levels, noise = levels.num_levels, PhiloxNoise(options.seed)
     shown = frozenset(np.linspace(0, num_levels - 1, min(num_levels, SHOWN_LEVELS)).round().astype(int).tolist())
     images: list[Tensor] = []
@@ -164,7 +173,7 @@ def _run(
     what = f"{length} steps per level"
     with progress(what, length * num_levels * options.num_images, 0, "image steps") as advance:
         watch = _Watch(shown, advance)
-        for ids in torch.arange(options.num_images, device=device).split(options.batch_size):
+        for ids in torch.arange(options.num_images, device=setting.device).split(options.batch_size):
             x = None
             for t, x_t in sampler.descend(engine.raw_at, noise, ids, engine.network.image_shape, observe=watch):
                 watch.end_level(t, length, len(ids))
@@ -209,13 +218,14 @@ def _rows(levels: Levels, records: dict[int, list[ChainRecord]], shown: frozense
     return rows
 
 
-def _origin(options: LongRunOptions, model: TrainedModel, schedule: StepSizeSchedule) -> dict[str, Any]:
+def _origin(setting: _Setting, model: TrainedModel, schedule: StepSizeSchedule) -> dict[str, Any]:
+    options = setting.options
     return {
         "model": options.model,
         "step": model.step,
         "ema_sha256": model.ema_sha256,
         "kernel": options.kernel,
-        "start": options.start,
+        "start": setting.start,
         "num_leapfrog_steps": options.num_leapfrog_steps if options.kernel == "hmc" else None,
         "max_tree_depth": options.max_tree_depth if options.kernel == "nuts" else None,
         "num_images": options.num_images,

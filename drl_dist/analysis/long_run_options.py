@@ -23,7 +23,7 @@ class LongRunOptions:
     kernel: Literal["hmc", "nuts"] = "hmc"
     """What moves the chains; NUTS takes the step sizes of HMC."""
     steps_per_level: str = "1,10,100"
-    """Chain lengths, each a run of its own: steps per level, the draw from the normal approximation included."""
+    """Chain lengths, each a run of its own: steps per level, a draw from the normal approximation included."""
     num_images: int = 64
     """Chains of each length."""
     seed: int = 0
@@ -32,8 +32,9 @@ class LongRunOptions:
     """URL of the folder for images, pictures, step sizes and diagnostics."""
     schedule: str | None = None
     """URL of a folder with the step_sizes.json of this model; by default they are adapted first, and kept in --out."""
-    start: Start = "normal_approximation"
-    """Where the chains of a level begin: at a draw, or, for ladders of few and large levels, at x_noisy itself."""
+    start: Start | Literal["auto"] = "auto"
+    """Where the chains of a level begin: at a draw from the normal approximation, or at x_noisy itself where levels are
+    few and large; auto looks at the ladder."""
     num_leapfrog_steps: int = 2
     """Of an HMC proposal."""
     max_tree_depth: int = 8

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from drl_dist.config import DiffusionConfig, Experiment, McmcConfig
+from drl_dist.diffusion import NoiseLadder, linear_ladder
 from drl_dist.energy.analytic import Gaussian
 from drl_dist.errors import UserError
 from drl_dist.mcmc.adaptation import AdaptationConfig, kernel_named
@@ -18,7 +19,7 @@ from drl_dist.mcmc.record import ChainRecord, summarise
 from drl_dist.noise import PhiloxNoise
 from drl_dist.recipe import build_ladder, build_levels
 from drl_dist.recovery import LogDensityAndGrad
-from drl_dist.sampling.long_run import LongRunSampler, Start, adapt_schedule
+from drl_dist.sampling.long_run import LongRunSampler, Start, adapt_schedule, suitable_start
 from drl_dist.sampling.progressive import RawAtLevel
 from tests.mcmc.laws import expected_rate
 
@@ -256,6 +257,19 @@ def test_a_level_that_cannot_be_adapted_is_named() -> None:
     config = AdaptationConfig(num_chains=50, num_steps=10, max_rounds=15)
     with pytest.raises(UserError, match="step size of level 3: got an acceptance rate of 0"):
         adapt_schedule(levels, broken, (20,), seed=0, config=config)
+
+
+@pytest.mark.parametrize(
+    ("ladder", "start"),
+    [
+        (build_ladder(T6.diffusion), "x_noisy"),
+        (build_ladder(T1K.diffusion), "normal_approximation"),
+        (linear_ladder(100, 1e-4, 2e-4), "normal_approximation"),
+        (linear_ladder(3, 1e-4, 0.5), "x_noisy"),
+    ],
+)
+def test_the_start_that_suits_a_ladder(ladder: NoiseLadder, start: Start) -> None:
+    assert suitable_start(ladder) == start
 
 
 def test_step_sizes_are_one_per_level() -> None:
