@@ -32,6 +32,7 @@ from drl_dist.training.chain import GradientEngine
 
 SHOWN_LEVELS = 12
 """Levels whose chains are traced for ESS and R-hat, and whose images are shown; evenly spaced."""
+_DTYPES = {"float64": torch.float64, "float32": torch.float32}
 _START_TEXT: dict[Start, str] = {
     "normal_approximation": "a draw from the normal approximation",
     "x_noisy": "x_noisy, as in training",
@@ -98,7 +99,10 @@ def _engine(model: TrainedModel, options: LongRunOptions) -> tuple[GradientEngin
     if options.use_gpu and not torch.cuda.is_available():
         raise UserError("option --use-gpu", got="no GPU", expected="a GPU", remedy="leave out the option")
     network = averaged_network(model.experiment, model.ema, device)
-    return GradientEngine(network, EngineConfig(), is_frozen=True), device
+    network.to(dtype=_DTYPES[options.precision])
+    # The captured graph holds images in float32.
+    config = EngineConfig(cuda_graph=options.precision == "float32")
+    return GradientEngine(network, config, is_frozen=True), device
 
 
 def _adapt(setting: _Setting, ema_sha256: str) -> StepSizeSchedule:
@@ -120,6 +124,7 @@ def _adapt(setting: _Setting, ema_sha256: str) -> StepSizeSchedule:
             start=setting.start,
             batch_size=options.batch_size,
             device=setting.device,
+            dtype=_DTYPES[options.precision],
             observe=lambda t, step_size, rate: advance(1, f"level {t}: step size {step_size:.3g}, rate {rate:.2f}"),
         )
     write_schedule(options.out, schedule, ema_sha256)
@@ -165,7 +170,7 @@ def _run(setting: _Setting, schedule: StepSizeSchedule, length: int, output: Lon
     kernel_at = kernel_named(
         options.kernel, num_leapfrog_steps=options.num_leapfrog_steps, max_tree_depth=options.max_tree_depth
     )
-    sampler = LongRunSampler(levels, schedule.step_size, kernel_at, length, setting.start)
+    sampler = LongRunSampler(levels, schedule.step_size, kernel_at, length, setting.start, _DTYPES[options.precision])
     num_levels, noise = levels.num_levels, PhiloxNoise(options.seed)
     shown = frozenset(np.linspace(0, num_levels - 1, min(num_levels, SHOWN_LEVELS)).round().astype(int).tolist())
     images: list[Tensor] = []
@@ -226,6 +231,7 @@ def _origin(setting: _Setting, model: TrainedModel, schedule: StepSizeSchedule) 
         "ema_sha256": model.ema_sha256,
         "kernel": options.kernel,
         "start": setting.start,
+        "precision": options.precision,
         "num_leapfrog_steps": options.num_leapfrog_steps if options.kernel == "hmc" else None,
         "max_tree_depth": options.max_tree_depth if options.kernel == "nuts" else None,
         "num_images": options.num_images,

@@ -41,6 +41,8 @@ class LongRunOptions:
     """Of NUTS: a trajectory has at most 2 to this power leapfrog steps."""
     batch_size: int = 64
     """Images that are computed together."""
+    precision: Literal["float64", "float32"] = "float64"
+    """Arithmetic of network and chains; float32 tells log-densities apart only where they are below some 10**5 nats."""
     use_gpu: bool = False
     """Compute on the GPU."""
     threads: int | None = None

@@ -14,6 +14,7 @@ from torch import Tensor
 from drl_dist.errors import UserError
 from drl_dist.mcmc.hmc import Hmc
 from drl_dist.mcmc.kernel import ChainNoise, Info, KernelAt, State
+from drl_dist.mcmc.leapfrog import Point
 from drl_dist.mcmc.mala import Mala
 from drl_dist.mcmc.nuts import Nuts
 from drl_dist.recovery import LogDensityAndGrad
@@ -25,6 +26,8 @@ KernelName = Literal["hmc", "mala", "nuts"]
 # half of itself.
 _GAIN = 2.0
 _PROBE_FRACTION = 10
+_MAX_ROUNDING = 0.5
+"""Nats in the last place of the log-density above which accepting is a matter of rounding."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,6 +138,8 @@ class AdaptingChains:
     y: Tensor
     noise: ChainNoise
     next_step: int = 0
+    rounding: Tensor | float = 0.0
+    """Nats between neighbouring values of the log-density in its dtype, averaged over the chains."""
 
     def run(self, step_size: float, num_steps: int) -> Tensor:
         """Make `num_steps` steps of this size; the acceptance probability averaged over steps and chains, ()
@@ -147,6 +152,8 @@ class AdaptingChains:
             state, info = kernel(state, step_noise)
             total += _probability(info).mean()
         self.y, self.next_step = state.y, self.next_step + num_steps
+        if isinstance(state, Point):
+            self.rounding = state.log_density.abs().mean() * torch.finfo(state.log_density.dtype).eps
         return total / num_steps
 
 
@@ -175,7 +182,8 @@ def adapt_step_size(
         The step size and its acceptance rate.
 
     Raises:
-        UserError: no step size that was tried has such a rate.
+        UserError: no step size that was tried has such a rate, or the log-density is so large a number that its dtype
+            cannot tell it before a step from after it.
     """
     num_chains = sum(len(batch.y) for batch in batches)
     target = (config.lowest_rate + config.highest_rate) / 2
@@ -195,14 +203,29 @@ def adapt_step_size(
             if not config.contains(rate):
                 break
         else:
+            _check_rounding(batches, what)
             return step_size, rate
         step_size *= math.exp(_GAIN * (rate - target))
+    _check_rounding(batches, what)
     raise UserError(
         what,
         got=f"an acceptance rate of {rate:.3g} near {step_size:.3g} after {config.max_rounds} corrections",
         expected=f"a rate in [{config.lowest_rate:g}, {config.highest_rate:g}]",
         remedy="check that the density and its gradient are finite, or adapt with more chains or steps",
     )
+
+
+def _check_rounding(batches: Sequence[AdaptingChains], what: str) -> None:
+    for batch in batches:
+        rounding = float(batch.rounding)
+        if rounding > _MAX_ROUNDING:
+            dtype = str(batch.y.dtype).removeprefix("torch.")
+            raise UserError(
+                what,
+                got=f"log-densities that {dtype} rounds by {rounding:.2g} nats",
+                expected=f"less than {_MAX_ROUNDING:g} nats, so that energy errors are not rounding",
+                remedy="compute in float64",
+            )
 
 
 def _probability(info: Info | None) -> Tensor:

@@ -70,6 +70,8 @@ class LongRunSampler:
         kernel_at: the adjusted kernel.
         num_chain_steps: per level, the draw included.
         start: where the chains of a level begin.
+        dtype: of the chains. A network's log-density is so large a number (10**8 nats at the lowest of six levels) that
+            float32 cannot tell it before a step from after it, and acceptance is chance; see `adapt_step_size`.
     """
 
     levels: Levels
@@ -77,6 +79,7 @@ class LongRunSampler:
     kernel_at: KernelAt
     num_chain_steps: int
     start: Start = "normal_approximation"
+    dtype: torch.dtype = torch.float64
 
     def __post_init__(self) -> None:
         if len(self.step_size) != self.levels.num_levels:
@@ -102,7 +105,7 @@ class LongRunSampler:
             keep: levels t whose x_t is kept, 0 <= t <= T.
             observe: asked at the beginning of each level who wants to be told of its steps.
         """
-        x = noise.normal(Purpose.PRIOR, sample_ids, 0, (0,), shape)[0]
+        x = self._white_noise(noise, sample_ids, shape)
         kept = {self.levels.num_levels: x} if self.levels.num_levels in keep else {}
         for t, x_t in self.descend(raw_at, noise, sample_ids, shape, observe=observe):
             x = x_t
@@ -120,7 +123,7 @@ class LongRunSampler:
         observe: ObserveLevel | None = None,
     ) -> Iterator[tuple[int, Tensor]]:
         """(t, x_t) for t = T-1, ..., 0, each as soon as it is there; y_t is levels.transition_scale[t] * x_t."""
-        x = noise.normal(Purpose.PRIOR, sample_ids, 0, (0,), shape)[0]
+        x = self._white_noise(noise, sample_ids, shape)
         for t in reversed(range(self.levels.num_levels)):
             begin = start_level(self.levels, t, raw_at, noise, sample_ids, x, self.start)
             y, num_steps = begin.y, self.num_chain_steps - begin.num_draws
@@ -131,6 +134,9 @@ class LongRunSampler:
                 y = run_chain(kernel, y, begin.noise, num_steps, start=begin.num_draws, observe=observer).y
             x = y / float(self.levels.transition_scale[t])
             yield t, x
+
+    def _white_noise(self, noise: Noise, sample_ids: Tensor, shape: tuple[int, ...]) -> Tensor:
+        return noise.normal(Purpose.PRIOR, sample_ids, 0, (0,), shape)[0].to(self.dtype)
 
 
 def suitable_start(ladder: NoiseLadder) -> Start:
@@ -178,6 +184,7 @@ def adapt_schedule(
     start: Start = "normal_approximation",
     batch_size: int | None = None,
     device: torch.device | None = None,
+    dtype: torch.dtype = torch.float64,
     observe: Callable[[int, float, float], None] | None = None,
 ) -> StepSizeSchedule:
     """Step sizes of HMC for every level, on chains that run down the ladder while they adapt (section 4.2).
@@ -194,6 +201,7 @@ def adapt_schedule(
         start: where the chains of a level begin.
         batch_size: chains that are computed together; by default all.
         device: of the chains, by default the CPU.
+        dtype: of the chains, as of `LongRunSampler`.
         observe: told each level, its step size and its acceptance rate.
 
     Raises:
@@ -206,7 +214,7 @@ def adapt_schedule(
     noise = PhiloxNoise(seed)
     ids = torch.arange(ADAPTATION_IDS, ADAPTATION_IDS + config.num_chains, device=device)
     parts = ids.split(batch_size or config.num_chains)
-    xs = [noise.normal(Purpose.PRIOR, part, 0, (0,), shape)[0] for part in parts]
+    xs = [noise.normal(Purpose.PRIOR, part, 0, (0,), shape)[0].to(dtype) for part in parts]
     step_size, found = float(levels.step_size[-1]), []
     for t in reversed(range(levels.num_levels)):
         batches: list[AdaptingChains] = []

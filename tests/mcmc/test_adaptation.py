@@ -104,6 +104,30 @@ def test_a_density_without_a_right_step_size_is_told(density: LogDensityAndGrad,
         adapt_step_size(chains(density, gaussian(1.0, 0)[1], 0), 0.1, config, what="step size of level 3")
 
 
+@pytest.mark.parametrize("offset", [0.0, 1e9])
+def test_a_log_density_too_large_for_its_dtype_is_told(offset: float) -> None:
+    # What a network says at the lowest of six levels: 10**8 nats and more, of which float32 keeps eight digits.
+    law, y = gaussian(0.1, 0)
+
+    def density(at: Tensor) -> tuple[Tensor, Tensor]:
+        value, gradient = law(at.double())
+        return (value - offset).to(at.dtype), gradient.to(at.dtype)
+
+    def parts(dtype: torch.dtype) -> list[AdaptingChains]:
+        made = chains(density, y.to(dtype), 0)
+        for part in made:
+            part.noise = dataclasses.replace(part.noise, dtype=dtype)  # pyright: ignore[reportArgumentType, reportCallIssue]
+        return made
+
+    right = adapt_step_size(chains(law, y, 0), 0.1, CONFIG)
+    assert adapt_step_size(parts(torch.float64), 0.1, CONFIG)[0] == pytest.approx(right[0], rel=0.01)
+    if offset:
+        with pytest.raises(UserError, match=r"got log-densities that float32 rounds by 1.2e.02 nats"):
+            adapt_step_size(parts(torch.float32), 0.1, CONFIG)
+    else:
+        assert adapt_step_size(parts(torch.float32), 0.1, CONFIG)[0] == pytest.approx(right[0], rel=0.01)
+
+
 def test_a_kernel_that_never_rejects_cannot_be_adapted() -> None:
     density, y = gaussian(1.0, 0)
     [part, *_] = chains(density, y, 0)

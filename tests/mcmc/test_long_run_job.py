@@ -129,6 +129,7 @@ def test_the_images_are_those_of_the_sampler(finished: tuple[Path, str, str], ch
     out, _, _ = finished
     stored = read_checkpoint(checkpoint)
     network = load_averaged(build_network(stored.experiment), stored.tensors["ema"])
+    network.double()
     levels = build_levels(stored.experiment, build_ladder(stored.experiment.diffusion))
     step_sizes = json.loads((out / "step_sizes.json").read_text())["schedule"]["step_size"]
     for length in (1, 3):
