@@ -13,7 +13,8 @@ from ray.train import RunConfig as RayRunConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from drl_dist.checkpoints.record import check_record, write_record
-from drl_dist.checkpoints.remote import newest_checkpoint
+from drl_dist.checkpoints.remote import StoredCheckpoint, newest_checkpoint
+from drl_dist.checkpoints.start import starting_point
 from drl_dist.config import RunConfig, flatten, to_dict
 from drl_dist.data.filesystem import check_reachable
 from drl_dist.data.index import open_index
@@ -94,7 +95,7 @@ def train_run(run: RunConfig) -> int:
         check_count(index, run.tracking.score_num_images, what="data")
     check_reachable(run.storage)
     run_url = f"{run.storage.rstrip('/')}/{run.run_name}"
-    check_record(run_url, experiment, index.fingerprint)
+    check_record(run_url, experiment, index.fingerprint, run.start_from)
     newest = newest_checkpoint(run_url)
     if newest and newest.step >= experiment.train.num_steps:
         print(
@@ -103,19 +104,21 @@ def train_run(run: RunConfig) -> int:
             flush=True,
         )
         return 0
+    if run.start_from is not None and newest is None:
+        run = dataclasses.replace(run, start_from=starting_point(run.start_from, experiment, index.fingerprint))
     # Workers may not have the variable that names the server.
     uri = connect(run.tracking.uri).tracking_uri
     run = dataclasses.replace(run, tracking=dataclasses.replace(run.tracking, uri=uri))
     with cluster(ENVIRONMENT):
         check_capacity(run.num_workers, cpus=run.cpus_per_worker, gpus=int(run.use_gpu))
-        write_record(run_url, experiment, index.fingerprint)
+        write_record(run_url, experiment, index.fingerprint, run.start_from)
         if drop_stale_snapshot(run_url):
             print("Ray Train's list of checkpoints was torn or outdated and is made anew", flush=True)
         params = {name.removeprefix("experiment."): value for name, value in flatten(to_dict(run)).items()}
         params["data_fingerprint"] = index.fingerprint
         tracking_run = open_run(uri, run.tracking.experiment, run.run_name, params)
         print(
-            f"run {run.run_name}: {'resuming after step ' + str(newest.step) if newest else 'starting'}, "
+            f"run {run.run_name}: {_beginning(run, newest)}, "
             f"{run.num_workers} workers, checkpoints in {run_url}, metrics and samples at {uri}",
             flush=True,
         )
@@ -131,6 +134,12 @@ def train_run(run: RunConfig) -> int:
         flush=True,
     )
     return 0
+
+
+def _beginning(run: RunConfig, newest: StoredCheckpoint | None) -> str:
+    if newest:
+        return f"resuming after step {newest.step}"
+    return f"starting from {run.start_from}" if run.start_from else "starting"
 
 
 @contextmanager
