@@ -73,7 +73,7 @@ def main(argv: Sequence[str]) -> int:
         "levels": levels_picture(drl, grid, f"{name}: from noise to data by diffusion recovery likelihood"),
         "comparison": comparison_picture(drl, short_run, data, grid, f"{name}: recovery beside short-run likelihood"),
     }
-    print("\n".join(report(drl, short_run, data)))
+    print("\n".join(report(drl, short_run, data, grid)))
     for kind, what in (("levels", "from noise to data"), ("comparison", "recovery beside short-run likelihood")):
         path = folder / f"{name}_{kind}.png"
         _write(path, pictures[kind])

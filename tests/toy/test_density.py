@@ -13,7 +13,7 @@ from drl_dist.recipe import build_ladder
 from drl_dist.recovery import LogDensityAndGrad
 from drl_dist.toy.density import Grid, exact_masses, kl_divergence, learned_masses, total_variation
 from drl_dist.toy.laws import LAWS
-from drl_dist.toy.study import share_off, share_uncovered
+from drl_dist.toy.study import misplaced_share, share_off
 from drl_dist.toy.training import ToyModel, drl_experiment
 
 GRID = Grid(cells=80)
@@ -63,4 +63,17 @@ def test_shares_of_points_near_the_data() -> None:
     data = torch.tensor([[0.0, 0.0], [2.0, 0.0]])
     points = torch.tensor([[0.1, 0.0], [0.0, 0.2], [float("nan"), 0.0], [0.0, -0.14]])
     assert share_off(points, data) == 0.5
-    assert share_uncovered(points[[0, 1, 3]], data) == 0.5
+
+
+def test_misplaced_points_are_those_in_squares_that_should_hold_fewer(model: ToyModel) -> None:
+    exact = exact_masses(LAWS["checkerboard"], model.ladder, 0, GRID)
+    squares = torch.tensor([[x, y] for x in range(-2, 2) for y in range(-2, 2) if (x + y) % 2 == 0])
+    middles = squares + 0.5
+    # The blur of x_0 lets .4 % of the mass of each of eight squares out on each side, but for the board's own corners.
+    assert misplaced_share(middles, exact, GRID) == pytest.approx(0, abs=0.02)
+    assert misplaced_share(middles[:4], exact, GRID) == pytest.approx(0.5, abs=0.02)
+    assert misplaced_share(middles + torch.tensor([1.0, 0.0]), exact, GRID) == pytest.approx(1, abs=0.02)
+    lost = torch.where(torch.arange(8)[:, None] < 4, middles, torch.tensor([[float("nan"), 0.0]]))
+    assert misplaced_share(lost, exact, GRID) == pytest.approx(0.5, abs=0.02)
+    lost[4:] = torch.tensor([float("inf"), 9.0])
+    assert misplaced_share(lost, exact, GRID) == pytest.approx(0.5, abs=0.02)
