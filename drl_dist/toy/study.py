@@ -83,7 +83,7 @@ def share_off(points: Tensor, data: Tensor, distance: float = NEAR) -> float:
 def misplaced_share(points: Tensor, masses: Tensor, grid: Grid) -> float:
     """Total variation between where points are and where they should be, over squares of side 1, in [0, 1].
 
-    Squares, because few points say nothing about cells; 200 independent ones of the checkerboard are about .07 away
+    Squares, because few points say nothing about cells; 200 independent ones of the checkerboard are about .08 away
     from it by chance.
 
     Args:
