@@ -75,7 +75,7 @@ class McmcConfig:
     """log-density = raw network output / delta_t**2 (released code), / sigma_{t+1}**2 (what makes T = 1000 trainable:
     docs/deviations.md), or the output itself (paper)."""
     antithetic: bool = False
-    """Train on pairs of opposite draws, of y_pos and of y_neg from the same normals; for K = 0, where this takes most of
+    """Train on pairs of opposite draws, of y_pos and y_neg from the same normals; for K = 0, where this takes most of
     the noise out of the learning gradient (docs/deviations.md)."""
     noise_scale: float = 1.0
     """Factor on the Langevin noise while training."""

@@ -190,6 +190,31 @@ def test_a_changed_experiment_is_refused(
     assert "changed fields model.num_res_blocks: 1 -> 2; train.seed: 0 -> 9" in job.output
 
 
+def test_a_run_goes_on_from_another_with_other_settings(
+    straight: Job, digits: Path, storage: Path, mlflow_server: MlflowServer, server_environment: dict[str, str]
+) -> None:
+    start = storage / "straight" / checkpoint_name(EVERY)
+    more = ["--start-from", str(start), "--optim.learning-rate", "1e-6", "--train.num-steps", str(EVERY + 2)]
+    job = run(server_environment, words(digits, storage, "fork", *more))
+    assert job.status == 0, job.output
+    assert f"run fork: starting from {start}, 1 workers" in job.output
+    before, after = (
+        read_checkpoint(folder, PARTS) for folder in (start, storage / "fork" / checkpoint_name(EVERY + 2))
+    )
+    assert (after.state.step, after.state.next_position) == (EVERY + 2, before.state.next_position + 2 * 8)
+    # Two steps of Adam at this learning rate: nearly the same weights, but not the same.
+    changes = [
+        float((after.tensors["weights"][name] - value).abs().max())
+        for name, value in before.tensors["weights"].items()
+        if name.endswith(".weight")
+    ]
+    assert 0 < max(changes) < 1e-4
+    assert tracked(mlflow_server, "fork").data.params["start_from"] == str(start)
+    again = run(server_environment, words(digits, storage, "fork", *more))
+    assert (again.status, len(again.lines)) == (0, 1), again.output
+    assert f"has made its {EVERY + 2} steps" in again.output
+
+
 def test_data_and_checkpoints_in_a_bucket(
     ray_head: RayHead, mlflow_server: MlflowServer, gcs_emulator: GcsEmulator, gcs_bucket: str, digits: Path
 ) -> None:
