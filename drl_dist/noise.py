@@ -51,6 +51,10 @@ class Purpose(IntEnum):
     """Which pixels a random mask hides."""
     DEGRADE = 11
     """The noise of an image that is to be denoised."""
+    REVERSE_CHAIN = 14
+    """The chains that lead an image up the ladder."""
+    DEQUANTISE = 15
+    """Where in the bin of its grey level a pixel lies."""
 
 
 class Noise(Protocol):
