@@ -34,6 +34,10 @@ class LevelPassage(NamedTuple):
     acceptance_rate: Tensor
     """(B,) float64."""
 
+    def numbers(self) -> Tensor:
+        """(3, B) float64: log weight, acceptance rate, and per-pixel root mean square of x."""
+        return torch.stack([self.log_weight, self.acceptance_rate, root_mean_square(self.x).double()])
+
 
 @dataclass(frozen=True)
 class Passage:
@@ -54,7 +58,7 @@ class Passage:
         x, rows = None, {}
         for part in parts:
             x = part.x
-            rows[part.level] = torch.stack([part.log_weight, part.acceptance_rate, root_mean_square(x).double()])
+            rows[part.level] = part.numbers()
         if x is None:
             raise ValueError("a passage of no levels")
         log_weight, acceptance_rate, size = torch.stack([rows[t] for t in sorted(rows)], 1)
