@@ -99,21 +99,19 @@ def report(
     best = estimates[-1]
     # x_0 = a_0 x + noise and y_0 = a_1 x_0; the noise changes no volume.
     scale = float(ladder.cumulative_scale[0]) * float(levels.transition_scale[0])
-    found = Report(
+    return Report(
         at_data=_bits(at_data, best, scale, num_dims),
         at_x_0=_bits(at_x_0, best, scale, num_dims),
         estimates=estimates,
-        warnings=(),
-    )
-    return Report(
-        at_data=found.at_data, at_x_0=found.at_x_0, estimates=estimates, warnings=tuple(_warnings(best, num_dims))
+        warnings=tuple(_warnings(best, num_dims)),
     )
 
 
 def _estimate(length: int, down: Chains, up: Chains, *, levels: Levels, ladder: NoiseLadder, num_dims: int) -> Estimate:
-    names = ("log_weight", "acceptance_rate", "root_mean_square")
-    lower = lower_bound(*(down[name] for name in names), levels, num_dims)
-    upper = upper_bound(*(up[name] for name in names), levels, num_dims)
+    lower, upper = (
+        bound(way["log_weight"], way["acceptance_rate"], way["root_mean_square"], levels, num_dims)
+        for bound, way in ((lower_bound, down), (upper_bound, up))
+    )
     per_image = annealed_log_density(up["at_x_0"], up["log_weight"].sum(0), num_dims)
     bits = bits_per_dim(per_image + num_dims * math.log(float(ladder.cumulative_scale[0])), num_dims)
     return Estimate(

@@ -157,7 +157,7 @@ def figure(report: Report) -> bytes:
     FigureCanvasAgg(drawing)
     axes = drawing.subplots()
     for place, estimate in enumerate(report.estimates):
-        colour, steps = f"C{place}", f"{estimate.steps_per_level} steps per level"
+        colour, steps = f"C{place}", _steps(estimate.steps_per_level)
         lower, upper = estimate.lower_curve, estimate.upper_curve
         axes.plot(lower.num_chains, lower.log_z, "-o", color=colour, markersize=3, label=f"{steps}, from below")
         axes.plot(upper.num_chains, upper.log_z, "--s", color=colour, markersize=3, label=f"{steps}, from above")
@@ -190,7 +190,7 @@ def told(report: Report, num_images: int) -> Sequence[str]:
     for estimate in report.estimates:
         for name, bound in (("lower", estimate.lower), ("upper", estimate.upper)):
             lines.append(
-                f"{estimate.steps_per_level} steps per level: {name} bound of log Z {bound.log_z:.3f} "
+                f"{_steps(estimate.steps_per_level)}: {name} bound of log Z {bound.log_z:.3f} "
                 f"(standard error {bound.standard_error:.2g}, effective {bound.effective_sample_size:.1f} of "
                 f"{bound.num_chains} chains)"
             )
@@ -221,6 +221,10 @@ def concatenated(results: Iterable[UnitResult]) -> dict[str, NDArray[np.float64]
     """The arrays of units of one kind, in the order of their numbers, side by side."""
     parts = [result.arrays for result in results]
     return {name: np.concatenate([part[name] for part in parts], axis=-1) for name in parts[0]}
+
+
+def _steps(length: int) -> str:
+    return f"{length} step{'s' if length > 1 else ''} per level"
 
 
 def _finite(value: Any) -> Any:

@@ -289,7 +289,7 @@ def test_what_does_not_fit_is_told_before_a_cluster_is_asked(
         ({"out": "ftp://host/out"}, "storage URL"),
         ({"out": long_run}, "got a step_sizes.json of another job"),
     ):
-        given = dataclasses.replace(options(checkpoint, data, tmp_path / "out"), **changed)  # pyright: ignore
+        given = dataclasses.replace(options(checkpoint, data, tmp_path / "out"), **changed)
         with pytest.raises(UserError, match=message):
             likelihood_run(given)
     assert not (tmp_path / "out").exists()
@@ -338,4 +338,4 @@ def test_impossible_options_are_refused(changed: dict[str, object], message: str
     check_options(good)
     assert good.chain_lengths == (4, 16)
     with pytest.raises(UserError, match=message):
-        check_options(dataclasses.replace(good, **changed))  # pyright: ignore[reportArgumentType]
+        check_options(dataclasses.replace(good, **changed))
