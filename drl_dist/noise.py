@@ -55,6 +55,10 @@ class Purpose(IntEnum):
     """How far a point of two-dimensional data lies from the middle of its part (`drl_dist.toy`)."""
     TOY_CHOICE = 13
     """Which part of two-dimensional data a point lies in, and where along it."""
+    REVERSE_CHAIN = 14
+    """The chains that lead an image up the ladder."""
+    DEQUANTISE = 15
+    """Where in the bin of its grey level a pixel lies."""
 
 
 class Noise(Protocol):

@@ -11,9 +11,10 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from drl_dist.data.filesystem import Folder, check_reachable
 from drl_dist.errors import UserError
-from drl_dist.mcmc.adaptation import StepSizeSchedule
+from drl_dist.mcmc.adaptation import DensityName, StepSizeSchedule
 
 SCHEDULE_NAME = "step_sizes.json"
+_WRITERS: dict[DensityName, str] = {"conditional": "a long run", "marginal": "a likelihood job"}
 _REMEDY = "adapt the step sizes of this model again, by leaving out --schedule"
 
 
@@ -44,16 +45,19 @@ def write_schedule(folder: str, schedule: StepSizeSchedule, ema_sha256: str) -> 
     Folder(folder).write(SCHEDULE_NAME, (json.dumps(content, indent=2) + "\n").encode())
 
 
-def read_schedule(folder: str, ema_sha256: str, num_levels: int) -> StepSizeSchedule:
+def read_schedule(
+    folder: str, ema_sha256: str, num_levels: int, density: DensityName = "conditional"
+) -> StepSizeSchedule:
     """The schedule in a folder, if it is one for these weights.
 
     Args:
         folder: its URL.
         ema_sha256: checksum of the averaged weights.
         num_levels: T of the model.
+        density: whose step sizes are wanted.
 
     Raises:
-        UserError: there is none, it cannot be read, or it was adapted for another model.
+        UserError: there is none, it cannot be read, or it was adapted for another model or other densities.
     """
     check_reachable(folder)
     place = Folder(folder).url_of(SCHEDULE_NAME)
@@ -61,7 +65,7 @@ def read_schedule(folder: str, ema_sha256: str, num_levels: int) -> StepSizeSche
         text = Folder(folder).read(SCHEDULE_NAME)
     except FileNotFoundError as error:
         raise UserError(
-            f"step sizes {place}", got="no such file", expected="what a long run wrote there", remedy=_REMEDY
+            f"step sizes {place}", got="no such file", expected=f"what {_WRITERS[density]} wrote there", remedy=_REMEDY
         ) from error
     try:
         file = _FILE.validate_json(b"[" + text + b"]")[0]
@@ -79,6 +83,13 @@ def read_schedule(folder: str, ema_sha256: str, num_levels: int) -> StepSizeSche
             f"step sizes {place}",
             got=f"those of a model with weights {file.ema_sha256[:12]}",
             expected=f"those of the model with weights {ema_sha256[:12]}",
+            remedy=_REMEDY,
+        )
+    if file.schedule.density != density:
+        raise UserError(
+            f"step sizes {place}",
+            got=f"those of {file.schedule.density} densities",
+            expected=f"those of {density} densities, as {_WRITERS[density]} writes them",
             remedy=_REMEDY,
         )
     if file.schedule.num_levels != num_levels:

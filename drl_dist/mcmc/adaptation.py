@@ -20,6 +20,7 @@ from drl_dist.mcmc.nuts import Nuts
 from drl_dist.recovery import LogDensityAndGrad
 
 KernelName = Literal["hmc", "mala", "nuts"]
+DensityName = Literal["conditional", "marginal"]
 
 # One correction is delta <- delta * exp(gain * (rate - target)). Where the rate falls with delta as HMC's and MALA's
 # do, the slope d rate / d log delta at .75 is about -.5 and -.7, so that an error shrinks to a tenth and less than a
@@ -75,9 +76,9 @@ class StepSizeSchedule:
     """
 
     step_size: tuple[float, ...]
-    """(T,) delta of a leapfrog step."""
+    """(T,) delta of a leapfrog step; (T + 1,) of marginal densities."""
     acceptance_rate: tuple[float, ...]
-    """(T,) that the step sizes were accepted for."""
+    """(T,), or (T + 1,), that the step sizes were accepted for."""
     kernel: KernelName
     """Whose acceptance it was."""
     num_leapfrog_steps: int
@@ -87,6 +88,8 @@ class StepSizeSchedule:
     """Over which the rates were averaged."""
     seed: int
     """That keyed the noise."""
+    density: DensityName = "conditional"
+    """conditional: of y_t given x_{t+1}, for long runs; marginal: of x_t, for log Z, with a last entry for x_T."""
 
     def __post_init__(self) -> None:
         if not self.step_size or len(self.step_size) != len(self.acceptance_rate):
@@ -101,7 +104,7 @@ class StepSizeSchedule:
     @property
     def num_levels(self) -> int:
         """T."""
-        return len(self.step_size)
+        return len(self.step_size) - (self.density == "marginal")
 
 
 def kernel_named(name: KernelName, *, num_leapfrog_steps: int = 2, max_tree_depth: int = 10) -> KernelAt:

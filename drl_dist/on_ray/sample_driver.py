@@ -10,7 +10,7 @@ from drl_dist.models import TrainedModel, load_model
 from drl_dist.on_ray.common import check_capacity, cluster
 from drl_dist.on_ray.sample_options import SampleOptions
 from drl_dist.on_ray.sample_output import GRID_NAME, SampleOutput
-from drl_dist.on_ray.sample_unit import PROGRESSION_NAME, SampleRequest, UnitRecord
+from drl_dist.on_ray.sample_unit import PROGRESSION_NAME, SampleRequest, UnitMaker, UnitRecord
 from drl_dist.on_ray.sample_workers import WorkerPool
 from drl_dist.progress import progress
 
@@ -84,6 +84,7 @@ def _make(
             options.num_workers,
             cpus=options.cpus_per_worker,
             gpus=int(options.use_gpu),
+            new_maker=UnitMaker,
             arguments=(model.experiment, model.ema, request, options.out),
         )
         with progress("sampling", request.num_images, done, "images") as advance:

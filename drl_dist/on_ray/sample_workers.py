@@ -1,73 +1,83 @@
-"""Actors that make units. A dead one is replaced, its unit made again; results do not depend on who made them."""
+"""Actors that make units of work. A dead one is replaced, its unit made again; results do not depend on who made
+them."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Generic, Protocol, TypeVar
 
-import numpy as np
 import ray
-from numpy.typing import NDArray
 from ray.exceptions import RayActorError, RayTaskError
 
-from drl_dist.config import Experiment
 from drl_dist.errors import UserError
-from drl_dist.on_ray.sample_unit import SampleRequest, UnitMaker, UnitRecord
 from drl_dist.progress import Advance
+
+Record = TypeVar("Record")
+Record_co = TypeVar("Record_co", covariant=True)
 
 MAX_FAILURES = 3
 """Workers that may die over the same unit, or before they are ready, until the job gives up."""
 LOOK_SECONDS = 2.0
 
 
-class SampleWorker:
-    """A `UnitMaker` in a Ray actor."""
+class Maker(Protocol[Record_co]):
+    """Makes units, one after the other, on one device."""
 
-    def __init__(
-        self, experiment: Experiment, ema: Mapping[str, NDArray[np.float32]], request: SampleRequest, out: str
-    ) -> None:
-        self._maker = UnitMaker(experiment, ema, request, out)
+    def make(self, unit: int) -> Iterator[int | Record_co]:
+        """Make a unit, whose result is a pure function of its number; the number of items after each part, then the
+        record."""
+        ...
+
+
+class SampleWorker:
+    """A `Maker` in a Ray actor."""
+
+    def __init__(self, new_maker: Callable[..., Maker[Any]], *arguments: Any) -> None:
+        self._maker = new_maker(*arguments)
 
     def ready(self) -> None:
         """Return once the worker is set up."""
 
-    def make(self, unit: int) -> Iterator[int | UnitRecord]:
-        """See `UnitMaker.make`."""
+    def make(self, unit: int) -> Iterator[Any]:
+        """See `Maker.make`."""
         yield from self._maker.make(unit)
 
 
-class WorkerPool:
+class WorkerPool(Generic[Record]):
     """Makes units on a number of actors.
 
     Args:
         size: actors.
         cpus: of each actor.
         gpus: of each actor.
-        arguments: of `SampleWorker`.
+        new_maker: what each actor makes its `Maker` with.
+        arguments: of `new_maker`.
     """
 
-    def __init__(self, size: int, *, cpus: int, gpus: int, arguments: Sequence[Any]) -> None:
+    def __init__(
+        self, size: int, *, cpus: int, gpus: int, new_maker: Callable[..., Maker[Record]], arguments: Sequence[Any]
+    ) -> None:
         self._size = size
         actor = ray.remote(SampleWorker).options(num_cpus=cpus, num_gpus=gpus, max_restarts=0)
         # The weights are sent to each machine once.
         stored = [ray.put(argument) for argument in arguments]
-        self._new_actor: Callable[[], Any] = lambda: actor.remote(*stored)
+        self._new_actor: Callable[[], Any] = lambda: actor.remote(new_maker, *stored)
         self._starting: dict[Any, Any] = {}
         self._idle: list[Any] = []
         self._busy: dict[Any, tuple[Any, int]] = {}
         self._deaths: dict[int | None, int] = {}
         self._made: dict[int, int] = {}
 
-    def run(self, units: Sequence[int], advance: Advance) -> Iterator[tuple[int, UnitRecord]]:
+    def run(self, units: Sequence[int], advance: Advance) -> Iterator[tuple[int, Record]]:
         """Make units, in no particular order.
 
         Args:
             units: their numbers.
-            advance: told the number of images made, negative when a worker's death lost some.
+            advance: told the number of items made, negative when a worker's death lost some.
 
         Yields:
-            the number and the record of each unit, once its shard is written.
+            the number and the record of each unit.
 
         Raises:
             UserError: from a unit, or workers died more often than `MAX_FAILURES` times.
@@ -101,13 +111,13 @@ class WorkerPool:
                         raise error.cause from None
                     raise
                 else:
-                    if isinstance(news, UnitRecord):
+                    if isinstance(news, int):
+                        self._made[unit] = self._made.get(unit, 0) + news
+                        advance(news, self._note())
+                    else:
                         self._idle.append(self._busy.pop(item)[0])
                         self._made.pop(unit, None)
                         yield unit, news
-                    else:
-                        self._made[unit] = self._made.get(unit, 0) + news
-                        advance(news, self._note())
 
     def _start(self) -> None:
         worker = self._new_actor()

@@ -62,6 +62,18 @@ def image_batches(
         yield torch.from_numpy(np.stack(batch))
 
 
+def images_at(index: ShardIndex, places: NDArray[np.int64], *, cache: ShardCache | None = None) -> Tensor:
+    """The images at some places of a data set, uint8 (B, C, H, W).
+
+    Args:
+        places: rising numbers in [0, index.num_samples).
+
+    Raises:
+        UserError: a shard or an image is damaged or cannot be read.
+    """
+    return torch.from_numpy(np.stack(list(_images(index, places, cache or ShardCache(index.url)))))
+
+
 def _images(index: ShardIndex, wanted: NDArray[np.int64], cache: ShardCache) -> Iterator[NDArray[np.uint8]]:
     first = 0
     for row in index.shards:

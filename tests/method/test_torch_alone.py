@@ -32,6 +32,7 @@ for name in {extras}:
     sys.modules[name] = None
 import torch
 from drl_dist.config import EngineConfig
+from drl_dist.likelihood import adaptation, bits, report
 from drl_dist.noise import PhiloxNoise
 from drl_dist.presets import preset
 from drl_dist.recipe import build_sampler

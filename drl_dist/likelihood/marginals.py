@@ -1,0 +1,224 @@
+"""The marginal densities of a model's noise levels, in the coordinates of x.
+
+p(x_t) is proportional to exp(f(scale_t x_t, t)) with y_t = scale_t x_t, so that neighbours on the ladder have nearly
+the same width, and Z of x_t is Z of y_t divided by scale_t**D. The paper takes ratios in y, where y_{T-1} can be far
+too narrow to stand in for y_{T-2} (see `one_step_log_weights`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from drl_dist.likelihood.annealing import anneal
+from drl_dist.mcmc.kernel import KeyedChainNoise, root_mean_square
+from drl_dist.noise import Noise, Purpose
+from drl_dist.recovery import Levels, LogDensityAndGrad, scaled_density
+from drl_dist.sampling.progressive import RawAtLevel
+
+
+class LevelPassage(NamedTuple):
+    """Chains that have just passed between levels t and t + 1."""
+
+    level: int
+    """t"""
+    x: Tensor
+    """(B, ...) where they are."""
+    log_weight: Tensor
+    """(B,) float64, of this passage."""
+    acceptance_rate: Tensor
+    """(B,) float64."""
+
+    def numbers(self) -> Tensor:
+        """(3, B) float64: log weight, acceptance rate, and per-pixel root mean square of x."""
+        return torch.stack([self.log_weight, self.acceptance_rate, root_mean_square(self.x).double()])
+
+
+@dataclass(frozen=True)
+class Passage:
+    """Chains that were led along the whole ladder; row t is of the passage between levels t and t + 1."""
+
+    x: Tensor
+    """(B, ...) where they ended."""
+    log_weight: Tensor
+    """(T, B) float64."""
+    acceptance_rate: Tensor
+    """(T, B) float64."""
+    root_mean_square: Tensor
+    """(T, B) float64, per pixel, of x at the end of the passage."""
+
+    @classmethod
+    def collect(cls, parts: Iterable[LevelPassage]) -> Passage:
+        """Everything that `Marginals.descend` or `Marginals.ascend` yields, run to its end."""
+        x, rows = None, {}
+        for part in parts:
+            x = part.x
+            rows[part.level] = part.numbers()
+        if x is None:
+            raise ValueError("a passage of no levels")
+        log_weight, acceptance_rate, size = torch.stack([rows[t] for t in sorted(rows)], 1)
+        return cls(x, log_weight, acceptance_rate, size)
+
+
+@dataclass(frozen=True)
+class Marginals:
+    """p(x_0), ..., p(x_{T-1}) of a model, and the white noise of x_T above them.
+
+    Args:
+        raw_at: the network.
+        levels: (T,) scales, float64 on the CPU.
+    """
+
+    raw_at: RawAtLevel
+    levels: Levels
+
+    @property
+    def num_levels(self) -> int:
+        """T."""
+        return self.levels.num_levels
+
+    def scale(self, t: int) -> float:
+        """y_t = scale(t) * x_t; 1 for t = T."""
+        return 1.0 if t == self.num_levels else float(self.levels.transition_scale[t])
+
+    def y_density(self, t: int, sample_ids: Tensor) -> LogDensityAndGrad:
+        """f(y, t), 0 <= t < T, for chains (B,); of white noise for t = T."""
+        if t == self.num_levels:
+            return white_noise
+        raw_and_grad = self.raw_at(torch.full_like(sample_ids, t))
+        scale = self.levels.energy_scale[t].to(sample_ids.device)
+
+        def density(y: Tensor) -> tuple[Tensor, Tensor]:
+            return scaled_density(raw_and_grad, scale.to(y.dtype).expand(len(y)))(y)
+
+        return density
+
+    def density(self, t: int, sample_ids: Tensor) -> LogDensityAndGrad:
+        """log p(x_t) up to a constant, f(scale_t x, t), and its gradient; of white noise for t = T.
+
+        Args:
+            t: 0 to T.
+            sample_ids: (B,) of the chains that it will be asked about.
+        """
+        y_density, scale = self.y_density(t, sample_ids), self.scale(t)
+
+        def density(x: Tensor) -> tuple[Tensor, Tensor]:
+            value, gradient = y_density(scale * x)
+            return value, scale * gradient
+
+        return density
+
+    def descend(
+        self,
+        step_size: Sequence[float],
+        noise: Noise,
+        sample_ids: Tensor,
+        shape: tuple[int, ...],
+        *,
+        num_bridges: int,
+        num_leapfrog_steps: int = 2,
+        dtype: torch.dtype = torch.float64,
+    ) -> Iterator[LevelPassage]:
+        """Lead white noise from level T to level 0: exp of the summed weights has the mean Z_0 / Z_T of x.
+
+        Args:
+            step_size: (T + 1,) leapfrog steps in x at every level, the last for white noise.
+            noise: keyed by chain and level.
+            sample_ids: (B,) int64, one for each chain.
+            shape: of one image.
+            num_bridges: K, densities and HMC steps per level.
+            num_leapfrog_steps: of each proposal.
+            dtype: of the chains.
+
+        Yields:
+            each level as soon as chains have passed it; `Passage.collect` gathers them.
+        """
+        x = noise.normal(Purpose.PRIOR, sample_ids, 0, (0,), shape)[0].to(dtype)
+        yield from self._pass(x, step_size, noise, sample_ids, num_bridges, num_leapfrog_steps, False)
+
+    def ascend(
+        self,
+        x: Tensor,
+        step_size: Sequence[float],
+        noise: Noise,
+        sample_ids: Tensor,
+        *,
+        num_bridges: int,
+        num_leapfrog_steps: int = 2,
+    ) -> Iterator[LevelPassage]:
+        """Lead x_0 from level 0 to level T, the exact reversal of `descend`.
+
+        If x are draws of p(x_0), exp of the summed weights has the mean Z_T / Z_0. Whatever they are, f(x_0) plus the
+        summed weight less log Z_T is, on average, at most the logarithm of the density that the ends of `descend` have
+        at x_0 (Burda, Grosse, Salakhutdinov, AISTATS 2015).
+
+        Args:
+            x: (B, ...); otherwise as `descend`.
+        """
+        yield from self._pass(x, step_size, noise, sample_ids, num_bridges, num_leapfrog_steps, True)
+
+    def _pass(
+        self,
+        x: Tensor,
+        step_size: Sequence[float],
+        noise: Noise,
+        sample_ids: Tensor,
+        num_bridges: int,
+        num_leapfrog_steps: int,
+        is_upward: bool,
+    ) -> Iterator[LevelPassage]:
+        num_levels = self.num_levels
+        if len(step_size) != num_levels + 1:
+            raise ValueError(f"{len(step_size)} step sizes for {num_levels} levels and white noise")
+        purpose = Purpose.REVERSE_CHAIN if is_upward else Purpose.SAMPLE_CHAIN
+        for t in range(num_levels) if is_upward else reversed(range(num_levels)):
+            passed = anneal(
+                self.density(t + 1, sample_ids),
+                self.density(t, sample_ids),
+                x,
+                upper_step=step_size[t + 1],
+                lower_step=step_size[t],
+                noise=KeyedChainNoise(noise, purpose, sample_ids, t, tuple(x.shape[1:]), x.dtype),
+                num_bridges=num_bridges,
+                num_leapfrog_steps=num_leapfrog_steps,
+                is_upward=is_upward,
+            )
+            x = passed.x
+            yield LevelPassage(t, *passed)
+
+
+def white_noise(x: Tensor) -> tuple[Tensor, Tensor]:
+    """log-density of N(0, I), up to its constant, and its gradient."""
+    return -0.5 * x.square().flatten(1).sum(1), -x
+
+
+def white_noise_log_z(num_dims: int) -> float:
+    """Logarithm of the integral of exp(`white_noise`): D / 2 log(2 pi), in nats."""
+    return 0.5 * num_dims * math.log(2 * math.pi)
+
+
+def one_step_log_weights(marginals: Marginals, x: Sequence[Tensor], sample_ids: Tensor) -> Tensor:
+    """f(y, t) - f(y, t + 1) at y = y_{t+1}: the logarithms that equation 46 averages, in the paper's coordinates.
+
+    Where y_{t+1} is far narrower than y_t, as below a conditional top level (scale .0228 with T = 6), the mean of their
+    exponentials is carried by samples that are never drawn; their effective sample size tells.
+
+    Args:
+        marginals: of the model.
+        x: T + 1 tensors (M, ...), samples of x_0, ..., x_T.
+        sample_ids: (M,) int64.
+
+    Returns:
+        (T, M) float64; equation 48 sums their `log_mean_exp`.
+    """
+    rows: list[Tensor] = []
+    for t in range(marginals.num_levels):
+        y = marginals.scale(t + 1) * x[t + 1]
+        here, above = (marginals.y_density(level, sample_ids)(y)[0] for level in (t, t + 1))
+        rows.append(here.double() - above.double())
+    return torch.stack(rows)

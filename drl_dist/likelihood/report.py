@@ -1,0 +1,185 @@
+"""What all chains and images say together: both bounds of log Z, of bits per dimension, and what to distrust."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from drl_dist.diffusion import NoiseLadder
+from drl_dist.likelihood.bits import bits_per_dim, log_density_of_data
+from drl_dist.likelihood.partition import LogZ, annealed_log_density, lower_bound, upper_bound
+from drl_dist.likelihood.weights import curve, curve_sizes
+from drl_dist.recovery import Levels
+
+LARGEST_RMS = 1.5
+"""Per pixel; data in [-1, 1] with any of the ladder's noise stays at 1 or below."""
+WIDE_GAP = 0.05
+"""Bits per dimension between the bounds above which neither is the likelihood."""
+_STANDARD_ERRORS = 3.0
+
+Chains = Mapping[str, Tensor]
+"""log_weight, acceptance_rate, root_mean_square (T, M) of chains; at_x_0 (M,), f(y_0, 0), of those that begin there."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """What so many chains say on average (Figure 7, right)."""
+
+    num_chains: tuple[int, ...]
+    log_z: tuple[float, ...]
+    """In nats."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """log Z by chains of one length."""
+
+    steps_per_level: int
+    lower: LogZ
+    upper: LogZ
+    lower_curve: Curve
+    upper_curve: Curve
+    annealed_bits_per_dim: float
+    """Of x_0 under the law of the ends of the chains that go down, on average at least its true value (RAISE)."""
+    annealed_standard_error: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bits:
+    """Bits per dimension of the images under the longest chains' bounds."""
+
+    lower: float
+    """From the lower bound of log Z: too small on average."""
+    lower_standard_error: float
+    """Over images and chains."""
+    upper: float
+    """From the upper bound of log Z: too large on average, if images are draws of the model."""
+    upper_standard_error: float
+    mean_log_density: float
+    """f(y_0, 0) averaged over the images, in nats."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Everything that was found."""
+
+    at_data: Bits
+    """y_0 = a_0 a_1 x of dequantised images x, as section 4.2 has it."""
+    at_x_0: Bits
+    """y_0 = a_1 x_0 with the ladder's first noise, what the model is trained on."""
+    estimates: tuple[Estimate, ...]
+    """The shortest chains first."""
+    warnings: tuple[str, ...]
+
+
+def report(
+    at_data: Tensor,
+    at_x_0: Tensor,
+    chains: Mapping[int, tuple[Chains, Chains]],
+    levels: Levels,
+    ladder: NoiseLadder,
+    num_dims: int,
+) -> Report:
+    """Gather what was found.
+
+    Args:
+        at_data: (N,) f(y_0, 0) of dequantised images, nats.
+        at_x_0: (N,) the same with the ladder's first noise.
+        chains: by steps per level, those that went down and those that went up.
+        levels: of the model.
+        ladder: of the model.
+        num_dims: D.
+    """
+    estimates = tuple(
+        _estimate(length, *chains[length], levels=levels, ladder=ladder, num_dims=num_dims) for length in sorted(chains)
+    )
+    best = estimates[-1]
+    # x_0 = a_0 x + noise and y_0 = a_1 x_0; the noise changes no volume.
+    scale = float(ladder.cumulative_scale[0]) * float(levels.transition_scale[0])
+    return Report(
+        at_data=_bits(at_data, best, scale, num_dims),
+        at_x_0=_bits(at_x_0, best, scale, num_dims),
+        estimates=estimates,
+        warnings=tuple(_warnings(best, num_dims)),
+    )
+
+
+def _estimate(length: int, down: Chains, up: Chains, *, levels: Levels, ladder: NoiseLadder, num_dims: int) -> Estimate:
+    lower, upper = (
+        bound(way["log_weight"], way["acceptance_rate"], way["root_mean_square"], levels, num_dims)
+        for bound, way in ((lower_bound, down), (upper_bound, up))
+    )
+    per_image = annealed_log_density(up["at_x_0"], up["log_weight"].sum(0), num_dims)
+    bits = bits_per_dim(per_image + num_dims * math.log(float(ladder.cumulative_scale[0])), num_dims)
+    return Estimate(
+        steps_per_level=length,
+        lower=lower,
+        upper=upper,
+        lower_curve=_curve(down["log_weight"].sum(0), lower.log_z, 1.0),
+        upper_curve=_curve(up["log_weight"].sum(0), upper.log_z, -1.0),
+        annealed_bits_per_dim=float(bits.mean()),
+        annealed_standard_error=float(bits.std()) / math.sqrt(len(bits)),
+    )
+
+
+def _curve(total: Tensor, log_z: float, sign: float) -> Curve:
+    """The curve that ends at log_z: `total` lacks what is known exactly."""
+    sizes = curve_sizes(len(total))
+    values = curve(total, sizes)
+    return Curve(num_chains=tuple(sizes), log_z=tuple(log_z + sign * (value - values[-1]) for value in values))
+
+
+def _bits(unnormalised: Tensor, best: Estimate, scale: float, num_dims: int) -> Bits:
+    def bits(log_z: LogZ) -> tuple[float, float]:
+        values = bits_per_dim(log_density_of_data(unnormalised, log_z.log_z, scale, num_dims), num_dims)
+        of_images = float(values.std()) / math.sqrt(len(values))
+        return float(values.mean()), math.hypot(of_images, log_z.standard_error / (num_dims * math.log(2)))
+
+    (lower, lower_error), (upper, upper_error) = bits(best.lower), bits(best.upper)
+    return Bits(
+        lower=lower,
+        lower_standard_error=lower_error,
+        upper=upper,
+        upper_standard_error=upper_error,
+        mean_log_density=float(unnormalised.mean()),
+    )
+
+
+def _warnings(best: Estimate, num_dims: int) -> list[str]:
+    """What speaks against the numbers of the longest chains, a sentence each."""
+    told: list[str] = []
+    for name, bound in (("lower", best.lower), ("upper", best.upper)):
+        if bound.is_carried_by_few:
+            told.append(
+                f"the {name} bound of log Z rests on {bound.effective_sample_size:.1f} effective of "
+                f"{bound.num_chains} chains: it may be far from the truth; take more steps per level"
+            )
+        levels = [row.level for row in bound.levels if row.is_carried_by_few]
+        if levels:
+            told.append(
+                f"the ratios of the {name} bound at {len(levels)} of {len(bound.levels)} levels "
+                f"({_listed(levels)}) each rest on few chains"
+            )
+        far = [row.level for row in bound.levels if row.root_mean_square > LARGEST_RMS]
+        if far:
+            told.append(
+                f"chains of the {name} bound left the range of images (rms above {LARGEST_RMS:g}) at levels "
+                f"{_listed(far)}: the density there may have no finite Z"
+            )
+    gap = (best.upper.log_z - best.lower.log_z) / (num_dims * math.log(2))
+    error = math.hypot(best.upper.standard_error, best.lower.standard_error) / (num_dims * math.log(2))
+    if gap > WIDE_GAP:
+        told.append(f"the bounds are {gap:.3g} bits/dim apart: the likelihood is not known any better")
+    if gap < -_STANDARD_ERRORS * error or not math.isfinite(gap):
+        told.append(
+            f"the upper bound lies {-gap:.3g} bits/dim below the lower one: it needs images that are draws of the "
+            "model, and these are not"
+        )
+    return told
+
+
+def _listed(levels: list[int], most: int = 6) -> str:
+    return ", ".join(map(str, levels[:most])) + (", ..." if len(levels) > most else "")

@@ -1,0 +1,57 @@
+"""What importance weights say: the logarithm of their mean, how many samples carry it, and how far to trust it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+MIN_SAMPLES = 10.0
+"""Effective samples below which a mean of weights is a matter of chance."""
+MIN_SHARE = 0.05
+"""Share of the samples below which the weights have a tail that the samples may have missed altogether."""
+
+
+def log_mean_exp(log_weight: Tensor, dim: int = 0) -> Tensor:
+    """Logarithm of the mean of exp(log_weight) over an axis (the logarithm of equation 46)."""
+    return torch.logsumexp(log_weight, dim) - math.log(log_weight.shape[dim])
+
+
+def effective_sample_size(log_weight: Tensor, dim: int = 0) -> Tensor:
+    """(sum w)**2 / sum w**2 over an axis: 1 if one weight outweighs all, the number of weights if all are equal."""
+    return torch.exp(2 * torch.logsumexp(log_weight, dim) - torch.logsumexp(2 * log_weight, dim))
+
+
+def is_carried_by_few(ess: float, num_samples: int) -> bool:
+    """Whether a mean of weights must be distrusted: under `MIN_SAMPLES` effective samples, or `MIN_SHARE` of all."""
+    return ess < max(min(MIN_SAMPLES, 0.5 * num_samples), MIN_SHARE * num_samples)
+
+
+def standard_error(log_weight: Tensor) -> float:
+    """Standard error of `log_mean_exp` of independent weights (M,), by the delta method; nan for one weight.
+
+    It is far too small where `is_carried_by_few` warns.
+    """
+    weights = torch.exp(log_weight - log_weight.max())
+    return float(weights.std() / weights.mean() / math.sqrt(len(weights)))
+
+
+def curve(log_weight: Tensor, sizes: Sequence[int]) -> list[float]:
+    """What `log_mean_exp` of so many samples is on average: the curves of Figure 7, right.
+
+    Args:
+        log_weight: (M,).
+        sizes: numbers of samples, 1 to M; the average is over as many disjoint groups as there are.
+    """
+    found: list[float] = []
+    for size in sizes:
+        groups = log_weight[: len(log_weight) // size * size].reshape(-1, size)
+        found.append(float(log_mean_exp(groups, 1).mean()))
+    return found
+
+
+def curve_sizes(num_samples: int) -> list[int]:
+    """1, 2, 4, ... below the number of samples, and that number."""
+    return [*(2**power for power in range(max(0, (num_samples - 1).bit_length()))), num_samples]

@@ -1,0 +1,29 @@
+"""Estimate log Z and the bits per dimension of images on Ray actors: ``python jobs/likelihood.py --help``."""
+
+from __future__ import annotations
+
+import sys
+
+from drl_dist.cli import door, parse_options
+from drl_dist.on_ray.likelihood_options import LikelihoodOptions, check_options
+
+
+def main() -> int:
+    """The command."""
+    options = parse_options(
+        LikelihoodOptions,
+        LikelihoodOptions(),
+        sys.argv[1:],
+        description="Both bounds of log Z and of the bits per dimension of images; the same command resumes.",
+    )
+    check_options(options)
+    # Heavy imports wait until the options are understood.
+    from drl_dist.localhost import end_on_signals
+    from drl_dist.on_ray.likelihood_driver import likelihood_run
+
+    end_on_signals()
+    return likelihood_run(options)
+
+
+if __name__ == "__main__":
+    door(main)

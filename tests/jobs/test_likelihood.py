@@ -1,0 +1,341 @@
+"""The likelihood job: the same numbers whatever happens to it, and mistakes told before anything is written."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.numpy import load_file
+
+from drl_dist.checkpoints.files import CheckpointState, read_checkpoint, write_checkpoint
+from drl_dist.checkpoints.schedules import write_schedule
+from drl_dist.config import EngineConfig, Experiment, McmcConfig, ModelConfig, TrainConfig
+from drl_dist.data.index import open_index
+from drl_dist.errors import UserError
+from drl_dist.localhost import MlflowServer
+from drl_dist.mcmc.adaptation import AdaptationConfig, StepSizeSchedule
+from drl_dist.models import TrainedModel, load_model
+from drl_dist.on_ray.likelihood_driver import likelihood_request, likelihood_run
+from drl_dist.on_ray.likelihood_options import LikelihoodOptions, check_options
+from drl_dist.on_ray.likelihood_output import FIGURE_NAME, REPORT_NAME, WEIGHTS_NAME, LikelihoodOutput
+from drl_dist.on_ray.likelihood_unit import LikelihoodMaker, StepSizeMaker, UnitResult
+from drl_dist.recipe import build_ladder, build_levels, build_network
+from drl_dist.training.chain import GradientEngine
+from drl_dist.training.ema import load_averaged
+from drl_dist.training.state import TrainState
+from tests.data.sets import write_set
+from tests.support import ROOT, subprocess_environment
+
+NUM_CHAINS, NUM_IMAGES = 5, 7
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny network whose averaged weights are not its weights."""
+    experiment = Experiment(
+        preset="tiny",
+        model=ModelConfig(resolution=8, channels=1, width=4, width_multipliers=(1, 2), num_res_blocks=1),
+        mcmc=McmcConfig(num_chain_steps=2),
+        train=TrainConfig(batch_size=4, num_steps=3),
+    )
+    parts = TrainState.create(experiment).tensors()
+    generator = torch.Generator().manual_seed(1)
+    parts["ema"] = {
+        name: value + 0.01 * torch.randn(value.shape, generator=generator) for name, value in parts["ema"].items()
+    }
+    folder = tmp_path_factory.mktemp("model") / "checkpoint"
+    state = CheckpointState(step=3, images_seen=12, next_position=12, seed=0, data_fingerprint="0" * 64, world_size=1)
+    write_checkpoint(folder, parts, state, experiment)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    write_set(str(folder), (4, 5))
+    return folder
+
+
+def options(checkpoint: Path, data: Path, out: Path, **changed: object) -> LikelihoodOptions:
+    fields: dict[str, object] = {
+        "model": str(checkpoint),
+        "data": str(data),
+        "out": str(out),
+        "steps_per_level": "1,2",
+        "num_chains": NUM_CHAINS,
+        "num_images": NUM_IMAGES,
+        "batch_size": 3,
+        "seed": 4,
+        "adapt": AdaptationConfig(num_chains=4, num_steps=4, lowest_rate=0.4, highest_rate=0.95),
+    }
+    return LikelihoodOptions(**fields | changed)  # pyright: ignore[reportArgumentType]
+
+
+class Made:
+    """A job's units, made in this process."""
+
+    def __init__(self, given: LikelihoodOptions) -> None:
+        self.options, self.model = given, load_model(given.model, None)
+        self.index = open_index(given.data)
+        self.request = likelihood_request(given, self.model, self.index, None)
+        *counts, schedule = StepSizeMaker(self.model.experiment, self.model.ema, self.request).make(0)
+        assert counts == [1] * 7
+        assert isinstance(schedule, StepSizeSchedule)
+        self.schedule = schedule
+
+    def maker(self) -> LikelihoodMaker:
+        return LikelihoodMaker(self.model.experiment, self.model.ema, self.request, self.schedule, self.index)
+
+    def result(self, maker: LikelihoodMaker, unit: int) -> UnitResult:
+        *counts, result = maker.make(unit)
+        assert isinstance(result, UnitResult)
+        assert sum(count for count in counts if isinstance(count, int)) == self.request.units()[unit].num_items(6)
+        return result
+
+
+@pytest.fixture(scope="module")
+def made(checkpoint: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
+    return Made(options(checkpoint, data, tmp_path_factory.mktemp("made") / "out"))
+
+
+@pytest.fixture(scope="module")
+def finished(made: Made) -> Path:
+    """The folder of a job that was killed when all units were made, and started again."""
+    output = LikelihoodOutput(made.options.out, made.request, 6)
+    output.begin()
+    output.write_schedule(made.schedule)
+    maker = made.maker()
+    for unit in range(len(made.request.units())):
+        output.note(unit, made.result(maker, unit))
+    assert likelihood_run(made.options) == 0
+    return Path(made.options.out)
+
+
+def test_units_cover_every_chain_and_image_once(made: Made) -> None:
+    units = made.request.units()
+    chains = [(kind, length, NUM_CHAINS) for kind in ("down", "up") for length in (1, 2)]
+    for kind, length, count in (("images", 0, NUM_IMAGES), *chains):
+        numbers = [number for unit in units if unit[:2] == (kind, length) for number in unit.numbers]
+        assert numbers == list(range(count))
+    assert all(len(unit.numbers) <= 3 for unit in units)
+    few = dataclasses.replace(made.request, num_images=2)
+    assert few.num_upward == 2
+
+
+def test_a_unit_is_the_same_whoever_makes_it(made: Made) -> None:
+    busy = made.maker()
+    for unit in (5, 0, 9):
+        first, again = made.result(made.maker(), unit), made.result(busy, unit)
+        assert first.arrays.keys() == again.arrays.keys()
+        for name, values in first.arrays.items():
+            np.testing.assert_array_equal(values, again.arrays[name])
+    kinds = {made.request.units()[unit].kind for unit in (5, 0, 9)}
+    assert len(kinds) >= 2
+
+
+def test_log_densities_are_those_of_the_averaged_network(made: Made, checkpoint: Path) -> None:
+    stored = read_checkpoint(checkpoint, ("ema",))
+    network = load_averaged(build_network(stored.experiment), stored.tensors["ema"])
+    network.double()
+    levels = build_levels(stored.experiment, build_ladder(stored.experiment.diffusion))
+    found = made.result(made.maker(), 0)
+    assert not np.array_equal(found.arrays["at_data"], found.arrays["at_x_0"])
+    # Image 0 of the data set: within what half a grey level of dequantisation changes.
+    from drl_dist.data.reading import read_images
+
+    y = float(levels.transition_scale[0]) * (read_images(made.index, 1).double() - 127.5) / 127.5
+    raw, gradient = GradientEngine(network, EngineConfig(), is_frozen=True).raw_at(torch.zeros(1, dtype=torch.int64))(y)
+    scale = float(levels.energy_scale[0])
+    reach = scale * float(gradient.abs().sum()) * 0.5 / 127.5
+    assert abs(found.arrays["at_data"][0] - scale * float(raw)) < 1.5 * reach
+    assert reach < 0.5 * abs(scale * float(raw))
+
+
+def test_a_result_counts_for_its_own_request_only(made: Made) -> None:
+    result = made.result(made.maker(), 3)
+    data = result.to_bytes(made.request)
+    back = UnitResult.from_bytes(data, made.request)
+    assert back is not None
+    assert (back.device, back.seconds) == (result.device, result.seconds)
+    np.testing.assert_array_equal(back.arrays["log_weight"], result.arrays["log_weight"])
+    assert UnitResult.from_bytes(data, dataclasses.replace(made.request, seed=5)) is None
+    assert UnitResult.from_bytes(data[:-9], made.request) is None
+
+
+def test_a_killed_job_ends_where_it_would_have(finished: Path, made: Made, capsys: pytest.CaptureFixture[str]) -> None:
+    assert {path.name for path in finished.iterdir()} == {REPORT_NAME, FIGURE_NAME, WEIGHTS_NAME, "step_sizes.json"}
+    report = json.loads((finished / REPORT_NAME).read_text())
+    assert report["request"]["seed"] == 4
+    assert [estimate["steps_per_level"] for estimate in report["estimates"]] == [1, 2]
+    weights = load_file(finished / WEIGHTS_NAME)
+    assert weights["down_2/log_weight"].shape == (6, NUM_CHAINS)
+    assert weights["images/at_data"].shape == (NUM_IMAGES,)
+    total = weights["down_2/log_weight"].sum(0)
+    levels = build_levels(made.model.experiment, build_ladder(made.model.experiment.diffusion))
+    expected = (
+        np.logaddexp.reduce(total)
+        - np.log(NUM_CHAINS)
+        + 32 * np.log(2 * np.pi)
+        + 64 * np.log(float(levels.transition_scale[0]))
+    )
+    assert report["estimates"][1]["lower"]["log_z"] == pytest.approx(expected)
+    assert len(report["estimates"][1]["upper"]["levels"]) == 6
+    assert np.asarray(Image.open(finished / FIGURE_NAME)).std() > 5
+    assert report["data_scale"].startswith("x = (grey level + u - 128) / 127.5")
+
+    before = (finished / REPORT_NAME).read_bytes()
+    assert likelihood_run(made.options) == 0
+    assert "nothing to do" in capsys.readouterr().out
+    assert (finished / REPORT_NAME).read_bytes() == before
+    with pytest.raises(UserError, match=r"got another request \(seed: 4 -> 5\)"):
+        likelihood_run(dataclasses.replace(made.options, seed=5))
+
+
+@pytest.mark.integration
+def test_ray_workers_find_the_same_numbers(
+    finished: Path,
+    made: Made,
+    server_environment: dict[str, str],
+    mlflow_server: MlflowServer,
+    checkpoint: Path,
+    tmp_path: Path,
+) -> None:
+    from drl_dist.tracking.client import connect
+    from drl_dist.tracking.registry import register_checkpoint
+    from drl_dist.tracking.runs import open_run
+
+    client = connect(mlflow_server.uri)
+    trained = open_run(mlflow_server.uri, "likelihood", "trained", {})
+    version = register_checkpoint(client, "tiny-likelihood", trained, 3, checkpoint, {})
+    arguments = ("--steps-per-level", "1,2", "--num-chains", str(NUM_CHAINS), "--num-images", str(NUM_IMAGES))
+    arguments += ("--batch-size", "3", "--seed", "4", "--num-workers", "2", "--adapt.num-chains", "4")
+    arguments += ("--adapt.num-steps", "4", "--adapt.lowest-rate", "0.4", "--adapt.highest-rate", "0.95")
+    command = [sys.executable, str(ROOT / "jobs" / "likelihood.py"), "--model", "models:/tiny-likelihood@latest"]
+    command += ["--data", made.options.data, "--out", str(tmp_path / "out"), *arguments]
+    done = subprocess.run(command, env=server_environment, capture_output=True, text=True, timeout=400, check=False)
+    assert done.returncode == 0, done.stderr
+    ours, theirs = load_file(finished / WEIGHTS_NAME), load_file(tmp_path / "out" / WEIGHTS_NAME)
+    assert ours.keys() == theirs.keys()
+    for name, values in ours.items():
+        np.testing.assert_array_equal(values, theirs[name])
+    assert "adapting: 7/7 levels" in done.stderr
+    assert "bits/dim of 7 dequantised images" in done.stdout
+
+    run_id = done.stdout.partition("logged to MLflow as run ")[2].partition(",")[0]
+    run = client.get_run(run_id)
+    report = json.loads((tmp_path / "out" / REPORT_NAME).read_text())
+    assert (run.info.status, run.data.tags["model"]) == ("FINISHED", f"models:/tiny-likelihood/{version}")
+    assert run.data.metrics["likelihood/log_z_lower"] == pytest.approx(report["estimates"][1]["lower"]["log_z"])
+    history = client.get_metric_history(run_id, "likelihood/level_ess_lower")
+    assert sorted(metric.step for metric in history) == list(range(6))
+    assert {item.path for item in client.list_artifacts(run_id)} == {FIGURE_NAME, REPORT_NAME}
+    tags = client.get_model_version("tiny-likelihood", str(version)).tags
+    name = run.data.tags["drl_dist.run_name"]
+    assert tags[f"likelihood.{name}"] == run_id
+    assert float(tags[f"likelihood.{name}.bits_per_dim_lower"]) == pytest.approx(report["at_data"]["lower"], rel=1e-5)
+
+
+def test_weights_that_diverged_have_no_likelihood(made: Made) -> None:
+    ema = {name: np.full_like(value, np.nan) for name, value in made.model.ema.items()}
+    maker = LikelihoodMaker(made.model.experiment, ema, made.request, made.schedule, made.index)
+    with pytest.raises(UserError, match="images 0 to 2: got values that are not finite"):
+        list(maker.make(0))
+
+
+def other_schedule(model: TrainedModel, folder: Path, **changed: object) -> str:
+    fields: dict[str, object] = {
+        "step_size": (0.1,) * 7,
+        "acceptance_rate": (0.7,) * 7,
+        "kernel": "hmc",
+        "num_leapfrog_steps": 2,
+        "num_chains": 1,
+        "num_steps": 1,
+        "seed": 0,
+        "density": "marginal",
+    }
+    write_schedule(str(folder), StepSizeSchedule(**fields | changed), model.ema_sha256)  # pyright: ignore[reportArgumentType]
+    return str(folder)
+
+
+def test_what_does_not_fit_is_told_before_a_cluster_is_asked(
+    made: Made, checkpoint: Path, data: Path, tmp_path: Path
+) -> None:
+    write_set(str(tmp_path / "large"), (3,), resolution=16)
+    write_set(str(tmp_path / "colours"), (3,), channels=3)
+    write_set(str(tmp_path / "one"), (1,))
+    (tmp_path / "empty").mkdir()
+    model, conditional = made.model, {"step_size": (0.1,) * 6, "acceptance_rate": (0.7,) * 6, "density": "conditional"}
+    long_run = other_schedule(model, tmp_path / "long-run", **conditional)
+    seven = other_schedule(model, tmp_path / "seven", step_size=(0.1,) * 8, acceptance_rate=(0.7,) * 8)
+    leapfrogs = other_schedule(model, tmp_path / "leapfrogs", num_leapfrog_steps=3)
+    for changed, message in (
+        ({"model": str(tmp_path)}, "got no complete checkpoint"),
+        ({"data": str(tmp_path / "empty")}, "got an empty or missing folder, expected image shards"),
+        ({"data": str(tmp_path / "large")}, "got 16x16 pixels with 1 channel, expected 8x8 pixels with 1 channel"),
+        ({"data": str(tmp_path / "colours")}, "got 8x8 pixels with 3 channels, expected 8x8 pixels with 1 channel"),
+        ({"data": str(tmp_path / "one"), "num_images": None}, "got 1 images, expected at least 2"),
+        ({"num_images": 10}, "got 9 images, expected at least 10"),
+        ({"schedule": str(tmp_path)}, "step_sizes.json: got no such file, expected what a likelihood job wrote"),
+        ({"schedule": long_run}, "got those of conditional densities, expected those of marginal densities"),
+        ({"schedule": seven}, "got 7 levels, expected 6 levels"),
+        ({"schedule": leapfrogs}, "got those of 3 leapfrog steps, expected those of 2"),
+        ({"out": "ftp://host/out"}, "storage URL"),
+        ({"out": long_run}, "got a step_sizes.json of another job"),
+    ):
+        given = dataclasses.replace(options(checkpoint, data, tmp_path / "out"), **changed)
+        with pytest.raises(UserError, match=message):
+            likelihood_run(given)
+    assert not (tmp_path / "out").exists()
+
+
+def test_bad_input_is_one_sentence(checkpoint: Path, tmp_path: Path) -> None:
+    write_set(str(tmp_path / "large"), (3,), resolution=16)
+    done = subprocess.run(
+        [
+            *(sys.executable, str(ROOT / "jobs" / "likelihood.py"), "--model", str(checkpoint)),
+            *("--data", str(tmp_path / "large"), "--out", str(tmp_path / "out")),
+        ],
+        env=subprocess_environment(),
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
+    assert "expected 8x8 pixels with 1 channel as the model has" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"steps_per_level": "0"}, "--steps-per-level: got 0"),
+        ({"steps_per_level": "4097"}, "--steps-per-level: got 4097"),
+        ({"steps_per_level": "2,2"}, "--steps-per-level: got 2,2"),
+        ({"steps_per_level": "a"}, "--steps-per-level: got a"),
+        ({"num_chains": 1}, "--num-chains: got 1, expected 2 to"),
+        ({"num_images": 0}, "--num-images: got 0"),
+        ({"seed": -1}, "--seed: got -1"),
+        ({"num_leapfrog_steps": 0}, "--num-leapfrog-steps: got 0"),
+        ({"batch_size": 0}, "--batch-size: got 0"),
+        ({"num_workers": 0}, "--num-workers: got 0"),
+        ({"cpus_per_worker": 0}, "--cpus-per-worker: got 0"),
+        ({"out": "out"}, "--out: got out"),
+        ({"data": "here"}, "--data: got here"),
+        ({"schedule": "here"}, "--schedule: got here"),
+        ({"model": "digits"}, "--model: got digits"),
+        ({"model": "", "data": ""}, "got no --model, --data"),
+    ],
+)
+def test_impossible_options_are_refused(changed: dict[str, object], message: str) -> None:
+    good = LikelihoodOptions(model="models:/digits@latest", data="/data", out="/out", steps_per_level="16,4")
+    check_options(good)
+    assert good.chain_lengths == (4, 16)
+    with pytest.raises(UserError, match=message):
+        check_options(dataclasses.replace(good, **changed))
