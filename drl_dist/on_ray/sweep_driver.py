@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import sys
 import tempfile
@@ -21,7 +22,7 @@ from drl_dist.errors import UserError
 from drl_dist.on_ray.common import capacity, check_capacity, cluster
 from drl_dist.on_ray.sweep_rescore import kept_rescores, rescore_trial
 from drl_dist.on_ray.sweep_result import finish_sweep, sweep_rows
-from drl_dist.on_ray.sweep_search import METRIC, SweepNews, SweepSearch, make_scheduler, replay
+from drl_dist.on_ray.sweep_search import SweepNews, SweepSearch, make_scheduler, replay
 from drl_dist.on_ray.sweep_trial import TrialLaunch, plain_fields
 from drl_dist.on_ray.train_driver import ENVIRONMENT, prepare_run
 from drl_dist.scores.images import check_count
@@ -48,6 +49,8 @@ TUNE_ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     # Ctrl-C ends the driver as it ends every other job.
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    # The new output says where Ray Tune keeps its notes, whatever the verbosity.
+    "RAY_AIR_NEW_OUTPUT": "0",
 }
 
 
@@ -136,6 +139,8 @@ def _run_trials(folder: SweepFolder, launch: TrialLaunch) -> None:
 
     for name, value in TUNE_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    # It would say that no trial has left Ray Tune a file of results.
+    logging.getLogger("ray.tune.analysis").setLevel(logging.ERROR)
 
     def trainable(config: dict[str, Any]) -> None:
         launch(config)
@@ -145,8 +150,7 @@ def _run_trials(folder: SweepFolder, launch: TrialLaunch) -> None:
         tune.Tuner(
             tune.with_resources(trainable, PlacementGroupFactory([{"memory": TRIAL_BYTES}])),
             tune_config=tune.TuneConfig(
-                metric=METRIC,
-                mode="min",
+                # Searcher and scheduler know what the score is called; given here, Ray Tune would refuse theirs.
                 search_alg=SweepSearch(folder, proposer, unfinished, len(trials)),
                 scheduler=scheduler,
                 num_samples=left,
