@@ -9,7 +9,7 @@ import dataclasses
 import difflib
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, NoReturn, TypeVar
@@ -19,7 +19,7 @@ from tyro import _errors as tyro_errors
 
 from drl_dist.checks import check_run
 from drl_dist.config import Experiment, RunConfig, flatten, to_dict
-from drl_dist.errors import EXIT_USER_ERROR, UserError
+from drl_dist.errors import UserError, door
 from drl_dist.presets import SETTINGS, preset
 
 Options = TypeVar("Options")
@@ -49,16 +49,6 @@ class TrainOptions(RunConfig):
 class _CategoryOptions(TrainOptions):
     category: str = ""
     """LSUN category: church_outdoor or bedroom."""
-
-
-def door(command: Callable[[], int]) -> NoReturn:
-    """Run a command as a program: a `UserError` becomes its sentence on stderr and exit status 2."""
-    try:
-        status = command()
-    except UserError as error:
-        print(error, file=sys.stderr, flush=True)
-        status = EXIT_USER_ERROR
-    sys.exit(status)
 
 
 def parse_options(kind: type[Options], default: Options, argv: Sequence[str], *, description: str) -> Options:

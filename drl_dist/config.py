@@ -75,8 +75,8 @@ class McmcConfig:
     """log-density = raw network output / delta_t**2 (released code), / sigma_{t+1}**2 (what makes T = 1000 trainable:
     docs/deviations.md), or the output itself (paper)."""
     antithetic: bool = False
-    """Train on pairs of opposite draws, of y_pos and of y_neg; for K = 0, where this takes most of the noise out of the
-    learning gradient (docs/deviations.md)."""
+    """Train on pairs of opposite draws, of y_pos and of y_neg from the same normals; for K = 0, where this takes most
+    of the noise out of the learning gradient (docs/deviations.md)."""
     noise_scale: float = 1.0
     """Factor on the Langevin noise while training."""
     sampling_noise_scale: float = 0.99
@@ -213,6 +213,8 @@ class RunConfig:
     """The run's name; the same name resumes the run."""
     storage: str = ""
     """URL below which checkpoints are kept."""
+    start_from: str | None = None
+    """Checkpoint folder of another run on the same data with the same network to go on from, with other settings."""
     num_workers: int = 1
     """Ray Train workers, one DDP rank each."""
     use_gpu: bool = False

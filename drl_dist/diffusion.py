@@ -96,6 +96,21 @@ class Pairs:
         """
         return 2 * (self.x_noisy + variance * self.score) - self.y_pos
 
+    def standardised_y_pos(self, ladder: NoiseLadder) -> Tensor:
+        """y_pos less its mean given x_{t+1} and x, over its standard deviation given them: standard normal (B, ...).
+
+        That standard deviation is a_{t+1} cumulative_std_t sigma_{t+1} / cumulative_std_{t+1}; as for
+        `opposite_y_pos`, the level's transition scale has to be a_{t+1}.
+        """
+        std = ladder.std[1:]
+        spread = ladder.scale[1:] * std * ladder.cumulative_std[:-1] / ladder.cumulative_std[1:]
+        column = (-1,) + (1,) * (self.y_pos.dim() - 1)
+        variance, spread = (
+            values.to(self.y_pos.device, self.y_pos.dtype)[self.level].reshape(column)
+            for values in (std.square(), spread)
+        )
+        return (self.y_pos - self.x_noisy - variance * self.score) / spread
+
 
 def draw_levels(noise: Noise, sample_ids: Tensor, num_levels: int) -> Tensor:
     """t ~ Unif{0, ..., T-1} for each sample, (B,) int64 (Algorithm 1)."""

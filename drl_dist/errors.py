@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
 EXIT_USER_ERROR = 2
 """Exit status of every command that ends with a `UserError`."""
 
@@ -30,3 +34,13 @@ class UserError(Exception):
 
 def _rebuild(what: str, got: object, expected: object, remedy: str) -> UserError:
     return UserError(what, got=got, expected=expected, remedy=remedy)
+
+
+def door(command: Callable[[], int]) -> NoReturn:
+    """Run a command as a program: a `UserError` becomes its sentence on stderr and exit status 2."""
+    try:
+        status = command()
+    except UserError as error:
+        print(error, file=sys.stderr, flush=True)
+        status = EXIT_USER_ERROR
+    sys.exit(status)

@@ -51,6 +51,10 @@ class Purpose(IntEnum):
     """Which pixels a random mask hides."""
     DEGRADE = 11
     """The noise of an image that is to be denoised."""
+    TOY_DATA = 12
+    """How far a point of two-dimensional data lies from the middle of its part (`drl_dist.toy`)."""
+    TOY_CHOICE = 13
+    """Which part of two-dimensional data a point lies in, and where along it."""
 
 
 class Noise(Protocol):

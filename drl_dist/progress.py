@@ -6,10 +6,8 @@ import sys
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Protocol
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 LINE_SECONDS = 5.0
 """Seconds between lines where the output is no terminal."""
@@ -26,7 +24,7 @@ class Advance(Protocol):
 
 @contextmanager
 def progress(what: str, total: int, done: int, unit: str) -> Generator[Advance]:
-    """Show progress on stderr: a bar in a terminal, elsewhere a line every few seconds.
+    """Show progress on stderr: a bar in a terminal (where rich is installed), elsewhere a line every few seconds.
 
     Args:
         what: what is being done.
@@ -42,7 +40,10 @@ def progress(what: str, total: int, done: int, unit: str) -> Generator[Advance]:
     def rate_text() -> str:
         return f"{rate():.0f} {unit}/s" if rate() >= 10 else f"{rate():.2g} {unit}/s"
 
-    if sys.stderr.isatty():
+    if sys.stderr.isatty() and find_spec("rich") is not None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),

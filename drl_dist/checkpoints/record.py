@@ -15,8 +15,11 @@ RECORD = "experiment.json"
 _MAY_CHANGE = "experiment.train.num_steps"
 
 
-def check_record(run_url: str, experiment: Experiment, data_fingerprint: str) -> None:
+def check_record(run_url: str, experiment: Experiment, data_fingerprint: str, start_from: str | None = None) -> None:
     """Return if a run folder is new, or holds this experiment on this data.
+
+    Args:
+        start_from: checkpoint of another run that this one goes on from.
 
     Raises:
         UserError: it holds another one; the message lists every field that differs.
@@ -28,7 +31,7 @@ def check_record(run_url: str, experiment: Experiment, data_fingerprint: str) ->
     stored = parse_json_object(text, source=f"record {run_url}/{RECORD}")
     changed = [
         line
-        for line in differences(stored, _record(experiment, data_fingerprint))
+        for line in differences(stored, _record(experiment, data_fingerprint, start_from))
         if not line.startswith(_MAY_CHANGE + ":")
     ]
     if changed:
@@ -36,15 +39,16 @@ def check_record(run_url: str, experiment: Experiment, data_fingerprint: str) ->
             f"run {run_url}",
             got="changed fields " + "; ".join(changed).replace("experiment.", ""),
             expected="the experiment that the run was started with",
-            remedy="give the changed run a name of its own, or undo the changes",
+            remedy="undo the changes, or give the changed run a name of its own, with --start-from to go on from here",
         )
 
 
-def write_record(run_url: str, experiment: Experiment, data_fingerprint: str) -> None:
-    """Keep the experiment and the fingerprint of its data in the run folder."""
-    text = json.dumps(_record(experiment, data_fingerprint), indent=2) + "\n"
+def write_record(run_url: str, experiment: Experiment, data_fingerprint: str, start_from: str | None = None) -> None:
+    """Keep the experiment, the fingerprint of its data, and what it goes on from in the run folder."""
+    text = json.dumps(_record(experiment, data_fingerprint, start_from), indent=2) + "\n"
     Folder(run_url).write(RECORD, text.encode())
 
 
-def _record(experiment: Experiment, data_fingerprint: str) -> dict[str, Any]:
-    return {"experiment": to_dict(experiment), "data_fingerprint": data_fingerprint}
+def _record(experiment: Experiment, data_fingerprint: str, start_from: str | None) -> dict[str, Any]:
+    record: dict[str, Any] = {"experiment": to_dict(experiment), "data_fingerprint": data_fingerprint}
+    return record | ({} if start_from is None else {"start_from": start_from})

@@ -52,7 +52,7 @@ def interpolate_run(options: InterpolateOptions) -> int:
     weights = torch.linspace(0, 1, options.columns, dtype=torch.float64, device=device)
     noise = InterpolatedNoise(PhiloxNoise(options.seed), 2 * pairs, 2 * pairs + 1, weights)
     sampler = build_sampler(experiment)
-    per_image = sampler.num_chain_steps * sampler.levels.num_levels
+    per_image = max(1, sampler.num_chain_steps) * sampler.levels.num_levels
     made: list[Tensor] = []
     with progress("interpolating", len(noise.sample_ids) * per_image, 0, "chain steps") as advance:
         for ids in noise.sample_ids.split(options.batch_size):

@@ -15,6 +15,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from drl_dist.checkpoints.record import check_record, write_record
 from drl_dist.checkpoints.remote import StoredCheckpoint, newest_checkpoint
+from drl_dist.checkpoints.start import starting_point
 from drl_dist.config import RunConfig, flatten, to_dict
 from drl_dist.data.filesystem import check_reachable
 from drl_dist.data.index import ShardIndex, open_index
@@ -156,8 +157,11 @@ def prepare_run(run: RunConfig) -> PreparedRun:
         check_count(index, run.tracking.score_num_images, what="data")
     check_reachable(run.storage)
     run_url = f"{run.storage.rstrip('/')}/{run.run_name}"
-    check_record(run_url, experiment, index.fingerprint)
-    return PreparedRun(run=run, run_url=run_url, index=index, newest=newest_checkpoint(run_url))
+    check_record(run_url, experiment, index.fingerprint, run.start_from)
+    newest = newest_checkpoint(run_url)
+    if run.start_from is not None and newest is None:
+        run = dataclasses.replace(run, start_from=starting_point(run.start_from, experiment, index.fingerprint))
+    return PreparedRun(run=run, run_url=run_url, index=index, newest=newest)
 
 
 def fit_run(prepared: PreparedRun, trial: TrialPart | None = None) -> None:
@@ -175,7 +179,7 @@ def fit_run(prepared: PreparedRun, trial: TrialPart | None = None) -> None:
     model_name = trial.model_name if trial else experiment.preset
     with cluster(ENVIRONMENT):
         check_capacity(run.num_workers, cpus=run.cpus_per_worker, gpus=int(run.use_gpu))
-        write_record(prepared.run_url, experiment, prepared.fingerprint)
+        write_record(prepared.run_url, experiment, prepared.fingerprint, run.start_from)
         if drop_stale_snapshot(prepared.run_url):
             print("Ray Train's list of checkpoints was torn or outdated and is made anew", flush=True)
         params = {name.removeprefix("experiment."): value for name, value in flatten(to_dict(run)).items()}
@@ -183,7 +187,7 @@ def fit_run(prepared: PreparedRun, trial: TrialPart | None = None) -> None:
         tracking_run = open_run(uri, run.tracking.experiment, run.run_name, params, trial.tags if trial else None)
         newest = prepared.newest
         print(
-            f"run {run.run_name}: {'resuming after step ' + str(newest.step) if newest else 'starting'}, "
+            f"run {run.run_name}: {_beginning(run, newest)}, "
             f"{run.num_workers} workers, checkpoints in {prepared.run_url}, metrics and samples at {uri}",
             flush=True,
         )
@@ -202,6 +206,12 @@ def fit_run(prepared: PreparedRun, trial: TrialPart | None = None) -> None:
         f"{model_name}, metrics and samples at {uri}",
         flush=True,
     )
+
+
+def _beginning(run: RunConfig, newest: StoredCheckpoint | None) -> str:
+    if newest:
+        return f"resuming after step {newest.step}"
+    return f"starting from {run.start_from}" if run.start_from else "starting"
 
 
 @contextmanager

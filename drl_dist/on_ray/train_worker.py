@@ -150,15 +150,16 @@ def _restore(state: TrainState, task: WorkerTask) -> None:
     """Load the newest complete checkpoint; storage, not Ray's list of what it knows about, says which that is."""
     is_first = ray.train.get_context().get_world_rank() == 0
     newest = newest_checkpoint(task.run_url) if is_first else None
-    url = broadcast_from_rank_zero(newest.url if newest else None)
+    url = broadcast_from_rank_zero(newest.url if newest else task.run.start_from)
     if url is None:
         return
     folder = fetch_checkpoint(url, PARTS)
     checkpoint = read_checkpoint(folder, PARTS)
+    # Another run's checkpoint was looked at before anything was started.
     changed = [
         line
         for line in differences(to_dict(checkpoint.experiment), to_dict(task.run.experiment))
-        if not line.startswith("train.num_steps:")
+        if url != task.run.start_from and not line.startswith("train.num_steps:")
     ]
     if changed or checkpoint.state.data_fingerprint != task.fingerprint:
         raise UserError(

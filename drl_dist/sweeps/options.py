@@ -221,6 +221,13 @@ def _check(options: SweepOptions, base: RunConfig) -> None:
             expected="up to 100 letters, digits, '.', '_' and '-', beginning with a letter or a digit",
             remedy="choose another name",
         )
+    if base.start_from is not None:
+        raise UserError(
+            "option --start-from",
+            got=base.start_from,
+            expected="trials from their first step: one that goes on from other settings says little about its own",
+            remedy="leave the option out",
+        )
     seeds = options.rescore_seeds
     count = options.num_samples
     is_range = options.max_saturated is None or 0 < options.max_saturated <= 1

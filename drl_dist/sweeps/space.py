@@ -20,7 +20,17 @@ _MULTIPLIER, _POWER, _VALUES = (f"{LEVEL_SCALE}_{part}" for part in ("multiplier
 _RANGES = ("uniform", "loguniform", "integer")
 _FORMS = 'a list of values, {"uniform": [low, high]}, {"loguniform": [low, high]} or {"integer": [low, high]}'
 # What the sweep sets itself, what would change a trial's length or place, and what is no setting of a trial.
-_OWN = ("data", "storage", "run_name", "num_workers", "use_gpu", "cpus_per_worker", "preset", "train.num_steps")
+_OWN = (
+    "data",
+    "storage",
+    "run_name",
+    "start_from",
+    "num_workers",
+    "use_gpu",
+    "cpus_per_worker",
+    "preset",
+    "train.num_steps",
+)
 _OWN_PARTS = ("tracking.", "checkpoint.")
 
 Values = dict[str, Any]

@@ -120,7 +120,8 @@ class _GradientGraph:
     def _replay(self, y: Tensor) -> tuple[Tensor, Tensor]:
         self._y.copy_(y)
         self._graph.replay()
-        return self._raw.clone(), self._gradient
+        # Copies: kernels that carry a gradient in their state keep it beyond the next replay.
+        return self._raw.clone(), self._gradient.clone()
 
 
 @functools.cache

@@ -19,7 +19,8 @@ class DivergedError(RuntimeError):
         self.step, self.loss, self.grad_norm = step, loss, grad_norm
         super().__init__(
             f"training diverged at step {step}: loss {loss}, gradient norm {grad_norm}; no update was made, "
-            "so resume from the last checkpoint with a smaller learning rate, beta1 or step size, or another seed"
+            "so go on from an earlier checkpoint with --start-from under another --run-name, with a smaller learning "
+            "rate, beta1, step size or --optim.max-grad-norm, or another seed"
         )
 
     def __reduce__(self) -> tuple[object, ...]:

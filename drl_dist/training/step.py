@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from drl_dist.config import EngineConfig, Experiment, OptimConfig
 from drl_dist.diffusion import Pairs, draw_levels, draw_pairs
 from drl_dist.evaluation.grids import to_unit_range
-from drl_dist.mcmc.kernel import KeyedChainNoise, column, run_chain
+from drl_dist.mcmc.kernel import KeyedChainNoise, StepNoise, column, run_chain
 from drl_dist.noise import PhiloxNoise, Purpose
 from drl_dist.recipe import build_ladder, build_levels
 from drl_dist.sampling.progressive import ProgressiveSampler
@@ -125,19 +125,21 @@ class TrainStep:
         """y_neg (B, C, H, W), a sample of y_t given x_noisy: K Langevin steps from x_noisy, exactly K gradients, all
         with respect to y; for K = 0 one draw from the normal approximation, which takes one gradient.
 
-        Antithetic draws come as (2B, C, H, W), the opposite ones behind the others.
+        Antithetic draws come as (2B, C, H, W), the opposite ones behind the others, and deviate from their means as
+        the positives do from theirs. Any joint law of y_pos and y_neg will do for the learning gradient, which is a
+        difference of two expectations; in this one it has least noise.
         """
         kernel = self.sampler.kernel(self.gradients.raw_at(pairs.level), pairs.x_noisy, pairs.level)
-        noise = KeyedChainNoise(
-            self.noise, Purpose.TRAIN_CHAIN, positions, pairs.level, tuple(pairs.x_noisy.shape[1:]), self.dtype
-        )
         with torch.no_grad():
-            y_neg = run_chain(kernel, pairs.x_noisy, noise, self.sampler.num_draws).y
-            if not self.experiment.mcmc.antithetic:
-                return y_neg
-            (numbers,) = noise.steps(0, 1, 0)
-            std = column(self.levels.at(pairs.level).recovery_precision.rsqrt(), y_neg)
-            return torch.cat([y_neg, y_neg - 2 * self.sampler.noise_scale * std * numbers.normal])
+            if self.experiment.mcmc.antithetic:
+                normal = pairs.standardised_y_pos(self.ladder)
+                y_neg = kernel(kernel.init(pairs.x_noisy), StepNoise(normal, normal.new_empty(len(normal), 0)))[0].y
+                std = column(self.levels.at(pairs.level).recovery_precision.rsqrt(), y_neg)
+                return torch.cat([y_neg, y_neg - 2 * self.sampler.noise_scale * std * normal])
+            noise = KeyedChainNoise(
+                self.noise, Purpose.TRAIN_CHAIN, positions, pairs.level, tuple(pairs.x_noisy.shape[1:]), self.dtype
+            )
+            return run_chain(kernel, pairs.x_noisy, noise, self.sampler.num_draws).y
 
     def update(self, pairs: Pairs, y_neg: Tensor | None) -> StepResult:
         """One Adam step.

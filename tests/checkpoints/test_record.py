@@ -42,3 +42,11 @@ def test_a_torn_record_is_named(tmp_path: Path) -> None:
     (tmp_path / "experiment.json").write_text('{"experiment": {')
     with pytest.raises(UserError, match=r"experiment\.json: got no JSON"):
         check_record(str(tmp_path), preset("digits"), "f00d")
+
+
+def test_what_a_run_goes_on_from_is_part_of_it(tmp_path: Path) -> None:
+    url, experiment = str(tmp_path), preset("digits")
+    write_record(url, experiment, "f00d", "/runs/other/checkpoint_000000040")
+    check_record(url, experiment, "f00d", "/runs/other/checkpoint_000000040")
+    with pytest.raises(UserError, match="start_from: /runs/other/checkpoint_000000040 -> absent"):
+        check_record(url, experiment, "f00d")

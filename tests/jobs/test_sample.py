@@ -16,72 +16,20 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import torch
 import webdataset
 from PIL import Image
 
-from drl_dist.checkpoints.files import CheckpointState, read_checkpoint, write_checkpoint
-from drl_dist.config import EngineConfig, Experiment, McmcConfig, ModelConfig, TrainConfig
 from drl_dist.data.index import ShardIndex, open_index, write_index
 from drl_dist.data.shards import Sample, encode_png, pack_shard
 from drl_dist.data.stream import ShardStream
 from drl_dist.errors import UserError
-from drl_dist.evaluation.grids import to_uint8
 from drl_dist.localhost import MlflowServer, RayHead, processes
-from drl_dist.noise import PhiloxNoise
 from drl_dist.on_ray.sample_driver import sample_run
 from drl_dist.on_ray.sample_options import SampleOptions, check_options
-from drl_dist.on_ray.sample_output import SampleOutput
-from drl_dist.on_ray.sample_unit import SampleRequest, UnitMaker, UnitRecord
-from drl_dist.recipe import build_sampler
-from drl_dist.training.chain import GradientEngine
-from drl_dist.training.ema import load_averaged
-from drl_dist.training.state import TrainState
 from tests.support import ROOT, subprocess_environment
 
 NUM_IMAGES, SHARD_SIZE = 84, 12
 NUM_SHARDS = 7
-
-
-def request(**changed: object) -> SampleRequest:
-    fields = {
-        "preset": "tiny",
-        "ema_sha256": "e",
-        "config_sha256": "c",
-        "num_images": 10,
-        "seed": 3,
-        "noise_scale": 0.99,
-        "shard_size": 4,
-        "batch_size": 3,
-        "device": "cpu",
-        "threads": 1,
-    }
-    return SampleRequest(**fields | changed)  # pyright: ignore[reportArgumentType]
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint of a tiny network whose averaged weights are not its weights."""
-    experiment = Experiment(
-        preset="tiny",
-        model=ModelConfig(resolution=8, channels=1, width=8, width_multipliers=(1, 2), num_res_blocks=1),
-        mcmc=McmcConfig(num_chain_steps=30),
-        train=TrainConfig(batch_size=4, num_steps=3),
-    )
-    state = TrainState.create(experiment)
-    parts = state.tensors()
-    generator = torch.Generator().manual_seed(1)
-    parts["ema"] = {
-        name: value + 0.01 * torch.randn(value.shape, generator=generator) for name, value in parts["ema"].items()
-    }
-    folder = tmp_path_factory.mktemp("model") / "checkpoint"
-    write_checkpoint(
-        folder,
-        parts,
-        CheckpointState(step=3, images_seen=12, next_position=12, seed=0, data_fingerprint="0" * 64, world_size=1),
-        experiment,
-    )
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -303,15 +251,6 @@ def test_what_is_not_there_is_told_before_a_cluster_is_asked(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_that_cannot_be_written_is_told(checkpoint: Path, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("not a folder")
-    output = SampleOutput(str(tmp_path / "file" / "out"), read_checkpoint(checkpoint).experiment, request())
-    assert not output.is_complete()
-    assert output.finished() == {}
-    with pytest.raises(UserError, match=r"writing .*: got NotADirectoryError"):
-        output.begin()
-
-
 def test_real_images_must_fit_the_model(checkpoint: Path, tmp_path: Path) -> None:
     data, row = pack_shard("real-train-00000.tar", [Sample(0, encode_png(np.zeros((3, 16, 16), np.uint8)))])
     (tmp_path / row.name).write_bytes(data)
@@ -343,68 +282,3 @@ def test_impossible_options_are_refused(changed: dict[str, object], message: str
     check_options(SampleOptions(**good))
     with pytest.raises(UserError, match=message):
         check_options(SampleOptions(**good | changed))  # pyright: ignore[reportArgumentType]
-
-
-def test_a_unit_is_what_the_sampler_draws_from_the_averaged_weights(checkpoint: Path, tmp_path: Path) -> None:
-    stored = read_checkpoint(checkpoint, ("ema",))
-    experiment, ema = stored.experiment, {name: value.numpy() for name, value in stored.tensors["ema"].items()}
-    wanted = request()
-    *counts, record = UnitMaker(experiment, ema, wanted, str(tmp_path)).make(1)
-    assert counts == [3, 1]
-    assert isinstance(record, UnitRecord)
-
-    state = TrainState.create(experiment)
-    engine = GradientEngine(load_averaged(state.network, stored.tensors["ema"]), EngineConfig())
-    noise = PhiloxNoise(wanted.seed)
-    expected = [
-        to_uint8(build_sampler(experiment).sample(engine.raw_at, noise, ids, (1, 8, 8)))
-        for ids in (torch.tensor([4, 5, 6]), torch.tensor([7]))
-    ]
-    [*found] = webdataset.WebDataset([str(tmp_path / record.row.name)], shardshuffle=False).decode("pil")
-    assert [entry["__key__"] for entry in found] == [f"{image:09d}" for image in (4, 5, 6, 7)]
-    pixels = np.stack([np.asarray(entry["png"].convert("L")) for entry in found])
-    np.testing.assert_array_equal(pixels, torch.cat(expected)[:, 0].numpy())
-
-    # Another worker that made other units before makes the same bytes.
-    before = (tmp_path / record.row.name).read_bytes()
-    busy = UnitMaker(experiment, ema, wanted, str(tmp_path))
-    for unit in (2, 0, 1):
-        list(busy.make(unit))
-    assert (tmp_path / record.row.name).read_bytes() == before
-    quieter = request(noise_scale=0.0)
-    list(UnitMaker(experiment, ema, quieter, str(tmp_path)).make(1))
-    assert (tmp_path / record.row.name).read_bytes() != before
-
-
-def test_weights_that_diverged_are_no_images(checkpoint: Path, tmp_path: Path) -> None:
-    stored = read_checkpoint(checkpoint, ("ema",))
-    ema = {name: np.full_like(value.numpy(), np.nan) for name, value in stored.tensors["ema"].items()}
-    with pytest.raises(UserError, match="generated images 0 to 2: got values that are not finite"):
-        list(UnitMaker(stored.experiment, ema, request(), str(tmp_path)).make(0))
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_record_counts_for_its_own_request_only() -> None:
-    _, row = pack_shard("tiny-generated-00000.tar", [Sample(0, b"png"), Sample(1, b"other")])
-    record = UnitRecord(row, (3, 5), ("a", "b"), "cpu", 1.5)
-    text = record.to_json(request())
-    back = UnitRecord.from_json(text, request())
-    assert back is not None
-    assert (back.row.name, back.row.offsets.tolist()) == (row.name, row.offsets.tolist())
-    assert (back.png_sizes, back.png_sha256, back.device, back.seconds) == ((3, 5), ("a", "b"), "cpu", 1.5)
-    assert UnitRecord.from_json(text, request(seed=4)) is None
-
-
-def test_bfloat16_is_another_request_and_makes_nearly_the_same_images(checkpoint: Path, tmp_path: Path) -> None:
-    stored = read_checkpoint(checkpoint, ("ema",))
-    ema = {name: value.numpy() for name, value in stored.tensors["ema"].items()}
-    pixels = []
-    for precision in ("float32", "bfloat16"):
-        *_, record = UnitMaker(stored.experiment, ema, request(precision=precision), str(tmp_path)).make(0)
-        assert isinstance(record, UnitRecord)
-        found = webdataset.WebDataset([str(tmp_path / record.row.name)], shardshuffle=False).decode("pil")
-        pixels.append(np.stack([np.asarray(entry["png"].convert("L"), dtype=float) for entry in found]))
-    difference = np.abs(pixels[0] - pixels[1])
-    assert difference.max() > 0
-    assert difference.mean() < 4
-    assert request().digest != request(precision="bfloat16").digest

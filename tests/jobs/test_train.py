@@ -8,125 +8,25 @@ import re
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 import torch
 from mlflow import MlflowClient
-from mlflow.entities import Run
 
 from drl_dist.checkpoints.files import PARTS, read_checkpoint
 from drl_dist.checkpoints.remote import checkpoint_name, complete_checkpoints, fetch_checkpoint
 from drl_dist.data.index import open_index
-from drl_dist.localhost import MlflowServer, RayHead, processes, submit_job
+from drl_dist.localhost import MlflowServer, RayHead
 from drl_dist.tracking.registry import resolve_model
 from tests.data.published import encoded, photographs, write_lsun
 from tests.gcs import GcsEmulator
+from tests.jobs.training_jobs import Job, assert_equal_checkpoints, run, submit, tracked, wait_for, words, workers
 from tests.support import ROOT, subprocess_environment
 
-TINY = (
-    "--model.width",
-    "8",
-    "--model.time-embedding-dim",
-    "8",
-    "--model.time-hidden-dim",
-    "16",
-    "--mcmc.num-chain-steps",
-    "3",
-    "--train.batch-size",
-    "8",
-    "--tracking.num-samples",
-    "5",
-    "--checkpoint.keep",
-    "None",
-)
 STEPS, EVERY = 120, 40
 
 pytestmark = pytest.mark.integration
-
-
-@dataclass
-class Job:
-    """How one ended."""
-
-    status: int
-    output: str
-    seconds: float = 0.0
-    lines: list[str] = field(default_factory=list)
-
-
-def words(data: str | Path, storage: str | Path, name: str, *more: str) -> list[str]:
-    return ["--data", str(data), "--storage", str(storage), "--run-name", name, *TINY, *more]
-
-
-def run(environment: Mapping[str, str], options: list[str], door: str = "train_digits.py") -> Job:
-    """The command itself, which joins the cluster that the environment names."""
-    began = time.monotonic()
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "jobs" / door), *options],
-        env=dict(environment),
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        timeout=400,
-        check=False,
-    )
-    return Job(done.returncode, done.stdout, time.monotonic() - began, done.stdout.splitlines())
-
-
-def submit(head: RayHead, environment: Mapping[str, str], options: list[str], door: str = "train_digits.py") -> Job:
-    """The command by way of ``ray job submit``."""
-    lines: list[str] = []
-    status = submit_job(
-        head,
-        ["python", f"jobs/{door}", *options],
-        environment=environment,
-        working_dir=ROOT,
-        echo=lines.append,
-        timeout_seconds=400,
-    )
-    return Job(status, "\n".join(lines), lines=lines)
-
-
-def workers(head: RayHead) -> list[int]:
-    """Process ids of the training workers."""
-    found: list[int] = []
-    for process in processes.tree(head.pid):
-        try:
-            title = Path(f"/proc/{process.pid}/cmdline").read_bytes()
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        if title.startswith(b"ray::RayTrainWorker"):
-            found.append(process.pid)
-    return found
-
-
-def wait_for(condition: Callable[[], object], seconds: float = 240) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.02)
-
-
-def tracked(server: MlflowServer, name: str) -> Run:
-    client = MlflowClient(server.uri)
-    experiment = client.get_experiment_by_name("drl_dist")
-    assert experiment is not None
-    runs = client.search_runs([experiment.experiment_id], f"attributes.run_name = '{name}'")
-    assert len(runs) == 1
-    return runs[0]
-
-
-def assert_equal_checkpoints(one: Path, other: Path) -> None:
-    first, second = read_checkpoint(one, PARTS), read_checkpoint(other, PARTS)
-    assert first.state == second.state
-    for part in PARTS:
-        assert first.tensors[part].keys() == second.tensors[part].keys() != set()
-        for name, tensor in first.tensors[part].items():
-            assert torch.equal(tensor, second.tensors[part][name]), f"{part} {name}"
 
 
 @pytest.fixture(scope="module")
@@ -371,68 +271,3 @@ def test_lsun_photographs_at_128_pixels(
     job = submit(ray_head, mlflow_server.environment(), [*sampling, "--real", str(tmp_path / "shards")], "sample.py")
     assert job.status == 0, job.output
     assert open_index(str(tmp_path / "samples")).resolution == 128
-
-
-def test_a_damaged_image_ends_the_job_with_its_name(
-    digits: Path, storage: Path, tmp_path: Path, mlflow_server: MlflowServer, server_environment: dict[str, str]
-) -> None:
-    for path in digits.iterdir():
-        content = bytearray(path.read_bytes())
-        if path.suffix == ".tar":
-            content[len(content) // 2] ^= 1
-        (tmp_path / path.name).write_bytes(content)
-    job = run(server_environment, words(tmp_path, storage, "damaged", "--num-workers", "2"))
-    assert job.status == 2, job.output
-    assert "Traceback" not in job.output
-    assert "restarts" not in job.output
-    assert re.match(rf"shard {tmp_path}/\S+\.tar: got ", job.lines[-1]), job.output
-    assert tracked(mlflow_server, "damaged").info.status == "FAILED"
-    assert not list((storage / "damaged").glob("checkpoint_*"))
-
-
-DEAD = "http://127.0.0.1:9"
-
-
-@pytest.mark.parametrize(
-    ("more", "environment", "sentence"),
-    [
-        (("--data", "/nonesuch"), {}, "data /nonesuch: got an empty or missing folder, expected image shards"),
-        (("--model.resolution", "16"), {}, r"got 8x8\S*.*expected 16x16\S*"),
-        (("--model.channels", "3"), {}, r"data .*digits.* got 8x8.*expected 8x8.*as the model has"),
-        (("--num-workers", "8"), {}, "8 workers of 1 CPU: got a cluster with 2 CPU, expected 8 CPU"),
-        (("--use-gpu",), {}, "1 workers of 1 GPU: got a cluster with 0 GPU"),
-        (("--tracking.uri", DEAD), {}, f"MLflow server {DEAD}: got no answer"),
-        ((), {"MLFLOW_TRACKING_URI": ""}, "MLflow server: got no address"),
-        (("--storage", "gs://nowhere/runs"), {"STORAGE_EMULATOR_HOST": DEAD}, "storage gs://nowhere/runs: got "),
-        (("--storage", "ftp://host/runs"), {}, "storage URL: got 'ftp://host/runs'"),
-        (("--storage", "/proc/runs"), {}, "writing /proc/runs/"),
-        ((), {"RAY_ADDRESS": "127.0.0.1:9"}, "Ray cluster: got no answer"),
-    ],
-)
-def test_bad_input_ends_within_a_minute_in_one_sentence(
-    more: tuple[str, ...],
-    environment: dict[str, str],
-    sentence: str,
-    digits: Path,
-    tmp_path: Path,
-    server_environment: dict[str, str],
-) -> None:
-    job = run(server_environment | environment, words(digits, tmp_path / "runs", "bad", *more))
-    assert job.status == 2, job.output
-    assert re.search(sentence, job.lines[-1]), job.output
-    assert len(job.lines) == 1, job.output
-    assert job.seconds < 60
-    assert not (tmp_path / "runs").exists()
-
-
-def test_a_truncated_shard_is_told_before_anything_starts(
-    digits: Path, tmp_path: Path, server_environment: dict[str, str]
-) -> None:
-    for path in digits.iterdir():
-        (tmp_path / path.name).write_bytes(path.read_bytes())
-    shard = sorted(tmp_path.glob("*.tar"))[0]
-    shard.write_bytes(shard.read_bytes()[:-1024])
-    job = run(server_environment, words(tmp_path, tmp_path / "runs", "bad"))
-    assert (job.status, len(job.lines)) == (2, 1), job.output
-    assert job.output.startswith(f"shard {shard}: got ")
-    assert not (tmp_path / "runs").exists()

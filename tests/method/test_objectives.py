@@ -11,6 +11,7 @@ from torch import Tensor
 
 from drl_dist.config import EngineConfig, Experiment
 from drl_dist.energy.wide_resnet import evaluate
+from drl_dist.evaluation.grids import to_unit_range
 from drl_dist.mcmc.kernel import column
 from drl_dist.noise import PhiloxNoise, Purpose
 from drl_dist.presets import SETTINGS, preset
@@ -69,9 +70,11 @@ def test_every_setting_makes_steps_and_tells_finite_numbers(setting: str) -> Non
     assert names == ({"predicted_noise", "noise_error"} if setting == "t1k_dsm" else negatives)
 
 
-def test_the_negative_of_t1k_is_one_draw_of_equation_12(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("is_antithetic", [False, True])
+def test_the_negative_of_t1k_is_one_draw_of_equation_12(monkeypatch: pytest.MonkeyPatch, is_antithetic: bool) -> None:
     experiment = tiny("t1k")
-    step, given = awake(experiment), batch()
+    mcmc = dataclasses.replace(experiment.mcmc, antithetic=is_antithetic)
+    step, given = awake(dataclasses.replace(experiment, mcmc=mcmc)), batch()
     pairs = step.draw(given.images, given.positions)
     calls: list[int] = []
     monkeypatch.setattr(
@@ -80,11 +83,20 @@ def test_the_negative_of_t1k_is_one_draw_of_equation_12(monkeypatch: pytest.Monk
     y_neg = step.run_chain(pairs, given.positions)
     assert len(calls) == 1
     variance = torch.linspace(1e-4, 0.02, 1001, dtype=torch.float64)[pairs.level + 1].reshape(-1, 1, 1, 1)
-    noise = PhiloxNoise(0).normal(Purpose.TRAIN_CHAIN, given.positions, pairs.level, (0,), (1, 8, 8))[0].double()
     # log-density = raw / sigma**2, so the drift sigma**2 grad f is grad raw.
     middle = pairs.x_noisy + raw_gradient(step, pairs.x_noisy, pairs.level)
-    expected = torch.cat([middle + variance.sqrt() * noise, middle - variance.sqrt() * noise])
-    torch.testing.assert_close(y_neg, expected.detach(), rtol=0, atol=1e-12)
+    if is_antithetic:
+        # The normals of x_t given x_{t+1} and x, by the precisions of both: those that the positives have.
+        kept = step.ladder.cumulative_std[pairs.level].square().reshape(-1, 1, 1, 1)
+        precision = 1 / kept + (1 - variance) / variance
+        x = step.ladder.cumulative_scale[pairs.level].reshape(-1, 1, 1, 1) * to_unit_range(given.images).double()
+        centre = (x / kept + (1 - variance).sqrt() / variance * pairs.x_noisy) / precision
+        noise = (pairs.y_pos / (1 - variance).sqrt() - centre) * precision.sqrt()
+        expected = torch.cat([middle + variance.sqrt() * noise, middle - variance.sqrt() * noise])
+    else:
+        noise = PhiloxNoise(0).normal(Purpose.TRAIN_CHAIN, given.positions, pairs.level, (0,), (1, 8, 8))[0].double()
+        expected = middle + variance.sqrt() * noise
+    torch.testing.assert_close(y_neg, expected.detach(), rtol=0, atol=1e-9)
 
 
 def test_opposite_positives_are_draws_of_the_same_law() -> None:

@@ -92,6 +92,16 @@ def test_completions_have_exactly_the_law_of_their_chains(name: str, num_rounds:
         assert worst_score(drawn(name, mistaken, raw_at, count, 3), wanted) > LIMIT
 
 
+@pytest.mark.parametrize("name", OBSERVATIONS)
+def test_without_chain_steps_completions_have_the_law_of_normal_draws(name: str) -> None:
+    sampler, raw_at = posterior_sampler(pixels(), ladder=linear_ladder(8, 0.02, 0.05), num_rounds=2, num_chain_steps=0)
+    projection = OBSERVATIONS[name][1]
+    wanted = free_law(law_of_completions(sampler, pixels(), projection, X), projection)
+    assert worst_score(drawn(name, sampler, raw_at, 20_000, 0), wanted) < LIMIT
+    for mistaken in (replace(sampler, noise_scale=1.08), replace(sampler, num_rounds=1)):
+        assert worst_score(drawn(name, mistaken, raw_at, 20_000, 1), wanted) > LIMIT
+
+
 @pytest.mark.parametrize("field", ["cumulative_scale", "cumulative_std"])
 def test_what_is_observed_must_be_noised_as_the_ladder_says(field: str) -> None:
     sampler, raw_at = posterior_sampler(

@@ -53,11 +53,14 @@ class QuickNoise:
         raise NotImplementedError
 
 
-def exact_levels(data: CorrelatedGaussian, ladder: NoiseLadder, step_share: float) -> Levels:
+def exact_levels(
+    data: CorrelatedGaussian, ladder: NoiseLadder, step_share: float, top_level: str = "marginal"
+) -> Levels:
     """Levels whose chains take steps of a variance that is this share of the smallest variance of what they sample."""
     scale, std = ladder.scale[1:].clone(), ladder.std[1:]
     precision = std**-2
-    scale[-1], precision[-1] = 1.0, 0.0
+    if top_level == "marginal":
+        scale[-1], precision[-1] = 1.0, 0.0
     largest = [
         float(torch.linalg.eigvalsh(data.level(ladder, t, float(scale[t])).precision)[-1])
         for t in range(ladder.num_levels)
@@ -88,11 +91,11 @@ def posterior_sampler(
     ladder: NoiseLadder | None = None,
     num_rounds: int = 1,
     num_chain_steps: int,
-    step_share: float,
+    step_share: float = 1.0,
 ) -> tuple[PosteriorSampler, RawAtLevel]:
-    """A sampler on exact energies, by default over the T6 ladder."""
+    """A sampler on exact energies, by default over the T6 ladder; without chain steps every level is conditional."""
     ladder = ladder or composed_ladder()
-    levels = exact_levels(data, ladder, step_share)
+    levels = exact_levels(data, ladder, step_share, "marginal" if num_chain_steps else "conditional")
     return PosteriorSampler(levels, ladder, num_chain_steps, 1.0, num_rounds), exact_raw(data, ladder, levels)
 
 
@@ -123,6 +126,11 @@ def law_of_completions(
             [[eye + step**2 / 2 * rest @ drift, step**2 / 2 * precision * rest, zero], [zero, eye, zero], [0, 0, eye]]
         )
         step_noise = torch.block_diag((step * sampler.noise_scale) ** 2 * rest, zero, zero)
+        if not sampler.num_chain_steps:
+            # Equation 12: from x_noisy, along the marginal's gradient alone, with the transition's whole variance.
+            marginal = -data.level(ladder, t, scale).precision
+            a_step = block([[eye + rest @ marginal / precision, zero, zero], [zero, eye, zero], [0, 0, eye]])
+            step_noise = torch.block_diag(sampler.noise_scale**2 / precision * rest, zero, zero)
         for number in range(sampler.num_rounds if precision else 1):
             if number:
                 again = block([[float(ladder.scale[t + 1]) * eye, 0, 0], [0, eye, 0], [0, 0, eye]])
@@ -131,7 +139,7 @@ def law_of_completions(
             start = block([[rest, zero, known], [eye, zero, zero], [zero, zero, eye]])
             mean, covariance = start @ mean, start @ covariance @ start.T
             mean[:size] += scale * float(ladder.cumulative_scale[t]) * projection @ x
-            many, noise = power(a_step, step_noise, sampler.num_chain_steps)
+            many, noise = power(a_step, step_noise, max(1, sampler.num_chain_steps))
             end = torch.block_diag(eye / scale, eye, eye)
             mean, covariance = end @ many @ mean, end @ (many @ covariance @ many.T + noise) @ end.T
     return CorrelatedGaussian(rest @ mean[:size] + projection @ x, rest @ covariance[:size, :size] @ rest)

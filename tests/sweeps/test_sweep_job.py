@@ -21,7 +21,7 @@ from drl_dist.cli import parse_train
 from drl_dist.localhost import MlflowServer
 from drl_dist.sweeps.record import Curve, Outcome, read
 from tests.jobs.conftest import digits
-from tests.jobs.test_train import Job, wait_for
+from tests.jobs.training_jobs import Job, wait_for
 from tests.support import ROOT
 
 __all__ = ["digits"]

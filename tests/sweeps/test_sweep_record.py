@@ -186,6 +186,7 @@ def test_a_plan_has_scores_and_a_checkpoint_at_each(tmp_path: Path) -> None:
         (("--search", "grid", "--num-samples", "5"), "--num-samples: got 5 for a grid of 6, expected all 6 points"),
         (("--rescore-seeds", "1", "1"), r"--rescore-seeds: got \(1, 1\)"),
         (("--space-file", "/nowhere.yaml"), "expected one of them"),
+        (("--start-from", "/runs/a"), "--start-from: got /runs/a"),
         (("--reduction-factor", "1"), "--reduction-factor: got 1"),
         (("--space", "{"), "--space: got no JSON"),
     ],

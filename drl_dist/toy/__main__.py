@@ -1,0 +1,147 @@
+"""Learn a density of the plane and look at it: ``python -m drl_dist.toy checkerboard``.
+
+Needs torch, numpy and matplotlib, nothing else of the project's extras, hence the standard library's options.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NoReturn
+
+from drl_dist.errors import UserError, door
+
+MAX_STEPS = 1_000_000
+MAX_LENGTHEN = 1000
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(
+            "command line", got=message, expected="options as --help lists them", remedy="correct the options"
+        )
+
+
+def main(argv: Sequence[str]) -> int:
+    """The command; the exit status.
+
+    Args:
+        argv: its arguments.
+
+    Raises:
+        UserError: an option that cannot be used, no matplotlib, or a training that ran away. Nothing is written then.
+    """
+    began = time.monotonic()
+    options = _options(argv)
+    # Heavy imports wait until the options are understood.
+    from drl_dist.progress import duration, progress
+    from drl_dist.toy.density import Grid
+    from drl_dist.toy.laws import law
+    from drl_dist.toy.pictures import comparison_picture, levels_picture
+    from drl_dist.toy.study import Tell, data_points, fit, report
+    from drl_dist.toy.training import drl_experiment, short_run_experiment
+
+    name: str = options.name
+    data_law = law(name)
+    folder = _folder(options.out)
+
+    @contextmanager
+    def watch(what: str, total: int, unit: str) -> Generator[Tell]:
+        with progress(what, total, 0, unit) as advance:
+            yield advance
+
+    grid = Grid()
+    drl, short_run = (
+        fit(
+            data_law,
+            make(seed=options.seed, num_steps=options.steps),
+            way,
+            grid,
+            lengthen=options.lengthen,
+            watch=watch,
+        )
+        for way, make in (("recovery", drl_experiment), ("short-run", short_run_experiment))
+    )
+    data = data_points(data_law)
+    pictures = {
+        "levels": levels_picture(drl, grid, f"{name}: from noise to data by diffusion recovery likelihood"),
+        "comparison": comparison_picture(drl, short_run, data, grid, f"{name}: recovery beside short-run likelihood"),
+    }
+    print("\n".join(report(drl, short_run, data, grid)))
+    for kind, what in (("levels", "from noise to data"), ("comparison", "recovery beside short-run likelihood")):
+        path = folder / f"{name}_{kind}.png"
+        _write(path, pictures[kind])
+        print(f"{what}: {path}")
+    print(f"took {duration(time.monotonic() - began)}", flush=True)
+    return 0
+
+
+def _options(argv: Sequence[str]) -> argparse.Namespace:
+    parser = _Parser(
+        prog="python -m drl_dist.toy",
+        description="Learn a two-dimensional density by diffusion recovery likelihood and by short-run maximum "
+        "likelihood, and draw both.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument(
+        "name", nargs="?", default="checkerboard", help="the data: checkerboard, rings, mixture or spirals"
+    )
+    parser.add_argument("--out", default="var/toy", help="folder of the pictures")
+    parser.add_argument("--seed", type=int, default=0, help="keys the initial weights, the data and all noise")
+    parser.add_argument("--steps", type=int, default=700, help="training steps of each of the two ways of learning")
+    parser.add_argument(
+        "--lengthen", type=int, default=100, help="long runs have chains this many times as long as in training"
+    )
+    options = parser.parse_args(list(argv))
+    for option, got, expected, holds in (
+        ("--steps", options.steps, f"1 to {MAX_STEPS}", 1 <= options.steps <= MAX_STEPS),
+        ("--lengthen", options.lengthen, f"1 to {MAX_LENGTHEN}", 1 <= options.lengthen <= MAX_LENGTHEN),
+        ("--seed", options.seed, "a number in [0, 2**63)", 0 <= options.seed < 2**63),
+    ):
+        if not holds:
+            raise UserError(f"option {option}", got=got, expected=expected, remedy="correct the option")
+    if find_spec("matplotlib") is None:
+        raise UserError(
+            "matplotlib", got="no such package", expected="it beside torch and numpy", remedy="pip install matplotlib"
+        )
+    return options
+
+
+def _folder(out: str) -> Path:
+    """The folder, made if need be, after a file has been written there and removed."""
+    folder = Path(out)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(
+            "option --out",
+            got=f"{out} ({error.strerror})",
+            expected="a folder that can be written",
+            remedy="name another folder",
+        ) from error
+    return folder
+
+
+def _write(path: Path, content: bytes) -> None:
+    """The whole file or none."""
+    part = path.with_suffix(".part")
+    try:
+        part.write_bytes(content)
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise UserError(
+            f"picture {path}", got=error.strerror, expected="room to write it", remedy="name another folder with --out"
+        ) from error
+
+
+if __name__ == "__main__":
+    door(lambda: main(sys.argv[1:]))

@@ -1,0 +1,112 @@
+"""The two pictures of a study; the only part that needs matplotlib."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from drl_dist.toy.density import Grid
+from drl_dist.toy.study import Fit
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_VIEW = 3.0
+"""Pictures show [-3, 3]**2; the little that lies beyond is counted in them."""
+_PANEL_INCHES = 1.9
+_DOTS_PER_INCH = 80
+
+
+def levels_picture(fit: Fit, grid: Grid, title: str) -> bytes:
+    """Figure 3 as a PNG: from white noise to data. Samples above, learned densities below them, exact ones at the
+    bottom.
+
+    Args:
+        fit: of diffusion recovery likelihood.
+        grid: of its densities.
+        title: above the picture.
+    """
+    num_levels = fit.model.levels.num_levels
+    figure, axes = _panels(3, num_levels + 1)
+    for column in range(num_levels + 1):
+        t = num_levels - column
+        _points(axes[0][column], fit.stages[column])
+        axes[0][column].set_title(f"$x_{{{t}}}$" + (" (white noise)" if t == num_levels else ""))
+        if t < num_levels:
+            _density(axes[1][column], fit.learned[t], fit.exact[t], grid)
+        else:
+            # No energy is learned at white noise; the chain starts there.
+            axes[1][column].axis("off")
+        _density(axes[2][column], fit.exact[t], fit.exact[t], grid)
+    for row, text in zip(axes, ("samples", "learned density", "exact density"), strict=True):
+        row[0].text(-0.12, 0.5, text, rotation=90, ha="center", va="center", transform=row[0].transAxes)
+    return _png(figure, title)
+
+
+def comparison_picture(drl: Fit, short_run: Fit, data: Tensor, grid: Grid, title: str) -> bytes:
+    """Figure 2 as a PNG: the data; what each way of learning makes of their density; its samples by the chain of
+    training; and those of long runs on the learned density.
+
+    Args:
+        drl, short_run: of the same data.
+        data: points of them, (N, 2).
+        grid: of the densities.
+        title: above the picture.
+    """
+    figure, axes = _panels(2, 4)
+    exact = drl.exact[0]
+    _density(axes[0][0], exact, exact, grid)
+    axes[0][0].set_title("exact density")
+    _points(axes[1][0], data[: len(drl.stages[-1])])
+    axes[1][0].set_title("data")
+    for row, fit, label in zip(axes, (drl, short_run), ("recovery", "short-run"), strict=True):
+        _density(row[1], fit.learned[0], exact, grid)
+        row[1].set_title(f"{label}: learned density", fontsize=10)
+        _points(row[2], fit.stages[-1])
+        row[2].set_title(f"{label}: samples", fontsize=10)
+        _points(row[3], fit.marginal_run)
+        row[3].set_title(f"{label}: {fit.num_long} steps on", fontsize=10)
+    return _png(figure, title)
+
+
+def _panels(rows: int, columns: int) -> tuple[Figure, Sequence[Sequence[Axes]]]:
+    # The figure itself, not pyplot, which would keep it and look for a display.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(_PANEL_INCHES * columns, _PANEL_INCHES * rows + 0.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(rows, columns, squeeze=False).tolist()
+
+
+def _points(axes: Axes, points: Tensor) -> None:
+    """Points (B, 2); how many lie outside the picture, or are not finite, is written into it."""
+    is_inside = (points.abs() <= _VIEW).all(dim=1)
+    shown, outside = points[is_inside], int((~is_inside).sum())
+    axes.scatter(shown[:, 0].numpy(), shown[:, 1].numpy(), s=1.0 if len(points) > 1000 else 4.0, linewidths=0)
+    if outside:
+        axes.text(0.03, 0.03, f"{outside} of {len(points)} outside", transform=axes.transAxes, fontsize=8)
+    _frame(axes)
+
+
+def _density(axes: Axes, masses: Tensor, exact: Tensor, grid: Grid) -> None:
+    """Cell masses, on a scale that ends a quarter above the exact density's highest: peaks above it saturate."""
+    extent = (-grid.half_width, grid.half_width, -grid.half_width, grid.half_width)
+    axes.imshow(masses.mT.numpy(), origin="lower", extent=extent, vmin=0, vmax=1.25 * float(exact.max()))
+    _frame(axes)
+
+
+def _frame(axes: Axes) -> None:
+    axes.set(xlim=(-_VIEW, _VIEW), ylim=(-_VIEW, _VIEW), xticks=[], yticks=[])
+    axes.set_aspect("equal")
+
+
+def _png(figure: Figure, title: str) -> bytes:
+    figure.suptitle(title)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=_DOTS_PER_INCH)
+    return buffer.getvalue()

@@ -1,0 +1,195 @@
+"""One study: the same data learned by diffusion recovery likelihood and by short-run maximum likelihood, measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from drl_dist.config import Experiment
+from drl_dist.noise import PhiloxNoise
+from drl_dist.recovery import LogDensityAndGrad
+from drl_dist.sampling.progressive import RawAtLevel
+from drl_dist.toy.density import Grid, exact_masses, kl_divergence, learned_masses, total_variation
+from drl_dist.toy.laws import DataLaw
+from drl_dist.toy.training import ToyModel, train
+
+NEAR = 0.15
+"""A point within this distance of the data is on them; the laws' own widths are about half of it."""
+
+NUM_SAMPLES = 2000
+NUM_LONG = 200
+_NUM_DATA = 8000
+_FIRST_DATA_ID = 1 << 40
+"""Training counts its points from 0 and does not get here."""
+
+Tell = Callable[[int, str], None]
+"""So many more items are done, and a note."""
+Watch = Callable[[str, int, str], AbstractContextManager[Tell]]
+"""What is done, how many items in all, what an item is called -> a way to tell how far it is."""
+
+
+@contextmanager
+def unwatched(what: str, total: int, unit: str) -> Generator[Tell]:
+    """Nobody is told."""
+    yield lambda items, note: None
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What one way of learning made of the data."""
+
+    model: ToyModel
+    stages: Tensor
+    """(T+1, B, 2) x_T, ..., x_0: samples by the chain of training."""
+    long_run: Tensor
+    """(B, 2) x_0 by the same chains, each `lengthen` times as long."""
+    marginal_run: Tensor
+    """(B, 2) x_0 after `num_long` more steps on f(y, 0) alone, from samples: what the learned density itself holds."""
+    lengthen: int
+    num_long: int
+    """Chain steps per level of the long runs."""
+    learned: list[Tensor]
+    """Cell masses of x_t, by level t from 0 to T - 1."""
+    exact: list[Tensor]
+    """The same of the data, by level t from 0 to T."""
+
+    @property
+    def total_variations(self) -> list[float]:
+        """Between learned and exact density of x_t, by level t; each in [0, 1]."""
+        return [total_variation(self.exact[t], masses) for t, masses in enumerate(self.learned)]
+
+    @property
+    def kl_divergence(self) -> float:
+        """Of the learned density of x_0 from the exact one, nats."""
+        return kl_divergence(self.exact[0], self.learned[0])
+
+
+def data_points(law: DataLaw, count: int = _NUM_DATA) -> Tensor:
+    """Points (count, 2) that no training sees."""
+    return law.sample(PhiloxNoise(0), _FIRST_DATA_ID + torch.arange(count))
+
+
+def share_off(points: Tensor, data: Tensor, distance: float = NEAR) -> float:
+    """The share of points (B, 2) that have no data point within `distance`."""
+    # Points that are not finite are far from everything.
+    return float((~(torch.cdist(points, data).amin(dim=1) <= distance)).double().mean())
+
+
+def misplaced_share(points: Tensor, masses: Tensor, grid: Grid) -> float:
+    """Total variation between where points are and where they should be, over squares of side 1, in [0, 1].
+
+    Squares, because few points say nothing about cells; 200 independent ones of the checkerboard are about .08 away
+    from it by chance.
+
+    Args:
+        points: (B, 2); those outside the grid, or not finite, are nowhere.
+        masses: (cells, cells), what the grid's cells should hold.
+        grid: of the masses, a whole number of cells per unit.
+    """
+    side = round(2 * grid.half_width)
+    expected = masses.reshape(side, grid.cells // side, side, grid.cells // side).sum((1, 3))
+    square = ((points + grid.half_width).floor()).nan_to_num(nan=-1.0)
+    is_inside = ((square >= 0) & (square < side)).all(1)
+    index = square[is_inside].long()
+    found = torch.bincount(index[:, 0] * side + index[:, 1], minlength=side**2).double() / len(points)
+    nowhere = 1 - float(is_inside.double().mean())
+    return total_variation(found, expected.flatten()) + 0.5 * nowhere
+
+
+def fit(
+    law: DataLaw, experiment: Experiment, label: str, grid: Grid, *, lengthen: int = 100, watch: Watch = unwatched
+) -> Fit:
+    """Train, sample, run on, and put densities on the grid.
+
+    Args:
+        law: of the data.
+        experiment: how it is learned.
+        label: what this way of learning is called.
+        grid: of the densities.
+        lengthen: a long run's chains are this many times as long as those of training.
+        watch: who is told how far it is.
+
+    Raises:
+        UserError: training ran away.
+    """
+    model = ToyModel.create(experiment)
+    with watch(f"{label}, training", experiment.train.num_steps, "steps") as tell:
+        train(model, law, lambda loss: tell(1, f"loss {loss:.3f}"))
+    noise = PhiloxNoise(experiment.train.seed)
+    stages = model.sample_levels(noise, torch.arange(NUM_SAMPLES))
+    num_levels, num_long = model.levels.num_levels, lengthen * experiment.mcmc.num_chain_steps
+    ids = torch.arange(NUM_LONG)
+    with watch(f"{label}, long runs", (num_levels + 1) * num_long, "chain steps") as tell:
+        raw_at = _told(model.network.raw_at, tell)
+        long_run = model.sample_levels(noise, ids, lengthen=lengthen, raw_at=raw_at)[-1]
+        # Other ids, so that no chain goes on with the numbers that made its beginning.
+        marginal_run = model.run_marginal(noise, NUM_SAMPLES + ids, stages[-1][:NUM_LONG], num_long, raw_at=raw_at)
+    return Fit(
+        model,
+        stages,
+        long_run,
+        marginal_run,
+        lengthen,
+        num_long,
+        learned=[learned_masses(model.network.raw_at, model.levels, t, grid) for t in range(num_levels)],
+        exact=[exact_masses(law, model.ladder, t, grid) for t in range(num_levels + 1)],
+    )
+
+
+def _told(raw_at: RawAtLevel, tell: Tell) -> RawAtLevel:
+    """The same network; `tell` hears of every gradient."""
+
+    def told_at(level: Tensor) -> LogDensityAndGrad:
+        raw_and_grad = raw_at(level)
+
+        def told(y: Tensor) -> tuple[Tensor, Tensor]:
+            tell(1, "")
+            return raw_and_grad(y)
+
+        return told
+
+    return told_at
+
+
+def report(drl: Fit, short_run: Fit, data: Tensor, grid: Grid) -> list[str]:
+    """The numbers of a study as lines: a table, then the levels of diffusion recovery likelihood.
+
+    Args:
+        drl, short_run: of the same data.
+        data: points of them, (N, 2).
+        grid: of the densities.
+    """
+    runs: list[tuple[str, Callable[[Fit], Tensor]]] = [
+        ("samples", lambda f: f.stages[-1]),
+        (f"chains {drl.lengthen} times as long", lambda f: f.long_run),
+        (f"{drl.num_long} more steps on f(y, 0)", lambda f: f.marginal_run),
+    ]
+    rows: list[tuple[str, Callable[[Fit], str]]] = [
+        ("learned density: total variation from the exact one", lambda f: f"{f.total_variations[0]:.3f}"),
+        ("learned density: KL(exact || learned), nats", lambda f: f"{f.kl_divergence:.2f}"),
+    ]
+    for what, points in runs:
+        rows += [
+            (f"{what}: farther than {NEAR} from the data", partial(_percent_off, points=points, data=data)),
+            (f"{what}: total variation over squares", partial(_misplaced, points=points, grid=grid)),
+        ]
+    width = max(len(what) for what, _ in rows)
+    levels = ", ".join(f"{value:.3f}" for value in drl.total_variations)
+    return [
+        f"{'':{width}} recovery short-run",
+        *(f"{what:{width}} {number(drl):>8} {number(short_run):>9}" for what, number in rows),
+        f"total variation of the learned density of x_0, x_1, ... by recovery: {levels}",
+    ]
+
+
+def _percent_off(fit: Fit, *, points: Callable[[Fit], Tensor], data: Tensor) -> str:
+    return f"{share_off(points(fit), data):.1%}"
+
+
+def _misplaced(fit: Fit, *, points: Callable[[Fit], Tensor], grid: Grid) -> str:
+    return f"{misplaced_share(points(fit), fit.exact[0], grid):.3f}"

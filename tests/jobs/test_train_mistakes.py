@@ -1,0 +1,80 @@
+"""What the training job cannot use: one sentence, early, nothing half-written."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from drl_dist.localhost import MlflowServer
+from tests.jobs.training_jobs import run, tracked, words
+
+pytestmark = pytest.mark.integration
+
+
+def test_a_damaged_image_ends_the_job_with_its_name(
+    digits: Path, tmp_path: Path, mlflow_server: MlflowServer, server_environment: dict[str, str]
+) -> None:
+    data, storage = tmp_path / "data", tmp_path / "runs"
+    data.mkdir()
+    for path in digits.iterdir():
+        content = bytearray(path.read_bytes())
+        if path.suffix == ".tar":
+            content[len(content) // 2] ^= 1
+        (data / path.name).write_bytes(content)
+    job = run(server_environment, words(data, storage, "damaged", "--num-workers", "2"))
+    assert job.status == 2, job.output
+    assert "Traceback" not in job.output
+    assert "restarts" not in job.output
+    assert re.match(rf"shard {data}/\S+\.tar: got ", job.lines[-1]), job.output
+    assert tracked(mlflow_server, "damaged").info.status == "FAILED"
+    assert not list((storage / "damaged").glob("checkpoint_*"))
+
+
+DEAD = "http://127.0.0.1:9"
+
+
+@pytest.mark.parametrize(
+    ("more", "environment", "sentence"),
+    [
+        (("--data", "/nonesuch"), {}, "data /nonesuch: got an empty or missing folder, expected image shards"),
+        (("--model.resolution", "16"), {}, r"got 8x8\S*.*expected 16x16\S*"),
+        (("--model.channels", "3"), {}, r"data .*digits.* got 8x8.*expected 8x8.*as the model has"),
+        (("--num-workers", "8"), {}, "8 workers of 1 CPU: got a cluster with 2 CPU, expected 8 CPU"),
+        (("--use-gpu",), {}, "1 workers of 1 GPU: got a cluster with 0 GPU"),
+        (("--tracking.uri", DEAD), {}, f"MLflow server {DEAD}: got no answer"),
+        ((), {"MLFLOW_TRACKING_URI": ""}, "MLflow server: got no address"),
+        (("--storage", "gs://nowhere/runs"), {"STORAGE_EMULATOR_HOST": DEAD}, "storage gs://nowhere/runs: got "),
+        (("--storage", "ftp://host/runs"), {}, "storage URL: got 'ftp://host/runs'"),
+        (("--storage", "/proc/runs"), {}, "writing /proc/runs/"),
+        ((), {"RAY_ADDRESS": "127.0.0.1:9"}, "Ray cluster: got no answer"),
+    ],
+)
+def test_bad_input_ends_within_a_minute_in_one_sentence(
+    more: tuple[str, ...],
+    environment: dict[str, str],
+    sentence: str,
+    digits: Path,
+    tmp_path: Path,
+    server_environment: dict[str, str],
+) -> None:
+    job = run(server_environment | environment, words(digits, tmp_path / "runs", "bad", *more))
+    assert job.status == 2, job.output
+    assert re.search(sentence, job.lines[-1]), job.output
+    assert len(job.lines) == 1, job.output
+    assert job.seconds < 60
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_truncated_shard_is_told_before_anything_starts(
+    digits: Path, tmp_path: Path, server_environment: dict[str, str]
+) -> None:
+    for path in digits.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    shard = sorted(tmp_path.glob("*.tar"))[0]
+    shard.write_bytes(shard.read_bytes()[:-1024])
+    job = run(server_environment, words(tmp_path, tmp_path / "runs", "bad"))
+    assert (job.status, len(job.lines)) == (2, 1), job.output
+    assert job.output.startswith(f"shard {shard}: got ")
+    assert not (tmp_path / "runs").exists()

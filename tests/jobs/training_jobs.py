@@ -1,0 +1,116 @@
+"""Starting the training job, and what it left behind."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from drl_dist.checkpoints.files import PARTS, read_checkpoint
+from drl_dist.localhost import MlflowServer, RayHead, processes, submit_job
+from tests.support import ROOT
+
+TINY = (
+    "--model.width",
+    "8",
+    "--model.time-embedding-dim",
+    "8",
+    "--model.time-hidden-dim",
+    "16",
+    "--mcmc.num-chain-steps",
+    "3",
+    "--train.batch-size",
+    "8",
+    "--tracking.num-samples",
+    "5",
+    "--checkpoint.keep",
+    "None",
+)
+
+
+@dataclass
+class Job:
+    """How one ended."""
+
+    status: int
+    output: str
+    seconds: float = 0.0
+    lines: list[str] = field(default_factory=list)
+
+
+def words(data: str | Path, storage: str | Path, name: str, *more: str) -> list[str]:
+    return ["--data", str(data), "--storage", str(storage), "--run-name", name, *TINY, *more]
+
+
+def run(environment: Mapping[str, str], options: list[str], door: str = "train_digits.py") -> Job:
+    """The command itself, which joins the cluster that the environment names."""
+    began = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "jobs" / door), *options],
+        env=dict(environment),
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=400,
+        check=False,
+    )
+    return Job(done.returncode, done.stdout, time.monotonic() - began, done.stdout.splitlines())
+
+
+def submit(head: RayHead, environment: Mapping[str, str], options: list[str], door: str = "train_digits.py") -> Job:
+    """The command by way of ``ray job submit``."""
+    lines: list[str] = []
+    status = submit_job(
+        head,
+        ["python", f"jobs/{door}", *options],
+        environment=environment,
+        working_dir=ROOT,
+        echo=lines.append,
+        timeout_seconds=400,
+    )
+    return Job(status, "\n".join(lines), lines=lines)
+
+
+def workers(head: RayHead) -> list[int]:
+    """Process ids of the training workers."""
+    found: list[int] = []
+    for process in processes.tree(head.pid):
+        try:
+            title = Path(f"/proc/{process.pid}/cmdline").read_bytes()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if title.startswith(b"ray::RayTrainWorker"):
+            found.append(process.pid)
+    return found
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 240) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.02)
+
+
+def tracked(server: MlflowServer, name: str) -> Run:
+    client = MlflowClient(server.uri)
+    experiment = client.get_experiment_by_name("drl_dist")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id], f"attributes.run_name = '{name}'")
+    assert len(runs) == 1
+    return runs[0]
+
+
+def assert_equal_checkpoints(one: Path, other: Path) -> None:
+    first, second = read_checkpoint(one, PARTS), read_checkpoint(other, PARTS)
+    assert first.state == second.state
+    for part in PARTS:
+        assert first.tensors[part].keys() == second.tensors[part].keys() != set()
+        for name, tensor in first.tensors[part].items():
+            assert torch.equal(tensor, second.tensors[part][name]), f"{part} {name}"
