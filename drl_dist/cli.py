@@ -27,14 +27,18 @@ Plain = TypeVar("Plain", Experiment, RunConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
-class _ExperimentOptions(Experiment):
+class ExperimentOptions(Experiment):
+    """An experiment's fields as options of a command that has chosen the preset."""
+
     # The door chooses the preset; as an option it would rename the experiment without changing it.
     preset: tyro.conf.Suppress[tyro.conf.Fixed[str]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class _TrainOptions(RunConfig):
-    experiment: Annotated[_ExperimentOptions, tyro.conf.arg(name="")]
+class TrainOptions(RunConfig):
+    """A run's fields as options."""
+
+    experiment: Annotated[ExperimentOptions, tyro.conf.arg(name="")]
     setting: str = "t6"
     """t6, t1k, t1k_dsm or t1: the settings of section 4 and Table 2, each a set of defaults (docs/training.md)."""
     dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
@@ -42,7 +46,7 @@ class _TrainOptions(RunConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _CategoryOptions(_TrainOptions):
+class _CategoryOptions(TrainOptions):
     category: str = ""
     """LSUN category: church_outdoor or bedroom."""
 
@@ -55,7 +59,7 @@ def parse_options(kind: type[Options], default: Options, argv: Sequence[str], *,
         SystemExit: ``--help`` was asked for.
     """
     known = [
-        "--" + name.removeprefix("experiment.").replace("_", "-")
+        "--" + name.removeprefix("experiment.").removeprefix("sweep.").replace("_", "-")
         for name in flatten(to_dict(default))
         if name != "experiment.preset"
     ]
@@ -79,16 +83,16 @@ def parse_train(name: str, argv: Sequence[str], categories: Mapping[str, str] | 
         UserError: an option, a category or a combination of values that no run can have.
     """
     description = "Train by diffusion recovery likelihood; the same --run-name resumes."
-    setting = _early(argv, "--setting", list(SETTINGS))
+    setting = early_option(argv, "--setting", list(SETTINGS))
     if categories is None:
-        default = _TrainOptions(experiment=_plain(_ExperimentOptions, preset(name, setting)))
-        options = parse_options(_TrainOptions, default, argv, description=description)
+        default = TrainOptions(experiment=plain(ExperimentOptions, preset(name, setting)))
+        options = parse_options(TrainOptions, default, argv, description=description)
     else:
-        category = _early(argv, "--category", list(categories))
-        experiment = _plain(_ExperimentOptions, preset(categories[category], setting))
+        category = early_option(argv, "--category", list(categories))
+        experiment = plain(ExperimentOptions, preset(categories[category], setting))
         default = _CategoryOptions(experiment=experiment, category=category)
         options = parse_options(_CategoryOptions, default, argv, description=description)
-    run = dataclasses.replace(_plain(RunConfig, options), experiment=_plain(Experiment, options.experiment))
+    run = dataclasses.replace(plain(RunConfig, options), experiment=plain(Experiment, options.experiment))
     check_run(run, complete=not options.dry_run)
     return run, options.dry_run
 
@@ -108,12 +112,12 @@ def train_door(name: str, categories: Mapping[str, str] | None = None) -> NoRetu
     door(command)
 
 
-def _plain(kind: type[Options], value: Plain) -> Options:
+def plain(kind: type[Options], value: Plain) -> Options:
     """The same fields in another class of the same family (a base class, or one with no fields of its own)."""
     return kind(**{field.name: getattr(value, field.name) for field in dataclasses.fields(kind)})  # pyright: ignore
 
 
-def _early(argv: Sequence[str], option: str, choices: Sequence[str]) -> str:
+def early_option(argv: Sequence[str], option: str, choices: Sequence[str]) -> str:
     """The value of an option that must be known before the defaults are; the first choice if it is not given.
 
     Raises:

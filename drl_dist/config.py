@@ -181,7 +181,8 @@ class TrackingConfig:
     score_every_steps: int | None = None
     """Steps between scores (FID, KID) of freshly generated images; none are computed unless it is given."""
     score_features: str = "inception"
-    """Feature network of the scores: inception, inception=PATH, timm:NAME, timm:NAME=PATH or torchscript:PATH."""
+    """Feature network of the scores: inception, inception=PATH, timm:NAME, timm:NAME=PATH, torchscript:PATH or
+    pixels."""
     score_num_images: int = 1024
     """Images, generated and real, of each score."""
 

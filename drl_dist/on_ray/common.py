@@ -26,6 +26,8 @@ LOOPBACK = "127.0.0.1"
 def cluster(environment: Mapping[str, str] | None = None) -> Iterator[None]:
     """Be connected to the cluster that RAY_ADDRESS names, as in a submitted job, or to one of our own on this machine.
 
+    A process that is connected already, as a trial of a sweep is, stays so.
+
     Args:
         environment: variables of all processes of this job; those that are set already are left as they are. Those
             that say where storage is go along by themselves.
@@ -33,6 +35,9 @@ def cluster(environment: Mapping[str, str] | None = None) -> Iterator[None]:
     Raises:
         UserError: the cluster does not answer.
     """
+    if ray.is_initialized():
+        yield
+        return
     address = os.environ.get("RAY_ADDRESS")
     if address:
         _check_answers(address)
@@ -73,17 +78,21 @@ def _join(address: str | None, variables: Mapping[str, str]) -> None:
             ) from error
 
 
+def capacity(resource: str) -> int:
+    """How much of a resource, ``"CPU"`` or ``"GPU"``, the cluster has or can grow to; what is in use counts."""
+    # What an autoscaler may add; Ray Train asks the same before it waits for workers.
+    possible = cluster_state.get_max_resources_from_cluster_config() or {}
+    return max(int(ray.cluster_resources().get(resource, 0)), int(possible.get(resource, 0)))
+
+
 def check_capacity(num_workers: int, *, cpus: int, gpus: int) -> None:
     """Return if the cluster is, or can grow, large enough; what other jobs hold is not counted as missing.
 
     Raises:
         UserError: it is not.
     """
-    present = ray.cluster_resources()
-    # What an autoscaler may add; Ray Train asks the same before it waits for workers.
-    possible = cluster_state.get_max_resources_from_cluster_config() or {}
     for name, per_worker in (("CPU", cpus), ("GPU", gpus)):
-        has = max(int(present.get(name, 0)), int(possible.get(name, 0)))
+        has = capacity(name)
         if num_workers * per_worker > has:
             raise UserError(
                 f"{num_workers} workers of {per_worker} {name}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import closing
 
 from drl_dist.data.index import ShardIndex, open_index
 from drl_dist.data.manifest import MANIFEST_NAME
@@ -87,7 +88,7 @@ def _make(
             new_maker=UnitMaker,
             arguments=(model.experiment, model.ema, request, options.out),
         )
-        with progress("sampling", request.num_images, done, "images") as advance:
+        with closing(pool), progress("sampling", request.num_images, done, "images") as advance:
             for unit, record in pool.run(missing, advance):
                 output.note(unit, record)
                 records[unit] = record

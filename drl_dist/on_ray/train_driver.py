@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from ray.train import CheckpointConfig, ControllerError, FailureConfig, LoggingConfig, ScalingConfig, UserCallback
 from ray.train import RunConfig as RayRunConfig
@@ -17,7 +18,7 @@ from drl_dist.checkpoints.remote import StoredCheckpoint, newest_checkpoint
 from drl_dist.checkpoints.start import starting_point
 from drl_dist.config import RunConfig, flatten, to_dict
 from drl_dist.data.filesystem import check_reachable
-from drl_dist.data.index import open_index
+from drl_dist.data.index import ShardIndex, open_index
 from drl_dist.errors import UserError
 from drl_dist.on_ray.common import check_capacity, cluster, is_loopback
 from drl_dist.on_ray.storage import drop_stale_snapshot, ray_filesystem
@@ -27,6 +28,7 @@ from drl_dist.scores.options import parse_features
 from drl_dist.tracking.client import connect
 from drl_dist.tracking.runs import RunStatus, finish_run, open_run
 from drl_dist.training.guard import DivergedError
+from drl_dist.training.watch import DivergenceLimits
 
 MAX_FAILURES = 5
 """Restarts after a worker died, before the job gives up."""
@@ -74,6 +76,43 @@ class _EndOrTell(UserCallback):
             )
 
 
+@dataclass(frozen=True, kw_only=True)
+class PreparedRun:
+    """A run that can start."""
+
+    run: RunConfig
+    run_url: str
+    """Folder of the run."""
+    index: ShardIndex
+    """Of the data."""
+    newest: StoredCheckpoint | None
+    """What it goes on from."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the data."""
+        return self.index.fingerprint
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all steps are made."""
+        return self.newest is not None and self.newest.step >= self.run.experiment.train.num_steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialPart:
+    """What a run has besides where it is a trial of a sweep."""
+
+    model_name: str
+    """Registered model that its checkpoints are versions of."""
+    tags: Mapping[str, str]
+    """Of the tracked run."""
+    limits: DivergenceLimits
+    """When it ends as diverged."""
+    callbacks: Sequence[UserCallback]
+    """Told of its reports."""
+
+
 def train_run(run: RunConfig) -> int:
     """Start or resume a run and stay until it ends.
 
@@ -87,6 +126,29 @@ def train_run(run: RunConfig) -> int:
         UserError: something that the user gave cannot be used.
         ray.train.TrainingFailedError: workers died more often than `MAX_FAILURES` times.
     """
+    prepared = prepare_run(run)
+    if prepared.is_complete:
+        assert prepared.newest is not None
+        print(
+            f"run {run.run_name} has made its {prepared.newest.step} steps; its last checkpoint is "
+            f"{prepared.newest.url} (a larger --train.num-steps goes on from there)",
+            flush=True,
+        )
+        return 0
+    try:
+        fit_run(prepared)
+    except DivergedError as error:
+        print(error, file=sys.stderr, flush=True)
+        return 1
+    return 0
+
+
+def prepare_run(run: RunConfig) -> PreparedRun:
+    """Check everything that can be checked before Ray starts; nothing is written.
+
+    Raises:
+        UserError: something that the user gave cannot be used.
+    """
     experiment = run.experiment
     index = open_index(run.data)
     index.check_model(resolution=experiment.model.resolution, channels=experiment.model.channels)
@@ -97,43 +159,53 @@ def train_run(run: RunConfig) -> int:
     run_url = f"{run.storage.rstrip('/')}/{run.run_name}"
     check_record(run_url, experiment, index.fingerprint, run.start_from)
     newest = newest_checkpoint(run_url)
-    if newest and newest.step >= experiment.train.num_steps:
-        print(
-            f"run {run.run_name} has made its {newest.step} steps; its last checkpoint is {newest.url} (a larger "
-            "--train.num-steps goes on from there)",
-            flush=True,
-        )
-        return 0
     if run.start_from is not None and newest is None:
         run = dataclasses.replace(run, start_from=starting_point(run.start_from, experiment, index.fingerprint))
+    return PreparedRun(run=run, run_url=run_url, index=index, newest=newest)
+
+
+def fit_run(prepared: PreparedRun, trial: TrialPart | None = None) -> None:
+    """Make the steps that are left.
+
+    Raises:
+        UserError: the MLflow server or the cluster does not answer, or a worker found something that cannot be used.
+        DivergedError: the run diverged.
+        ray.train.TrainingFailedError: workers died more often than `MAX_FAILURES` times.
+    """
+    run, experiment = prepared.run, prepared.run.experiment
     # Workers may not have the variable that names the server.
     uri = connect(run.tracking.uri).tracking_uri
     run = dataclasses.replace(run, tracking=dataclasses.replace(run.tracking, uri=uri))
+    model_name = trial.model_name if trial else experiment.preset
     with cluster(ENVIRONMENT):
         check_capacity(run.num_workers, cpus=run.cpus_per_worker, gpus=int(run.use_gpu))
-        write_record(run_url, experiment, index.fingerprint, run.start_from)
-        if drop_stale_snapshot(run_url):
+        write_record(prepared.run_url, experiment, prepared.fingerprint, run.start_from)
+        if drop_stale_snapshot(prepared.run_url):
             print("Ray Train's list of checkpoints was torn or outdated and is made anew", flush=True)
         params = {name.removeprefix("experiment."): value for name, value in flatten(to_dict(run)).items()}
-        params["data_fingerprint"] = index.fingerprint
-        tracking_run = open_run(uri, run.tracking.experiment, run.run_name, params)
+        params["data_fingerprint"] = prepared.fingerprint
+        tracking_run = open_run(uri, run.tracking.experiment, run.run_name, params, trial.tags if trial else None)
+        newest = prepared.newest
         print(
             f"run {run.run_name}: {_beginning(run, newest)}, "
-            f"{run.num_workers} workers, checkpoints in {run_url}, metrics and samples at {uri}",
+            f"{run.num_workers} workers, checkpoints in {prepared.run_url}, metrics and samples at {uri}",
             flush=True,
         )
-        try:
-            with _status_kept(uri, tracking_run):
-                _fit(WorkerTask(run=run, run_url=run_url, fingerprint=index.fingerprint, tracking_run=tracking_run))
-        except DivergedError as error:
-            print(error, file=sys.stderr, flush=True)
-            return 1
+        task = WorkerTask(
+            run=run,
+            run_url=prepared.run_url,
+            fingerprint=prepared.fingerprint,
+            tracking_run=tracking_run,
+            model_name=model_name,
+            limits=trial.limits if trial else None,
+        )
+        with _status_kept(uri, tracking_run):
+            _fit(task, trial.callbacks if trial else ())
     print(
-        f"run {run.run_name} has made its {experiment.train.num_steps} steps; checkpoints in {run_url}, model "
-        f"{experiment.preset}, metrics and samples at {uri}",
+        f"run {run.run_name} has made its {experiment.train.num_steps} steps; checkpoints in {prepared.run_url}, model "
+        f"{model_name}, metrics and samples at {uri}",
         flush=True,
     )
-    return 0
 
 
 def _beginning(run: RunConfig, newest: StoredCheckpoint | None) -> str:
@@ -159,7 +231,7 @@ def _status_kept(uri: str, tracking_run: str) -> Iterator[None]:
             print(f"the tracked run could not be set {status}: {error}", file=sys.stderr, flush=True)
 
 
-def _fit(task: WorkerTask) -> None:
+def _fit(task: WorkerTask, callbacks: Sequence[UserCallback]) -> None:
     """Run Ray Train to its end; what ends it for good comes out as it was raised in the worker."""
     run = task.run
     for name, value in CONTROLLER_ENVIRONMENT.items():
@@ -182,7 +254,7 @@ def _fit(task: WorkerTask) -> None:
             storage_filesystem=filesystem,
             checkpoint_config=CheckpointConfig(num_to_keep=run.checkpoint.keep),
             failure_config=FailureConfig(max_failures=MAX_FAILURES),
-            callbacks=[_EndOrTell()],
+            callbacks=[_EndOrTell(), *callbacks],
             # Its console output is what `_EndOrTell` says; its log files hold everything.
             logging_config=LoggingConfig(log_level="CRITICAL"),
             # Otherwise gloo listens on the address of the machine's name.

@@ -28,6 +28,7 @@ class Scores:
     Args:
         score: turns generated images, uint8 (B, C, H, W), into numbers by name.
         log: gets the step and the numbers. Both are None on ranks that only help to draw.
+        look: gets the step, the images seen and the images, on every rank, before they are scored.
     """
 
     experiment: Experiment
@@ -38,6 +39,7 @@ class Scores:
     world_size: int
     score: Callable[[Tensor], dict[str, float]] | None
     log: Callable[[int, dict[str, float]], None] | None
+    look: Callable[[int, int, Tensor], None] | None = None
 
     def on_step(self, report: StepReport, state: TrainState) -> None:
         if report.step % self.every_steps and report.step != report.num_steps:
@@ -52,6 +54,8 @@ class Scores:
             world_size=self.world_size,
             whole_way=False,
         )[-1]
+        if self.look is not None:
+            self.look(report.step, report.images_seen, images)
         if self.score is not None and self.log is not None:
             numbers = self.score(images)
             self.log(report.step, numbers)

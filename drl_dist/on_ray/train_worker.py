@@ -21,12 +21,14 @@ from drl_dist.data.filesystem import Folder
 from drl_dist.data.index import ShardIndex, open_index
 from drl_dist.data.stream import ShardStream
 from drl_dist.errors import UserError
+from drl_dist.on_ray.sweep_worker import TrialScores
 from drl_dist.on_ray.train_listeners import Checkpoints, Metrics, Progress, Samples
 from drl_dist.on_ray.train_scores import Scores
 from drl_dist.tracking.tracker import Tracker
 from drl_dist.training.loop import Listener, train
 from drl_dist.training.state import TrainState
 from drl_dist.training.step import TrainStep
+from drl_dist.training.watch import DivergenceLimits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +42,10 @@ class WorkerTask:
     """Of the data that the driver saw."""
     tracking_run: str
     """Id of the tracked run."""
+    model_name: str
+    """Registered model that checkpoints are versions of."""
+    limits: DivergenceLimits | None = None
+    """For a trial of a sweep: when it ends as diverged. It then keeps its curve, and reports each score to Ray."""
 
 
 def train_worker(task: WorkerTask) -> None:
@@ -74,15 +80,20 @@ def train_worker(task: WorkerTask) -> None:
             tracker = Tracker(run.tracking.uri, task.tracking_run)
             stack.callback(tracker.close)
             show, log = tracker.log_image, tracker.log_metrics
-            register = partial(tracker.register_checkpoint, experiment.preset)
+            register = partial(tracker.register_checkpoint, task.model_name)
             listeners = [Progress(), Metrics(log, run.tracking.log_every_steps)]
         tracking = run.tracking
         samples = Samples(
             experiment, run.engine, tracking.sample_every_steps, tracking.num_samples, rank, world_size, show
         )
         listeners.append(samples)
+        trial = None
+        if task.limits is not None:
+            trial = TrialScores.resumed(task.limits, task.run_url, rank, state.step, run.tracking.score_every_steps)
         if tracking.score_every_steps is not None:
-            listeners.append(_scores(run, index, state, rank, world_size, log))
+            listeners.append(_scores(run, index, state, rank, world_size, log, trial))
+        if trial is not None:
+            listeners.append(trial)
         # Last: a restart goes on after the checkpoint's step, of which all else must have been told.
         listeners.append(Checkpoints(run, task.run_url, task.fingerprint, world_size, register))
         stream = stack.enter_context(
@@ -110,6 +121,7 @@ def _scores(
     rank: int,
     world_size: int,
     log: Callable[[int, dict[str, float]], None] | None,
+    trial: TrialScores | None,
 ) -> Scores:
     """The listener that scores; its feature network is loaded, and real images are seen, before training starts."""
     tracking, score = run.tracking, None
@@ -129,7 +141,8 @@ def _scores(
         rank,
         world_size,
         score,
-        log,
+        log if log is None or trial is None else trial.telling(log),
+        None if trial is None else trial.see_images,
     )
 
 

@@ -21,6 +21,8 @@ from drl_dist.scores.torchvision_import import make_importable
 from drl_dist.scores.weights import INCEPTION_SHA256, inception_weights, read_weights, tensors_sha256
 
 _RGB = 3
+PIXELS = 8
+"""Side that images are averaged down to where their pixels are the features."""
 
 
 def load_network(spec: FeatureSpec, device: torch.device) -> FeatureNetwork:
@@ -29,7 +31,7 @@ def load_network(spec: FeatureSpec, device: torch.device) -> FeatureNetwork:
     Raises:
         UserError: its weights are missing, damaged or another network's.
     """
-    load = {"inception": _inception, "timm": _timm, "torchscript": _torchscript}[spec.kind]
+    load = {"inception": _inception, "timm": _timm, "torchscript": _torchscript, "pixels": _pixels}[spec.kind]
     return load(spec, device)
 
 
@@ -85,6 +87,17 @@ def _timm(spec: FeatureSpec, device: torch.device) -> FeatureNetwork:
         f"std={facts['std']} timm={version('timm')}"
     )
     return FeatureNetwork(spec.text, identity, int(facts["input_size"][0]), device, extract)
+
+
+def _pixels(spec: FeatureSpec, device: torch.device) -> FeatureNetwork:
+    """No network: grey values in [0, 1], averaged down to at most 8x8, (B, 64)."""
+
+    def extract(images: Tensor) -> tuple[Tensor, Tensor | None]:
+        grey = images.float().mean(1, keepdim=True) / 255
+        side = min(PIXELS, *grey.shape[2:])
+        return functional.adaptive_avg_pool2d(grey, side).flatten(1), None
+
+    return FeatureNetwork(spec.text, f"pixels {PIXELS}", _RGB, device, extract)
 
 
 def _published(spec: FeatureSpec) -> Any:

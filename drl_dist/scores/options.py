@@ -11,7 +11,7 @@ from drl_dist.errors import UserError
 
 MIN_IMAGES = 10
 """A covariance needs two images, the inception score a few for each of its ten parts."""
-KINDS = "inception, inception=PATH, timm:NAME, timm:NAME=PATH or torchscript:PATH"
+KINDS = "inception, inception=PATH, timm:NAME, timm:NAME=PATH, torchscript:PATH or pixels"
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class FeatureSpec:
 
     text: str
     """As the user wrote it."""
-    kind: Literal["inception", "timm", "torchscript"]
+    kind: Literal["inception", "timm", "torchscript", "pixels"]
     name: str
     """Model name of a timm network, otherwise empty."""
     source: str | None
@@ -36,7 +36,8 @@ class EvaluateOptions:
     data: str = ""
     """URL of the real images: a shard folder (docs/data.md)."""
     features: str = "inception"
-    """Feature network: inception, inception=PATH, timm:NAME, timm:NAME=PATH or torchscript:PATH (docs/scores.md)."""
+    """Feature network: inception, inception=PATH, timm:NAME, timm:NAME=PATH, torchscript:PATH or pixels
+    (docs/scores.md)."""
     num_images: int = 50_000
     """Images of each set, evenly spread over it; a set with fewer is refused."""
     batch_size: int = 64
@@ -84,6 +85,8 @@ def parse_features(text: str) -> FeatureSpec:
     head, has_source, source = text.partition("=")
     if head == "inception" and (source or not has_source):
         return FeatureSpec(text, "inception", "", _checked(text, source) if source else None)
+    if text == "pixels":
+        return FeatureSpec(text, "pixels", "", None)
     kind, _, name = head.partition(":")
     if kind == "timm" and name and (source or not has_source):
         return FeatureSpec(text, "timm", name, _checked(text, source) if source else None)

@@ -1,0 +1,100 @@
+"""A sweep on the MLflow page: one run for the sweep, a child run for each trial, and the alias ``best``."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+
+from drl_dist.checkpoints.remote import StoredCheckpoint, fetch_checkpoint
+from drl_dist.tracking.client import connect, user_errors
+from drl_dist.tracking.registry import register_checkpoint
+from drl_dist.tracking.runs import experiment_named, finish_run, open_run, run_named
+
+BEST = "best"
+"""Alias of the model version that won its sweep."""
+_TRIAL_TAG, _STATUS_TAG, _REASON_TAG = "sweep.trial", "sweep.status", "sweep.reason"
+
+
+def open_sweep(uri: str | None, experiment: str, sweep_name: str, params: Mapping[str, Any]) -> str:
+    """The id of the sweep's own run, made if there is none, and set RUNNING; errors as `open_run`."""
+    return open_run(uri, experiment, sweep_name, params, {"kind": "sweep"})
+
+
+def trial_tags(sweep_run: str, number: int, values: Mapping[str, Any]) -> dict[str, str]:
+    """What makes a training run the child of a sweep's.
+
+    Args:
+        sweep_run: id of the sweep's run.
+        number: of the trial.
+        values: the trial's point, as texts.
+    """
+    told = {f"sweep.{name}": str(value) for name, value in values.items()}
+    return {MLFLOW_PARENT_RUN_ID: sweep_run, _TRIAL_TAG: str(number), "kind": "trial", **told}
+
+
+def trial_run(uri: str | None, experiment: str, run_name: str) -> str | None:
+    """The id of a trial's run, None if there is none."""
+    client = connect(uri)
+    with user_errors(client.tracking_uri):
+        run = run_named(client, experiment_named(client, experiment), run_name)
+    return run.info.run_id if run else None
+
+
+def end_trial(uri: str | None, run_id: str, status: str, reason: str, score: float | None) -> None:
+    """Mark how a trial ended.
+
+    Args:
+        run_id: of the trial's run.
+        status: finished, stopped, diverged or failed.
+        reason: why.
+        score: its last; logged as the metric ``sweep_score``, by which the page sorts children. None for no score.
+    """
+    client = connect(uri)
+    with user_errors(client.tracking_uri):
+        client.set_tag(run_id, _STATUS_TAG, status)
+        client.set_tag(run_id, _REASON_TAG, reason)
+        if score is not None:
+            client.log_metric(run_id, "sweep_score", score)
+    finish_run(uri, run_id, {"finished": "FINISHED", "stopped": "KILLED"}.get(status, "FAILED"))  # pyright: ignore
+
+
+def log_files(uri: str | None, run_id: str, files: Mapping[str, bytes], texts: Mapping[str, str]) -> None:
+    """Files by name as artifacts of a run, and texts by name as tags of it."""
+    client = connect(uri)
+    with tempfile.TemporaryDirectory(prefix="drl-sweep-") as temporary, user_errors(client.tracking_uri):
+        for name, data in files.items():
+            path = Path(temporary) / name
+            path.write_bytes(data)
+            client.log_artifact(run_id, str(path))
+        for name, text in texts.items():
+            client.set_tag(run_id, name, text)
+
+
+def mark_best(uri: str | None, model_name: str, run_id: str, checkpoint: StoredCheckpoint, run_name: str) -> int:
+    """Give the version of a checkpoint the alias ``best``; it is registered first if it is not yet.
+
+    Args:
+        model_name: registered model of the sweep.
+        run_id: of the trial's run.
+        checkpoint: its last one.
+        run_name: of the trial.
+
+    Returns:
+        the version.
+
+    Raises:
+        UserError: the server or the storage does not answer.
+    """
+    client = connect(uri)
+    with tempfile.TemporaryDirectory(prefix="drl-best-") as temporary:
+        folder = fetch_checkpoint(checkpoint.url, into=Path(temporary))
+        metadata = {"run_name": run_name, "checkpoint_url": checkpoint.url}
+        with user_errors(client.tracking_uri):
+            version = register_checkpoint(client, model_name, run_id, checkpoint.step, folder, metadata)
+            assert version is not None, "the last step of a run does not come late"
+            client.set_registered_model_alias(model_name, BEST, str(version))
+    return version

@@ -1,0 +1,107 @@
+"""Tells a run that has run away although every number of it is still finite."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from drl_dist.training.guard import DivergedError
+
+FIRST_STEPS = 10
+"""Steps whose log-density gaps later ones are held against."""
+_GAP, _DISPLACEMENT = "log_density_gap/", "displacement/"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DivergenceLimits:
+    """When a run counts as diverged. Measured on digits, T = 6 (docs/sweeps.md)."""
+
+    max_gap_growth: float
+    """Of |log-density gap| at a noise level, in multiples of its largest value in the first steps. A fresh network is
+    steep and its gaps are large; a run that learns makes them smaller."""
+    max_displacement: float
+    """Root-mean-square move of the chains per pixel, mean over levels. Pixels lie in [-1, 1]."""
+    max_saturated: float
+    """Share of generated pixels at 0 or 255."""
+    grace_images: int
+    """Images seen before which displacement and pixels are not looked at."""
+
+
+class RunawayError(DivergedError):
+    """What the chains do has diverged, though loss and gradient are finite.
+
+    Args:
+        step: steps made.
+        reason: what was found, and the limit.
+    """
+
+    def __init__(self, step: int, reason: str) -> None:
+        self.step, self.reason = step, reason
+        RuntimeError.__init__(self, f"training diverged at step {step}: {reason}")
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (RunawayError, (self.step, self.reason))
+
+
+@dataclass
+class DivergenceWatch:
+    """Looks at what all ranks see alike, so that all of them end at the same step.
+
+    Args:
+        limits: when a run counts as diverged.
+        first_gaps: largest gap of the first steps by metric name, in nats; of an earlier start, or empty.
+    """
+
+    limits: DivergenceLimits
+    first_gaps: dict[str, float] = field(default_factory=dict[str, float])
+
+    def see_step(self, step: int, images_seen: int, metrics: Mapping[str, float]) -> None:
+        """Look at the numbers of a step, named as `drl_dist.tracking.metrics.METRICS` has them.
+
+        Args:
+            step: steps made, this one included.
+            images_seen: since the run's first step.
+
+        Raises:
+            RunawayError: the run has diverged.
+        """
+        gaps = {name: abs(value) for name, value in metrics.items() if name.startswith(_GAP)}
+        if step <= FIRST_STEPS:
+            for name, gap in gaps.items():
+                self.first_gaps[name] = max(gap, self.first_gaps.get(name, 0.0))
+            return
+        for name, gap in gaps.items():
+            limit = self.limits.max_gap_growth * self.first_gaps.get(name, float("inf"))
+            if gap > limit:
+                raise RunawayError(step, f"{name} of {metrics[name]:.4g} nats, more than {limit:.4g} on either side")
+        moves = [value for name, value in metrics.items() if name.startswith(_DISPLACEMENT)]
+        if images_seen > self.limits.grace_images and moves:
+            move = sum(moves) / len(moves)
+            if move > self.limits.max_displacement:
+                raise RunawayError(
+                    step, f"chains that move by {move:.3g} per pixel, more than {self.limits.max_displacement:.3g}"
+                )
+
+    def see_images(self, step: int, images_seen: int, images: Tensor) -> None:
+        """Look at generated images, uint8 (B, C, H, W).
+
+        Raises:
+            RunawayError: the run has diverged.
+        """
+        if images_seen <= self.limits.grace_images:
+            return
+        saturated = saturated_share(images)
+        if saturated > self.limits.max_saturated:
+            raise RunawayError(
+                step,
+                f"{saturated:.1%} of generated pixels at the ends of the range, more than "
+                f"{self.limits.max_saturated:.1%}",
+            )
+
+
+def saturated_share(images: Tensor) -> float:
+    """Share of pixels of uint8 images at 0 or 255."""
+    return float(((images == 0) | (images == 255)).to(torch.float64).mean())

@@ -1,0 +1,85 @@
+"""Runs that run away end themselves, healthy ones do not."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from drl_dist.config import EngineConfig
+from drl_dist.training.guard import DivergedError
+from drl_dist.training.state import TrainState
+from drl_dist.training.step import TrainStep
+from drl_dist.training.watch import DivergenceLimits, DivergenceWatch, RunawayError
+from tests.method.test_step import batch, tiny
+
+LIMITS = DivergenceLimits(max_gap_growth=10, max_displacement=2, max_saturated=0.9, grace_images=100)
+GAP, MOVE = "log_density_gap/level_{}", "displacement/level_{}"
+
+
+def test_a_gap_that_outgrows_the_first_steps_ends_the_run() -> None:
+    watch = DivergenceWatch(LIMITS)
+    for step in range(1, 11):
+        watch.see_step(step, 1, {GAP.format(0): -50.0 + step, GAP.format(1): 1.0})
+    assert watch.first_gaps == {GAP.format(0): 49.0, GAP.format(1): 1.0}
+    watch.see_step(11, 1, {GAP.format(0): 489.0, GAP.format(1): -9.9, GAP.format(2): 1e9})
+    for name, value in ((GAP.format(0), -491.0), (GAP.format(1), 10.1)):
+        with pytest.raises(RunawayError, match=rf"at step 12: {name} of .* nats, more than") as caught:
+            watch.see_step(12, 1, {name: value})
+        assert isinstance(caught.value, DivergedError) and caught.value.step == 12
+    # A later start knows what the first one saw.
+    resumed = DivergenceWatch(LIMITS, dict(watch.first_gaps))
+    with pytest.raises(RunawayError):
+        resumed.see_step(300, 1, {GAP.format(1): 10.1})
+
+
+def test_chains_and_pixels_are_looked_at_after_the_grace_period() -> None:
+    watch, white = DivergenceWatch(LIMITS), torch.full((2, 1, 8, 8), 255, dtype=torch.uint8)
+    far = {MOVE.format(0): 1.0, MOVE.format(1): 3.2}
+    watch.see_step(20, 100, far)
+    watch.see_images(20, 100, white)
+    watch.see_step(21, 101, {MOVE.format(0): 1.0, MOVE.format(1): 2.9})
+    with pytest.raises(RunawayError, match=r"chains that move by 2.1 per pixel, more than 2"):
+        watch.see_step(21, 101, far)
+    with pytest.raises(RunawayError, match=r"100.0% of generated pixels at the ends of the range, more than 90.0%"):
+        watch.see_images(21, 101, white)
+    grey = white.clone()
+    grey[:, :, 0] = 0
+    grey[0, :, 1] = 7
+    grey[0, :, 2, :5] = 254
+    watch.see_images(21, 101, grey)  # 13 of 128 pixels are no ends: 89.8 % are
+    grey[0, :, 2, 4] = 255
+    with pytest.raises(RunawayError, match=r"90\.6% of generated pixels"):
+        watch.see_images(21, 101, grey)
+
+
+def test_the_error_comes_through_processes_whole() -> None:
+    kind, arguments = RunawayError(7, "why").__reduce__()
+    assert callable(kind) and isinstance(arguments, tuple)
+    again = kind(*arguments)
+    assert (type(again), again.step, str(again)) == (RunawayError, 7, "training diverged at step 7: why")
+
+
+@pytest.mark.parametrize(("multiplier", "is_diverging"), [(1.0, False), (10.0, True)])
+def test_a_step_size_far_too_large_is_found(multiplier: float, is_diverging: bool) -> None:
+    """Measured: at ten times c_t, gaps grow a thousandfold within a hundred steps while every number stays finite."""
+    experiment = tiny()
+    mcmc = dataclasses.replace(experiment.mcmc, level_scale_multiplier=multiplier, num_chain_steps=20)
+    experiment = dataclasses.replace(
+        experiment, mcmc=mcmc, optim=dataclasses.replace(experiment.optim, warmup_steps=20)
+    )
+    state = TrainState.create(experiment)
+    step = TrainStep(state, experiment, EngineConfig(compile="never", cuda_graph=False))
+    watch = DivergenceWatch(dataclasses.replace(LIMITS, grace_images=60 * 12))
+    found = None
+    for index in range(75):
+        try:
+            result = step(batch(12 * index))
+            watch.see_step(state.step, 12 * state.step, result.metrics())
+        except RunawayError as error:
+            found = error
+            break
+    assert (found is not None) == is_diverging, found
+    for value in state.network.state_dict().values():
+        assert torch.isfinite(value).all()
