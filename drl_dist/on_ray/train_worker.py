@@ -28,7 +28,7 @@ from drl_dist.tracking.tracker import Tracker
 from drl_dist.training.loop import Listener, train
 from drl_dist.training.state import TrainState
 from drl_dist.training.step import TrainStep
-from drl_dist.training.watch import DivergenceLimits
+from drl_dist.training.watch import DivergenceLimits, RunawayGuard
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +82,7 @@ def train_worker(task: WorkerTask) -> None:
             show, log = tracker.log_image, tracker.log_metrics
             register = partial(tracker.register_checkpoint, task.model_name)
             listeners = [Progress(), Metrics(log, run.tracking.log_every_steps)]
+        listeners.append(RunawayGuard(run.checkpoint.every_steps))
         tracking = run.tracking
         samples = Samples(
             experiment, run.engine, tracking.sample_every_steps, tracking.num_samples, rank, world_size, show

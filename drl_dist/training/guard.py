@@ -6,6 +6,11 @@ import torch
 from torch import Tensor
 from torch.distributed import ReduceOp, all_reduce, is_initialized
 
+REMEDY = (
+    "go on from an earlier checkpoint with --start-from under another --run-name, with a smaller learning rate, beta1, "
+    "step size or --optim.max-grad-norm, or another seed"
+)
+
 
 class DivergedError(RuntimeError):
     """Loss or gradient is not finite; the update was not made.
@@ -18,9 +23,7 @@ class DivergedError(RuntimeError):
     def __init__(self, step: int, loss: float, grad_norm: float) -> None:
         self.step, self.loss, self.grad_norm = step, loss, grad_norm
         super().__init__(
-            f"training diverged at step {step}: loss {loss}, gradient norm {grad_norm}; no update was made, "
-            "so go on from an earlier checkpoint with --start-from under another --run-name, with a smaller learning "
-            "rate, beta1, step size or --optim.max-grad-norm, or another seed"
+            f"training diverged at step {step}: loss {loss}, gradient norm {grad_norm}; no update was made, so {REMEDY}"
         )
 
     def __reduce__(self) -> tuple[object, ...]:

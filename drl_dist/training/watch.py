@@ -8,10 +8,15 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from drl_dist.training.guard import DivergedError
+from drl_dist.training.guard import REMEDY, DivergedError
+from drl_dist.training.loop import StepReport
+from drl_dist.training.state import TrainState
 
 FIRST_STEPS = 10
 """Steps whose log-density gaps later ones are held against."""
+MAX_MOVE = 10.0
+"""Root-mean-square move of chains per pixel that no run comes back from; white noise is about 1 away from any image."""
+_LOOK_EVERY = 10
 _GAP, _DISPLACEMENT = "log_density_gap/", "displacement/"
 
 
@@ -99,6 +104,35 @@ class DivergenceWatch:
                 step,
                 f"{saturated:.1%} of generated pixels at the ends of the range, more than "
                 f"{self.limits.max_saturated:.1%}",
+            )
+
+
+@dataclass(frozen=True)
+class RunawayGuard:
+    """A listener that ends a run whose chains have run away, before a checkpoint of it takes the place of a good one.
+
+    Such a run need not come to numbers that are not finite for hundreds of steps. The displacement is averaged over all
+    ranks, so that all end at the same step.
+
+    Args:
+        checkpoint_every: looks at these steps too, and at the last one.
+    """
+
+    checkpoint_every: int
+
+    def on_step(self, report: StepReport, state: TrainState) -> None:
+        """Look at every tenth step: reading its numbers waits for the device.
+
+        Raises:
+            RunawayError: the chains move farther than `MAX_MOVE`.
+        """
+        is_last = report.step == report.num_steps
+        if report.step % _LOOK_EVERY and report.step % self.checkpoint_every and not is_last:
+            return
+        moves = [value for name, value in report.metrics().items() if name.startswith(_DISPLACEMENT)]
+        if moves and max(moves) > MAX_MOVE:
+            raise RunawayError(
+                report.step, f"chains move by {max(moves):.3g} per pixel, more than {MAX_MOVE:g}; {REMEDY}"
             )
 
 

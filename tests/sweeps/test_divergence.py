@@ -9,9 +9,10 @@ import torch
 
 from drl_dist.config import EngineConfig
 from drl_dist.training.guard import DivergedError
+from drl_dist.training.loop import StepReport
 from drl_dist.training.state import TrainState
-from drl_dist.training.step import TrainStep
-from drl_dist.training.watch import DivergenceLimits, DivergenceWatch, RunawayError
+from drl_dist.training.step import StepResult, TrainStep
+from drl_dist.training.watch import DivergenceLimits, DivergenceWatch, RunawayError, RunawayGuard
 from tests.method.test_step import batch, tiny
 
 LIMITS = DivergenceLimits(max_gap_growth=10, max_displacement=2, max_saturated=0.9, grace_images=100)
@@ -83,3 +84,20 @@ def test_a_step_size_far_too_large_is_found(multiplier: float, is_diverging: boo
     assert (found is not None) == is_diverging, found
     for value in state.network.state_dict().values():
         assert torch.isfinite(value).all()
+
+
+def report(step: int, move: float, num_steps: int = 1000) -> StepReport:
+    """Of a step whose chains moved so far at one of two levels."""
+    told = torch.tensor([[0.5 * 3, move * 4], [3.0, 4.0]])
+    result = StepResult(torch.zeros(()), torch.ones(()), ("displacement",), told, 1e-4)
+    return StepReport(step, num_steps, result, 0.0, 1.0, 32 * step, 32.0, 960.0)
+
+
+def test_an_ordinary_run_ends_before_a_checkpoint_of_chains_that_ran_away() -> None:
+    guard, state = RunawayGuard(checkpoint_every=7), TrainState.create(tiny())
+    for step in (7, 10, 20, 1000):
+        guard.on_step(report(step, 9.9), state)
+        with pytest.raises(RunawayError, match=rf"at step {step}: chains move by 10.1 per pixel, .*--start-from"):
+            guard.on_step(report(step, 10.1), state)
+    # Reading a step's numbers waits for the device: not every step is read.
+    guard.on_step(report(11, 1e6), state)
