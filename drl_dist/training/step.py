@@ -98,7 +98,7 @@ class TrainStep:
             self.forward = DistributedDataParallel(
                 self.forward,
                 device_ids=[self.device] if self.device.type == "cuda" else None,
-                broadcast_buffers=False,
+                forward_sync_buffers=False,
                 gradient_as_bucket_view=True,
                 # An image gradient does not depend on the biases behind the last activation.
                 find_unused_parameters=not self.has_negatives,
@@ -161,7 +161,7 @@ class TrainStep:
         parameters = list(state.network.parameters())
         grad_norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         if not all_finite(torch.stack([loss.detach(), grad_norm])):
-            raise DivergedError(state.step, float(loss), float(grad_norm))
+            raise DivergedError(state.step, float(loss.detach()), float(grad_norm))
         if optim.max_grad_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(parameters, optim.max_grad_norm, grad_norm)
         learning_rate = learning_rate_at(optim, state.step)
