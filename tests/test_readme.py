@@ -23,7 +23,7 @@ def test_its_python_runs() -> None:
     assert names["images"].shape == (4, 1, 8, 8)  # type: ignore[attr-defined]
 
 
-DOCUMENTS = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
+DOCUMENTS = ["README.md", "SECURITY.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
