@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
+from urllib.parse import urlsplit
 
 import requests
 
@@ -59,6 +60,15 @@ def server_uri(uri: str | None) -> str:
             got=found,
             expected="an http:// or https:// address, since workers on other machines use it too",
             remedy="start `mlflow server` and give its address",
+        )
+    host = urlsplit(found).netloc
+    if "@" in host:
+        # Options become parameters of the run, which every reader of the page sees.
+        raise UserError(
+            "MLflow server",
+            got=f"an address with a user or password in it, at {host.rpartition('@')[2]}",
+            expected="an address without",
+            remedy="set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD instead",
         )
     return found.rstrip("/")
 

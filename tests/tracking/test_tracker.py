@@ -20,7 +20,7 @@ from drl_dist.config import RunConfig, flatten, to_dict
 from drl_dist.errors import UserError
 from drl_dist.localhost import MlflowServer, free_ports
 from drl_dist.presets import preset
-from drl_dist.tracking.client import client_of
+from drl_dist.tracking.client import client_of, connect
 from drl_dist.tracking.runs import finish_run, open_run
 from drl_dist.tracking.sync import main, sync
 from drl_dist.tracking.tracker import Tracker
@@ -202,3 +202,16 @@ def test_what_is_no_mlflow_server_is_refused(monkeypatch: pytest.MonkeyPatch) ->
     finally:
         page.kill()
         page.wait()
+
+
+@pytest.mark.parametrize("by_environment", [False, True])
+def test_a_password_in_the_address_is_refused_and_not_repeated(
+    monkeypatch: pytest.MonkeyPatch, by_environment: bool
+) -> None:
+    address = "http://someone:planted-secret@127.0.0.1:9"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address if by_environment else "http://127.0.0.1:9")
+    with pytest.raises(
+        UserError, match="a user or password in it, at 127.0.0.1:9, expected an address without"
+    ) as caught:
+        connect(None if by_environment else address)
+    assert "planted-secret" not in str(caught.value)
