@@ -211,7 +211,7 @@ def test_a_password_in_the_address_is_refused_and_not_repeated(
     address = "http://someone:planted-secret@127.0.0.1:9"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", address if by_environment else "http://127.0.0.1:9")
     with pytest.raises(
-        UserError, match="a user or password in it, at 127.0.0.1:9, expected an address without"
+        UserError, match=r"a user or password in it, at 127\.0\.0\.1:9, expected an address without"
     ) as caught:
         connect(None if by_environment else address)
     assert "planted-secret" not in str(caught.value)
