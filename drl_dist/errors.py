@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NoReturn
 
 EXIT_USER_ERROR = 2
@@ -44,3 +44,26 @@ def door(command: Callable[[], int]) -> NoReturn:
         print(error, file=sys.stderr, flush=True)
         status = EXIT_USER_ERROR
     sys.exit(status)
+
+
+Rule = tuple[str, object, str, bool]
+"""An option, its value, what is expected of it, and whether that holds."""
+
+
+def refuse_broken(rules: Iterable[Rule]) -> None:
+    """Raise `UserError` for the first rule that does not hold."""
+    for name, got, expected, holds in rules:
+        if not holds:
+            raise UserError(f"option {name}", got=got, expected=expected, remedy="correct the option")
+
+
+def place_rule(name: str, place: str | None) -> Rule:
+    """An option, if given, names a place that means the same in every process."""
+    # A job's working directory is a copy that goes away with the job.
+    return name, place, "a URL or an absolute path", place is None or "://" in place or place.startswith("/")
+
+
+def model_rule(model: str) -> Rule:
+    """``--model`` names a registered model or a place."""
+    holds = model.startswith("models:/") or place_rule("--model", model)[3]
+    return "--model", model, "models:/NAME@latest, models:/NAME/VERSION, a URL or an absolute path", holds

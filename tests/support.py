@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
+import torch
+
+from drl_dist.checkpoints.files import CheckpointState, write_checkpoint
+from drl_dist.config import Experiment, McmcConfig, ModelConfig, TrainConfig
+from drl_dist.localhost import RayHead, processes
+from drl_dist.training.state import TrainState
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -36,3 +43,42 @@ def subprocess_environment(*parts: Mapping[str, str]) -> dict[str, str]:
     for part in parts:
         environment |= part
     return environment
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 240) -> None:
+    """Return when the condition holds."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.02)
+
+
+def titled(head: RayHead, title: str) -> list[int]:
+    """Process ids of a Ray head's processes whose title begins so."""
+    found: list[int] = []
+    for process in processes.tree(head.pid):
+        try:
+            line = Path(f"/proc/{process.pid}/cmdline").read_bytes()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if line.startswith(title.encode()):
+            found.append(process.pid)
+    return found
+
+
+def write_tiny_checkpoint(folder: Path, *, width: int, num_chain_steps: int) -> Path:
+    """A checkpoint of a tiny network whose averaged weights are not its weights."""
+    experiment = Experiment(
+        preset="tiny",
+        model=ModelConfig(resolution=8, channels=1, width=width, width_multipliers=(1, 2), num_res_blocks=1),
+        mcmc=McmcConfig(num_chain_steps=num_chain_steps),
+        train=TrainConfig(batch_size=4, num_steps=3),
+    )
+    parts = TrainState.create(experiment).tensors()
+    generator = torch.Generator().manual_seed(1)
+    parts["ema"] = {
+        name: value + 0.01 * torch.randn(value.shape, generator=generator) for name, value in parts["ema"].items()
+    }
+    state = CheckpointState(step=3, images_seen=12, next_position=12, seed=0, data_fingerprint="0" * 64, world_size=1)
+    write_checkpoint(folder, parts, state, experiment)
+    return folder

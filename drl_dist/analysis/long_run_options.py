@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
-from drl_dist.errors import UserError
+from drl_dist.errors import Rule, UserError, model_rule, place_rule, refuse_broken
 from drl_dist.mcmc.adaptation import AdaptationConfig
 from drl_dist.sampling.long_run import Start
 
@@ -66,7 +66,7 @@ def check_options(options: LongRunOptions) -> None:
         raise UserError("command line", got=f"no {flags}", expected="--model and --out", remedy=f"add {flags}")
     is_list = re.fullmatch(r"\d{1,7}(,\d{1,7})*", options.steps_per_level) is not None
     lengths = options.chain_lengths if is_list else ()
-    rules: list[tuple[str, object, str, bool]] = [
+    rules: list[Rule] = [
         (
             "--steps-per-level",
             options.steps_per_level,
@@ -80,17 +80,5 @@ def check_options(options: LongRunOptions) -> None:
         ("--batch-size", options.batch_size, "at least 1", options.batch_size >= 1),
         ("--threads", options.threads, "at least 1", options.threads is None or options.threads >= 1),
     ]
-    for name, place in (("--out", options.out), ("--schedule", options.schedule or "/")):
-        rules.append((name, place, "a URL or an absolute path", "://" in place or place.startswith("/")))
-    if not options.model.startswith("models:/"):
-        rules.append(
-            (
-                "--model",
-                options.model,
-                "models:/NAME@latest, models:/NAME/VERSION, a URL or an absolute path",
-                "://" in options.model or options.model.startswith("/"),
-            )
-        )
-    for name, got, expected, holds in rules:
-        if not holds:
-            raise UserError(f"option {name}", got=got, expected=expected, remedy="correct the option")
+    rules += [place_rule("--out", options.out), place_rule("--schedule", options.schedule), model_rule(options.model)]
+    refuse_broken(rules)

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from drl_dist.errors import UserError
+from drl_dist.errors import Rule, UserError, model_rule, place_rule, refuse_broken
 
 SHAPES = ("left-half", "right-half", "top-half", "bottom-half", "centre")
 """Regions that a mask can hide by name; random-NN% hides so many of the pixels."""
@@ -16,8 +16,6 @@ MAX_COLUMNS = 1000
 MAX_COMPLETIONS = 1 << 15
 MAX_ROUNDS = 1000
 _RANDOM = re.compile(r"random-(\d{1,3})%")
-
-Rule = tuple[str, object, str, bool]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +123,7 @@ def check_inpaint(options: InpaintOptions) -> None:
                 options.mask is None or is_known_mask(options.mask),
             ),
             ("degraded", "it with --task inpaint", "it with another task", not options.degraded or not options.mask),
-            ("data", options.data, "a URL or an absolute path", _is_place(options.data)),
+            place_rule("data", options.data),
         ],
     )
 
@@ -157,22 +155,14 @@ def _check(options: EditOptions, needed: list[str], rules: list[Rule]) -> None:
             "a finite number of at least 0",
             scale is None or (scale >= 0 and math.isfinite(scale)),
         ),
-        # A job that is submitted to a cluster runs in a copy of the working directory.
-        ("out", options.out, "a URL or an absolute path", _is_place(options.out)),
-        (
-            "model",
-            options.model,
-            "models:/NAME@latest, models:/NAME/VERSION, a URL or an absolute path",
-            options.model.startswith("models:/") or _is_place(options.model),
-        ),
     ]
-    for name, got, expected, holds in [*common, *rules]:
-        if not holds:
-            raise UserError(f"option {_flag(name)}", got=got, expected=expected, remedy="correct the option")
-
-
-def _is_place(place: str) -> bool:
-    return "://" in place or place.startswith("/")
+    refuse_broken(
+        [
+            *((_flag(name), got, expected, holds) for name, got, expected, holds in [*common, *rules]),
+            place_rule("--out", options.out),
+            model_rule(options.model),
+        ]
+    )
 
 
 def _flag(name: str) -> str:

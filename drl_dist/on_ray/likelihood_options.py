@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
-from drl_dist.errors import UserError
+from drl_dist.errors import Rule, UserError, model_rule, place_rule, refuse_broken
 from drl_dist.mcmc.adaptation import AdaptationConfig
 
 MAX_CHAINS = 1 << 24
@@ -67,7 +67,7 @@ def check_options(options: LikelihoodOptions) -> None:
     is_list = re.fullmatch(r"\d{1,7}(,\d{1,7})*", options.steps_per_level) is not None
     lengths = options.chain_lengths if is_list else ()
     count = options.num_images
-    rules: list[tuple[str, object, str, bool]] = [
+    rules: list[Rule] = [
         (
             "--steps-per-level",
             options.steps_per_level,
@@ -82,18 +82,10 @@ def check_options(options: LikelihoodOptions) -> None:
         ("--num-workers", options.num_workers, "at least 1", options.num_workers >= 1),
         ("--cpus-per-worker", options.cpus_per_worker, "at least 1", options.cpus_per_worker >= 1),
     ]
-    for name, place in (("--data", options.data), ("--out", options.out), ("--schedule", options.schedule or "/")):
-        # A job's working directory is a copy that goes away with the job.
-        rules.append((name, place, "a URL or an absolute path", "://" in place or place.startswith("/")))
-    if not options.model.startswith("models:/"):
-        rules.append(
-            (
-                "--model",
-                options.model,
-                "models:/NAME@latest, models:/NAME/VERSION, a URL or an absolute path",
-                "://" in options.model or options.model.startswith("/"),
-            )
-        )
-    for name, got, expected, holds in rules:
-        if not holds:
-            raise UserError(f"option {name}", got=got, expected=expected, remedy="correct the option")
+    rules += [
+        place_rule("--data", options.data),
+        place_rule("--out", options.out),
+        place_rule("--schedule", options.schedule),
+        model_rule(options.model),
+    ]
+    refuse_broken(rules)

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from drl_dist.errors import UserError
+from drl_dist.errors import Rule, UserError, model_rule, place_rule, refuse_broken
 
 MAX_IMAGES = 10**9
 MAX_SHARDS = 100_000
@@ -51,7 +51,7 @@ def check_options(options: SampleOptions) -> None:
         flags = ", ".join("--" + name for name in missing)
         raise UserError("command line", got=f"no {flags}", expected="--model and --out", remedy=f"add {flags}")
     smallest_shard = max(1, -(-options.num_images // MAX_SHARDS))
-    rules: list[tuple[str, object, str, bool]] = [
+    rules: list[Rule] = [
         ("--num-images", options.num_images, f"1 to {MAX_IMAGES}", 1 <= options.num_images <= MAX_IMAGES),
         ("--seed", options.seed, "a number in [0, 2**63)", 0 <= options.seed < 2**63),
         ("--num-workers", options.num_workers, "at least 1", options.num_workers >= 1),
@@ -65,18 +65,5 @@ def check_options(options: SampleOptions) -> None:
             options.noise_scale is None or (options.noise_scale >= 0 and math.isfinite(options.noise_scale)),
         ),
     ]
-    for name, place in (("--out", options.out), ("--real", options.real or "/")):
-        # A job's working directory is a copy that goes away with the job.
-        rules.append((name, place, "a URL or an absolute path", "://" in place or place.startswith("/")))
-    if not options.model.startswith("models:/"):
-        rules.append(
-            (
-                "--model",
-                options.model,
-                "models:/NAME@latest, models:/NAME/VERSION, a URL or an absolute path",
-                "://" in options.model or options.model.startswith("/"),
-            )
-        )
-    for name, got, expected, holds in rules:
-        if not holds:
-            raise UserError(f"option {name}", got=got, expected=expected, remedy="correct the option")
+    rules += [place_rule("--out", options.out), place_rule("--real", options.real), model_rule(options.model)]
+    refuse_broken(rules)

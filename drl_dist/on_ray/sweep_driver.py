@@ -5,10 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +15,6 @@ from ray.tune.experiment import Trial
 
 from drl_dist.data.index import ShardIndex
 from drl_dist.data.reading import read_images
-from drl_dist.errors import UserError
 from drl_dist.on_ray.common import capacity, check_capacity, cluster
 from drl_dist.on_ray.sweep_rescore import kept_rescores, rescore_trial
 from drl_dist.on_ray.sweep_result import finish_sweep, sweep_rows
@@ -32,7 +28,7 @@ from drl_dist.sweeps.record import BAD_SCORE, Outcome, SweepFolder
 from drl_dist.sweeps.space import apply
 from drl_dist.sweeps.table import Row, ranked
 from drl_dist.tracking.client import connect
-from drl_dist.tracking.runs import RunStatus, finish_run
+from drl_dist.tracking.runs import status_kept
 from drl_dist.tracking.sweeps import end_trial, open_sweep, trial_run
 from drl_dist.training.watch import DivergenceLimits, saturated_share
 
@@ -89,7 +85,7 @@ def sweep_run(plan: SweepPlan) -> int:
         params |= {f"space.{field}": value for field, value in plan.space.as_json().items()}
         params |= {f"sweep.{field}": value for field, value in dataclasses.asdict(plan.options).items()}
         sweep_id = open_sweep(uri, tracking.experiment, name, params)
-        with _status_kept(uri, sweep_id):
+        with status_kept(uri, sweep_id):
             launch = TrialLaunch(folder=folder, sweep_run=sweep_id, limits=_limits(plan, index))
             _run_trials(folder, launch)
             _rescore(folder, index, num_images, sweep_rows(folder, num_images))
@@ -209,20 +205,3 @@ def _url(plan: SweepPlan) -> str:
 
 def _trial_name(trial: Trial) -> str:
     return f"trial-{trial.config['number']:04d}-{trial.trial_id}"
-
-
-@contextmanager
-def _status_kept(uri: str, run_id: str) -> Iterator[None]:
-    """End the sweep's tracked run as the body ends."""
-    status: RunStatus = "KILLED"
-    try:
-        yield
-        status = "FINISHED"
-    except Exception:
-        status = "FAILED"
-        raise
-    finally:
-        try:
-            finish_run(uri, run_id, status)
-        except UserError as error:
-            print(f"the sweep's tracked run could not be set {status}: {error}", file=sys.stderr, flush=True)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ray.train import CheckpointConfig, ControllerError, FailureConfig, LoggingConfig, ScalingConfig, UserCallback
@@ -26,7 +25,7 @@ from drl_dist.on_ray.train_worker import WorkerTask, train_worker
 from drl_dist.scores.images import check_count
 from drl_dist.scores.options import parse_features
 from drl_dist.tracking.client import connect
-from drl_dist.tracking.runs import RunStatus, finish_run, open_run
+from drl_dist.tracking.runs import open_run, status_kept
 from drl_dist.training.guard import DivergedError
 from drl_dist.training.watch import DivergenceLimits
 
@@ -199,7 +198,7 @@ def fit_run(prepared: PreparedRun, trial: TrialPart | None = None) -> None:
             model_name=model_name,
             limits=trial.limits if trial else None,
         )
-        with _status_kept(uri, tracking_run):
+        with status_kept(uri, tracking_run):
             _fit(task, trial.callbacks if trial else ())
     print(
         f"run {run.run_name} has made its {experiment.train.num_steps} steps; checkpoints in {prepared.run_url}, model "
@@ -212,23 +211,6 @@ def _beginning(run: RunConfig, newest: StoredCheckpoint | None) -> str:
     if newest:
         return f"resuming after step {newest.step}"
     return f"starting from {run.start_from}" if run.start_from else "starting"
-
-
-@contextmanager
-def _status_kept(uri: str, tracking_run: str) -> Iterator[None]:
-    """End the tracked run as the body ends. A stop of the job is an exception here, and leaves seconds."""
-    status: RunStatus = "KILLED"
-    try:
-        yield
-        status = "FINISHED"
-    except Exception:
-        status = "FAILED"
-        raise
-    finally:
-        try:
-            finish_run(uri, tracking_run, status)
-        except UserError as error:
-            print(f"the tracked run could not be set {status}: {error}", file=sys.stderr, flush=True)
 
 
 def _fit(task: WorkerTask, callbacks: Sequence[UserCallback]) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from drl_dist.errors import UserError
+from drl_dist.errors import UserError, place_rule, refuse_broken
 
 MIN_IMAGES = 10
 """A covariance needs two images, the inception score a few for each of its ten parts."""
@@ -106,8 +106,8 @@ def check_evaluate(options: EvaluateOptions) -> FeatureSpec:
     rules: list[tuple[str, object, str, bool]] = [
         ("--num-images", options.num_images, f"at least {MIN_IMAGES}", options.num_images >= MIN_IMAGES),
         ("--batch-size", options.batch_size, "at least 1", options.batch_size >= 1),
-        *(_place(name, place) for name, place in (("--samples", options.samples), ("--data", options.data))),
-        *(_place(name, place) for name, place in (("--json", options.json), ("--cache-dir", options.cache_dir))),
+        *(place_rule(name, place) for name, place in (("--samples", options.samples), ("--data", options.data))),
+        *(place_rule(name, place) for name, place in (("--json", options.json), ("--cache-dir", options.cache_dir))),
         (
             "--cache-dir",
             options.cache_dir,
@@ -115,7 +115,7 @@ def check_evaluate(options: EvaluateOptions) -> FeatureSpec:
             options.cache_dir is None or "://" not in options.cache_dir,
         ),
     ]
-    _refuse_broken(rules)
+    refuse_broken(rules)
     return parse_features(options.features)
 
 
@@ -132,13 +132,13 @@ def check_ood(options: OodOptions) -> None:
         ("--batch-size", options.batch_size, "at least 1", options.batch_size >= 1),
         ("--seed", options.seed, "a number in [0, 2**63)", 0 <= options.seed < 2**63),
         *(
-            _place(name, place)
+            place_rule(name, place)
             for name, place in (("--data", options.data), ("--other", options.other), ("--out", options.out))
         ),
     ]
     if not options.model.startswith("models:/"):
-        rules.append(_place("--model", options.model))
-    _refuse_broken(rules)
+        rules.append(place_rule("--model", options.model))
+    refuse_broken(rules)
 
 
 def default_cache_dir() -> Path:
@@ -162,14 +162,3 @@ def _check_given(places: dict[str, str]) -> None:
     if missing:
         flags, wanted = ", ".join(missing), ", ".join(places)
         raise UserError("command line", got=f"no {flags}", expected=wanted, remedy=f"add {flags}")
-
-
-def _place(name: str, place: str | None) -> tuple[str, object, str, bool]:
-    # A job's working directory is a copy that goes away with the job.
-    return name, place, "a URL or an absolute path", place is None or "://" in place or place.startswith("/")
-
-
-def _refuse_broken(rules: list[tuple[str, object, str, bool]]) -> None:
-    for name, got, expected, holds in rules:
-        if not holds:
-            raise UserError(f"option {name}", got=got, expected=expected, remedy="correct the option")

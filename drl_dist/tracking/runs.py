@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Literal
 
 from mlflow import MlflowClient
@@ -116,3 +118,20 @@ def _write(client: MlflowClient, run: Run, params: Mapping[str, Any], tags: Mapp
         client.log_batch(run.info.run_id, params=part)
     for part in chunks(entries, _PER_REQUEST):
         client.log_batch(run.info.run_id, tags=part)
+
+
+@contextmanager
+def status_kept(uri: str, run_id: str) -> Iterator[None]:
+    """End a tracked run as the body ends. A stop of the job is an exception here, and leaves seconds."""
+    status: RunStatus = "KILLED"
+    try:
+        yield
+        status = "FINISHED"
+    except Exception:
+        status = "FAILED"
+        raise
+    finally:
+        try:
+            finish_run(uri, run_id, status)
+        except UserError as error:
+            print(f"the tracked run could not be set {status}: {error}", file=sys.stderr, flush=True)

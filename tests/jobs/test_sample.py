@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +23,10 @@ from drl_dist.data.index import ShardIndex, open_index, write_index
 from drl_dist.data.shards import Sample, encode_png, pack_shard
 from drl_dist.data.stream import ShardStream
 from drl_dist.errors import UserError
-from drl_dist.localhost import MlflowServer, RayHead, processes
+from drl_dist.localhost import MlflowServer, RayHead
 from drl_dist.on_ray.sample_driver import sample_run
 from drl_dist.on_ray.sample_options import SampleOptions, check_options
-from tests.support import ROOT, subprocess_environment
+from tests.support import ROOT, subprocess_environment, titled, wait_for
 
 NUM_IMAGES, SHARD_SIZE = 84, 12
 NUM_SHARDS = 7
@@ -75,22 +75,7 @@ def contents(folder: Path) -> dict[str, str]:
 
 def working_actors(head: RayHead) -> list[int]:
     """Process ids of the actors that are making a unit."""
-    found: list[int] = []
-    for process in processes.tree(head.pid):
-        try:
-            title = Path(f"/proc/{process.pid}/cmdline").read_bytes()
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        if title.startswith(b"ray::SampleWorker.make"):
-            found.append(process.pid)
-    return found
-
-
-def wait_for(condition: Callable[[], object], seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.02)
+    return titled(head, "ray::SampleWorker.make")
 
 
 @pytest.fixture(scope="module")

@@ -21,8 +21,8 @@ from drl_dist.localhost import MlflowServer, RayHead
 from drl_dist.tracking.registry import resolve_model
 from tests.data.published import encoded, photographs, write_lsun
 from tests.gcs import GcsEmulator
-from tests.jobs.training_jobs import Job, assert_equal_checkpoints, run, submit, tracked, wait_for, words, workers
-from tests.support import ROOT, subprocess_environment
+from tests.jobs.training_jobs import Job, assert_equal_checkpoints, run, submit, tracked, words, workers
+from tests.support import ROOT, subprocess_environment, wait_for
 
 STEPS, EVERY = 120, 40
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,8 +14,8 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from drl_dist.checkpoints.files import PARTS, read_checkpoint
-from drl_dist.localhost import MlflowServer, RayHead, processes, submit_job
-from tests.support import ROOT
+from drl_dist.localhost import MlflowServer, RayHead, submit_job
+from tests.support import ROOT, titled
 
 TINY = (
     "--model.width",
@@ -80,22 +80,7 @@ def submit(head: RayHead, environment: Mapping[str, str], options: list[str], do
 
 def workers(head: RayHead) -> list[int]:
     """Process ids of the training workers."""
-    found: list[int] = []
-    for process in processes.tree(head.pid):
-        try:
-            title = Path(f"/proc/{process.pid}/cmdline").read_bytes()
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        if title.startswith(b"ray::RayTrainWorker"):
-            found.append(process.pid)
-    return found
-
-
-def wait_for(condition: Callable[[], object], seconds: float = 240) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.02)
+    return titled(head, "ray::RayTrainWorker")
 
 
 def tracked(server: MlflowServer, name: str) -> Run:

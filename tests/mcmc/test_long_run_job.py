@@ -18,8 +18,8 @@ from PIL import Image
 from drl_dist.analysis.long_run_driver import long_run
 from drl_dist.analysis.long_run_options import LongRunOptions, check_options
 from drl_dist.analysis.long_run_output import figure, finite, table
-from drl_dist.checkpoints.files import CheckpointState, read_checkpoint, write_checkpoint
-from drl_dist.config import EngineConfig, Experiment, McmcConfig, ModelConfig, TrainConfig
+from drl_dist.checkpoints.files import read_checkpoint
+from drl_dist.config import EngineConfig
 from drl_dist.data.index import open_index
 from drl_dist.data.reading import read_images
 from drl_dist.diagnostics import MIN_DRAWS, mixing
@@ -31,8 +31,7 @@ from drl_dist.recipe import build_ladder, build_levels, build_network
 from drl_dist.sampling.long_run import LongRunSampler
 from drl_dist.training.chain import GradientEngine
 from drl_dist.training.ema import load_averaged
-from drl_dist.training.state import TrainState
-from tests.support import ROOT, subprocess_environment
+from tests.support import ROOT, subprocess_environment, write_tiny_checkpoint
 
 NUM_IMAGES = 5
 # Not what suits this model, but what a draw has to do with is tested here.
@@ -41,22 +40,7 @@ START = "normal_approximation"
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny network whose averaged weights are not its weights."""
-    experiment = Experiment(
-        preset="tiny",
-        model=ModelConfig(resolution=8, channels=1, width=4, width_multipliers=(1, 2), num_res_blocks=1),
-        mcmc=McmcConfig(num_chain_steps=2),
-        train=TrainConfig(batch_size=4, num_steps=3),
-    )
-    parts = TrainState.create(experiment).tensors()
-    generator = torch.Generator().manual_seed(1)
-    parts["ema"] = {
-        name: value + 0.01 * torch.randn(value.shape, generator=generator) for name, value in parts["ema"].items()
-    }
-    folder = tmp_path_factory.mktemp("model") / "checkpoint"
-    state = CheckpointState(step=3, images_seen=12, next_position=12, seed=0, data_fingerprint="0" * 64, world_size=1)
-    write_checkpoint(folder, parts, state, experiment)
-    return folder
+    return write_tiny_checkpoint(tmp_path_factory.mktemp("model") / "checkpoint", width=4, num_chain_steps=2)
 
 
 def command(model: Path, out: Path, *more: str) -> subprocess.CompletedProcess[str]:
