@@ -21,8 +21,8 @@ from drl_dist.cli import parse_train
 from drl_dist.localhost import MlflowServer
 from drl_dist.sweeps.record import Curve, Outcome, read
 from tests.jobs.conftest import digits
-from tests.jobs.training_jobs import Job, wait_for
-from tests.support import ROOT
+from tests.jobs.training_jobs import Job
+from tests.support import ROOT, wait_for
 
 __all__ = ["digits"]
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(1200)]
