@@ -161,7 +161,9 @@ class ShardCache:
                     file.write(block)
                 file.flush()
                 _verify(where, row, size, digest.hexdigest())
-                part.replace(path)
+                # Under the lock, or one who adds up the files could miss this one under both of its names.
+                with self._locked("room.lock"):
+                    part.replace(path)
         except FileNotFoundError as error:
             raise _damaged(where, "no such file", row) from error
         except InterruptedError:

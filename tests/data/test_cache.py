@@ -8,13 +8,16 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from drl_dist.config import LoaderConfig
 from drl_dist.data import cache as cache_module
 from drl_dist.data.cache import ShardCache
+from drl_dist.data.filesystem import Folder
 from drl_dist.data.index import ShardIndex
 from drl_dist.data.stream import ShardStream
 from drl_dist.errors import UserError
@@ -106,6 +109,31 @@ def test_a_running_download_is_not_removed(index: ShardIndex, tmp_path: Path) ->
             cache.open(index.shards[number]).close()
             assert len(held(tmp_path)) == 1
         assert part.exists()
+
+
+def test_a_shard_is_renamed_only_while_nobody_adds_up_the_files(
+    index: ShardIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reserved, go_on, read = threading.Event(), threading.Event(), Folder.read
+
+    def slow_read(folder: Folder, *args: Any) -> bytes:
+        reserved.set()
+        assert go_on.wait(30)
+        return read(folder, *args)
+
+    monkeypatch.setattr(Folder, "read", slow_read)
+    row, cache = index.shards[0], cache_of(index, tmp_path, 2)
+    with ThreadPoolExecutor(1) as pool:
+        shard = pool.submit(cache.open, row)
+        assert reserved.wait(30)
+        with (tmp_path / "room.lock").open("wb") as room:
+            fcntl.flock(room, fcntl.LOCK_EX)
+            go_on.set()
+            with pytest.raises(TimeoutError):
+                shard.result(0.5)
+            assert {path.suffix for path in tmp_path.glob(f"{row.sha256}.*")} == {".lock", ".part"}
+        shard.result(30).close()
+    assert held(tmp_path) == [row.sha256]
 
 
 READER = """
