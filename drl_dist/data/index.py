@@ -23,6 +23,8 @@ FORMAT = "drl_dist.shards"
 VERSION = 1
 METADATA_KEY = b"drl_dist"
 MAX_INDEX_BYTES = 512 * 2**20
+MAX_UNPACKED_BYTES = 2 * 2**30
+"""Of an index in memory: room for some 200 million samples."""
 MAX_SHARD_BYTES = 16 * 2**30
 MAX_SHARDS = 100_000
 MAX_RESOLUTION = 4096
@@ -165,7 +167,7 @@ def parse_index(url: str, data: bytes) -> ShardIndex:
         UserError: the bytes are not an index, or it contradicts itself.
     """
     try:
-        table = pq.read_table(pa.BufferReader(data))
+        table = _read_table(url, data)
         metadata = json.loads((table.schema.metadata or {})[METADATA_KEY])
         if metadata["format"] != FORMAT or metadata["version"] != VERSION:
             raise _bad(
@@ -196,6 +198,23 @@ def parse_index(url: str, data: bytes) -> ShardIndex:
         ) from error
     _check(index, counts, metadata)
     return index
+
+
+def _read_table(url: str, data: bytes) -> pa.Table:
+    """The table, once what it says about itself shows that it is of a bearable size; zstd can pack 10,000 to 1."""
+    file = pq.ParquetFile(pa.BufferReader(data))
+    told = file.metadata
+    if told.num_rows > MAX_SHARDS:
+        raise _bad(url, f"{told.num_rows} rows", f"at most {MAX_SHARDS} shards")
+    # Runs of one value are packed even without a codec: the number of values bounds what their sizes do not.
+    unpacked = sum(
+        max(column.total_uncompressed_size, 8 * column.num_values)
+        for group in map(told.row_group, range(told.num_row_groups))
+        for column in map(group.column, range(group.num_columns))
+    )
+    if unpacked > MAX_UNPACKED_BYTES:
+        raise _bad(url, f"{unpacked} bytes once unpacked", f"at most {MAX_UNPACKED_BYTES} bytes")
+    return file.read()
 
 
 def _check(index: ShardIndex, counts: Sequence[int], metadata: Mapping[str, Any]) -> None:

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from drl_dist.data import index as index_module
 from drl_dist.data.index import INDEX_NAME, METADATA_KEY, ShardIndex, open_index, write_index
 from drl_dist.data.shards import ShardRow
 from drl_dist.errors import UserError
@@ -162,6 +163,25 @@ def test_other_files_of_that_name_are_refused(tmp_path: Path) -> None:
         (tmp_path / INDEX_NAME).write_bytes(content)
         with pytest.raises(UserError, match=r"a Parquet file in format drl_dist.shards"):
             open_index(str(tmp_path))
+
+
+@pytest.mark.parametrize("case", ["values", "text", "rows"])
+def test_an_index_that_unpacks_to_too_much_is_refused_before_it_is_unpacked(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(index_module, "MAX_UNPACKED_BYTES", 2**20)
+    monkeypatch.setattr(index_module, "MAX_SHARDS", 100)
+    columns = {
+        "values": {"offsets": [[0] * 200_000]},
+        "text": {"name": ["a" * 2**21]},
+        "rows": {"num_samples": [1] * 101},
+    }[case]
+    pq.write_table(pa.table(columns), tmp_path / INDEX_NAME, compression="zstd")
+    assert (tmp_path / INDEX_NAME).stat().st_size < 2**14
+    monkeypatch.setattr(pq.ParquetFile, "read", None)
+    expected = "101 rows, expected at most 100 shards" if case == "rows" else "bytes once unpacked, expected at most"
+    with pytest.raises(UserError, match=expected):
+        open_index(str(tmp_path))
 
 
 def test_rows_know_their_samples() -> None:
