@@ -152,6 +152,8 @@ class LoaderConfig:
     """Shards that are shuffled together; this many more are fetched ahead."""
     prefetch_batches: int = 4
     """Batches decoded ahead of the step."""
+    decoded_mib: float = 256.0
+    """Decoded images that each worker keeps in memory: a small data set is decoded once, not once an epoch."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ from typing import Self
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from drl_dist.config import LoaderConfig
 from drl_dist.data.cache import OpenShard, ShardCache
@@ -23,6 +24,8 @@ from drl_dist.errors import UserError
 from drl_dist.training.batch import Batch
 
 _FETCH_THREADS = 2
+_DECODED_OVERHEAD = 400
+"""Bytes that an array, its buffer and its place in a dictionary take beside the pixels."""
 
 
 class ShardStream:
@@ -75,6 +78,9 @@ class ShardStream:
         self._prefetch = max(1, loader.prefetch_batches)
         self._check_cache_size(loader)
         self._cache = ShardCache(index.url, cache_dir=loader.cache_dir, max_bytes=int(loader.cache_gib * 2**30))
+        self._decoded: dict[tuple[int, int], NDArray[np.uint8]] = {}
+        image_bytes = index.channels * index.resolution**2 + _DECODED_OVERHEAD
+        self._max_decoded = int(loader.decoded_mib * 2**20 / image_bytes)
         self._closed = threading.Event()
         self._windows: dict[int, dict[int, Future[OpenShard]]] = {}
         self._ahead: deque[tuple[int, Future[Batch]]] = deque()
@@ -143,10 +149,17 @@ class ShardStream:
         for row in range(len(positions)):
             if self._stopped():
                 raise CancelledError
-            shard = windows[int(places.window[row])][int(places.shard[row])].result()
-            pixels = read_image(shard, int(places.sample[row]), self.index)
+            pixels = self._image(int(places.shard[row]), int(places.sample[row]), windows[int(places.window[row])])
             images[row] = pixels[:, :, ::-1] if mirrored[row] else pixels
         return Batch(torch.from_numpy(images), torch.from_numpy(positions))
+
+    def _image(self, shard: int, sample: int, window: dict[int, Future[OpenShard]]) -> NDArray[np.uint8]:
+        pixels = self._decoded.get((shard, sample))
+        if pixels is None:
+            pixels = read_image(window[shard].result(), sample, self.index)
+            if len(self._decoded) < self._max_decoded:
+                self._decoded[shard, sample] = pixels
+        return pixels
 
     def _drop_windows(self, *, before: int | None) -> None:
         for window in [number for number in self._windows if before is None or number < before]:

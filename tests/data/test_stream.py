@@ -8,6 +8,7 @@ import os
 import threading
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,10 +16,11 @@ import torch
 from PIL import Image
 
 from drl_dist.config import LoaderConfig
+from drl_dist.data import stream as stream_module
 from drl_dist.data.filesystem import Folder
 from drl_dist.data.index import ShardIndex, open_index, write_index
 from drl_dist.data.order import SampleOrder, flips
-from drl_dist.data.reading import read_images
+from drl_dist.data.reading import read_image, read_images
 from drl_dist.data.shards import Sample, ShardRow, encode_png, pack_shard
 from drl_dist.data.stream import ShardStream
 from drl_dist.errors import UserError
@@ -120,6 +122,27 @@ def test_holds_only_the_windows_in_use(tmp_path: Path) -> None:
         for _ in islice(stream, 200):
             # The window in use, the one that two batches ahead may reach into, and the next.
             assert open_files() - before <= 3 * 2
+
+
+@pytest.mark.parametrize(
+    ("kept", "fewest", "most"), [(53, 53, 53), (20, 53 + 2 * 33, 160 + 16 - 2 * 20), (0, 160, 176)]
+)
+def test_decodes_again_only_what_it_has_no_room_to_keep(
+    kept: int, fewest: int, most: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index, decoded = write_set(str(tmp_path), COUNTS), []
+
+    def counting(*args: Any) -> Any:
+        decoded.append(args)
+        return read_image(*args)
+
+    expected = take(20, index)
+    monkeypatch.setattr(stream_module, "read_image", counting)
+    loader = LoaderConfig(prefetch_batches=2, decoded_mib=kept * (64 + 400) / 2**20)
+    # Three epochs of 53 images, and up to two batches ahead.
+    for batch, other in zip(take(20, index, loader=loader), expected, strict=True):
+        assert torch.equal(batch.images, other.images)
+    assert fewest <= len(decoded) <= most
 
 
 def test_batch_size_must_divide_among_ranks(tmp_path: Path) -> None:
