@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import tempfile
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from drl_dist.config import flatten
 from drl_dist.likelihood.report import Report
 from drl_dist.tracking.client import chunks, connect, user_errors
 from drl_dist.tracking.registry import ResolvedModel
-from drl_dist.tracking.runs import finish_run, open_run
+from drl_dist.tracking.runs import finish_run, first_logged, open_run
 
 _PER_REQUEST = 1000
 
@@ -33,8 +32,8 @@ def link_likelihood(
     """Log a likelihood as a run of the experiment that the model was trained in.
 
     Numbers of the whole are logged at the model's step, those of levels with the level as their step. The model version
-    gets a tag ``likelihood.RUN_NAME`` (the run's id) and tags with bits per dimension. The same job logged again writes
-    to the same run.
+    gets a tag ``likelihood.RUN_NAME`` (the run's id) and tags with bits per dimension. The same job logged again,
+    or killed while it logged and run again, changes nothing.
 
     Args:
         uri: the server, by default that of MLFLOW_TRACKING_URI.
@@ -58,9 +57,9 @@ def link_likelihood(
     own = {"kind": "likelihood", "model": f"models:/{model.name}/{model.version}", "trained_by": model.run_id}
     run_id = open_run(uri, experiment.name, run_name, flatten(dict(params)), own | dict(tags))
     whole, by_level = whole_metrics(report), level_metrics(report)
-    now = int(time.time() * 1000)
-    metrics = [Metric(name, value, now, model.step) for name, value in whole.items() if math.isfinite(value)]
-    metrics += [Metric(name, value, now, level) for name, level, value in by_level if math.isfinite(value)]
+    logged_at = first_logged(client, run_id)
+    metrics = [Metric(name, value, logged_at, model.step) for name, value in whole.items() if math.isfinite(value)]
+    metrics += [Metric(name, value, logged_at, level) for name, level, value in by_level if math.isfinite(value)]
     with user_errors(client.tracking_uri), tempfile.TemporaryDirectory(prefix="drl-likelihood-") as folder:
         for part in chunks(metrics, _PER_REQUEST):
             client.log_batch(run_id, metrics=part)

@@ -71,6 +71,18 @@ def finish_run(uri: str | None, run_id: str, status: RunStatus) -> None:
         client.set_terminated(run_id, status)
 
 
+def first_logged(client: MlflowClient, run_id: str) -> int:
+    """When a run was first started, in milliseconds: the time under which results are logged that are logged at once.
+
+    MLflow keeps one row for each metric, step and time; logged again under the same time, a result is not doubled.
+
+    Raises:
+        UserError: the server does not answer.
+    """
+    with user_errors(client.tracking_uri):
+        return client.get_run(run_id).info.start_time
+
+
 def experiment_named(client: MlflowClient, name: str) -> str:
     """Id of the experiment, made if there is none."""
     found = client.get_experiment_by_name(name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +10,7 @@ from mlflow.entities import Metric
 
 from drl_dist.errors import UserError
 from drl_dist.tracking.client import connect, user_errors
-from drl_dist.tracking.runs import finish_run, open_run
+from drl_dist.tracking.runs import finish_run, first_logged, open_run
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ def link_scores(
     """Log scores as a run of the experiment that the model was trained in.
 
     The model version gets a tag ``scores.RUN_NAME`` (the run's id) and a tag ``scores.RUN_NAME.SCORE`` for each score.
-    The same scores logged again write to the same run.
+    The same scores logged again change nothing.
 
     Args:
         uri: the server, by default that of MLFLOW_TRACKING_URI.
@@ -81,9 +80,9 @@ def link_scores(
         experiment = client.get_experiment(trained_by.info.experiment_id)
     own = {"kind": "scores", "model": f"models:/{model.name}/{model.version}", "trained_by": model.trained_by}
     run_id = open_run(uri, experiment.name, run_name, params, own | dict(tags))
-    now = int(time.time() * 1000)
+    logged_at = first_logged(client, run_id)
     with user_errors(client.tracking_uri):
-        client.log_batch(run_id, metrics=[Metric(name, value, now, model.step) for name, value in scores.items()])
+        client.log_batch(run_id, metrics=[Metric(name, value, logged_at, model.step) for name, value in scores.items()])
         client.set_model_version_tag(model.name, str(model.version), f"scores.{run_name}", run_id)
         for name, value in scores.items():
             # A metric's name may hold a slash, which a tag's may not everywhere.

@@ -30,7 +30,7 @@ from drl_dist.recipe import build_ladder, build_levels, build_network
 from drl_dist.training.chain import GradientEngine
 from drl_dist.training.ema import load_averaged
 from tests.data.sets import write_set
-from tests.support import ROOT, subprocess_environment, write_tiny_checkpoint
+from tests.support import ROOT, subprocess_environment, wait_for, write_tiny_checkpoint
 
 NUM_CHAINS, NUM_IMAGES = 5, 7
 
@@ -183,7 +183,7 @@ def test_a_killed_job_ends_where_it_would_have(finished: Path, made: Made, capsy
 
 
 @pytest.mark.integration
-def test_ray_workers_find_the_same_numbers(
+def test_a_job_on_ray_killed_and_run_again_finds_the_same_numbers(
     finished: Path,
     made: Made,
     server_environment: dict[str, str],
@@ -203,13 +203,25 @@ def test_ray_workers_find_the_same_numbers(
     arguments += ("--adapt.num-steps", "4", "--adapt.lowest-rate", "0.4", "--adapt.highest-rate", "0.95")
     command = [sys.executable, str(ROOT / "jobs" / "likelihood.py"), "--model", "models:/tiny-likelihood@latest"]
     command += ["--data", made.options.data, "--out", str(tmp_path / "out"), *arguments]
+    with (tmp_path / "killed.txt").open("w") as told:
+        killed = subprocess.Popen(command, env=server_environment, stdout=subprocess.DEVNULL, stderr=told)
+        try:
+            # A record holds what one unit found; the report comes after all of them, and after a picture.
+            wait_for(lambda: list((tmp_path / "out").rglob("0*.safetensors")))
+        finally:
+            killed.kill()
+            killed.wait()
+    assert "adapting: 7/7 levels" in (tmp_path / "killed.txt").read_text()
+    assert not (tmp_path / "out" / REPORT_NAME).exists()
+
     done = subprocess.run(command, env=server_environment, capture_output=True, text=True, timeout=400, check=False)
     assert done.returncode == 0, done.stderr
+    assert "resuming log Z" in done.stdout, "the kill came too late to be a test"
+    assert "adapting" not in done.stderr
     ours, theirs = load_file(finished / WEIGHTS_NAME), load_file(tmp_path / "out" / WEIGHTS_NAME)
     assert ours.keys() == theirs.keys()
     for name, values in ours.items():
         np.testing.assert_array_equal(values, theirs[name])
-    assert "adapting: 7/7 levels" in done.stderr
     assert "bits/dim of 7 dequantised images" in done.stdout
 
     run_id = done.stdout.partition("logged to MLflow as run ")[2].partition(",")[0]

@@ -57,7 +57,7 @@ def test_scores_are_tied_to_the_model_version(
     assert run.data.params["num_images"] == "25" and run.data.params["features"] == options.features
     for name in ("fid", "kid", "kid_std", "inception_score", "inception_score_std"):
         assert run.data.metrics[f"score/{name}"] == pytest.approx(report[name])
-        assert {entry.step for entry in client.get_metric_history(run.info.run_id, f"score/{name}")} == {30}
+        assert [entry.step for entry in client.get_metric_history(run.info.run_id, f"score/{name}")] == [30]
     tags = client.get_model_version("scored", str(version)).tags
     name = run.data.tags["drl_dist.run_name"]
     assert tags[f"scores.{name}"] == run.info.run_id
