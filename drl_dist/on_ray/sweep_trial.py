@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +30,8 @@ from drl_dist.tracking.sweeps import trial_tags
 from drl_dist.training.guard import DivergedError
 from drl_dist.training.watch import DivergenceLimits
 
+_POLL_SECONDS = 0.05
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrialLaunch:
@@ -49,14 +52,17 @@ class TrialLaunch:
         url = folder.trial_url(number)
         # What an earlier try wrote before it failed: without an outcome a trial that ends was stopped.
         Folder(url).remove(OUTCOME)
+        reports = Reports()
         try:
-            outcome = self._make(number, Reports())
+            outcome = self._make(number, reports)
         except Exception as error:
             write(url, OUTCOME, end_of(folder, number, "failed", f"{type(error).__name__}: {error}"))
             if not isinstance(error, FINAL_ERRORS):
                 raise
         else:
             write(url, OUTCOME, outcome)
+        finally:
+            reports.wait_until_taken()
 
     def _make(self, number: int, reports: Reports) -> Outcome:
         folder = self.folder
@@ -94,6 +100,17 @@ class Reports(TuneReportCallback):
     def put(self, report: dict[str, Any]) -> None:
         """Hand on one report, as `as_report` makes it."""
         self._training_actor_item_queue.put(dict(report))
+
+    def wait_until_taken(self) -> None:
+        """Return when Ray Tune has taken every report; a trial must not end before.
+
+        When a trial's function ends, Ray puts a report of its own into a place for one. A report from the queue that
+        comes just then waits for that place in the thread that should empty it, for ever. Ray skips an empty report,
+        and takes it only when the one before it is done with.
+        """
+        self.put({})
+        while not self._training_actor_item_queue.empty():
+            time.sleep(_POLL_SECONDS)
 
 
 def as_report(step: int, images_seen: int, score: float, *, is_last: bool) -> dict[str, Any]:
