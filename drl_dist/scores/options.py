@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from drl_dist.errors import UserError, place_rule, refuse_broken
+from drl_dist.errors import Rule, UserError, model_rule, place_rule, refuse_broken
 
 MIN_IMAGES = 10
 """A covariance needs two images, the inception score a few for each of its ten parts."""
@@ -103,7 +103,7 @@ def check_evaluate(options: EvaluateOptions) -> FeatureSpec:
         UserError: they are not.
     """
     _check_given({"--samples": options.samples, "--data": options.data})
-    rules: list[tuple[str, object, str, bool]] = [
+    rules: list[Rule] = [
         ("--num-images", options.num_images, f"at least {MIN_IMAGES}", options.num_images >= MIN_IMAGES),
         ("--batch-size", options.batch_size, "at least 1", options.batch_size >= 1),
         *(place_rule(name, place) for name, place in (("--samples", options.samples), ("--data", options.data))),
@@ -122,7 +122,7 @@ def check_evaluate(options: EvaluateOptions) -> FeatureSpec:
 def check_ood(options: OodOptions) -> None:
     """Raise `UserError` for options that no job can have."""
     _check_given({"--model": options.model, "--data": options.data, "--other": options.other, "--out": options.out})
-    rules: list[tuple[str, object, str, bool]] = [
+    rules: list[Rule] = [
         (
             "--num-images",
             options.num_images,
@@ -136,9 +136,7 @@ def check_ood(options: OodOptions) -> None:
             for name, place in (("--data", options.data), ("--other", options.other), ("--out", options.out))
         ),
     ]
-    if not options.model.startswith("models:/"):
-        rules.append(place_rule("--model", options.model))
-    refuse_broken(rules)
+    refuse_broken([*rules, model_rule(options.model)])
 
 
 def default_cache_dir() -> Path:
