@@ -26,7 +26,7 @@ from torch import Tensor
 from benchmarks.digit_features import digits, train_feature_network
 from drl_dist.config import EngineConfig, Experiment
 from drl_dist.evaluation.features import FeatureNetwork, features_of
-from drl_dist.evaluation.grids import grid, to_uint8
+from drl_dist.evaluation.grids import grid, to_uint8, to_unit_range
 from drl_dist.noise import PhiloxNoise
 from drl_dist.presets import preset
 from drl_dist.progress import progress
@@ -63,6 +63,8 @@ def main() -> None:
     parser.add_argument("--num-steps", type=int, default=1000)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     arguments = parser.parse_args()
+    if arguments.num_steps < CURVE_POINTS:
+        parser.error(f"--num-steps: got {arguments.num_steps}, expected at least {CURVE_POINTS}; give more")
     torch.set_num_threads(arguments.threads)
     arguments.out.mkdir(parents=True, exist_ok=True)
     real, labels = digits()
@@ -166,7 +168,7 @@ def score(generated: Tensor, real: Tensor, network: FeatureNetwork) -> dict[str,
 def table(results: dict[str, list[dict[str, Any]]], real: Tensor, network: FeatureNetwork) -> str:
     """A Markdown table: medians over the seeds, and between which values they lie."""
     half = torch.randperm(len(real), generator=torch.Generator().manual_seed(0))
-    floor = score(real[half[::2]].float() / 127.5 - 1, real[half[1::2]], network)
+    floor = score(to_unit_range(real[half[::2]]), real[half[1::2]], network)
     rows = [
         "| setting | FID: median (range) | KID x 1000 | IS | s per step | gradients per image | FID in the paper |",
         "| --- | --- | --- | --- | --- | --- | --- |",

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional
 
+from datasets_prep.digits import load_images
 from drl_dist.evaluation.features import FeatureNetwork
 from drl_dist.evaluation.grids import to_unit_range
 
@@ -14,10 +14,9 @@ _STEPS, _BATCH, _HELD_OUT = 1500, 128, 360
 
 
 def digits() -> tuple[Tensor, Tensor]:
-    """scikit-learn's digits, uint8 (1797, 1, 8, 8), and their labels (1797,)."""
-    pixels, labels = load_digits(return_X_y=True)
-    images = torch.tensor(pixels).reshape(-1, 1, 8, 8) / 16 * 255
-    return images.round().to(torch.uint8), torch.tensor(labels)
+    """The digits that the preset trains on, uint8 (1797, 1, 8, 8), and their labels (1797,)."""
+    pixels, labels = load_images()
+    return torch.from_numpy(pixels)[:, None], torch.from_numpy(labels)
 
 
 def train_feature_network(images: Tensor, labels: Tensor, *, seed: int) -> tuple[FeatureNetwork, float]:

@@ -39,7 +39,7 @@ class DigitsPart:
 
     def items(self) -> Iterator[Item]:
         """Its images in order."""
-        pixels, labels = _digits()
+        pixels, labels = load_images()
         for index in range(self.start, self.stop):
             yield Item(f"digits/{index}", lambda index=index: from_pixels(pixels[index]), int(labels[index]))
 
@@ -52,10 +52,10 @@ class Digits:
     @property
     def digest(self) -> str:
         """Of pixels and labels."""
-        return digest_of(array.tobytes() for array in _digits())
+        return digest_of(array.tobytes() for array in load_images())
 
     def __len__(self) -> int:
-        return len(_digits()[1])
+        return len(load_images()[1])
 
     def part(self, start: int, stop: int) -> DigitsPart:
         """Images `start` to `stop`."""
@@ -63,7 +63,8 @@ class Digits:
 
 
 @lru_cache(maxsize=1)
-def _digits() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+def load_images() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Pixels (1797, 8, 8) and labels (1797,)."""
     from sklearn.datasets import load_digits
 
     flat, labels = load_digits(return_X_y=True)
