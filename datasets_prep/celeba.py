@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import sys
 import zipfile
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from PIL import Image
 from datasets_prep._build import PrepOptions, build
 from datasets_prep._source import Item, found_in, require_source
 from drl_dist.cli import door, parse_options
+from drl_dist.data.reading import open_verified
 from drl_dist.errors import UserError
 
 IMAGES = "img_align_celeba"
@@ -158,7 +158,7 @@ def _load(images: Path, name: str) -> Image.Image:
         if infos[name].file_size > MAX_FILE_BYTES:
             raise ValueError(f"{infos[name].file_size} bytes")
         data = archive.read(infos[name])
-    with Image.open(io.BytesIO(data)) as image:
+    with open_verified(data) as image:
         if image.size != ALIGNED_SIZE:
             raise ValueError(f"{image.width}x{image.height} pixels, not 178x218")
         return image.crop(CROP)

@@ -14,6 +14,7 @@ from PIL import Image, ImageOps
 from datasets_prep._build import PrepOptions, build
 from datasets_prep._source import Item, centre_square, digest_of, found_in, require_source
 from drl_dist.cli import door, parse_options
+from drl_dist.data.reading import open_verified
 from drl_dist.errors import UserError
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -82,7 +83,7 @@ class ImageFolder:
 
 
 def _load(path: Path) -> Image.Image:
-    with Image.open(path) as image:
+    with open_verified(path.read_bytes()) as image:
         # Cameras store which way is up beside the pixels.
         return centre_square(ImageOps.exif_transpose(image))
 

@@ -24,7 +24,7 @@ from drl_dist.errors import UserError
 MEMBERS = {"png", "json"}
 _MODES = {1: "L", 3: "RGB"}
 # What Pillow's PNG reader raises for damaged data, its chunks included.
-_DECODE_ERRORS = (
+DECODE_ERRORS = (
     OSError,
     SyntaxError,
     ValueError,
@@ -46,16 +46,30 @@ def read_image(shard: OpenShard, sample: int, index: ShardIndex) -> NDArray[np.u
     if "png" not in data:
         raise _damaged(shard, sample, index.url, f"members {sorted(data)}", "a png member")
     try:
-        with Image.open(io.BytesIO(data["png"]), formats=["PNG"]) as image:
+        with open_verified(data["png"], formats=("PNG",)) as image:
             # Only the header has been read: nothing larger than the index allows is ever decoded.
             found = (image.size, image.mode)
             wanted = ((index.resolution, index.resolution), _MODES[index.channels])
             if found != wanted:
                 raise _damaged(shard, sample, index.url, f"an image of size and mode {found}", str(wanted))
             pixels = np.asarray(image)
-    except _DECODE_ERRORS as error:
+    except DECODE_ERRORS as error:
         raise _damaged(shard, sample, index.url, f"a damaged image ({error})", "a sound PNG") from error
     return pixels[None] if index.channels == 1 else pixels.transpose(2, 0, 1)
+
+
+def open_verified(data: bytes, formats: tuple[str, ...] | None = None) -> Image.Image:
+    """An opened image whose checksums agree, if its format has any; it is decoded when its pixels are asked for.
+
+    Pillow ignores the checksum of a PNG's pixels when it decodes them, and makes another image of damaged ones.
+
+    Raises:
+        OSError, SyntaxError: from Pillow, for what is no image or a damaged one.
+    """
+    with Image.open(io.BytesIO(data), formats=formats) as image:
+        image.verify()
+    # A verified image cannot be used any more.
+    return Image.open(io.BytesIO(data), formats=formats)
 
 
 def parse_sample(shard: OpenShard, sample: int, url: str) -> dict[str, bytes]:

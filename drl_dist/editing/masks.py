@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import io
-
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from drl_dist.data.filesystem import Folder, check_reachable
+from drl_dist.data.reading import open_verified
 from drl_dist.editing.options import random_share
 from drl_dist.errors import UserError
 from drl_dist.noise import Noise, Purpose
@@ -86,7 +85,7 @@ def _read(place: str, size: int) -> Tensor:
     except FileNotFoundError as error:
         raise _wrong(place, "no such file", "a PNG file") from error
     try:
-        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+        with open_verified(data, formats=("PNG",)) as image:
             # Only the header has been read: nothing larger than the images is ever decoded.
             if image.size != (size, size):
                 width, height = image.size

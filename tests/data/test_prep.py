@@ -177,6 +177,9 @@ def test_a_folder_is_read_in_order_and_what_cannot_be_read_is_listed(
     (source / "b" / "c.png").write_bytes(encoded(turned, "PNG", exif=exif))
     (source / "b" / "cut.jpg").write_bytes(encoded(first, "JPEG")[:200])
     (source / "b" / "text.png").write_text("hello")
+    flipped = bytearray(encoded(first, "PNG"))
+    flipped[flipped.index(b"IDAT") + 40] ^= 1
+    (source / "flipped.png").write_bytes(flipped)
     (source / "bomb.png").write_bytes(
         encoded(np.zeros((1, 1), np.uint8), "PNG").replace(struct.pack(">II", 1, 1), struct.pack(">II", 65_000, 65_000))
     )
@@ -192,8 +195,9 @@ def test_a_folder_is_read_in_order_and_what_cannot_be_read_is_listed(
         (2, "b/cut.jpg"),
         (3, "b/text.png"),
         (4, "bomb.png"),
+        (5, "flipped.png"),
     ]
-    assert "3 images could not be read" in (shown := capsys.readouterr().err) and "b/cut.jpg" in shown
+    assert "4 images could not be read" in (shown := capsys.readouterr().err) and "b/cut.jpg" in shown
     assert prepare("folder", monkeypatch, "--source", source, "--out", tmp_path / "grey", "--channels", 1) == 0
     assert open_index(str(tmp_path / "grey")).channels == 1
 

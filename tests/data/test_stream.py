@@ -20,7 +20,7 @@ from drl_dist.data import stream as stream_module
 from drl_dist.data.filesystem import Folder
 from drl_dist.data.index import ShardIndex, open_index, write_index
 from drl_dist.data.order import SampleOrder, flips
-from drl_dist.data.reading import read_image, read_images
+from drl_dist.data.reading import DECODE_ERRORS, open_verified, read_image, read_images
 from drl_dist.data.shards import Sample, ShardRow, encode_png, pack_shard
 from drl_dist.data.stream import ShardStream
 from drl_dist.errors import UserError
@@ -233,6 +233,22 @@ def test_one_damaged_image_among_sound_ones_is_named(tmp_path: Path) -> None:
     data, row = pack_shard("evil.tar", samples)
     with pytest.raises(UserError, match=r"sample 4 of shard"):
         take(3, _stored(str(tmp_path), data, tuple(row.offsets.tolist())), batch_size=6)
+
+
+def test_no_flipped_bit_makes_another_image() -> None:
+    pixels, png = pixels_of(7), sample_of(7).png
+    found = 0
+    for bit in range(8 * len(png)):
+        damaged = bytearray(png)
+        damaged[bit // 8] ^= 1 << bit % 8
+        try:
+            decoded = np.asarray(open_verified(bytes(damaged), formats=("PNG",)))
+        except DECODE_ERRORS:
+            found += 1
+        else:
+            assert np.array_equal(decoded, pixels[0]), f"bit {bit}"
+    # Only the length and the checksum of the empty last chunk may be anything.
+    assert found == 8 * (len(png) - 8)
 
 
 @pytest.mark.integration

@@ -125,7 +125,10 @@ def test_sets_that_cannot_be_compared_are_refused(folder: Path, tmp_path: Path) 
     ("changed", "message"),
     [
         ({"other": "", "out": ""}, "got no --other, --out"),
-        ({"model": "digits"}, "--model: got digits, expected models:/NAME@latest, models:/NAME/VERSION, a URL or an absolute path"),
+        (
+            {"model": "digits"},
+            "--model: got digits, expected models:/NAME@latest, models:/NAME/VERSION, a URL or an absolute path",
+        ),
         ({"out": "out"}, "--out: got out"),
         ({"num_images": 0}, "--num-images: got 0"),
         ({"batch_size": 0}, "--batch-size: got 0"),
