@@ -51,7 +51,7 @@ PAPER_FID = {"t1": 32.12, "t1k": 22.58, "t1k_dsm": 21.76, "t6_k10": math.nan, "t
 """On CIFAR-10 (Table 2); no number where training was unstable."""
 SHOWN = 24
 CURVE_POINTS = 5
-CURVE_IMAGES = 512
+CURVE_IMAGES = 256
 
 
 def main() -> None:
