@@ -154,6 +154,8 @@ class LoaderConfig:
     """Batches decoded ahead of the step."""
     decoded_mib: float = 256.0
     """Decoded images that each worker keeps in memory: a small data set is decoded once, not once an epoch."""
+    ledger_dir: str | None = None
+    """Folder on each node in which workers note every image that goes into a step, for audits (docs/reliability.md)."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import ray.train
 import ray.train.torch
@@ -19,12 +20,14 @@ from drl_dist.checkpoints.remote import fetch_checkpoint, newest_checkpoint
 from drl_dist.config import RunConfig, differences, to_dict
 from drl_dist.data.filesystem import Folder
 from drl_dist.data.index import ShardIndex, open_index
+from drl_dist.data.ledger import noted
 from drl_dist.data.stream import ShardStream
 from drl_dist.errors import UserError
 from drl_dist.on_ray.sweep_worker import TrialScores
 from drl_dist.on_ray.train_listeners import Checkpoints, Metrics, Progress, Samples
 from drl_dist.on_ray.train_scores import Scores
 from drl_dist.tracking.tracker import Tracker
+from drl_dist.training.batch import BatchSource
 from drl_dist.training.loop import Listener, train
 from drl_dist.training.state import TrainState
 from drl_dist.training.step import TrainStep
@@ -112,7 +115,12 @@ def train_worker(task: WorkerTask) -> None:
         if state.step == 0:
             # The page's slider over steps starts at 0: show there where training began.
             samples.draw(0, state)
-        train(step, state, experiment, stream, listeners)
+        batches: BatchSource = stream
+        if run.loader.ledger_dir is not None:
+            folder = Path(run.loader.ledger_dir) / run.run_name
+            size = experiment.train.batch_size
+            batches = noted(stream, folder, stream.order, batch_size=size, rank=rank, world_size=world_size)
+        train(step, state, experiment, batches, listeners)
 
 
 def _scores(
