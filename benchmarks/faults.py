@@ -1,0 +1,147 @@
+"""Killing what runs, and timing how it comes back: what `benchmarks.reliability` is made of."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from drl_dist.data.ledger import read_ledger
+from drl_dist.localhost import RayHead, processes
+
+LONGEST_WAIT = 180.0
+"""Seconds in which a job must come back after a fault."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fault:
+    """One thing that was done to a job."""
+
+    kind: str
+    """worker or driver."""
+    time: float
+    """In seconds since 1970."""
+    recovery_seconds: float
+    """Until a step was begun again (training), or another worker was at work (sampling)."""
+
+
+@dataclass(kw_only=True)
+class Command:
+    """A job as its own process; run again by the same words when it was killed."""
+
+    words: Sequence[str]
+    environment: Mapping[str, str]
+    log: Path
+    process: subprocess.Popen[bytes] | None = field(default=None)
+
+    def start(self) -> None:
+        """Run the command; its output is appended to the log."""
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, *self.words], env=dict(self.environment), stdout=log, stderr=log
+            )
+
+    def is_running(self) -> bool:
+        """Whether it runs."""
+        assert self.process is not None
+        return self.process.poll() is None
+
+    def wait(self, seconds: float) -> None:
+        """Wait for its end.
+
+        Raises:
+            RuntimeError: it did not end with status 0.
+        """
+        assert self.process is not None
+        status = self.process.wait(seconds)
+        if status:
+            raise RuntimeError(f"{' '.join(self.words)} ended with status {status}; see {self.log}")
+
+    def kill(self) -> None:
+        """SIGKILL to the driver alone; the cluster ends what it had started."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+
+
+def titled(head: RayHead, title: str) -> list[int]:
+    """Process ids of a Ray head's processes whose title begins so."""
+    found: list[int] = []
+    for process in processes.tree(head.pid):
+        try:
+            line = Path(f"/proc/{process.pid}/cmdline").read_bytes()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if line.startswith(title.encode()):
+            found.append(process.pid)
+    return found
+
+
+def last_begun(ledger: Path) -> float:
+    """When the newest step in a ledger was begun, in seconds since 1970; 0 before the first."""
+    newest = 0.0
+    for path in ledger.glob("*.jsonl"):
+        newest = max(newest, path.stat().st_mtime) if path.stat().st_size else newest
+    return newest
+
+
+def train_under_kills(
+    head: RayHead,
+    command: Command,
+    ledger: Path,
+    chooser: random.Random,
+    kinds: Sequence[str],
+    pause: Callable[[], float],
+) -> list[Fault]:
+    """Run a training job to its end, doing to it what `kinds` lists, each time `pause` seconds after it trains again.
+
+    Returns:
+        the faults; fewer than asked for if the job ended before.
+    """
+    faults: list[Fault] = []
+    command.start()
+    resumed = _begun_after(ledger, time.time(), command)
+    for kind in kinds:
+        if resumed is None:
+            break
+        time.sleep(max(0.0, resumed + pause() - time.time()))
+        victims = titled(head, "ray::RayTrainWorker") if kind == "worker" else []
+        if not command.is_running() or (kind == "worker" and not victims):
+            break
+        killed = time.time()
+        if kind == "worker":
+            os.kill(chooser.choice(victims), signal.SIGKILL)
+        else:
+            command.kill()
+            command.start()
+        resumed = _begun_after(ledger, killed + 0.2, command)
+        if resumed is not None:
+            faults.append(Fault(kind=kind, time=killed, recovery_seconds=resumed - killed))
+    command.wait(1800)
+    return faults
+
+
+def _begun_after(ledger: Path, moment: float, command: Command) -> float | None:
+    """When a step was first begun by a process that started its file after `moment`; None if the job ended instead."""
+    deadline = time.time() + LONGEST_WAIT
+    while time.time() < deadline:
+        for path in ledger.glob("*.jsonl"):
+            # The name ends with the nanosecond at which the file was made.
+            made = int(path.stem.rsplit("-", 1)[1]) / 1e9
+            if made > moment and path.stat().st_size:
+                return read_first(path)
+        if not command.is_running():
+            return None
+        time.sleep(0.02)
+    raise TimeoutError(f"no step within {LONGEST_WAIT:.0f} s of a fault; see {command.log}")
+
+
+def read_first(path: Path) -> float:
+    """When the first step of one file of a ledger was begun."""
+    return min(line.time for line in read_ledger(path.parent) if line.time > 0 and path.exists())
