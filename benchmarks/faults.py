@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -12,7 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from drl_dist.data.ledger import read_ledger
 from drl_dist.localhost import RayHead, processes
 
 LONGEST_WAIT = 180.0
@@ -83,14 +83,6 @@ def titled(head: RayHead, title: str) -> list[int]:
     return found
 
 
-def last_begun(ledger: Path) -> float:
-    """When the newest step in a ledger was begun, in seconds since 1970; 0 before the first."""
-    newest = 0.0
-    for path in ledger.glob("*.jsonl"):
-        newest = max(newest, path.stat().st_mtime) if path.stat().st_size else newest
-    return newest
-
-
 def train_under_kills(
     head: RayHead,
     command: Command,
@@ -128,20 +120,35 @@ def train_under_kills(
 
 
 def _begun_after(ledger: Path, moment: float, command: Command) -> float | None:
-    """When a step was first begun by a process that started its file after `moment`; None if the job ended instead."""
+    """When workers that started after `moment` first began a step; None if the job ended instead."""
     deadline = time.time() + LONGEST_WAIT
     while time.time() < deadline:
         for path in ledger.glob("*.jsonl"):
             # The name ends with the nanosecond at which the file was made.
-            made = int(path.stem.rsplit("-", 1)[1]) / 1e9
-            if made > moment and path.stat().st_size:
-                return read_first(path)
+            if int(path.stem.rsplit("-", 1)[1]) / 1e9 > moment:
+                first, newline, _ = path.read_text().partition("\n")
+                if newline:
+                    return json.loads(first)["time"]
         if not command.is_running():
             return None
         time.sleep(0.02)
     raise TimeoutError(f"no step within {LONGEST_WAIT:.0f} s of a fault; see {command.log}")
 
 
-def read_first(path: Path) -> float:
-    """When the first step of one file of a ledger was begun."""
-    return min(line.time for line in read_ledger(path.parent) if line.time > 0 and path.exists())
+def sample_under_kills(head: RayHead, command: Command, chooser: random.Random, kills: int) -> int:
+    """Run a sampling job to its end and kill so many of its workers at random moments; how many were killed."""
+    command.start()
+    done = 0
+    while done < kills and command.is_running():
+        victims = titled(head, "ray::SampleWorker.make")
+        if not victims:
+            time.sleep(0.05)
+            continue
+        time.sleep(chooser.uniform(0.2, 2.0))
+        victims = titled(head, "ray::SampleWorker.make")
+        if victims:
+            os.kill(chooser.choice(victims), signal.SIGKILL)
+            done += 1
+            time.sleep(1.0)
+    command.wait(1800)
+    return done

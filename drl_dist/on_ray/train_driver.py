@@ -18,8 +18,8 @@ from drl_dist.checkpoints.start import starting_point
 from drl_dist.config import RunConfig, flatten, to_dict
 from drl_dist.data.filesystem import check_reachable
 from drl_dist.data.index import ShardIndex, open_index
-from drl_dist.errors import UserError
 from drl_dist.on_ray.common import check_capacity, cluster, is_loopback
+from drl_dist.on_ray.restarts import FINAL_ERRORS, NoProgressError, RestartPolicy
 from drl_dist.on_ray.storage import drop_stale_snapshot, ray_filesystem
 from drl_dist.on_ray.train_worker import WorkerTask, train_worker
 from drl_dist.scores.images import check_count
@@ -29,8 +29,6 @@ from drl_dist.tracking.runs import open_run, status_kept
 from drl_dist.training.guard import DivergedError
 from drl_dist.training.watch import DivergenceLimits
 
-MAX_FAILURES = 5
-"""Restarts after a worker died, before the job gives up."""
 COLLECTIVE_SECONDS = 1800
 """Longest wait of one rank for another: sampling or a first compilation may take that long on slow machines."""
 ENVIRONMENT = {
@@ -43,36 +41,6 @@ CONTROLLER_ENVIRONMENT = {
     # It makes every printed line come twice.
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
 }
-
-
-# What a restart cannot mend; the rest may be a dead worker, a lost connection or a full disk, or follow from one.
-FINAL_ERRORS = (
-    UserError,
-    DivergedError,
-    AssertionError,
-    AttributeError,
-    ImportError,
-    LookupError,
-    NameError,
-    TypeError,
-    ValueError,
-)
-
-
-class _EndOrTell(UserCallback):
-    """In Ray's controller: errors that a restart cannot mend end the job, others are told in one line."""
-
-    def after_exception(self, run_context: object, worker_exceptions: dict[int, Exception]) -> None:
-        for error in worker_exceptions.values():
-            if isinstance(error, FINAL_ERRORS):
-                raise error
-        for rank, error in sorted(worker_exceptions.items()):
-            text = " ".join(str(error).split())
-            print(
-                f"worker {rank} failed ({type(error).__name__}: {text[:300]}); Ray Train restarts from the newest "
-                f"checkpoint, at most {MAX_FAILURES} times",
-                flush=True,
-            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,11 +87,11 @@ def train_run(run: RunConfig) -> int:
         run: complete and checked; see `drl_dist.checks.check_run`.
 
     Returns:
-        0 if the run has made all its steps, 1 if it diverged.
+        0 if the run has made all its steps, 1 if it diverged or does not get on.
 
     Raises:
         UserError: something that the user gave cannot be used.
-        ray.train.TrainingFailedError: workers died more often than `MAX_FAILURES` times.
+        NoProgressError: workers died again and again without a further checkpoint.
     """
     prepared = prepare_run(run)
     if prepared.is_complete:
@@ -136,7 +104,7 @@ def train_run(run: RunConfig) -> int:
         return 0
     try:
         fit_run(prepared)
-    except DivergedError as error:
+    except (DivergedError, NoProgressError) as error:
         print(error, file=sys.stderr, flush=True)
         return 1
     return 0
@@ -169,7 +137,7 @@ def fit_run(prepared: PreparedRun, trial: TrialPart | None = None) -> None:
     Raises:
         UserError: the MLflow server or the cluster does not answer, or a worker found something that cannot be used.
         DivergedError: the run diverged.
-        ray.train.TrainingFailedError: workers died more often than `MAX_FAILURES` times.
+        NoProgressError: workers died again and again without a further checkpoint.
     """
     run, experiment = prepared.run, prepared.run.experiment
     # Workers may not have the variable that names the server.
@@ -235,9 +203,9 @@ def _fit(task: WorkerTask, callbacks: Sequence[UserCallback]) -> None:
             storage_path=path,
             storage_filesystem=filesystem,
             checkpoint_config=CheckpointConfig(num_to_keep=run.checkpoint.keep),
-            failure_config=FailureConfig(max_failures=MAX_FAILURES),
-            callbacks=[_EndOrTell(), *callbacks],
-            # Its console output is what `_EndOrTell` says; its log files hold everything.
+            failure_config=FailureConfig(max_failures=-1),
+            callbacks=[RestartPolicy(), *callbacks],
+            # Its console output is what `RestartPolicy` says; its log files hold everything.
             logging_config=LoggingConfig(log_level="CRITICAL"),
             # Otherwise gloo listens on the address of the machine's name.
             worker_runtime_env={"env_vars": {"GLOO_SOCKET_IFNAME": "lo"}} if is_loopback() else None,
@@ -246,6 +214,6 @@ def _fit(task: WorkerTask, callbacks: Sequence[UserCallback]) -> None:
     try:
         trainer.fit()
     except ControllerError as error:
-        if isinstance(error.controller_failure, FINAL_ERRORS):
+        if isinstance(error.controller_failure, (*FINAL_ERRORS, NoProgressError)):
             raise error.controller_failure from None
         raise

@@ -1,0 +1,305 @@
+"""The table of docs/reliability.md: what is left of a run, and how soon it is back, when its processes are killed.
+
+    python -m benchmarks.reliability --out FOLDER [--parts exact workers goodput sampling] [--kills 60 --drivers 6]
+
+Starts a Ray head and an MLflow server of its own on 127.0.0.1, trains on scikit-learn's digits and samples with real
+jobs, and kills their processes with SIGKILL, at moments drawn from a seed. Results are kept in FOLDER part by part;
+parts that are there are not made again. About half an hour on two cores, which should have nothing else to do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+import json
+import random
+import statistics
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mlflow import MlflowClient
+from pyarrow import parquet
+
+from benchmarks.faults import Command, Fault, sample_under_kills, train_under_kills
+from drl_dist.checkpoints.files import PARTS, part_file
+from drl_dist.checkpoints.remote import checkpoint_name
+from drl_dist.data.ledger import audit, read_ledger
+from drl_dist.data.manifest import MANIFEST_NAME
+from drl_dist.localhost import MlflowServer, RayHead
+
+ROOT = Path(__file__).resolve().parents[1]
+BATCH, NUM_DIGITS = 16, 1797
+EXACT_STEPS, EXACT_EVERY = 4000, 25
+GOODPUT_STEPS, GOODPUT_EVERY, KILL_EVERY = 2200, 100, 60.0
+CHANGES = ((1, 150), (2, 300), (1, 450))
+"""Workers, and the step up to which they train."""
+NUM_IMAGES = 10_000
+TINY = (
+    "--model.width=8 --model.time-embedding-dim=8 --model.time-hidden-dim=16 --mcmc.num-chain-steps=10 "
+    f"--train.batch-size={BATCH} --tracking.num-samples=4 --tracking.sample-every-steps=1000000"
+).split()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """Where everything is."""
+
+    out: Path
+    head: RayHead
+    environment: dict[str, str]
+    tracking_uri: str
+    seed: int
+
+    def training(self, name: str, workers: int, steps: int, every: int, *more: str) -> Command:
+        """A training job on digits with a ledger."""
+        words = [
+            "jobs/train_digits.py",
+            f"--data={self.out / 'digits'}",
+            f"--storage={self.out / 'runs'}",
+            f"--run-name={name}",
+            f"--num-workers={workers}",
+            f"--train.num-steps={steps}",
+            f"--checkpoint.every-steps={every}",
+            f"--loader.ledger-dir={self.out / 'ledger'}",
+            *more,
+        ]
+        return Command(words=words, environment=self.environment, log=self.out / f"{name}.log")
+
+    def ledger(self, name: str) -> Path:
+        """Folder of a run's ledger."""
+        return self.out / "ledger" / name
+
+    def weights(self, name: str, step: int) -> dict[str, str]:
+        """SHA-256 of weights, moving average and optimiser of a run at a step."""
+        folder = self.out / "runs" / name / checkpoint_name(step)
+        return {part: hashlib.sha256((folder / part_file(part)).read_bytes()).hexdigest() for part in PARTS}
+
+
+def exact(bench: Bench, kills: int, drivers: int) -> dict[str, Any]:
+    """Kills of workers and drivers while a run trains, against the same run left alone."""
+    chooser = random.Random(bench.seed)
+    alone = bench.training("alone", 2, EXACT_STEPS, EXACT_EVERY, *TINY)
+    alone.start()
+    alone.wait(1800)
+    kinds = ["worker"] * kills + ["driver"] * drivers
+    chooser.shuffle(kinds)
+    killed = bench.training("killed", 2, EXACT_STEPS, EXACT_EVERY, *TINY)
+    faults = train_under_kills(
+        bench.head, killed, bench.ledger("killed"), chooser, kinds, pause=lambda: chooser.uniform(0.5, 3.5)
+    )
+    sizes = {"num_steps": EXACT_STEPS, "batch_size": BATCH, "num_samples": NUM_DIGITS}
+    straight = audit(read_ledger(bench.ledger("alone")), **sizes)
+    found = audit(read_ledger(bench.ledger("killed")), **sizes)
+    return {
+        "faults": [dataclasses.asdict(fault) for fault in faults],
+        "is_bit_identical": bench.weights("alone", EXACT_STEPS) == bench.weights("killed", EXACT_STEPS),
+        "has_same_pixels": straight.crc32 == found.crc32,
+        **{name: getattr(found, f"num_{name}") for name in ("steps", "lost", "twice", "made_again", "changed")},
+    }
+
+
+def workers(bench: Bench) -> dict[str, Any]:
+    """The order of samples while the number of workers changes, against one worker from start to end."""
+    steps = CHANGES[-1][1]
+    names = {"one": [(1, steps)], "changing": CHANGES}
+    for name, parts in names.items():
+        for number, last in parts:
+            job = bench.training(name, number, last, 150, *TINY)
+            job.start()
+            job.wait(900)
+    sizes = {"num_steps": steps, "batch_size": BATCH, "num_samples": NUM_DIGITS}
+    one, changing = (audit(read_ledger(bench.ledger(name)), **sizes) for name in names)
+    places = [_places(bench.ledger(name)) for name in names]
+    return {
+        "workers": [number for number, _ in CHANGES],
+        "steps": steps,
+        "has_same_order": places[0] == places[1],
+        "has_same_pixels": one.crc32 == changing.crc32,
+        "lost": changing.num_lost,
+        "twice": changing.num_twice,
+    }
+
+
+def _places(ledger: Path) -> dict[int, tuple[int, int]]:
+    """Position -> shard and sample."""
+    return {
+        position: (shard, sample)
+        for line in read_ledger(ledger)
+        for position, shard, sample in zip(line.positions, line.shards, line.samples, strict=True)
+    }
+
+
+def goodput(bench: Bench) -> dict[str, Any]:
+    """The digits preset with a worker killed every minute."""
+    chooser = random.Random(bench.seed + 1)
+    name = "goodput"
+    more = ("--tracking.sample-every-steps=1000000", "--train.batch-size=32")
+    job = bench.training(name, 2, GOODPUT_STEPS, GOODPUT_EVERY, *more)
+    faults = train_under_kills(
+        bench.head, job, bench.ledger(name), chooser, ["worker"] * 60, pause=lambda: KILL_EVERY - 10.0
+    )
+    lines = [line for line in read_ledger(bench.ledger(name)) if line.rank == 0]
+    begun = {line.step: line.time for line in lines}
+    seconds = [begun[step + 1] - begun[step] for step in begun if step + 1 in begun]
+    wall = lines[-1].time - lines[0].time
+    kept = statistics.median(seconds) * (len(begun) - 1)
+    run = _tracked(bench, name)
+    return {
+        "faults": [dataclasses.asdict(fault) for fault in faults],
+        "seconds": wall,
+        "step_seconds": statistics.median(seconds),
+        "goodput": kept / wall,
+        "checkpoint_stall_fraction": run.get("checkpoint_stall_fraction"),
+    }
+
+
+def _tracked(bench: Bench, name: str) -> dict[str, float]:
+    client = MlflowClient(bench.tracking_uri)
+    experiment = client.get_experiment_by_name("drl_dist")
+    assert experiment is not None
+    (run,) = client.search_runs([experiment.experiment_id], f"attributes.run_name = '{name}'")
+    return run.data.metrics
+
+
+def sampling(bench: Bench) -> dict[str, Any]:
+    """10,000 images on 1, 2 and 3 workers with workers killed at random, against a job left alone."""
+    chooser = random.Random(bench.seed + 2)
+    model = bench.out / "runs" / "alone"
+    told: dict[str, Any] = {"images": NUM_IMAGES}
+    reference: dict[str, str] = {}
+    for label, number, kills in (("alone", 2, 0), ("1", 1, 3), ("2", 2, 4), ("3", 3, 5)):
+        out = bench.out / "samples" / label
+        words = [
+            "jobs/sample.py",
+            f"--model={model}",
+            f"--out={out}",
+            f"--num-images={NUM_IMAGES}",
+            f"--num-workers={number}",
+            "--shard-size=250",
+            "--batch-size=125",
+        ]
+        job = Command(words=words, environment=bench.environment, log=bench.out / f"samples-{label}.log")
+        began = time.monotonic()
+        done = sample_under_kills(bench.head, job, chooser, kills)
+        files = {
+            str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in sorted(out.rglob("*"))
+            if path.is_file()
+        }
+        reference = reference or files
+        told[label] = {
+            "workers": number,
+            "kills": done,
+            "seconds": time.monotonic() - began,
+            "rows": parquet.read_metadata(out / MANIFEST_NAME).num_rows,
+            "is_identical": files == reference,
+        }
+    return told
+
+
+PARTS_OF_BENCH = {"exact": exact, "workers": workers, "goodput": goodput, "sampling": sampling}
+
+
+def main() -> None:
+    """Parse, measure what is missing, print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--parts", nargs="+", default=list(PARTS_OF_BENCH), choices=list(PARTS_OF_BENCH))
+    parser.add_argument("--kills", type=int, default=60, help="of workers, in the part `exact`")
+    parser.add_argument("--drivers", type=int, default=6, help="kills of drivers, in the part `exact`")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    out: Path = arguments.out.resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    results: dict[str, Any] = {}
+    with ExitStack() as stack:
+        bench: Bench | None = None
+        for name in arguments.parts:
+            place = out / f"{name}.json"
+            if not place.exists():
+                bench = bench or _prepare(stack, out, arguments.seed)
+                options = {"kills": arguments.kills, "drivers": arguments.drivers} if name == "exact" else {}
+                print(f"{name}: under way; output of its jobs in {out}/*.log", flush=True)
+                told = PARTS_OF_BENCH[name](bench, **options)
+                place.write_text(json.dumps(told, indent=2) + "\n")
+            results[name] = json.loads(place.read_text())
+    text = table(results)
+    (out / "table.md").write_text(text)
+    print(text)
+
+
+def _prepare(stack: ExitStack, out: Path, seed: int) -> Bench:
+    prepare = [sys.executable, "-m", "datasets_prep.digits", "--resolution", "8", "--out", str(out / "digits")]
+    subprocess.run(prepare, cwd=ROOT, check=True)
+    mlflow = stack.enter_context(MlflowServer(out / "mlflow"))
+    # More logical CPUs than cores: three sampling workers take turns.
+    head = stack.enter_context(RayHead(num_cpus=3))
+    environment = head.environment() | mlflow.environment()
+    return Bench(out=out, head=head, environment=environment, tracking_uri=mlflow.uri, seed=seed)
+
+
+def table(results: dict[str, Any]) -> str:
+    """A Markdown table of what was measured."""
+    rows = ["| what | measured |", "| --- | --- |"]
+    if "exact" in results:
+        told = results["exact"]
+        faults = [Fault(**fault) for fault in told["faults"]]
+        count = {kind: sum(fault.kind == kind for fault in faults) for kind in ("worker", "driver")}
+        rows += [
+            f"| SIGKILLs in one run of {told['steps']} steps on 2 workers | {count['worker']} of workers, "
+            f"{count['driver']} of drivers; {told['made_again']} steps were begun again |",
+            f"| weights, moving average, optimiser at its end, against a run left alone | "
+            f"{'the same bits' if told['is_bit_identical'] else 'DIFFERENT'} |",
+            f"| images lost, images consumed twice, pixels changed | {told['lost']}, {told['twice']}, "
+            f"{told['changed']} of {told['steps'] * BATCH}; "
+            f"{'the same pixels as the run left alone' if told['has_same_pixels'] else 'OTHER pixels'} |",
+        ]
+        for kind in count:
+            times = sorted(fault.recovery_seconds for fault in faults if fault.kind == kind)
+            if times:
+                rows.append(
+                    f"| from the SIGKILL of a {kind} to the next training step | p50 {_quantile(times, 0.5):.1f} s, "
+                    f"p95 {_quantile(times, 0.95):.1f} s, longest {times[-1]:.1f} s |"
+                )
+    if "goodput" in results:
+        told = results["goodput"]
+        stall = told["checkpoint_stall_fraction"]
+        rows += [
+            f"| goodput with a worker killed every minute ({len(told['faults'])} kills in {told['seconds']:.0f} s, "
+            f"a checkpoint every {GOODPUT_EVERY} steps of {told['step_seconds']:.2f} s) | {told['goodput']:.1%} |",
+            f"| share of the time in which training waits for a checkpoint | "
+            f"{'not told' if stall is None else f'{stall:.2%}'} |",
+        ]
+    if "sampling" in results:
+        told = dict(results["sampling"])
+        images = told.pop("images")
+        alone = told.pop("alone")
+        for row in told.values():
+            same = "byte-identical" if row["is_identical"] and row["rows"] == alone["rows"] else "DIFFERENT"
+            rows.append(
+                f"| {images} images sampled on {row['workers']} workers, {row['kills']} killed | {row['rows']} images, "
+                f"{same} to a job left alone |"
+            )
+    if "workers" in results:
+        told = results["workers"]
+        same = "the same samples in the same order" if told["has_same_order"] and told["has_same_pixels"] else "OTHER"
+        rows.append(
+            f"| {told['steps']} steps on {', then '.join(map(str, told['workers']))} workers, against 1 throughout | "
+            f"{same}; {told['lost']} lost, {told['twice']} twice |"
+        )
+    return "\n".join(rows) + "\n"
+
+
+def _quantile(ordered: list[float], share: float) -> float:
+    """The smallest measured value that so large a share of them does not exceed."""
+    return ordered[max(0, -(-int(share * 100) * len(ordered) // 100) - 1)]
+
+
+if __name__ == "__main__":
+    main()
