@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from drl_dist.config import DiffusionConfig, Experiment, McmcConfig, ModelConfig, OptimConfig, TrainConfig
+from drl_dist.config import Experiment, McmcConfig, ModelConfig, OptimConfig, TrainConfig
 from drl_dist.errors import UserError
 
 WIDTHS_32 = (1, 2, 2, 2)
@@ -70,14 +70,14 @@ def preset(name: str, setting: str = "t6") -> Experiment:
     if setting == "t1":
         return replace(
             experiment,
-            diffusion=DiffusionConfig(num_levels=1),
+            diffusion=replace(experiment.diffusion, num_levels=1),
             mcmc=McmcConfig(num_chain_steps=180, level_scale_values=(TOP_LEVEL_SCALE,)),
         )
     return replace(
         experiment,
         # A leaky ReLU's gradient is piecewise constant, and a thousand steps along it run away (docs/deviations.md).
         model=replace(experiment.model, activation="silu"),
-        diffusion=DiffusionConfig(ladder="linear", num_levels=1000),
+        diffusion=replace(experiment.diffusion, ladder="linear", num_levels=1000),
         mcmc=McmcConfig(
             num_chain_steps=0,
             top_level="conditional",

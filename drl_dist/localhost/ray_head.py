@@ -65,6 +65,11 @@ class RayHead(LocalServer):
         """For ``ray job submit --address``; also the dashboard's page."""
         return f"http://{HOST}:{self._ports['dashboard']}"
 
+    @property
+    def metrics_address(self) -> str:
+        """What Prometheus scrapes; without a token, as Ray has it."""
+        return f"http://{HOST}:{self._ports['metrics']}/metrics"
+
     def environment(self) -> dict[str, str]:
         """What a client's environment needs: ``ray job submit`` and ``ray.init`` then find and may use this head."""
         return {

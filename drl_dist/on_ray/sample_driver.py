@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from contextlib import closing
 
 from drl_dist.data.index import ShardIndex, open_index
 from drl_dist.data.manifest import MANIFEST_NAME
 from drl_dist.models import TrainedModel, load_model
 from drl_dist.on_ray.common import check_capacity, cluster
+from drl_dist.on_ray.exported import Exporter
 from drl_dist.on_ray.sample_options import SampleOptions
 from drl_dist.on_ray.sample_output import GRID_NAME, SampleOutput
 from drl_dist.on_ray.sample_unit import PROGRESSION_NAME, SampleRequest, UnitMaker, UnitRecord
@@ -88,10 +90,14 @@ def _make(
             new_maker=UnitMaker,
             arguments=(model.experiment, model.ema, request, options.out),
         )
+        exporter, began, before = Exporter(options.out), time.monotonic(), done
         with closing(pool), progress("sampling", request.num_images, done, "images") as advance:
             for unit, record in pool.run(missing, advance):
                 output.note(unit, record)
                 records[unit] = record
+                done += len(request.images_of(unit))
+                rate = (done - before) / (time.monotonic() - began)
+                exporter.set(sampled_images=done, sampling_images_per_second=rate)
 
 
 def _finish(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow.fs
@@ -31,10 +32,11 @@ class Uploader:
 
     Args:
         run_url: folder of the run.
+        uploaded: called when a checkpoint is complete in storage.
     """
 
-    def __init__(self, run_url: str) -> None:
-        self.run_url = run_url
+    def __init__(self, run_url: str, uploaded: Callable[[], None] = lambda: None) -> None:
+        self.run_url, self.uploaded = run_url, uploaded
 
     def __call__(self, checkpoint: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
         for pause in (*UPLOAD_PAUSES, None):
@@ -46,6 +48,7 @@ class Uploader:
                     raise
                 print(f"uploading {name} failed ({error}) trying again in {pause:.0f} s", flush=True)
                 time.sleep(pause)
+        self.uploaded()
         storage = ray.train.get_context().get_storage()
         assert storage is not None
         return ray.train.Checkpoint(f"{storage.experiment_fs_path}/{name}", storage.storage_filesystem)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -139,7 +140,7 @@ def fit_run(prepared: PreparedRun, trial: TrialPart | None = None) -> None:
         DivergedError: the run diverged.
         NoProgressError: workers died again and again without a further checkpoint.
     """
-    run, experiment = prepared.run, prepared.run.experiment
+    run, experiment, started = prepared.run, prepared.run.experiment, time.time()
     # Workers may not have the variable that names the server.
     uri = connect(run.tracking.uri).tracking_uri
     run = dataclasses.replace(run, tracking=dataclasses.replace(run.tracking, uri=uri))
@@ -164,6 +165,8 @@ def fit_run(prepared: PreparedRun, trial: TrialPart | None = None) -> None:
             fingerprint=prepared.fingerprint,
             tracking_run=tracking_run,
             model_name=model_name,
+            started=started,
+            first_step=newest.step if newest else 0,
             limits=trial.limits if trial else None,
         )
         with status_kept(uri, tracking_run):

@@ -119,6 +119,7 @@ class Checkpoints:
         fingerprint: of the data.
         register: gets the step, the local folder and what else to tell, before the folder goes; None on ranks that
             only take part in the report.
+        uploaded: called when a checkpoint is complete in storage.
     """
 
     run: RunConfig
@@ -126,6 +127,7 @@ class Checkpoints:
     fingerprint: str
     world_size: int
     register: Callable[[int, Path, Mapping[str, object]], None] | None
+    uploaded: Callable[[], None]
 
     def on_step(self, report: StepReport, state: TrainState) -> None:
         if report.step % self.run.checkpoint.every_steps and report.step != report.num_steps:
@@ -150,7 +152,7 @@ class Checkpoints:
             checkpoint=checkpoint,
             checkpoint_dir_name=name,
             checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
-            checkpoint_upload_fn=Uploader(self.run_url),
+            checkpoint_upload_fn=Uploader(self.run_url, self.uploaded),
         )
 
     def _state(self, report: StepReport) -> CheckpointState:

@@ -23,8 +23,10 @@ from drl_dist.data.index import ShardIndex, open_index
 from drl_dist.data.ledger import noted
 from drl_dist.data.stream import ShardStream
 from drl_dist.errors import UserError
+from drl_dist.on_ray.exported import Exporter
 from drl_dist.on_ray.sweep_worker import TrialScores
 from drl_dist.on_ray.train_listeners import Checkpoints, Metrics, Progress, Samples
+from drl_dist.on_ray.train_metrics import Clock, Exports, Stalling
 from drl_dist.on_ray.train_scores import Scores
 from drl_dist.tracking.tracker import Tracker
 from drl_dist.training.batch import BatchSource
@@ -47,6 +49,10 @@ class WorkerTask:
     """Id of the tracked run."""
     model_name: str
     """Registered model that checkpoints are versions of."""
+    started: float
+    """When the job was started, in seconds since 1970."""
+    first_step: int
+    """Steps that were made then."""
     limits: DivergenceLimits | None = None
     """For a trial of a sweep: when it ends as diverged. It then keeps its curve, and reports each score to Ray."""
 
@@ -79,12 +85,22 @@ def train_worker(task: WorkerTask) -> None:
     with ExitStack() as stack:
         listeners: list[Listener] = []
         show, register, log = None, None, None
+        clock = Clock()
         if rank == 0:
             tracker = Tracker(run.tracking.uri, task.tracking_run)
             stack.callback(tracker.close)
             show, log = tracker.log_image, tracker.log_metrics
             register = partial(tracker.register_checkpoint, task.model_name)
-            listeners = [Progress(), Metrics(log, run.tracking.log_every_steps)]
+            exports = Exports(
+                Exporter(run.run_name),
+                clock,
+                started=task.started,
+                first_step=task.first_step,
+                unsent_bytes=lambda: tracker.unsent_bytes,
+                log=log,
+                log_every=run.tracking.log_every_steps,
+            )
+            listeners = [Progress(), Metrics(log, run.tracking.log_every_steps), exports]
         listeners.append(RunawayGuard(run.checkpoint.every_steps))
         tracking = run.tracking
         samples = Samples(
@@ -99,7 +115,8 @@ def train_worker(task: WorkerTask) -> None:
         if trial is not None:
             listeners.append(trial)
         # Last: a restart goes on after the checkpoint's step, of which all else must have been told.
-        listeners.append(Checkpoints(run, task.run_url, task.fingerprint, world_size, register))
+        checkpoints = Checkpoints(run, task.run_url, task.fingerprint, world_size, register, clock.uploaded)
+        listeners.append(Stalling(checkpoints, clock))
         stream = stack.enter_context(
             ShardStream(
                 index,

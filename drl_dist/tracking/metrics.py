@@ -16,6 +16,8 @@ METRICS: dict[str, str] = {
     "chain_steps_per_second": "Langevin steps per second, times images, over all workers",
     "data_wait_fraction": "share of the time that the step waited for data",
     "images_seen": "images trained on since the start of the run, over all workers",
+    "goodput": "time that the steps made since the job's start take undisturbed, over the time since its start",
+    "checkpoint_stall_fraction": "share of the time since the workers' start in which training waited for checkpoints",
     "score/fid": "FID of a few generated images against as many real ones, every `tracking.score_every_steps`",
     "score/kid": "KID of the same images",
 }

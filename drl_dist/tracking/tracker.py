@@ -69,6 +69,11 @@ class Tracker:
         """This run's spool folder."""
         return self._spool.folder
 
+    @property
+    def unsent_bytes(self) -> int:
+        """Bytes of what the server is still to be told."""
+        return self._spool.unsent_bytes
+
     def log_metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Numbers of a step; one that is not finite shows as a gap. A step may be logged again after a restart."""
         for name in values:
