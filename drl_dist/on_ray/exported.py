@@ -13,7 +13,7 @@ EXPORTED: dict[str, str] = {
     "drl_grad_norm": "norm of the gradient before clipping",
     "drl_goodput": "time that the steps made since the job's start take undisturbed, over the time since its start",
     "drl_checkpoint_timestamp_seconds": "when the newest checkpoint was complete in storage, in seconds since 1970",
-    "drl_checkpoint_stall_fraction": "share of the time since the last restart in which training waited for a checkpoint",
+    "drl_checkpoint_stall_fraction": "share of the time since the last restart that training waited for checkpoints",
     "drl_spool_unsent_bytes": "bytes that MLflow is still to be told",
     "drl_sampled_images": "images that a sampling job has made",
     "drl_sampling_images_per_second": "images that a sampling job makes per second",
