@@ -53,6 +53,13 @@ def wait_for(condition: Callable[[], object], seconds: float = 240) -> None:
         time.sleep(0.02)
 
 
+def flip_bit(path: Path) -> None:
+    """Damage a file in its last byte; its size stays."""
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 0x10
+    path.write_bytes(data)
+
+
 def titled(head: RayHead, title: str) -> list[int]:
     """Process ids of a Ray head's processes whose title begins so."""
     found: list[int] = []

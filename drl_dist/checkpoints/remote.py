@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import tempfile
@@ -14,6 +15,8 @@ from drl_dist.data.filesystem import REACH_DEADLINE, REQUEST_BYTES, Folder, chec
 from drl_dist.errors import UserError
 
 _NAME = re.compile(r"checkpoint_(\d{9,})")
+_FETCHES = 2
+"""Of a file whose checksum differs."""
 
 
 def checkpoint_name(step: int) -> str:
@@ -23,7 +26,7 @@ def checkpoint_name(step: int) -> str:
 
 @dataclass(frozen=True)
 class StoredCheckpoint:
-    """A complete checkpoint below a run folder."""
+    """A checkpoint folder below a run folder."""
 
     url: str
     step: int
@@ -43,11 +46,14 @@ def newest_checkpoint(run_url: str) -> StoredCheckpoint | None:
 
 def complete_checkpoints(run_url: str) -> Iterator[StoredCheckpoint]:
     """Complete checkpoints below a run folder, newest first; errors as `newest_checkpoint`."""
+    return (stored for stored in stored_checkpoints(run_url) if is_complete(stored.url))
+
+
+def stored_checkpoints(run_url: str) -> list[StoredCheckpoint]:
+    """Checkpoint folders below a run folder, newest first, unfinished and damaged ones too; errors as
+    `newest_checkpoint`."""
     names = [(int(match[1]), name) for name in _subfolders(run_url) if (match := _NAME.fullmatch(name))]
-    for step, name in sorted(names, reverse=True):
-        url = f"{run_url.rstrip('/')}/{name}"
-        if is_complete(url):
-            yield StoredCheckpoint(url, step)
+    return [StoredCheckpoint(f"{run_url.rstrip('/')}/{name}", step) for step, name in sorted(names, reverse=True)]
 
 
 def is_complete(url: str) -> bool:
@@ -92,13 +98,31 @@ def fetch_checkpoint(url: str, parts: Iterable[str] = ("ema",), *, into: Path | 
     target = into or Path(tempfile.mkdtemp(prefix="drl-checkpoint-"))
     target.mkdir(parents=True, exist_ok=True)
     sizes = folder.sizes()
-    for name in (CONFIG, STATE, *(part_file(part) for part in parts), CHECKSUMS):
-        # A missing file is not an error here: reading the folder says which one it is.
+    for name in (CHECKSUMS, CONFIG, STATE, *(part_file(part) for part in parts)):
+        # A missing or damaged file is not an error here: reading the folder says which one it is.
         if name in sizes:
-            with (target / name).open("wb") as file:
-                for start in range(0, sizes[name], REQUEST_BYTES):
-                    file.write(folder.read(name, start, min(start + REQUEST_BYTES, sizes[name])))
+            _fetch_file(folder, name, sizes[name], target)
     return target
+
+
+def _fetch_file(folder: Folder, name: str, size: int, target: Path) -> None:
+    """Copy one file, a second time if its checksum differs: a bit that flipped on the way is not there again."""
+    for _ in range(_FETCHES):
+        digest = hashlib.sha256()
+        with (target / name).open("wb") as file:
+            for start in range(0, size, REQUEST_BYTES):
+                block = folder.read(name, start, min(start + REQUEST_BYTES, size))
+                digest.update(block)
+                file.write(block)
+        if name == CHECKSUMS or _recorded_sha256(target, name) in (None, digest.hexdigest()):
+            return
+
+
+def _recorded_sha256(target: Path, name: str) -> str | None:
+    try:
+        return str(json.loads((target / CHECKSUMS).read_bytes())[name]["sha256"])
+    except (ValueError, TypeError, KeyError, FileNotFoundError):
+        return None
 
 
 def upload_checkpoint(local: Path, url: str) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow.fs
 import ray.train
 
-from drl_dist.checkpoints.remote import is_complete, upload_checkpoint
+from drl_dist.checkpoints.remote import StoredCheckpoint, checkpoint_name, is_complete, upload_checkpoint
 from drl_dist.data.filesystem import Folder, open_filesystem
 from drl_dist.errors import UserError
 
@@ -39,26 +39,39 @@ class Uploader:
         self.run_url, self.uploaded = run_url, uploaded
 
     def __call__(self, checkpoint: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
-        for pause in (*UPLOAD_PAUSES, None):
-            try:
-                upload_checkpoint(Path(checkpoint.path), f"{self.run_url}/{name}")
-                break
-            except UserError as error:
-                if pause is None:
-                    raise
-                print(f"uploading {name} failed ({error}) trying again in {pause:.0f} s", flush=True)
-                time.sleep(pause)
+        self.upload(Path(checkpoint.path), name)
         self.uploaded()
         storage = ray.train.get_context().get_storage()
         assert storage is not None
         return ray.train.Checkpoint(f"{storage.experiment_fs_path}/{name}", storage.storage_filesystem)
 
+    def upload(self, local: Path, name: str) -> None:
+        """Copy a checkpoint folder into the run folder, with patience.
 
-def drop_stale_snapshot(run_url: str) -> bool:
+        Raises:
+            UserError: the storage did not take it for all of `UPLOAD_PAUSES`.
+        """
+        for pause in (*UPLOAD_PAUSES, None):
+            try:
+                upload_checkpoint(local, f"{self.run_url}/{name}")
+                return
+            except UserError as error:
+                if pause is None:
+                    raise
+                print(f"uploading {name} failed ({error}) trying again in {pause:.0f} s", flush=True)
+                time.sleep(pause)
+
+
+def drop_stale_snapshot(run_url: str, newest: StoredCheckpoint | None) -> bool:
     """Remove Ray Train's list of checkpoints if Ray could not start with it; whether it was removed.
 
     That is so if it is torn, written by another version of Ray, or names a checkpoint that is gone. Resuming does not
     need it: what counts are the checkpoint folders themselves.
+
+    Args:
+        run_url: folder of the run.
+        newest: what the run goes on from. If the list names a later one, which is damaged, it is removed too: Ray
+            would list that folder twice once it is written again, and delete it with the first of the two.
     """
     folder = Folder(run_url)
     try:
@@ -68,7 +81,10 @@ def drop_stale_snapshot(run_url: str) -> bool:
     try:
         snapshot = json.loads(text)
         names = [entry["checkpoint_dir_name"] for entry in snapshot["checkpoint_results"]]
-        if snapshot["ray_version"] == ray.__version__ and all(is_complete(folder.url_of(name)) for name in names):
+        # Names sort as steps do.
+        is_past = all(newest is not None and name <= checkpoint_name(newest.step) for name in names)
+        is_whole = all(is_complete(folder.url_of(name)) for name in names)
+        if snapshot["ray_version"] == ray.__version__ and is_past and is_whole:
             return False
     except (ValueError, TypeError, KeyError):
         pass

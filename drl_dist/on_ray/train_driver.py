@@ -14,7 +14,8 @@ from ray.train import RunConfig as RayRunConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from drl_dist.checkpoints.record import check_record, write_record
-from drl_dist.checkpoints.remote import StoredCheckpoint, newest_checkpoint
+from drl_dist.checkpoints.remote import StoredCheckpoint
+from drl_dist.checkpoints.sound import newest_sound_checkpoint
 from drl_dist.checkpoints.start import starting_point
 from drl_dist.config import RunConfig, flatten, to_dict
 from drl_dist.data.filesystem import check_reachable
@@ -126,7 +127,7 @@ def prepare_run(run: RunConfig) -> PreparedRun:
     check_reachable(run.storage)
     run_url = f"{run.storage.rstrip('/')}/{run.run_name}"
     check_record(run_url, experiment, index.fingerprint, run.start_from)
-    newest = newest_checkpoint(run_url)
+    newest = newest_sound_checkpoint(run_url)
     if run.start_from is not None and newest is None:
         run = dataclasses.replace(run, start_from=starting_point(run.start_from, experiment, index.fingerprint))
     return PreparedRun(run=run, run_url=run_url, index=index, newest=newest)
@@ -148,7 +149,7 @@ def fit_run(prepared: PreparedRun, trial: TrialPart | None = None) -> None:
     with cluster(ENVIRONMENT):
         check_capacity(run.num_workers, cpus=run.cpus_per_worker, gpus=int(run.use_gpu))
         write_record(prepared.run_url, experiment, prepared.fingerprint, run.start_from)
-        if drop_stale_snapshot(prepared.run_url):
+        if drop_stale_snapshot(prepared.run_url, prepared.newest):
             print("Ray Train's list of checkpoints was torn or outdated and is made anew", flush=True)
         params = {name.removeprefix("experiment."): value for name, value in flatten(to_dict(run)).items()}
         params["data_fingerprint"] = prepared.fingerprint

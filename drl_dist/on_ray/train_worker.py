@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -13,17 +12,14 @@ from pathlib import Path
 import ray.train
 import ray.train.torch
 import torch
-from ray.train.collective import broadcast_from_rank_zero
 
-from drl_dist.checkpoints.files import PARTS, read_checkpoint
-from drl_dist.checkpoints.remote import fetch_checkpoint, newest_checkpoint
-from drl_dist.config import RunConfig, differences, to_dict
-from drl_dist.data.filesystem import Folder
+from drl_dist.config import RunConfig
 from drl_dist.data.index import ShardIndex, open_index
 from drl_dist.data.ledger import noted
 from drl_dist.data.stream import ShardStream
 from drl_dist.errors import UserError
 from drl_dist.on_ray.exported import Exporter
+from drl_dist.on_ray.restore import restore
 from drl_dist.on_ray.sweep_worker import TrialScores
 from drl_dist.on_ray.train_listeners import Checkpoints, Metrics, Progress, Samples
 from drl_dist.on_ray.train_metrics import Clock, Exports, Stalling
@@ -58,7 +54,7 @@ class WorkerTask:
 
 
 def train_worker(task: WorkerTask) -> None:
-    """Train this rank from the newest complete checkpoint to the last step.
+    """Train this rank from the newest checkpoint that verifies to the last step.
 
     Raises:
         UserError: data or checkpoint are damaged or not those of this run.
@@ -80,7 +76,7 @@ def train_worker(task: WorkerTask) -> None:
             remedy="leave the shards as they are while a run reads them",
         )
     state = TrainState.create(experiment, ray.train.torch.get_device())
-    _restore(state, task)
+    restore(state, run, task.run_url, task.fingerprint)
     step = TrainStep(state, experiment, run.engine)
     with ExitStack() as stack:
         listeners: list[Listener] = []
@@ -170,32 +166,3 @@ def _scores(
         log if log is None or trial is None else trial.telling(log),
         None if trial is None else trial.see_images,
     )
-
-
-def _restore(state: TrainState, task: WorkerTask) -> None:
-    """Load the newest complete checkpoint; storage, not Ray's list of what it knows about, says which that is."""
-    is_first = ray.train.get_context().get_world_rank() == 0
-    newest = newest_checkpoint(task.run_url) if is_first else None
-    url = broadcast_from_rank_zero(newest.url if newest else task.run.start_from)
-    if url is None:
-        return
-    folder = fetch_checkpoint(url, PARTS)
-    checkpoint = read_checkpoint(folder, PARTS)
-    # Another run's checkpoint was looked at before anything was started.
-    changed = [
-        line
-        for line in differences(to_dict(checkpoint.experiment), to_dict(task.run.experiment))
-        if url != task.run.start_from and not line.startswith("train.num_steps:")
-    ]
-    if changed or checkpoint.state.data_fingerprint != task.fingerprint:
-        raise UserError(
-            f"checkpoint {url}",
-            got="; ".join(changed) or "a checkpoint of a run on other data",
-            expected="a checkpoint of this run",
-            remedy="give the run a name of its own",
-        )
-    state.load_tensors(checkpoint.tensors, checkpoint.state.step)
-    if is_first:
-        print(f"resuming after step {state.step} from {url}", flush=True)
-    if Folder(url).local is None:
-        shutil.rmtree(folder)

@@ -22,7 +22,7 @@ from drl_dist.tracking.registry import resolve_model
 from tests.data.published import encoded, photographs, write_lsun
 from tests.gcs import GcsEmulator
 from tests.jobs.training_jobs import Job, assert_equal_checkpoints, run, submit, tracked, words, workers
-from tests.support import ROOT, subprocess_environment, wait_for
+from tests.support import ROOT, flip_bit, subprocess_environment, wait_for
 
 STEPS, EVERY = 120, 40
 
@@ -166,11 +166,14 @@ def test_killed_workers_and_further_starts_change_nothing(
     assert "Ray Train restarts from the newest checkpoint" in output, "the kill came too late to be a test"
     assert "resuming after step 40" in output
 
-    # A torn newest checkpoint, and Ray's own list torn as well: the one before counts.
-    (storage / "broken" / checkpoint_name(80) / "ema.safetensors").unlink()
+    # A damaged newest checkpoint, and Ray's own list torn as well: the one before counts.
+    flip_bit(storage / "broken" / checkpoint_name(80) / "ema.safetensors")
     (storage / "broken" / "checkpoint_manager_snapshot.json").write_text('{"ray_ver')
     again = run(server_environment, [*options, "--train.num-steps", str(STEPS)])
     assert again.status == 0, again.output
+    assert (
+        f"passing over checkpoint {storage}/broken/{checkpoint_name(80)}: ema.safetensors has SHA-256" in again.output
+    )
     assert "resuming after step 40" in again.output
     assert_equal_checkpoints(storage / "broken" / checkpoint_name(STEPS), storage / "straight" / checkpoint_name(STEPS))
     told = tracked(mlflow_server, "broken")
