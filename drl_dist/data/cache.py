@@ -151,16 +151,12 @@ class ShardCache:
             if file is None:
                 return False
             with file:
-                digest, size = hashlib.sha256(), 0
-                for start in range(0, row.size, REQUEST_BYTES):
-                    if stop():
-                        raise InterruptedError(f"stopped fetching {row.name}")
-                    block = self._folder.read(row.name, start, min(start + REQUEST_BYTES, row.size))
-                    digest.update(block)
-                    size += len(block)
-                    file.write(block)
-                file.flush()
-                _verify(where, row, size, digest.hexdigest())
+                size, sha256 = self._download(row, file, stop)
+                if (size, sha256) != (row.size, row.sha256):
+                    # What was cut or changed on the way is whole the second time; what is stored so is not.
+                    file.seek(0)
+                    size, sha256 = self._download(row, file, stop)
+                _verify(where, row, size, sha256)
                 # Under the lock, or one who adds up the files could miss this one under both of its names.
                 with self._locked("room.lock"):
                     part.replace(path)
@@ -178,6 +174,19 @@ class ShardCache:
         finally:
             part.unlink(missing_ok=True)
         return True
+
+    def _download(self, row: ShardRow, file: BinaryIO, stop: Callable[[], bool]) -> tuple[int, str]:
+        """Copy a shard into a file; its size and SHA-256 as it came."""
+        digest, size = hashlib.sha256(), 0
+        for start in range(0, row.size, REQUEST_BYTES):
+            if stop():
+                raise InterruptedError(f"stopped fetching {row.name}")
+            block = self._folder.read(row.name, start, min(start + REQUEST_BYTES, row.size))
+            digest.update(block)
+            size += len(block)
+            file.write(block)
+        file.flush()
+        return size, digest.hexdigest()
 
     def _reserve(self, row: ShardRow, part: Path) -> BinaryIO | None:
         """A locked file of the shard's size, so that others count it; None if the bound does not allow it now."""

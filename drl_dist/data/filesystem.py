@@ -71,11 +71,13 @@ def _options(url: str) -> dict[str, Any]:
     if scheme in ("gs", "gcs"):
         # Its log repeats every error that it also raises, with a traceback.
         logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
+        # With md5 it compares what it sent with what was stored, and sends it again.
+        options = {"use_listings_cache": False, "consistency": "md5"}
         if os.environ.get("STORAGE_EMULATOR_HOST"):
             # Emulators do not speak the gRPC that gcsfs would probe for up to a minute; read when gcsfs is imported.
             os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"
-            return {"use_listings_cache": False, "token": "anon", "project": "test"}
-        return {"use_listings_cache": False}
+            return options | {"token": "anon", "project": "test"}
+        return options
     if scheme in ("s3", "s3a"):
         return {
             "use_listings_cache": False,

@@ -146,7 +146,13 @@ def open_index(url: str, *, check_shards: bool = True) -> ShardIndex:
         )
     if sizes[INDEX_NAME] > MAX_INDEX_BYTES:
         raise _bad(url, f"{sizes[INDEX_NAME]} bytes", f"at most {MAX_INDEX_BYTES} bytes")
-    index = parse_index(url, folder.read(INDEX_NAME))
+    try:
+        index = parse_index(url, folder.read(INDEX_NAME))
+    except UserError:
+        if folder.local is not None:
+            raise
+        # What was cut or changed on the way is whole the second time.
+        index = parse_index(url, folder.read(INDEX_NAME))
     if check_shards:
         for shard in index.shards:
             if sizes.get(shard.name) != shard.size:
@@ -190,7 +196,8 @@ def parse_index(url: str, data: bytes) -> ShardIndex:
             shards=rows,
             made_by=dict(metadata["made_by"]),
         )
-    except (pa.ArrowException, KeyError, TypeError, ValueError, OverflowError) as error:
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError, OverflowError) as error:
+        # Arrow says of some damage that it is an error of input and output; nothing but memory is read here.
         raise _bad(
             url,
             f"{type(error).__name__}: {' '.join(str(error).split())[:120]}",
