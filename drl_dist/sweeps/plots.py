@@ -186,10 +186,14 @@ def _curves(rows: Sequence[Row]) -> bytes:
             seen.add(row.status)
             axis.annotate(f" {row.trial.number}", (images[-1], values[-1]), fontsize=6)
     top = _top(scores)
-    for row in rows:
-        if row.status == "diverged" and row.outcome is not None:
-            axis.scatter([row.outcome.images_seen], [top], marker="x", color=COLOURS["diverged"], s=30)
-            axis.annotate(f" {row.trial.number} diverged", (row.outcome.images_seen, top), fontsize=6)
+    diverged = [row for row in rows if row.status == "diverged" and row.outcome is not None]
+    for place, row in enumerate(diverged):
+        assert row.outcome is not None
+        at = (row.outcome.images_seen, top)
+        axis.scatter([at[0]], [at[1]], marker="x", color=COLOURS["diverged"], s=30)
+        # One below the other: trials of one kind diverge at about the same step.
+        offset = (5, -8 * place)
+        axis.annotate(f"{row.trial.number} diverged", at, xytext=offset, textcoords="offset points", fontsize=6)
     _scale(axis, scores)
     axis.set_xlabel("images seen", fontsize=8)
     axis.set_ylabel(f"{_SCORE} (smaller is better)", fontsize=8)
