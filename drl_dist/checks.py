@@ -169,6 +169,7 @@ def check_run(run: RunConfig, *, complete: bool = True) -> None:
         ("loader.window_shards", run.loader.window_shards, "at least 1", run.loader.window_shards >= 1),
         ("loader.prefetch_batches", run.loader.prefetch_batches, "at least 1", run.loader.prefetch_batches >= 1),
         ("loader.decoded_mib", run.loader.decoded_mib, "0 or more", run.loader.decoded_mib >= 0),
+        ("loader.max_substitutes", run.loader.max_substitutes, "0 or more", run.loader.max_substitutes >= 0),
         ("loader.cache_gib", run.loader.cache_gib, "a positive number", run.loader.cache_gib > 0),
         (
             "engine.threads_per_worker",

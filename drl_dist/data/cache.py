@@ -18,6 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from drl_dist.data.damage import DamageError
 from drl_dist.data.filesystem import REQUEST_BYTES, Folder
 from drl_dist.data.shards import ShardRow
 from drl_dist.errors import UserError
@@ -84,7 +85,8 @@ class ShardCache:
             stop: asked again and again; once it answers yes, the attempt ends.
 
         Raises:
-            UserError: the shard is missing or damaged, the storage does not answer, or the cache has no room.
+            DamageError: the shard is missing, or another one than its row says.
+            UserError: the storage does not answer, or the cache has no room.
             InterruptedError: `stop` said so.
         """
         if self._source is not None:
@@ -113,8 +115,12 @@ class ShardCache:
     def _open_in_place(self, row: ShardRow, path: Path) -> OpenShard:
         try:
             descriptor = os.open(path, os.O_RDONLY)
+        except FileNotFoundError as error:
+            raise _damaged(str(path), "no such file", row) from error
         except OSError as error:
-            raise _damaged(str(path), f"no readable file ({error.strerror})", row) from error
+            raise UserError(
+                f"shard {path}", got=str(error), expected="a file that can be read", remedy="make it readable"
+            ) from error
         try:
             digest, size = hashlib.sha256(), 0
             while block := os.pread(descriptor, REQUEST_BYTES, size):
@@ -243,8 +249,8 @@ def _verify(where: str, row: ShardRow, size: int, sha256: str) -> None:
         raise _damaged(where, f"SHA-256 {sha256[:16]}...", row)
 
 
-def _damaged(where: str, got: str, row: ShardRow) -> UserError:
-    return UserError(
+def _damaged(where: str, got: str, row: ShardRow) -> DamageError:
+    return DamageError(
         f"shard {where}",
         got=got,
         expected=f"{row.size} bytes with SHA-256 {row.sha256[:16]}... as its index says",

@@ -8,7 +8,7 @@ are r modulo w, so the stream is the same for any number of workers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 _STAGE_SHARDS, _STAGE_WINDOW, _KEY_ORDER = 0, 1, 0x6F72646572  # "order"
 _KEY_FLIP = np.uint64(0x666C6970)  # "flip"
+_KEY_REPLACE = np.uint64(0x7265706C)  # "repl"
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,23 @@ class SampleOrder:
                 sample[inside] = samples[places[inside] - starts[index]]
         return Places(shard, sample, window)
 
+    def replacements(self, position: int) -> Iterator[tuple[int, int, int]]:
+        """Window, shard and sample of each sample that may stand in for the one at a position, the best first.
+
+        They are those of the position's own window, whose shards are at hand, from a place on that is keyed by seed and
+        position, so that a damaged shard's samples are spread over the sound ones; then those of later windows, until
+        each shard was named at least once. Nothing but seed and position counts.
+        """
+        number, place = divmod(position, self.num_samples)
+        _, starts = self._pass_layout(number)
+        first = number * self.windows_per_pass + int(np.searchsorted(starts, place, side="right")) - 1
+        key = int(_keyed(np.array([position]), self._seed, _KEY_REPLACE)[0])
+        for window in range(first, first + 2 * self.windows_per_pass):
+            shards, samples = self._window_places(*divmod(window, self.windows_per_pass))
+            for tried in range(len(shards)):
+                chosen = (key + tried) % len(shards)
+                yield window, int(shards[chosen]), int(samples[chosen])
+
     def window_shards(self, window: int) -> NDArray[np.int64]:
         """The shards (k,) of a window, counted through all passes."""
         number, index = divmod(window, self.windows_per_pass)
@@ -88,7 +106,11 @@ class SampleOrder:
 
 def flips(positions: NDArray[np.int64], seed: int) -> NDArray[np.bool_]:
     """Whether the image at each position (n,) is mirrored: a fair coin keyed by seed and position."""
-    return _mix(_mix(np.asarray(positions).astype(np.uint64)) ^ _mix(np.uint64(seed) ^ _KEY_FLIP)) >> np.uint64(63) == 1
+    return _keyed(np.asarray(positions), seed, _KEY_FLIP) >> np.uint64(63) == 1
+
+
+def _keyed(positions: NDArray[np.int64], seed: int, purpose: np.uint64) -> NDArray[np.uint64]:
+    return _mix(_mix(positions.astype(np.uint64)) ^ _mix(np.uint64(seed) ^ purpose))
 
 
 def _permutation(length: int, seed: int, number: int, index: int, stage: int) -> NDArray[np.int64]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import struct
 import zlib
 from typing import Any
@@ -16,10 +17,10 @@ from webdataset.gopen import gopen_schemes
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from drl_dist.data.cache import OpenShard, ShardCache
+from drl_dist.data.damage import DamageError
 from drl_dist.data.filesystem import open_filesystem
 from drl_dist.data.index import ShardIndex
 from drl_dist.data.shards import MAX_SAMPLE_ID
-from drl_dist.errors import UserError
 
 MEMBERS = {"png", "json"}
 _MODES = {1: "L", 3: "RGB"}
@@ -40,7 +41,7 @@ def read_image(shard: OpenShard, sample: int, index: ShardIndex) -> NDArray[np.u
     """Pixels uint8 (C, H, W) of one sample of a shard.
 
     Raises:
-        UserError: the sample is not one tar sample with one sound PNG of the index's size and channels.
+        DamageError: the sample is not one tar sample with one sound PNG of the index's size and channels.
     """
     data = parse_sample(shard, sample, index.url)
     if "png" not in data:
@@ -54,7 +55,9 @@ def read_image(shard: OpenShard, sample: int, index: ShardIndex) -> NDArray[np.u
                 raise _damaged(shard, sample, index.url, f"an image of size and mode {found}", str(wanted))
             pixels = np.asarray(image)
     except DECODE_ERRORS as error:
-        raise _damaged(shard, sample, index.url, f"a damaged image ({error})", "a sound PNG") from error
+        # Pillow names the buffer by its address, which is another one on every worker.
+        what = re.sub(r" <_io.BytesIO[^>]*>", "", str(error))
+        raise _damaged(shard, sample, index.url, f"a damaged image ({what})", "a sound PNG") from error
     return pixels[None] if index.channels == 1 else pixels.transpose(2, 0, 1)
 
 
@@ -76,7 +79,7 @@ def parse_sample(shard: OpenShard, sample: int, url: str) -> dict[str, bytes]:
     """The members of one sample by extension, as the webdataset library reads them.
 
     Raises:
-        UserError: the bytes are not exactly one sample of png and json members under a number of nine digits.
+        DamageError: the bytes are not exactly one sample of png and json members under a number of nine digits.
     """
     source = {"url": shard.row.name, "stream": io.BytesIO(shard.read_sample(sample))}
     try:
@@ -122,8 +125,8 @@ def _open_url(url: str, mode: str = "rb", *_: Any, **__: Any) -> Any:
     return filesystem.open(path, mode)
 
 
-def _damaged(shard: OpenShard, sample: int, url: str, got: str, expected: str) -> UserError:
-    return UserError(
+def _damaged(shard: OpenShard, sample: int, url: str, got: str, expected: str) -> DamageError:
+    return DamageError(
         f"sample {sample} of shard {url.rstrip('/')}/{shard.row.name}",
         got=got,
         expected=expected,

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from functools import partial
 from types import TracebackType
 from typing import Self
 
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 from drl_dist.config import LoaderConfig
 from drl_dist.data.cache import OpenShard, ShardCache
+from drl_dist.data.damage import DamageError, Substitute
 from drl_dist.data.filesystem import Folder
 from drl_dist.data.index import ShardIndex
 from drl_dist.data.order import Places, SampleOrder, flips
@@ -47,7 +49,8 @@ class ShardStream:
 
     Raises:
         UserError: batch size and ranks do not fit, or the cache is too small for the shards in use at one time.
-            Iterating raises it for a shard or image that is missing or damaged, naming it.
+            Iterating raises it for a shard or image that is missing or damaged, naming it, unless the loader
+            substitutes; then if no sound image is left.
     """
 
     def __init__(
@@ -76,6 +79,12 @@ class ShardStream:
         self._share = np.arange(rank, batch_size, world_size, dtype=np.int64)
         self._next_position = start_position
         self._prefetch = max(1, loader.prefetch_batches)
+        self.substitutes: list[Substitute] = []
+        """Of the batches that were taken; whoever uses them may clear the list."""
+        self._substitutes_damage = loader.on_damage == "substitute"
+        self._spare_shards = loader.window_shards
+        self._spare: dict[int, OpenShard | DamageError] = {}
+        self._spare_lock = threading.Lock()
         self._check_cache_size(loader)
         self._cache = ShardCache(index.url, cache_dir=loader.cache_dir, max_bytes=int(loader.cache_gib * 2**30))
         self._decoded: dict[tuple[int, int], NDArray[np.uint8]] = {}
@@ -83,7 +92,7 @@ class ShardStream:
         self._max_decoded = int(loader.decoded_mib * 2**20 / image_bytes)
         self._closed = threading.Event()
         self._windows: dict[int, dict[int, Future[OpenShard]]] = {}
-        self._ahead: deque[tuple[int, Future[Batch]]] = deque()
+        self._ahead: deque[tuple[int, Future[tuple[Batch, list[Substitute]]]]] = deque()
         self._decoders = ThreadPoolExecutor(min(4, os.cpu_count() or 1), thread_name_prefix="decode")
         self._fetchers = ThreadPoolExecutor(_FETCH_THREADS, thread_name_prefix="fetch")
 
@@ -94,9 +103,10 @@ class ShardStream:
             oldest_window, future = self._ahead.popleft()
             self._drop_windows(before=oldest_window)
             try:
-                batch = future.result()
+                batch, substitutes = future.result()
             except CancelledError:
                 return
+            self.substitutes += substitutes
             yield batch
 
     def close(self) -> None:
@@ -111,6 +121,7 @@ class ShardStream:
         self._fetchers.shutdown(wait=True, cancel_futures=True)
         self._ahead.clear()
         self._drop_windows(before=None)
+        self._drop_spares(keep=0)
 
     def __enter__(self) -> Self:
         return self
@@ -142,21 +153,76 @@ class ShardStream:
         # The interpreter joins our threads when it exits, even if nobody has closed the stream.
         return self._closed.is_set() or not threading.main_thread().is_alive()
 
-    def _load(self, positions: np.ndarray, places: Places, windows: dict[int, dict[int, Future[OpenShard]]]) -> Batch:
+    def _load(
+        self, positions: np.ndarray, places: Places, windows: dict[int, dict[int, Future[OpenShard]]]
+    ) -> tuple[Batch, list[Substitute]]:
         size = self.index.resolution
         images = np.empty((len(positions), self.index.channels, size, size), dtype=np.uint8)
+        substitutes: list[Substitute] = []
         mirrored = flips(positions, self._seed) if self._flip else np.zeros(len(positions), dtype=bool)
         for row in range(len(positions)):
             if self._stopped():
                 raise CancelledError
-            pixels = self._image(int(places.shard[row]), int(places.sample[row]), windows[int(places.window[row])])
+            shard, sample = int(places.shard[row]), int(places.sample[row])
+            try:
+                pixels = self._image(shard, sample, windows[int(places.window[row])][shard].result)
+            except DamageError as damage:
+                if not self._substitutes_damage:
+                    raise
+                pixels, by_shard, by_sample = self._replacement(int(positions[row]), windows)
+                names = self.index.shards[shard].name, self.index.shards[by_shard].name
+                substitutes.append(
+                    Substitute(int(positions[row]), names[0], sample, str(damage.got), names[1], by_sample)
+                )
             images[row] = pixels[:, :, ::-1] if mirrored[row] else pixels
-        return Batch(torch.from_numpy(images), torch.from_numpy(positions))
+        return Batch(torch.from_numpy(images), torch.from_numpy(positions), len(substitutes)), substitutes
 
-    def _image(self, shard: int, sample: int, window: dict[int, Future[OpenShard]]) -> NDArray[np.uint8]:
+    def _replacement(
+        self, position: int, windows: dict[int, dict[int, Future[OpenShard]]]
+    ) -> tuple[NDArray[np.uint8], int, int]:
+        """The first sound image that may stand in for a position, its shard and its sample."""
+        for window, shard, sample in self.order.replacements(position):
+            if self._stopped():
+                raise CancelledError
+            try:
+                if window in windows:
+                    return self._image(shard, sample, windows[window][shard].result), shard, sample
+                # Of a window that is damaged all through; a spare shard stays open only while the lock is held.
+                with self._spare_lock:
+                    return self._image(shard, sample, partial(self._open_spare, shard)), shard, sample
+            except DamageError:
+                continue
+        raise UserError(
+            f"data {self.index.url}", got="no sound sample", expected="one at least", remedy="prepare the data again"
+        )
+
+    def _open_spare(self, shard: int) -> OpenShard:
+        spare = self._spare.pop(shard, None)
+        if spare is None:
+            self._drop_spares(keep=self._spare_shards - 1)
+            try:
+                spare = self._cache.open(self.index.shards[shard], stop=self._stopped)
+            except DamageError as damage:
+                spare = damage
+        # Last: what was used longest ago goes first.
+        self._spare[shard] = spare
+        if isinstance(spare, DamageError):
+            raise spare
+        return spare
+
+    def _drop_spares(self, *, keep: int) -> None:
+        while len(self._spare) > keep:
+            spare = self._spare.pop(next(iter(self._spare)))
+            if isinstance(spare, OpenShard):
+                spare.close()
+
+    def _image(self, shard: int, sample: int, opened: Callable[[], OpenShard]) -> NDArray[np.uint8]:
+        if self._substitutes_damage:
+            # Whether a shard is sound must not depend on what is still in memory.
+            opened()
         pixels = self._decoded.get((shard, sample))
         if pixels is None:
-            pixels = read_image(window[shard].result(), sample, self.index)
+            pixels = read_image(opened(), sample, self.index)
             if len(self._decoded) < self._max_decoded:
                 self._decoded[shard, sample] = pixels
         return pixels
@@ -168,10 +234,10 @@ class ShardStream:
                 opening.add_done_callback(_close_shard)
 
     def _check_cache_size(self, loader: LoaderConfig) -> None:
-        # At most: the window of the slowest rank, those that the batches ahead reach into, and the next one.
+        # At most: the window of the slowest rank, those that the batches ahead reach into, the next one, and spares.
         counts = sorted(shard.num_samples for shard in self.index.shards)
         smallest_window = max(1, sum(counts[: loader.window_shards]))
-        windows = 3 + (self._prefetch + 1) * self._batch_size // smallest_window
+        windows = 3 + self._substitutes_damage + (self._prefetch + 1) * self._batch_size // smallest_window
         sizes = sorted((shard.size for shard in self.index.shards), reverse=True)
         needed = sum(sizes[: windows * loader.window_shards])
         if needed > loader.cache_gib * 2**30 and Folder(self.index.url).local is None:

@@ -14,6 +14,7 @@ EXPORTED: dict[str, str] = {
     "drl_goodput": "time that the steps made since the job's start take undisturbed, over the time since its start",
     "drl_checkpoint_timestamp_seconds": "when the newest checkpoint was complete in storage, in seconds since 1970",
     "drl_checkpoint_stall_fraction": "share of the time since the last restart that training waited for checkpoints",
+    "drl_bad_samples": "damaged samples that others stood in for since the start of the run, over all workers",
     "drl_spool_unsent_bytes": "bytes that MLflow is still to be told",
     "drl_sampled_images": "images that a sampling job has made",
     "drl_sampling_images_per_second": "images that a sampling job makes per second",

@@ -11,6 +11,7 @@ import pyarrow.fs
 import ray.train
 
 from drl_dist.checkpoints.remote import StoredCheckpoint, checkpoint_name, is_complete, upload_checkpoint
+from drl_dist.data.damage import LEDGER
 from drl_dist.data.filesystem import Folder, open_filesystem
 from drl_dist.errors import UserError
 
@@ -32,11 +33,12 @@ class Uploader:
 
     Args:
         run_url: folder of the run.
+        ledger: its damaged samples up to this checkpoint, if any; written before the checkpoint.
         uploaded: called when a checkpoint is complete in storage.
     """
 
-    def __init__(self, run_url: str, uploaded: Callable[[], None] = lambda: None) -> None:
-        self.run_url, self.uploaded = run_url, uploaded
+    def __init__(self, run_url: str, ledger: bytes | None = None, uploaded: Callable[[], None] = lambda: None) -> None:
+        self.run_url, self._ledger, self.uploaded = run_url, ledger, uploaded
 
     def __call__(self, checkpoint: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
         self.upload(Path(checkpoint.path), name)
@@ -53,6 +55,8 @@ class Uploader:
         """
         for pause in (*UPLOAD_PAUSES, None):
             try:
+                if self._ledger is not None:
+                    Folder(self.run_url).write(LEDGER, self._ledger)
                 upload_checkpoint(local, f"{self.run_url}/{name}")
                 return
             except UserError as error:

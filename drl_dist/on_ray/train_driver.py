@@ -119,7 +119,8 @@ def prepare_run(run: RunConfig) -> PreparedRun:
         UserError: something that the user gave cannot be used.
     """
     experiment = run.experiment
-    index = open_index(run.data)
+    # Where damage is borne, the workers find it.
+    index = open_index(run.data, check_shards=run.loader.on_damage == "strict")
     index.check_model(resolution=experiment.model.resolution, channels=experiment.model.channels)
     if run.tracking.score_every_steps is not None:
         parse_features(run.tracking.score_features)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import ray.train
+import torch
 
 from drl_dist.checkpoints.files import CheckpointState, write_checkpoint
 from drl_dist.checkpoints.remote import checkpoint_name
@@ -119,6 +120,7 @@ class Checkpoints:
         fingerprint: of the data.
         register: gets the step, the local folder and what else to tell, before the folder goes; None on ranks that
             only take part in the report.
+        gather: the ledger of damaged samples, on rank 0 if it has lines; asked by all ranks.
         uploaded: called when a checkpoint is complete in storage.
     """
 
@@ -127,12 +129,14 @@ class Checkpoints:
     fingerprint: str
     world_size: int
     register: Callable[[int, Path, Mapping[str, object]], None] | None
+    gather: Callable[[torch.device], bytes | None]
     uploaded: Callable[[], None]
 
     def on_step(self, report: StepReport, state: TrainState) -> None:
         if report.step % self.run.checkpoint.every_steps and report.step != report.num_steps:
             return
         name, checkpoint = checkpoint_name(report.step), None
+        ledger = self.gather(state.network.stem.weight.device)
         if self.register is not None:
             folder = Path(tempfile.mkdtemp(prefix="drl-checkpoint-"))
             write_checkpoint(folder, state.tensors(), self._state(report), self.run.experiment)
@@ -152,7 +156,7 @@ class Checkpoints:
             checkpoint=checkpoint,
             checkpoint_dir_name=name,
             checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
-            checkpoint_upload_fn=Uploader(self.run_url, self.uploaded),
+            checkpoint_upload_fn=Uploader(self.run_url, ledger, self.uploaded),
         )
 
     def _state(self, report: StepReport) -> CheckpointState:

@@ -99,6 +99,7 @@ class Exports:
             goodput=self._goodput(report.step),
             checkpoint_timestamp_seconds=self._clock.checkpoint_at,
             checkpoint_stall_fraction=self._stall(now),
+            bad_samples=float(report.bad_samples),
             spool_unsent_bytes=self._unsent_bytes(),
         )
         self._looked, self._since, self._waited, self._steps = now, 0.0, 0.0, 0

@@ -21,6 +21,7 @@ from drl_dist.errors import UserError
 from drl_dist.on_ray.exported import Exporter
 from drl_dist.on_ray.restore import restore
 from drl_dist.on_ray.sweep_worker import TrialScores
+from drl_dist.on_ray.train_damage import Damage
 from drl_dist.on_ray.train_listeners import Checkpoints, Metrics, Progress, Samples
 from drl_dist.on_ray.train_metrics import Clock, Exports, Stalling
 from drl_dist.on_ray.train_scores import Scores
@@ -78,6 +79,18 @@ def train_worker(task: WorkerTask) -> None:
     state = TrainState.create(experiment, ray.train.torch.get_device())
     restore(state, run, task.run_url, task.fingerprint)
     step = TrainStep(state, experiment, run.engine)
+    position = state.step * experiment.train.batch_size
+    stream = ShardStream(
+        index,
+        seed=experiment.train.seed,
+        batch_size=experiment.train.batch_size,
+        rank=rank,
+        world_size=world_size,
+        start_position=position,
+        horizontal_flip=experiment.train.horizontal_flip,
+        loader=run.loader,
+    )
+    damage = Damage.take_up(run, task.run_url, stream, rank=rank, world_size=world_size, position=position)
     with ExitStack() as stack:
         listeners: list[Listener] = []
         show, register, log = None, None, None
@@ -111,20 +124,11 @@ def train_worker(task: WorkerTask) -> None:
         if trial is not None:
             listeners.append(trial)
         # Last: a restart goes on after the checkpoint's step, of which all else must have been told.
-        checkpoints = Checkpoints(run, task.run_url, task.fingerprint, world_size, register, clock.uploaded)
-        listeners.append(Stalling(checkpoints, clock))
-        stream = stack.enter_context(
-            ShardStream(
-                index,
-                seed=experiment.train.seed,
-                batch_size=experiment.train.batch_size,
-                rank=rank,
-                world_size=world_size,
-                start_position=state.step * experiment.train.batch_size,
-                horizontal_flip=experiment.train.horizontal_flip,
-                loader=run.loader,
-            )
+        checkpoints = Checkpoints(
+            run, task.run_url, task.fingerprint, world_size, register, damage.gather, clock.uploaded
         )
+        listeners += [damage, Stalling(checkpoints, clock)]
+        stack.enter_context(stream)
         if state.step == 0:
             # The page's slider over steps starts at 0: show there where training began.
             samples.draw(0, state)
@@ -133,7 +137,7 @@ def train_worker(task: WorkerTask) -> None:
             folder = Path(run.loader.ledger_dir) / run.run_name
             size = experiment.train.batch_size
             batches = noted(stream, folder, stream.order, batch_size=size, rank=rank, world_size=world_size)
-        train(step, state, experiment, batches, listeners)
+        train(step, state, experiment, batches, listeners, bad_samples=damage.count)
 
 
 def _scores(

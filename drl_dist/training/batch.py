@@ -17,6 +17,8 @@ class Batch:
     """(B, C, H, W) uint8."""
     positions: Tensor
     """(B,) int64, each image's place in the global stream of samples; keys all of its noise."""
+    bad_samples: int = 0
+    """Images that stand in for damaged ones."""
 
 
 class BatchSource(Protocol):

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from torch import Tensor
+
 from drl_dist.config import Experiment
 from drl_dist.training.batch import BatchSource
 from drl_dist.training.state import TrainState
@@ -33,6 +35,8 @@ class StepReport:
     """Over all ranks."""
     chain_steps_per_second: float
     """Langevin steps of single images, over all ranks."""
+    bad_samples: Tensor | float = 0.0
+    """() damaged images that others stood in for, over all ranks, since the first step of the run."""
 
     def metrics(self) -> dict[str, float]:
         """Every number of the step by its name."""
@@ -42,6 +46,7 @@ class StepReport:
             "data_wait_fraction": self.wait_seconds / self.seconds,
             "step_seconds": self.seconds,
             "images_seen": float(self.images_seen),
+            "bad_samples": float(self.bad_samples),
         }
 
 
@@ -54,7 +59,13 @@ class Listener(Protocol):
 
 
 def train(
-    step: TrainStep, state: TrainState, experiment: Experiment, batches: BatchSource, listeners: Sequence[Listener]
+    step: TrainStep,
+    state: TrainState,
+    experiment: Experiment,
+    batches: BatchSource,
+    listeners: Sequence[Listener],
+    *,
+    bad_samples: Tensor | float = 0.0,
 ) -> None:
     """Train until the experiment's number of steps, from wherever the state is.
 
@@ -64,6 +75,7 @@ def train(
         experiment: says how many steps, and the batch size over all ranks.
         batches: this rank's batches, starting with that of step ``state.step``.
         listeners: told after every step.
+        bad_samples: damaged images that others stood in for in the steps made so far.
 
     Raises:
         DivergedError: from the step; the state is that of the last good step.
@@ -77,6 +89,7 @@ def train(
         batch = next(stream)
         wait_seconds = time.perf_counter() - waited
         result = step(batch)
+        bad_samples = bad_samples + result.bad_samples
         now = time.perf_counter()
         seconds, started = now - started, now
         rate = batch_size / seconds
@@ -89,6 +102,7 @@ def train(
             images_seen=state.step * batch_size,
             images_per_second=rate,
             chain_steps_per_second=rate * num_chain_steps,
+            bad_samples=bad_samples,
         )
         for listener in listeners:
             listener.on_step(report, state)

@@ -40,6 +40,8 @@ class StepResult:
     per_level: Tensor
     """(len(names) + 1, T): sums over the samples of each level, and last their number."""
     learning_rate: float
+    bad_samples: Tensor | float = 0.0
+    """() damaged images of this step that others stood in for; a sum over all ranks."""
 
     def metrics(self) -> dict[str, float]:
         """Named numbers; levels that no sample of this step fell on are left out. Log-densities are in nats."""
@@ -113,7 +115,8 @@ class TrainStep:
         self.state.network.advance_power_iteration()
         positions = batch.positions.to(self.device, non_blocking=True)
         pairs = self.draw(batch.images, positions)
-        return self.update(pairs, self.run_chain(pairs, positions) if self.has_negatives else None)
+        y_neg = self.run_chain(pairs, positions) if self.has_negatives else None
+        return self.update(pairs, y_neg, batch.bad_samples)
 
     def draw(self, images: Tensor, positions: Tensor) -> Pairs:
         """Levels and pairs for uint8 images (B, C, H, W) at stream positions (B,)."""
@@ -141,11 +144,12 @@ class TrainStep:
             )
             return run_chain(kernel, pairs.x_noisy, noise, self.sampler.num_draws).y
 
-    def update(self, pairs: Pairs, y_neg: Tensor | None) -> StepResult:
+    def update(self, pairs: Pairs, y_neg: Tensor | None, bad_samples: int = 0) -> StepResult:
         """One Adam step.
 
         Args:
             y_neg: from `run_chain`; None for the objectives without negatives.
+            bad_samples: images of this rank that stand in for damaged ones; told on.
         """
         here = self.levels.at(pairs.level)
         state, optim = self.state, self.experiment.optim
@@ -170,16 +174,24 @@ class TrainStep:
         state.optimizer.step()
         state.ema.update(state.network)
         state.step += 1
-        return self._result(pairs.level, told, loss.detach(), grad_norm, learning_rate)
+        return self._result(pairs.level, told, loss.detach(), grad_norm, learning_rate, bad_samples)
 
     def _result(
-        self, level: Tensor, told: dict[str, Tensor], loss: Tensor, grad_norm: Tensor, learning_rate: float
+        self,
+        level: Tensor,
+        told: dict[str, Tensor],
+        loss: Tensor,
+        grad_norm: Tensor,
+        learning_rate: float,
+        bad_samples: int,
     ) -> StepResult:
         rows = torch.stack([*told.values(), torch.ones_like(level, dtype=self.dtype)])
         sums = torch.zeros(len(rows), self.levels.num_levels, dtype=rows.dtype, device=rows.device)
         sums.index_add_(1, level, rows)
+        bad = torch.full_like(loss, bad_samples, dtype=sums.dtype)
         if is_initialized():
-            packed = torch.cat([sums.flatten(), loss[None].to(sums.dtype) / torch.distributed.get_world_size()])
+            mean = loss.to(sums.dtype) / torch.distributed.get_world_size()
+            packed = torch.cat([sums.flatten(), torch.stack([mean, bad])])
             all_reduce(packed)
-            sums, loss = packed[:-1].reshape(sums.shape), packed[-1]
-        return StepResult(loss, grad_norm, tuple(told), sums, learning_rate)
+            sums, loss, bad = packed[:-2].reshape(sums.shape), packed[-2], packed[-1]
+        return StepResult(loss, grad_norm, tuple(told), sums, learning_rate, bad)
