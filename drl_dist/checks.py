@@ -138,6 +138,13 @@ def check_run(run: RunConfig, *, complete: bool = True) -> None:
     """
     rules: list[tuple[str, object, str, bool]] = [
         ("num_workers", run.num_workers, "at least 1", run.num_workers >= 1),
+        (
+            "min_workers",
+            run.min_workers,
+            f"none, or 1 to {run.num_workers} (num_workers)",
+            run.min_workers is None or 1 <= run.min_workers <= run.num_workers,
+        ),
+        ("max_rollbacks", run.max_rollbacks, "0 or more", run.max_rollbacks >= 0),
         ("cpus_per_worker", run.cpus_per_worker, "at least 1", run.cpus_per_worker >= 1),
         ("checkpoint.every_steps", run.checkpoint.every_steps, "at least 1", run.checkpoint.every_steps >= 1),
         (
@@ -191,11 +198,12 @@ def check_run(run: RunConfig, *, complete: bool = True) -> None:
         if not holds:
             raise UserError(f"config field {name}", got=got, expected=expected, remedy="correct the field")
     batch_size = run.experiment.train.batch_size
-    if batch_size % run.num_workers:
+    # Uneven shares, which any number between two cannot do without, make some workers wait.
+    if (batch_size % run.num_workers) if run.min_workers is None else (batch_size < run.num_workers):
         raise UserError(
             "config field train.batch_size",
             got=f"{batch_size} for {run.num_workers} workers",
-            expected="a multiple of the number of workers",
+            expected="a multiple of the number of workers" if run.min_workers is None else "an image for each worker",
             remedy="change one of the two",
         )
     missing = [name for name in ("data", "run_name", "storage") if not getattr(run, name)]

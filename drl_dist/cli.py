@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from drl_dist.checks import check_run
 from drl_dist.config import Experiment, RunConfig, flatten, to_dict
 from drl_dist.errors import UserError, door
 from drl_dist.presets import SETTINGS, preset
+from drl_dist.stopping import stop_on_signals
 
 Options = TypeVar("Options")
 Plain = TypeVar("Plain", Experiment, RunConfig)
@@ -83,6 +85,7 @@ def parse_train(name: str, argv: Sequence[str], categories: Mapping[str, str] | 
         UserError: an option, a category or a combination of values that no run can have.
     """
     description = "Train by diffusion recovery likelihood; the same --run-name resumes."
+    argv = _split_workers(argv)
     setting = early_option(argv, "--setting", list(SETTINGS))
     if categories is None:
         default = TrainOptions(experiment=plain(ExperimentOptions, preset(name, setting)))
@@ -105,11 +108,20 @@ def train_door(name: str, categories: Mapping[str, str] | None = None) -> NoRetu
         if is_dry_run:
             print(json.dumps(to_dict(run), indent=2))
             return 0
+        stop_on_signals()
         from drl_dist.on_ray.train_driver import train_run
 
         return train_run(run)
 
     door(command)
+
+
+def _split_workers(argv: Sequence[str]) -> list[str]:
+    """``--num-workers MIN:MAX`` in its long form."""
+    joined = re.sub(
+        r"(^|\0)--num-workers[\0=](\d+):(\d+)(?=\0|$)", r"\1--min-workers\0\2\0--num-workers\0\3", "\0".join(argv)
+    )
+    return joined.split("\0") if joined else []
 
 
 def plain(kind: type[Options], value: Plain) -> Options:

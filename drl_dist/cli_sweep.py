@@ -21,6 +21,10 @@ from drl_dist.sweeps.options import SweepOptions, SweepPlan, plan_sweep
 class _SweepRun(TrainOptions):
     # Trials are named after their sweep.
     run_name: tyro.conf.Suppress[tyro.conf.Fixed[str]] = ""
+    # Trials are too short to outlive a machine by going on without it.
+    min_workers: tyro.conf.Suppress[tyro.conf.Fixed[int | None]] = None
+    # A trial that diverges has shown what it was to show.
+    max_rollbacks: tyro.conf.Suppress[tyro.conf.Fixed[int]] = 0
     preset: str = ""
     """Row of Table 6, or digits or fashion_mnist: the values that trials start from."""
     sweep: Annotated[SweepOptions, tyro.conf.arg(name="")] = field(default_factory=SweepOptions)

@@ -225,7 +225,11 @@ class RunConfig:
     start_from: str | None = None
     """Checkpoint folder of another run on the same data with the same network to go on from, with other settings."""
     num_workers: int = 1
-    """Ray Train workers, one DDP rank each."""
+    """Ray Train workers, one DDP rank each. MIN:MAX is short for this and min_workers."""
+    min_workers: int | None = None
+    """Workers with which the run goes on while machines are missing; unless it is given, it waits for num_workers."""
+    max_rollbacks: int = 0
+    """How often the run, when it diverges, goes back to its newest checkpoint and on with other noise."""
     use_gpu: bool = False
     """Give each worker a GPU and train over NCCL."""
     cpus_per_worker: int = 1

@@ -8,6 +8,8 @@ from typing import NoReturn
 
 EXIT_USER_ERROR = 2
 """Exit status of every command that ends with a `UserError`."""
+EXIT_STOPPED = 75
+"""Exit status of every command that was stopped and goes on when it is repeated: "temporary failure" in sysexits.h."""
 
 
 class UserError(Exception):
@@ -36,13 +38,29 @@ def _rebuild(what: str, got: object, expected: object, remedy: str) -> UserError
     return UserError(what, got=got, expected=expected, remedy=remedy)
 
 
+class Stopped(BaseException):
+    """Somebody stopped the job; nothing is lost, and the same command goes on. As KeyboardInterrupt, it is no error.
+
+    Args:
+        cause: what stopped it, e.g. ``"SIGTERM"``.
+        done: how far it came, e.g. ``"after step 40"``; empty if that is told elsewhere.
+    """
+
+    def __init__(self, cause: str, done: str = "") -> None:
+        self.cause, self.done = cause, done
+        super().__init__(f"stopped by {cause}{' ' if done else ''}{done}; the same command resumes")
+
+
 def door(command: Callable[[], int]) -> NoReturn:
-    """Run a command as a program: a `UserError` becomes its sentence on stderr and exit status 2."""
+    """Run a command as a program: `UserError` and `Stopped` become their sentence on stderr and exit status 2 or 75."""
     try:
         status = command()
     except UserError as error:
         print(error, file=sys.stderr, flush=True)
         status = EXIT_USER_ERROR
+    except Stopped as stop:
+        print(stop, file=sys.stderr, flush=True)
+        status = EXIT_STOPPED
     sys.exit(status)
 
 

@@ -6,6 +6,7 @@ import sys
 
 from drl_dist.cli import door, parse_options
 from drl_dist.on_ray.sample_options import SampleOptions, check_options
+from drl_dist.stopping import stop_on_signals
 
 
 def main() -> int:
@@ -18,10 +19,9 @@ def main() -> int:
     )
     check_options(options)
     # Heavy imports wait until the options are understood.
-    from drl_dist.localhost import end_on_signals
     from drl_dist.on_ray.sample_driver import sample_run
 
-    end_on_signals()
+    stop_on_signals()
     return sample_run(options)
 
 

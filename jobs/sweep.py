@@ -7,6 +7,7 @@ import sys
 
 from drl_dist.cli import door
 from drl_dist.cli_sweep import parse_sweep
+from drl_dist.stopping import stop_on_signals
 
 
 def main() -> int:
@@ -16,10 +17,9 @@ def main() -> int:
         print(json.dumps(plan.as_json(), indent=2))
         return 0
     # Heavy imports wait until the options are understood.
-    from drl_dist.localhost import end_on_signals
     from drl_dist.on_ray.sweep_driver import sweep_run
 
-    end_on_signals()
+    stop_on_signals()
     return sweep_run(plan)
 
 

@@ -40,7 +40,8 @@ class ShardStream:
     Args:
         index: the data set.
         seed: keys the order and the mirroring.
-        batch_size: images per step over all ranks, a multiple of `world_size`.
+        batch_size: images per step over all ranks, at least `world_size`; if it is no multiple of that, the first ranks
+            have one more than the others.
         rank: this rank.
         world_size: number of ranks.
         start_position: the first position of the stream; batch_size times the number of finished steps.
@@ -66,11 +67,11 @@ class ShardStream:
         loader: LoaderConfig | None = None,
     ) -> None:
         loader = loader or LoaderConfig()
-        if batch_size % world_size:
+        if batch_size < world_size:
             raise UserError(
                 "train.batch_size",
                 got=batch_size,
-                expected=f"a multiple of {world_size} workers",
+                expected=f"an image for each of {world_size} workers",
                 remedy="change --num-workers or --train.batch-size",
             )
         self.index = index

@@ -12,6 +12,10 @@ from pathlib import Path
 
 from drl_dist.localhost.ray_head import RayHead
 
+STOP_SECONDS = 300
+"""How long ``ray job stop`` waits for a job before it kills it: a step, a checkpoint and its upload take longer than
+Ray's own 3 seconds."""
+
 
 def submit_job(
     head: RayHead,
@@ -27,7 +31,7 @@ def submit_job(
 
     Args:
         entrypoint: the command as words, e.g. ``["python", "jobs/train_digits.py", "--num-workers", "2"]``.
-        environment: variables of the job, on top of the head's.
+        environment: variables of the job, on top of the head's and of one that lets ``ray job stop`` wait.
         working_dir: sent to the cluster; the job starts in it.
         echo: gets each line, without its end.
 
@@ -49,8 +53,8 @@ def submit_job(
     ]
     if submission_id is not None:
         command.append(f"--submission-id={submission_id}")
-    if environment:
-        command.append("--runtime-env-json=" + json.dumps({"env_vars": dict(environment)}))
+    variables = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS), **(environment or {})}
+    command.append("--runtime-env-json=" + json.dumps({"env_vars": variables}))
     expired = threading.Event()
     with subprocess.Popen(
         [*command, "--", *entrypoint],

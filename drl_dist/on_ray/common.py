@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import socket
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -53,13 +55,32 @@ def cluster(environment: Mapping[str, str] | None = None) -> Iterator[None]:
         ray.shutdown()
 
 
+@contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Keep this program's handler of SIGTERM, in whose place Ray puts one of its own when it starts."""
+    ours = signal.getsignal(signal.SIGTERM)
+    if not callable(ours) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    try:
+        yield
+    except SystemExit as end:
+        # What Ray's handler makes of a signal that came meanwhile.
+        if end.code == signal.SIGTERM:
+            ours(signal.SIGTERM, None)
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, ours)
+
+
 def _join(address: str | None, variables: Mapping[str, str]) -> None:
     for attempts_left in reversed(range(_START_ATTEMPTS)):
         try:
             # A running Ray that happens to be on this machine is somebody else's.
-            ray.init(
-                address=address or "local", logging_level=logging.WARNING, runtime_env={"env_vars": dict(variables)}
-            )
+            with _signals_kept():
+                ray.init(
+                    address=address or "local", logging_level=logging.WARNING, runtime_env={"env_vars": dict(variables)}
+                )
             return
         except Exception as error:
             ray.shutdown()

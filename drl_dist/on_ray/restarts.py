@@ -7,6 +7,7 @@ from typing import Any
 from ray.train import Checkpoint, UserCallback
 
 from drl_dist.errors import UserError
+from drl_dist.on_ray.train_elastic import MoreWorkersError
 from drl_dist.training.guard import DivergedError
 
 MAX_FAILURES = 5
@@ -70,6 +71,10 @@ class RestartPolicy(UserCallback):
         for error in worker_exceptions.values():
             if isinstance(error, FINAL_ERRORS):
                 raise error
+        for error in worker_exceptions.values():
+            if isinstance(error, MoreWorkersError):
+                print(f"{error}; all restart from the checkpoint that is just complete", flush=True)
+                return
         self._failures += 1
         told = ""
         for rank, error in sorted(worker_exceptions.items()):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import sys
 import time
@@ -15,14 +16,18 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from drl_dist.checkpoints.record import check_record, write_record
 from drl_dist.checkpoints.remote import StoredCheckpoint
+from drl_dist.checkpoints.rollbacks import read_rollbacks
 from drl_dist.checkpoints.sound import newest_sound_checkpoint
 from drl_dist.checkpoints.start import starting_point
 from drl_dist.config import RunConfig, flatten, to_dict
 from drl_dist.data.filesystem import check_reachable
 from drl_dist.data.index import ShardIndex, open_index
+from drl_dist.errors import Stopped
 from drl_dist.on_ray.common import check_capacity, cluster, is_loopback
 from drl_dist.on_ray.restarts import FINAL_ERRORS, NoProgressError, RestartPolicy
 from drl_dist.on_ray.storage import drop_stale_snapshot, ray_filesystem
+from drl_dist.on_ray.train_rollback import fit_with_rollbacks
+from drl_dist.on_ray.train_stop import StopNote, stoppable
 from drl_dist.on_ray.train_worker import WorkerTask, train_worker
 from drl_dist.scores.images import check_count
 from drl_dist.scores.options import parse_features
@@ -40,8 +45,14 @@ ENVIRONMENT = {
 CONTROLLER_ENVIRONMENT = {
     # `report` returns, and a dead worker is noticed, at the controller's next look.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    # A machine that is taken away goes half a minute after its notice.
+    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
     # It makes every printed line come twice.
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+}
+ELASTIC_ENVIRONMENT = {
+    # Just after a machine was lost Ray still counts on it; it looks again when this is over.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "10",
 }
 
 
@@ -93,6 +104,7 @@ def train_run(run: RunConfig) -> int:
 
     Raises:
         UserError: something that the user gave cannot be used.
+        Stopped: a signal ended it before all steps were made.
         NoProgressError: workers died again and again without a further checkpoint.
     """
     prepared = prepare_run(run)
@@ -140,6 +152,7 @@ def fit_run(prepared: PreparedRun, trial: TrialPart | None = None) -> None:
     Raises:
         UserError: the MLflow server or the cluster does not answer, or a worker found something that cannot be used.
         DivergedError: the run diverged.
+        Stopped: a signal ended it before all steps were made; not where it is a trial.
         NoProgressError: workers died again and again without a further checkpoint.
     """
     run, experiment, started = prepared.run, prepared.run.experiment, time.time()
@@ -148,7 +161,7 @@ def fit_run(prepared: PreparedRun, trial: TrialPart | None = None) -> None:
     run = dataclasses.replace(run, tracking=dataclasses.replace(run.tracking, uri=uri))
     model_name = trial.model_name if trial else experiment.preset
     with cluster(ENVIRONMENT):
-        check_capacity(run.num_workers, cpus=run.cpus_per_worker, gpus=int(run.use_gpu))
+        check_capacity(run.min_workers or run.num_workers, cpus=run.cpus_per_worker, gpus=int(run.use_gpu))
         write_record(prepared.run_url, experiment, prepared.fingerprint, run.start_from)
         if drop_stale_snapshot(prepared.run_url, prepared.newest):
             print("Ray Train's list of checkpoints was torn or outdated and is made anew", flush=True)
@@ -158,7 +171,7 @@ def fit_run(prepared: PreparedRun, trial: TrialPart | None = None) -> None:
         newest = prepared.newest
         print(
             f"run {run.run_name}: {_beginning(run, newest)}, "
-            f"{run.num_workers} workers, checkpoints in {prepared.run_url}, metrics and samples at {uri}",
+            f"{_team(run)} workers, checkpoints in {prepared.run_url}, metrics and samples at {uri}",
             flush=True,
         )
         task = WorkerTask(
@@ -169,15 +182,23 @@ def fit_run(prepared: PreparedRun, trial: TrialPart | None = None) -> None:
             model_name=model_name,
             started=started,
             first_step=newest.step if newest else 0,
+            num_rollbacks=len(read_rollbacks(prepared.run_url)),
             limits=trial.limits if trial else None,
+            # A trial is stopped by Ray Tune.
+            stop_note=None if trial else StopNote(),
         )
         with status_kept(uri, tracking_run):
-            _fit(task, trial.callbacks if trial else ())
+            callbacks = trial.callbacks if trial else ()
+            fit_with_rollbacks(task, lambda task: _fit(task, callbacks))
     print(
         f"run {run.run_name} has made its {experiment.train.num_steps} steps; checkpoints in {prepared.run_url}, model "
         f"{model_name}, metrics and samples at {uri}",
         flush=True,
     )
+
+
+def _team(run: RunConfig) -> str:
+    return str(run.num_workers) if run.min_workers is None else f"{run.min_workers} to {run.num_workers}"
 
 
 def _beginning(run: RunConfig, newest: StoredCheckpoint | None) -> str:
@@ -187,9 +208,13 @@ def _beginning(run: RunConfig, newest: StoredCheckpoint | None) -> str:
 
 
 def _fit(task: WorkerTask, callbacks: Sequence[UserCallback]) -> None:
-    """Run Ray Train to its end; what ends it for good comes out as it was raised in the worker."""
+    """Run Ray Train to its end; what ends it for good comes out as it was raised in the worker.
+
+    Raises:
+        Stopped: a signal ended it before all steps were made.
+    """
     run = task.run
-    for name, value in CONTROLLER_ENVIRONMENT.items():
+    for name, value in (CONTROLLER_ENVIRONMENT | (ELASTIC_ENVIRONMENT if run.min_workers else {})).items():
         os.environ.setdefault(name, value)
     if is_loopback():
         # A machine of our own is not taken away with notice.
@@ -199,7 +224,9 @@ def _fit(task: WorkerTask, callbacks: Sequence[UserCallback]) -> None:
         lambda: train_worker(task),
         torch_config=TorchConfig(timeout_s=COLLECTIVE_SECONDS),
         scaling_config=ScalingConfig(
-            num_workers=run.num_workers,
+            num_workers=run.num_workers if run.min_workers is None else (run.min_workers, run.num_workers),
+            # `Growth` does it at checkpoints, when no step is lost by it.
+            elastic_resize_monitor_interval_s=math.inf,
             use_gpu=run.use_gpu,
             resources_per_worker={"CPU": run.cpus_per_worker} | ({"GPU": 1} if run.use_gpu else {}),
         ),
@@ -217,8 +244,18 @@ def _fit(task: WorkerTask, callbacks: Sequence[UserCallback]) -> None:
         ),
     )
     try:
-        trainer.fit()
+        if task.stop_note is None:
+            trainer.fit()
+            return
+        result, cause = stoppable(trainer.fit, task.stop_note)
     except ControllerError as error:
         if isinstance(error.controller_failure, (*FINAL_ERRORS, NoProgressError)):
             raise error.controller_failure from None
         raise
+    if cause is None:
+        return
+    task.stop_note.remove()
+    made = result.return_value
+    assert isinstance(made, int), "the first rank returns its steps"
+    if made < run.experiment.train.num_steps:
+        raise Stopped(cause, f"after step {made}, whose checkpoint is written")

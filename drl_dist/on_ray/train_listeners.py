@@ -19,6 +19,7 @@ from drl_dist.evaluation.grids import grid
 from drl_dist.on_ray.storage import Uploader
 from drl_dist.on_ray.train_scores import draw_together
 from drl_dist.progress import duration
+from drl_dist.training.guard import Interrupt
 from drl_dist.training.loop import StepReport
 from drl_dist.training.state import TrainState
 
@@ -26,6 +27,12 @@ PROGRESS_SECONDS = 10.0
 PROGRESSION_ROWS = 8
 GRID_PIXELS = 32
 """Smaller images are enlarged to about this size in grids."""
+
+
+_TOLD = {
+    Interrupt.CHECKPOINT: "a machine is about to be taken away, so a checkpoint is written",
+    Interrupt.STOP: "asked to stop, so a checkpoint is written and training ends",
+}
 
 
 class Progress:
@@ -39,6 +46,8 @@ class Progress:
 
     def on_step(self, report: StepReport, state: TrainState) -> None:
         now = time.monotonic()
+        if report.result.interrupt is not Interrupt.NONE:
+            print(f"step {report.step}/{report.num_steps}: {_TOLD[report.result.interrupt]}", flush=True)
         if self._first_step is None:
             # Compilation and warm-up would spoil the estimate.
             self._first_step = self._told_step = report.step
@@ -133,7 +142,8 @@ class Checkpoints:
     uploaded: Callable[[], None]
 
     def on_step(self, report: StepReport, state: TrainState) -> None:
-        if report.step % self.run.checkpoint.every_steps and report.step != report.num_steps:
+        is_due = report.step % self.run.checkpoint.every_steps == 0 or report.step == report.num_steps
+        if not is_due and report.result.interrupt is Interrupt.NONE:
             return
         name, checkpoint = checkpoint_name(report.step), None
         ledger = self.gather(state.network.stem.weight.device)

@@ -13,6 +13,7 @@ import ray.train
 import ray.train.torch
 import torch
 
+from drl_dist.checkpoints.rollbacks import noise_seed
 from drl_dist.config import RunConfig
 from drl_dist.data.index import ShardIndex, open_index
 from drl_dist.data.ledger import noted
@@ -22,9 +23,11 @@ from drl_dist.on_ray.exported import Exporter
 from drl_dist.on_ray.restore import restore
 from drl_dist.on_ray.sweep_worker import TrialScores
 from drl_dist.on_ray.train_damage import Damage
+from drl_dist.on_ray.train_elastic import Growth
 from drl_dist.on_ray.train_listeners import Checkpoints, Metrics, Progress, Samples
 from drl_dist.on_ray.train_metrics import Clock, Exports, Stalling
 from drl_dist.on_ray.train_scores import Scores
+from drl_dist.on_ray.train_stop import StopNote, Wishes
 from drl_dist.tracking.tracker import Tracker
 from drl_dist.training.batch import BatchSource
 from drl_dist.training.loop import Listener, train
@@ -50,12 +53,19 @@ class WorkerTask:
     """When the job was started, in seconds since 1970."""
     first_step: int
     """Steps that were made then."""
+    num_rollbacks: int = 0
+    """How often the run has gone back to a checkpoint because it diverged."""
     limits: DivergenceLimits | None = None
     """For a trial of a sweep: when it ends as diverged. It then keeps its curve, and reports each score to Ray."""
+    stop_note: StopNote | None
+    """Where the driver says that all are to stop."""
 
 
-def train_worker(task: WorkerTask) -> None:
-    """Train this rank from the newest checkpoint that verifies to the last step.
+def train_worker(task: WorkerTask) -> int:
+    """Train this rank from the newest checkpoint that verifies to the last step, or until it is asked to stop.
+
+    Returns:
+        the number of steps made, of which a checkpoint is written.
 
     Raises:
         UserError: data or checkpoint are damaged or not those of this run.
@@ -68,17 +78,9 @@ def train_worker(task: WorkerTask) -> None:
     logging.disable(logging.INFO)
     torch.set_num_threads(run.engine.threads_per_worker or run.cpus_per_worker)
 
-    index = open_index(run.data, check_shards=False)
-    if index.fingerprint != task.fingerprint:
-        raise UserError(
-            f"data {run.data}",
-            got=f"fingerprint {index.fingerprint}",
-            expected=task.fingerprint,
-            remedy="leave the shards as they are while a run reads them",
-        )
+    index = _index(task)
     state = TrainState.create(experiment, ray.train.torch.get_device())
     restore(state, run, task.run_url, task.fingerprint)
-    step = TrainStep(state, experiment, run.engine)
     position = state.step * experiment.train.batch_size
     stream = ShardStream(
         index,
@@ -92,6 +94,9 @@ def train_worker(task: WorkerTask) -> None:
     )
     damage = Damage.take_up(run, task.run_url, stream, rank=rank, world_size=world_size, position=position)
     with ExitStack() as stack:
+        wishes = stack.enter_context(Wishes(task.stop_note if rank == 0 else None))
+        seed = noise_seed(experiment.train.seed, task.num_rollbacks)
+        step = TrainStep(state, experiment, run.engine, wishes, seed)
         listeners: list[Listener] = []
         show, register, log = None, None, None
         clock = Clock()
@@ -100,6 +105,8 @@ def train_worker(task: WorkerTask) -> None:
             stack.callback(tracker.close)
             show, log = tracker.log_image, tracker.log_metrics
             register = partial(tracker.register_checkpoint, task.model_name)
+            if task.num_rollbacks:
+                log(state.step, {"rollbacks": task.num_rollbacks})
             exports = Exports(
                 Exporter(run.run_name),
                 clock,
@@ -110,6 +117,8 @@ def train_worker(task: WorkerTask) -> None:
                 log_every=run.tracking.log_every_steps,
             )
             listeners = [Progress(), Metrics(log, run.tracking.log_every_steps), exports]
+            if world_size < run.num_workers:
+                listeners.append(Growth(run, world_size, clock))
         listeners.append(RunawayGuard(run.checkpoint.every_steps))
         tracking = run.tracking
         samples = Samples(
@@ -132,12 +141,30 @@ def train_worker(task: WorkerTask) -> None:
         if state.step == 0:
             # The page's slider over steps starts at 0: show there where training began.
             samples.draw(0, state)
-        batches: BatchSource = stream
-        if run.loader.ledger_dir is not None:
-            folder = Path(run.loader.ledger_dir) / run.run_name
-            size = experiment.train.batch_size
-            batches = noted(stream, folder, stream.order, batch_size=size, rank=rank, world_size=world_size)
+        batches = _noted(run, stream, rank, world_size)
         train(step, state, experiment, batches, listeners, bad_samples=damage.count)
+    return state.step
+
+
+def _index(task: WorkerTask) -> ShardIndex:
+    """Of the data that the driver saw."""
+    index = open_index(task.run.data, check_shards=False)
+    if index.fingerprint != task.fingerprint:
+        raise UserError(
+            f"data {task.run.data}",
+            got=f"fingerprint {index.fingerprint}",
+            expected=task.fingerprint,
+            remedy="leave the shards as they are while a run reads them",
+        )
+    return index
+
+
+def _noted(run: RunConfig, stream: ShardStream, rank: int, world_size: int) -> BatchSource:
+    """The stream, in a ledger if the run keeps one."""
+    if run.loader.ledger_dir is None:
+        return stream
+    folder, size = Path(run.loader.ledger_dir) / run.run_name, run.experiment.train.batch_size
+    return noted(stream, folder, stream.order, batch_size=size, rank=rank, world_size=world_size)
 
 
 def _scores(

@@ -26,6 +26,8 @@ _OWN = (
     "run_name",
     "start_from",
     "num_workers",
+    "min_workers",
+    "max_rollbacks",
     "use_gpu",
     "cpus_per_worker",
     "preset",

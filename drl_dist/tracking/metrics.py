@@ -19,6 +19,7 @@ METRICS: dict[str, str] = {
     "goodput": "time that the steps made since the job's start take undisturbed, over the time since its start",
     "checkpoint_stall_fraction": "share of the time since the workers' start in which training waited for checkpoints",
     "bad_samples": "damaged samples that others stood in for since the start of the run, over all workers",
+    "rollbacks": "how often the run has diverged and gone back to a checkpoint",
     "score/fid": "FID of a few generated images against as many real ones, every `tracking.score_every_steps`",
     "score/kid": "KID of the same images",
 }

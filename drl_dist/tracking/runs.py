@@ -71,6 +71,17 @@ def finish_run(uri: str | None, run_id: str, status: RunStatus) -> None:
         client.set_terminated(run_id, status)
 
 
+def set_tags(uri: str | None, run_id: str, tags: Mapping[str, str]) -> None:
+    """Write tags of a run, cut to what MLflow takes.
+
+    Raises:
+        UserError: the server does not answer.
+    """
+    client = connect(uri)
+    with user_errors(client.tracking_uri):
+        client.log_batch(run_id, tags=[RunTag(name, text[:_TAG_LENGTH]) for name, text in tags.items()])
+
+
 def first_logged(client: MlflowClient, run_id: str) -> int:
     """When a run was first started, in milliseconds: the time under which results are logged that are logged at once.
 

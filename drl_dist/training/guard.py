@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from enum import IntEnum
+
 import torch
 from torch import Tensor
 from torch.distributed import ReduceOp, all_reduce, is_initialized
@@ -10,6 +12,17 @@ REMEDY = (
     "go on from an earlier checkpoint with --start-from under another --run-name, with a smaller learning rate, beta1, "
     "step size or --optim.max-grad-norm, or another seed"
 )
+
+
+class Interrupt(IntEnum):
+    """What is to happen after a step; the strongest wish of any rank counts for all."""
+
+    NONE = 0
+    """Training goes on."""
+    CHECKPOINT = 1
+    """A checkpoint is written, for a machine is about to be taken away."""
+    STOP = 2
+    """A checkpoint is written, and training ends."""
 
 
 class DivergedError(RuntimeError):
@@ -30,9 +43,14 @@ class DivergedError(RuntimeError):
         return (DivergedError, (self.step, self.loss, self.grad_norm))
 
 
-def all_finite(values: Tensor) -> bool:
-    """Whether every number is finite on every rank; all ranks get the same answer."""
-    is_finite = torch.isfinite(values).all().to(torch.float32)
+def agree(values: Tensor, wish: Interrupt) -> tuple[bool, Interrupt]:
+    """Whether every number is finite on every rank, and the strongest wish of any rank.
+
+    All ranks get the same answer, by one exchange.
+    """
+    packed = values.new_full((2,), -float(wish))
+    packed[0] = torch.isfinite(values).all()
     if is_initialized():
-        all_reduce(is_finite, ReduceOp.MIN)
-    return bool(is_finite)
+        all_reduce(packed, ReduceOp.MIN)
+    is_finite, strongest = packed.tolist()
+    return bool(is_finite), Interrupt(int(-strongest))

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from drl_dist.config import Experiment
 from drl_dist.training.batch import BatchSource
+from drl_dist.training.guard import Interrupt
 from drl_dist.training.state import TrainState
 from drl_dist.training.step import StepResult, TrainStep
 
@@ -67,7 +68,7 @@ def train(
     *,
     bad_samples: Tensor | float = 0.0,
 ) -> None:
-    """Train until the experiment's number of steps, from wherever the state is.
+    """Train until the experiment's number of steps, or until all ranks agree to stop, from wherever the state is.
 
     Args:
         step: the training step of this rank.
@@ -106,3 +107,5 @@ def train(
         )
         for listener in listeners:
             listener.on_step(report, state)
+        if result.interrupt is Interrupt.STOP:
+            return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -19,7 +20,7 @@ from drl_dist.recipe import build_ladder, build_levels
 from drl_dist.sampling.progressive import ProgressiveSampler
 from drl_dist.training.batch import Batch
 from drl_dist.training.chain import GradientEngine
-from drl_dist.training.guard import DivergedError, all_finite
+from drl_dist.training.guard import DivergedError, Interrupt, agree
 from drl_dist.training.objectives import Forward, matching_outcome, recovery_outcome
 from drl_dist.training.state import TrainState
 
@@ -42,6 +43,8 @@ class StepResult:
     learning_rate: float
     bad_samples: Tensor | float = 0.0
     """() damaged images of this step that others stood in for; a sum over all ranks."""
+    interrupt: Interrupt = Interrupt.NONE
+    """What is to happen now, the same on all ranks."""
 
     def metrics(self) -> dict[str, float]:
         """Named numbers; levels that no sample of this step fell on are left out. Log-densities are in nats."""
@@ -82,16 +85,25 @@ class TrainStep:
         state: changed in place by each call.
         experiment: the science.
         engine: how it is computed.
+        wish: asked at each step; what this rank wants to happen after it.
+        noise_seed: of levels, pairs and chains; by default the experiment's seed.
     """
 
-    def __init__(self, state: TrainState, experiment: Experiment, engine: EngineConfig) -> None:
-        self.state, self.experiment = state, experiment
+    def __init__(
+        self,
+        state: TrainState,
+        experiment: Experiment,
+        engine: EngineConfig,
+        wish: Callable[[], Interrupt] = lambda: Interrupt.NONE,
+        noise_seed: int | None = None,
+    ) -> None:
+        self.state, self.experiment, self.wish = state, experiment, wish
         weight = state.network.stem.weight
         self.device, self.dtype = weight.device, weight.dtype
         self.ladder = build_ladder(experiment.diffusion)
         self.levels = build_levels(experiment, self.ladder).to(self.device, self.dtype)
         self.sampler = ProgressiveSampler(self.levels, experiment.mcmc.num_chain_steps, experiment.mcmc.noise_scale)
-        self.noise = PhiloxNoise(experiment.train.seed)
+        self.noise = PhiloxNoise(experiment.train.seed if noise_seed is None else noise_seed)
         self.gradients = GradientEngine(state.network, engine)
         self.has_negatives = experiment.optim.objective == "recovery"
         self.forward: nn.Module = Forward(self.gradients, is_gradient=not self.has_negatives)
@@ -160,11 +172,15 @@ class TrainStep:
             loss, told = recovery_outcome(self.forward, pairs, y_pos, y_neg, here)
         else:
             loss, told = matching_outcome(self.forward, pairs, here, self.ladder, self.experiment)
+        if is_initialized():
+            # Gradients are averaged over ranks: one with more images than others counts for more. 1 with even shares.
+            loss = loss * (len(pairs.level) * torch.distributed.get_world_size() / self.experiment.train.batch_size)
         state.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         parameters = list(state.network.parameters())
         grad_norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        if not all_finite(torch.stack([loss.detach(), grad_norm])):
+        is_finite, interrupt = agree(torch.stack([loss.detach(), grad_norm]), self.wish())
+        if not is_finite:
             raise DivergedError(state.step, float(loss.detach()), float(grad_norm))
         if optim.max_grad_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(parameters, optim.max_grad_norm, grad_norm)
@@ -174,7 +190,7 @@ class TrainStep:
         state.optimizer.step()
         state.ema.update(state.network)
         state.step += 1
-        return self._result(pairs.level, told, loss.detach(), grad_norm, learning_rate, bad_samples)
+        return self._result(pairs.level, told, loss.detach(), grad_norm, learning_rate, bad_samples, interrupt)
 
     def _result(
         self,
@@ -184,6 +200,7 @@ class TrainStep:
         grad_norm: Tensor,
         learning_rate: float,
         bad_samples: int,
+        interrupt: Interrupt,
     ) -> StepResult:
         rows = torch.stack([*told.values(), torch.ones_like(level, dtype=self.dtype)])
         sums = torch.zeros(len(rows), self.levels.num_levels, dtype=rows.dtype, device=rows.device)
@@ -194,4 +211,4 @@ class TrainStep:
             packed = torch.cat([sums.flatten(), torch.stack([mean, bad])])
             all_reduce(packed)
             sums, loss, bad = packed[:-2].reshape(sums.shape), packed[-2], packed[-1]
-        return StepResult(loss, grad_norm, tuple(told), sums, learning_rate, bad)
+        return StepResult(loss, grad_norm, tuple(told), sums, learning_rate, bad, interrupt)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from drl_dist.training.guard import REMEDY, DivergedError
+from drl_dist.training.guard import REMEDY, DivergedError, Interrupt
 from drl_dist.training.loop import StepReport
 from drl_dist.training.state import TrainState
 
@@ -115,7 +115,7 @@ class RunawayGuard:
     ranks, so that all end at the same step.
 
     Args:
-        checkpoint_every: looks at these steps too, and at the last one.
+        checkpoint_every: looks at these steps too, at the last one, and where a checkpoint is asked for.
     """
 
     checkpoint_every: int
@@ -126,7 +126,7 @@ class RunawayGuard:
         Raises:
             RunawayError: the chains move farther than `MAX_MOVE`.
         """
-        is_last = report.step == report.num_steps
+        is_last = report.step == report.num_steps or report.result.interrupt is not Interrupt.NONE
         if report.step % _LOOK_EVERY and report.step % self.checkpoint_every and not is_last:
             return
         moves = [value for name, value in report.metrics().items() if name.startswith(_DISPLACEMENT)]

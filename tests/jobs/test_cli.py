@@ -106,6 +106,13 @@ def test_overrides_reach_every_section() -> None:
     assert config_from_dict(RunConfig, json.loads(json.dumps(_as_dict(run))), source="test") == run
 
 
+@pytest.mark.parametrize("arguments", [("--num-workers", "2:5"), ("--num-workers=2:5",)])
+def test_a_range_of_workers(arguments: tuple[str, ...]) -> None:
+    run, _ = parse_train("digits", [*COMPLETE[:4], *arguments, *COMPLETE[4:]])
+    # 32 images for 3 or 5 workers are shared unevenly.
+    assert (run.min_workers, run.num_workers, run.storage) == (2, 5, "/runs")
+
+
 def _as_dict(run: RunConfig) -> dict[str, object]:
     from drl_dist.config import to_dict
 
@@ -127,6 +134,10 @@ def _as_dict(run: RunConfig) -> dict[str, object]:
         (("--optim.beta1", "1.5"), r"optim\.beta1: got 1\.5, expected a number in \[0, 1\)"),
         (("--num-workers", "3"), r"got 32 for 3 workers"),
         (("--num-workers", "0"), r"num_workers: got 0"),
+        (("--num-workers", "4:2"), r"min_workers: got 4, expected none, or 1 to 2 \(num_workers\)"),
+        (("--num-workers=0:2",), r"min_workers: got 0"),
+        (("--num-workers", "2:"), r"--num-workers: .*'2:', expected INT"),
+        (("--num-workers", "1:33"), r"got 32 for 33 workers, expected an image for each worker"),
         (("--run-name", "a b"), r"run_name: got a b, expected letters"),
         (("--run-name", "../a"), r"run_name: got \.\./a"),
         (("--data", "shards"), r"data: got shards, expected a URL or an absolute path"),

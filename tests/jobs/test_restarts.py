@@ -9,6 +9,7 @@ from ray.train import Checkpoint
 
 from drl_dist.errors import UserError
 from drl_dist.on_ray.restarts import MAX_FAILURES, NoProgressError, RestartPolicy
+from drl_dist.on_ray.train_elastic import MoreWorkersError
 
 DEAD = {1: RuntimeError("The actor\ndied")}
 
@@ -39,6 +40,16 @@ def test_what_a_restart_cannot_mend_ends_the_run_at_once() -> None:
     with pytest.raises(UserError) as raised:
         policy.after_exception(None, {0: RuntimeError("connection closed by peer"), 1: damaged})
     assert raised.value is damaged
+
+
+def test_a_restart_for_more_workers_is_no_failure(capsys: pytest.CaptureFixture[str]) -> None:
+    policy = RestartPolicy()
+    for _ in range(2 * MAX_FAILURES):
+        policy.after_exception(None, {0: MoreWorkersError(2, 1), 1: RuntimeError("connection closed by peer")})
+    told = capsys.readouterr().out.splitlines()
+    assert set(told) == {
+        "1 more workers can join the 2 there are; all restart from the checkpoint that is just complete"
+    }
 
 
 def test_the_error_comes_out_of_another_process_as_it_was() -> None:

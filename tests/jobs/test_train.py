@@ -21,41 +21,10 @@ from drl_dist.localhost import MlflowServer, RayHead
 from drl_dist.tracking.registry import resolve_model
 from tests.data.published import encoded, photographs, write_lsun
 from tests.gcs import GcsEmulator
-from tests.jobs.training_jobs import Job, assert_equal_checkpoints, run, submit, tracked, words, workers
+from tests.jobs.training_jobs import EVERY, STEPS, Job, assert_equal_checkpoints, run, submit, tracked, words, workers
 from tests.support import ROOT, flip_bit, subprocess_environment, wait_for
 
-STEPS, EVERY = 120, 40
-
 pytestmark = pytest.mark.integration
-
-
-@pytest.fixture(scope="module")
-def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("runs")
-
-
-@pytest.fixture(scope="module")
-def straight(ray_head: RayHead, mlflow_server: MlflowServer, digits: Path, storage: Path) -> Job:
-    """A run on two workers that nothing happens to."""
-    job = submit(
-        ray_head,
-        mlflow_server.environment(),
-        words(
-            digits,
-            storage,
-            "straight",
-            "--num-workers",
-            "2",
-            "--train.num-steps",
-            str(STEPS),
-            "--checkpoint.every-steps",
-            str(EVERY),
-            "--tracking.sample-every-steps",
-            "100",
-        ),
-    )
-    assert job.status == 0, job.output
-    return job
 
 
 def test_a_submitted_job_leaves_checkpoints(straight: Job, storage: Path) -> None:

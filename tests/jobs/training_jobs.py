@@ -17,6 +17,9 @@ from drl_dist.checkpoints.files import PARTS, read_checkpoint
 from drl_dist.localhost import MlflowServer, RayHead, submit_job
 from tests.support import ROOT, titled
 
+STEPS, EVERY = 120, 40
+"""Of the run that nothing happens to, and between its checkpoints."""
+
 TINY = (
     "--model.width",
     "8",
@@ -64,7 +67,13 @@ def run(environment: Mapping[str, str], options: list[str], door: str = "train_d
     return Job(done.returncode, done.stdout, time.monotonic() - began, done.stdout.splitlines())
 
 
-def submit(head: RayHead, environment: Mapping[str, str], options: list[str], door: str = "train_digits.py") -> Job:
+def submit(
+    head: RayHead,
+    environment: Mapping[str, str],
+    options: list[str],
+    door: str = "train_digits.py",
+    submission_id: str | None = None,
+) -> Job:
     """The command by way of ``ray job submit``."""
     lines: list[str] = []
     status = submit_job(
@@ -72,6 +81,7 @@ def submit(head: RayHead, environment: Mapping[str, str], options: list[str], do
         ["python", f"jobs/{door}", *options],
         environment=environment,
         working_dir=ROOT,
+        submission_id=submission_id,
         echo=lines.append,
         timeout_seconds=400,
     )
