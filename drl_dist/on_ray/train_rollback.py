@@ -21,7 +21,7 @@ def fit_with_rollbacks(task: WorkerTask, fit: Callable[[WorkerTask], None]) -> N
     """Fit; after a divergence roll back and fit again, at most `RunConfig.max_rollbacks` times in the life of the run.
 
     Raises:
-        DivergedError: it diverged once more than that.
+        DivergedError: it diverged once more than that, or while it was asked to stop.
         UserError: storage does not answer; or anything from `fit`.
     """
     while True:
@@ -29,6 +29,9 @@ def fit_with_rollbacks(task: WorkerTask, fit: Callable[[WorkerTask], None]) -> N
             return fit(task)
         except DivergedError as error:
             if task.num_rollbacks >= task.run.max_rollbacks:
+                raise
+            # Somebody who stops a run wants no further start; the next one rolls back.
+            if task.stop_note is not None and task.stop_note.is_there():
                 raise
             task = _rolled_back(task, error)
 

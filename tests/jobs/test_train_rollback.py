@@ -18,6 +18,7 @@ from drl_dist.errors import UserError
 from drl_dist.localhost import MlflowServer
 from drl_dist.on_ray import train_rollback
 from drl_dist.on_ray.train_rollback import TAG, fit_with_rollbacks
+from drl_dist.on_ray.train_stop import StopNote
 from drl_dist.on_ray.train_worker import WorkerTask
 from drl_dist.training.guard import DivergedError
 from drl_dist.training.state import TrainState
@@ -40,6 +41,13 @@ def task(folder: Path, *, at_most: int) -> WorkerTask:
     )
 
 
+class Note(StopNote):
+    """One that somebody has written."""
+
+    def is_there(self) -> bool:
+        return True
+
+
 @pytest.fixture
 def tags(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, str]]:
     written: list[dict[str, str]] = []
@@ -50,6 +58,17 @@ def tags(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, str]]:
 def checkpoint(folder: Path, step: int) -> None:
     state = CheckpointState(step=step, images_seen=step, next_position=step, seed=0, data_fingerprint="", world_size=1)
     write_checkpoint(folder / "a" / checkpoint_name(step), TrainState.create(tiny()).tensors(), state, tiny())
+
+
+def test_a_run_that_is_asked_to_stop_is_not_started_again(tmp_path: Path, tags: list[dict[str, str]]) -> None:
+    checkpoint(tmp_path, 4)
+
+    def fit(given: WorkerTask) -> None:
+        raise DivergedError(5, float("nan"), 1.0)
+
+    with pytest.raises(DivergedError):
+        fit_with_rollbacks(dataclasses.replace(task(tmp_path, at_most=2), stop_note=Note()), fit)
+    assert (read_rollbacks(str(tmp_path / "a")), tags) == ([], [])
 
 
 def test_it_goes_on_with_other_noise_until_the_limit(tmp_path: Path, tags: list[dict[str, str]]) -> None:
