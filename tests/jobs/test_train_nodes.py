@@ -1,4 +1,7 @@
-"""Machines that go away and come: a run with MIN:MAX workers goes on with those there are, and loses nothing."""
+"""Machines that go away and come: a run with MIN:MAX workers goes on with those there are, and loses nothing.
+
+Nor does it tell anybody the credentials that its environment holds.
+"""
 
 from __future__ import annotations
 
@@ -24,6 +27,14 @@ from tests.support import ROOT, subprocess_environment, wait_for
 EVERY = 40
 NOTICE_SECONDS = 8
 
+SECRETS = {
+    "MLFLOW_TRACKING_USERNAME": "someone",
+    "MLFLOW_TRACKING_PASSWORD": "planted-secret-of-mlflow",
+    "AWS_ACCESS_KEY_ID": "someone",
+    "AWS_SECRET_ACCESS_KEY": "planted-secret-of-storage",
+    "GOOGLE_SERVICE_ACCOUNT_KEY": "planted-secret-of-google",
+}
+
 pytestmark = pytest.mark.integration
 
 
@@ -39,6 +50,12 @@ def kill_raylet(node: RayNode) -> None:
     assert processes.wait_until_gone(found, 10)
 
 
+def files_that_hold(secret: str, *folders: Path) -> list[Path]:
+    found = [path for folder in folders for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
+    assert found
+    return [path for path in found if secret.encode() in path.read_bytes()]
+
+
 def test_a_run_outlives_its_machines(mlflow_server: MlflowServer, digits: Path, tmp_path: Path) -> None:
     folder = tmp_path / "runs" / "nodes"
     command = [
@@ -51,8 +68,8 @@ def test_a_run_outlives_its_machines(mlflow_server: MlflowServer, digits: Path, 
         "--tracking.sample-every-steps=1000000",
         f"--loader.ledger-dir={tmp_path / 'ledger'}",
     ]
-    with RayHead(num_cpus=1, environment={"OMP_NUM_THREADS": "1"}) as head:
-        environment = subprocess_environment(head.environment(), mlflow_server.environment())
+    with RayHead(num_cpus=1, environment=SECRETS | {"OMP_NUM_THREADS": "1"}) as head:
+        environment = subprocess_environment(head.environment(), mlflow_server.environment(), SECRETS)
         # A Ray that lives on 127.0.0.1 does not look for such notices by itself.
         environment["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "1"
         with (
@@ -97,6 +114,12 @@ def test_a_run_outlives_its_machines(mlflow_server: MlflowServer, digits: Path, 
                 job.send_signal(signal.SIGTERM)
                 status = job.wait(120)
                 reader.join()
+        # Ray's own logs as well.
+        told = {
+            secret: files_that_hold(secret, tmp_path, mlflow_server.folder, head.folder)
+            for secret in (*SECRETS.values(), environment["RAY_AUTH_TOKEN"])
+            if secret != "someone"
+        }
     output = "".join(lines)
     assert status == EXIT_STOPPED, output
     assert "starting, 1 to 2 workers" in output
@@ -112,6 +135,8 @@ def test_a_run_outlives_its_machines(mlflow_server: MlflowServer, digits: Path, 
     )
     assert (found.num_lost, found.num_twice, found.num_changed) == (0, 0, 0)
     assert found.num_made_again > 0
+    assert not any(told.values()), told
+    assert not any(secret in output for secret in told)
 
 
 def drain(environment: dict[str, str], node_id: str) -> None:
