@@ -35,7 +35,7 @@ from drl_dist.localhost import MlflowServer, RayHead
 
 ROOT = Path(__file__).resolve().parents[1]
 BATCH, NUM_DIGITS = 16, 1797
-EXACT_STEPS, EXACT_EVERY = 4000, 25
+EXACT_STEPS, EXACT_EVERY = 4000, 10
 GOODPUT_STEPS, GOODPUT_EVERY, KILL_EVERY = 2200, 100, 60.0
 CHANGES = ((1, 150), (2, 300), (1, 450))
 """Workers, and the step up to which they train."""
@@ -173,7 +173,7 @@ def sampling(bench: Bench) -> dict[str, Any]:
     model = bench.out / "runs" / "alone"
     told: dict[str, Any] = {"images": NUM_IMAGES}
     reference: dict[str, str] = {}
-    for label, number, kills in (("alone", 2, 0), ("1", 1, 3), ("2", 2, 4), ("3", 3, 5)):
+    for label, number, kills in (("alone", 2, 0), ("1", 1, 8), ("2", 2, 12), ("3", 3, 16)):
         out = bench.out / "samples" / label
         words = [
             "jobs/sample.py",

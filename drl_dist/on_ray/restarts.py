@@ -76,13 +76,15 @@ class RestartPolicy(UserCallback):
                 print(f"{error}; all restart from the checkpoint that is just complete", flush=True)
                 return
         self._failures += 1
-        told = ""
-        for rank, error in sorted(worker_exceptions.items()):
-            told = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        told = {
+            rank: f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            for rank, error in sorted(worker_exceptions.items())
+        }
+        if self._failures > MAX_FAILURES:
+            raise NoProgressError(self._failures, "; ".join(told.values()))
+        for rank, what in told.items():
             print(
-                f"worker {rank} failed ({told}); Ray Train restarts from the newest checkpoint (restart "
+                f"worker {rank} failed ({what}); Ray Train restarts from the newest checkpoint (restart "
                 f"{self._failures} of at most {MAX_FAILURES} without a further checkpoint)",
                 flush=True,
             )
-        if self._failures > MAX_FAILURES:
-            raise NoProgressError(self._failures, told)

@@ -8,6 +8,7 @@ replays.
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -35,6 +36,12 @@ class GradientEngine:
         self.network = network
         self.dtype = torch.bfloat16 if config.precision == "bfloat16" else None
         device = next(network.parameters()).device
+        if self.dtype is not None and device.type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX2":
+            warnings.warn(
+                "precision bfloat16 on a CPU without AVX-512: it is emulated, some twenty times slower than float32",
+                RuntimeWarning,
+                stacklevel=2,
+            )
         is_compiled = config.compile == "always" or (config.compile == "auto" and device.type == "cuda")
         self.evaluate: Evaluate = _compiled() if is_compiled else evaluate
         self.uses_graphs = config.cuda_graph and device.type == "cuda"

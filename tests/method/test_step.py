@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from drl_dist.config import EngineConfig, Experiment, OptimConfig
 from drl_dist.energy.layers import Layer
 from drl_dist.presets import preset
 from drl_dist.training.batch import Batch
+from drl_dist.training.chain import GradientEngine
 from drl_dist.training.ema import Ema
 from drl_dist.training.guard import DivergedError
 from drl_dist.training.state import TrainState
@@ -214,3 +216,15 @@ def test_bfloat16_keeps_chain_and_weights_in_float32_and_stays_close() -> None:
         assert state.network.stem.weight.dtype == torch.float32
     difference = (ends["float32"] - ends["bfloat16"]).abs().max()
     assert 0 < difference < 0.05
+
+
+@pytest.mark.parametrize(("capability", "warns"), [("AVX2", True), ("AVX512", False)])
+def test_bfloat16_that_is_emulated_is_told(capability: str, warns: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    network = TrainState.create(tiny()).network
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        GradientEngine(network, EngineConfig(precision="float32"))
+        assert not told
+        GradientEngine(network, EngineConfig(precision="bfloat16"))
+    assert [str(warning.message)[:18] for warning in told] == (["precision bfloat16"] if warns else [])
