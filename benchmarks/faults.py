@@ -13,10 +13,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from drl_dist.checkpoints.remote import newest_checkpoint
 from drl_dist.localhost import RayHead, processes
 
 LONGEST_WAIT = 180.0
 """Seconds in which a job must come back after a fault."""
+CONTROLLER_SECONDS = 1.0
+"""In which Ray's controller looks at its workers' reports."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,8 +93,11 @@ def train_under_kills(
     chooser: random.Random,
     kinds: Sequence[str],
     pause: Callable[[], float],
+    run_url: str,
 ) -> list[Fault]:
     """Run a training job to its end, doing to it what `kinds` lists, each time `pause` seconds after it trains again.
+
+    Every third time a further checkpoint of the run in `run_url` is waited for: a job gives up where none ever comes.
 
     Returns:
         the faults; fewer than asked for if the job ended before.
@@ -99,9 +105,12 @@ def train_under_kills(
     faults: list[Fault] = []
     command.start()
     resumed = _begun_after(ledger, time.time(), command)
-    for kind in kinds:
+    known = 0
+    for number, kind in enumerate(kinds):
         if resumed is None:
             break
+        if number % 3 == 2:
+            known = _further_checkpoint(run_url, known, command)
         time.sleep(max(0.0, resumed + pause() - time.time()))
         victims = titled(head, "ray::RayTrainWorker") if kind == "worker" else []
         if not command.is_running() or (kind == "worker" and not victims):
@@ -117,6 +126,17 @@ def train_under_kills(
             faults.append(Fault(kind=kind, time=killed, recovery_seconds=resumed - killed))
     command.wait(1800)
     return faults
+
+
+def _further_checkpoint(run_url: str, known: int, command: Command) -> int:
+    """The step of the newest checkpoint, once it is beyond the `known` one and Ray's controller was told of it."""
+    while command.is_running():
+        newest = newest_checkpoint(run_url)
+        if newest is not None and newest.step > known:
+            time.sleep(CONTROLLER_SECONDS)
+            return newest.step
+        time.sleep(0.1)
+    return known
 
 
 def _begun_after(ledger: Path, moment: float, command: Command) -> float | None:

@@ -71,6 +71,10 @@ class Bench:
         ]
         return Command(words=words, environment=self.environment, log=self.out / f"{name}.log")
 
+    def run_url(self, name: str) -> str:
+        """Folder of a run."""
+        return str(self.out / "runs" / name)
+
     def ledger(self, name: str) -> Path:
         """Folder of a run's ledger."""
         return self.out / "ledger" / name
@@ -91,7 +95,13 @@ def exact(bench: Bench, kills: int, drivers: int) -> dict[str, Any]:
     chooser.shuffle(kinds)
     killed = bench.training("killed", 2, EXACT_STEPS, EXACT_EVERY, *TINY)
     faults = train_under_kills(
-        bench.head, killed, bench.ledger("killed"), chooser, kinds, pause=lambda: chooser.uniform(0.5, 3.5)
+        bench.head,
+        killed,
+        bench.ledger("killed"),
+        chooser,
+        kinds,
+        pause=lambda: chooser.uniform(0.5, 3.5),
+        run_url=bench.run_url("killed"),
     )
     sizes = {"num_steps": EXACT_STEPS, "batch_size": BATCH, "num_samples": NUM_DIGITS}
     straight = audit(read_ledger(bench.ledger("alone")), **sizes)
@@ -142,7 +152,13 @@ def goodput(bench: Bench) -> dict[str, Any]:
     more = ("--tracking.sample-every-steps=1000000", "--train.batch-size=32")
     job = bench.training(name, 2, GOODPUT_STEPS, GOODPUT_EVERY, *more)
     faults = train_under_kills(
-        bench.head, job, bench.ledger(name), chooser, ["worker"] * 60, pause=lambda: KILL_EVERY - 10.0
+        bench.head,
+        job,
+        bench.ledger(name),
+        chooser,
+        ["worker"] * 60,
+        pause=lambda: KILL_EVERY - 10.0,
+        run_url=bench.run_url(name),
     )
     lines = [line for line in read_ledger(bench.ledger(name)) if line.rank == 0]
     begun = {line.step: line.time for line in lines}
