@@ -197,8 +197,8 @@ def sampling(bench: Bench) -> dict[str, Any]:
             f"--out={out}",
             f"--num-images={NUM_IMAGES}",
             f"--num-workers={number}",
-            "--shard-size=250",
-            "--batch-size=125",
+            "--shard-size=100",
+            "--batch-size=100",
         ]
         job = Command(words=words, environment=bench.environment, log=bench.out / f"samples-{label}.log")
         began = time.monotonic()

@@ -23,7 +23,22 @@ _ATTEMPTS = 3
 LOOPBACK_ONLY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 
 
-class RayHead(LocalServer):
+class RayServer(LocalServer):
+    """A node of a Ray cluster; started again where this machine was too slow for it."""
+
+    def start(self) -> Self:
+        # Ray gives its own processes 30 s to find each other, which a busy machine exceeds.
+        for attempt in range(1, _ATTEMPTS + 1):
+            try:
+                return super().start()
+            except StartError as error:
+                if attempt == _ATTEMPTS or "timed out during startup" not in str(error):
+                    raise
+                print(f"{self.name}: too slow to start, attempt {attempt + 1} of {_ATTEMPTS}", file=sys.stderr)
+        raise AssertionError("unreachable")
+
+
+class RayHead(RayServer):
     """A one-node Ray cluster that only holders of its random token can use.
 
     Args:
@@ -128,17 +143,6 @@ class RayHead(LocalServer):
         except (urllib.error.URLError, ConnectionError, TimeoutError):
             return False
         return any(node["raylet"].get("state") == "ALIVE" for node in nodes)
-
-    def start(self) -> Self:
-        # Ray gives its own processes 30 s to find each other, which a busy machine exceeds.
-        for attempt in range(1, _ATTEMPTS + 1):
-            try:
-                return super().start()
-            except StartError as error:
-                if attempt == _ATTEMPTS or "timed out during startup" not in str(error):
-                    raise
-                print(f"{self.name}: too slow to start, attempt {attempt + 1} of {_ATTEMPTS}", file=sys.stderr)
-        raise AssertionError("unreachable")
 
     def stop(self) -> None:
         super().stop()

@@ -8,7 +8,8 @@ import urllib.request
 from pathlib import Path
 
 from drl_dist.localhost import RayHead
-from drl_dist.localhost.server import HOST, LocalServer, free_ports
+from drl_dist.localhost.ray_head import RayServer
+from drl_dist.localhost.server import HOST, free_ports
 from tests.support import subprocess_environment
 
 # Ray refuses a second node to a head that lives on 127.0.0.1, and seeks that at this machine's other address.
@@ -30,7 +31,7 @@ def nodes(head: RayHead) -> dict[str, str]:
     return {node["raylet"]["nodeId"]: node["raylet"]["state"] for node in summary if "nodeId" in node["raylet"]}
 
 
-class RayNode(LocalServer):
+class RayNode(RayServer):
     """One CPU that joins a head's cluster."""
 
     def __init__(self, head: RayHead, log: Path) -> None:
