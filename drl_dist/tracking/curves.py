@@ -16,8 +16,10 @@ from drl_dist.tracking.client import connect, user_errors
 from drl_dist.tracking.metrics import describe
 from drl_dist.tracking.runs import run_named
 
+DEFAULT_METRICS = ("loss", "log_density_gap", "displacement", "noise_error", "grad_norm")
 BINS = 60
 """Points of a curve: means over equal ranges of steps, since single steps are mostly noise."""
+MOST_LABELS = 8
 _LEVEL = re.compile(r"/level_(\S+)$")
 
 
@@ -29,8 +31,9 @@ class CurvesOptions:
     """The run."""
     out: str = "curves.png"
     """PNG file to write."""
-    metrics: tuple[str, ...] = ("loss", "log_density_gap", "displacement", "grad_norm")
-    """Metrics, a panel each; those of all levels together are named without their level."""
+    metrics: tuple[str, ...] = ()
+    """Metrics, a panel each; those of all levels together are named without their level. By default those of loss,
+    log_density_gap, displacement, noise_error and grad_norm that the run's objective has."""
     experiment: str = "drl_dist"
     """MLflow experiment of the run."""
     uri: str | None = None
@@ -56,8 +59,10 @@ def curves(options: CurvesOptions) -> int:
             )
         known = sorted(run.data.metrics)
         panels: dict[str, dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]] = {}
-        for metric in options.metrics:
+        for metric in options.metrics or DEFAULT_METRICS:
             names = [name for name in known if name == metric or _LEVEL.sub("", name) == metric]
+            if not names and not options.metrics:
+                continue
             if not names:
                 raise UserError(
                     f"metric {metric}",
@@ -66,6 +71,13 @@ def curves(options: CurvesOptions) -> int:
                     remedy="choose one of these",
                 )
             panels[metric] = {name: _binned(client, run.info.run_id, name) for name in names}
+    if not panels:
+        raise UserError(
+            f"run {options.run_name}",
+            got="no metric yet",
+            expected="a run that has made a few steps",
+            remedy="draw its curves later",
+        )
     _draw(panels, Path(options.out))
     print(f"curves of {options.run_name}: {options.out}")
     return 0
@@ -91,7 +103,11 @@ def _draw(panels: dict[str, dict[str, tuple[NDArray[np.float64], NDArray[np.floa
         colours = mpl.colormaps["viridis"](np.linspace(0, 0.9, len(lines))).tolist()
         for colour, (name, (steps, values)) in zip(colours, lines.items(), strict=True):
             level = _LEVEL.search(name)
-            axis.plot(steps, values, color=colour, linewidth=1, label=f"level {level[1]}" if level else None)
+            # Sixteen bands of levels would hide the curves: colours run from the first to the last.
+            is_told = level and (len(lines) <= MOST_LABELS or name in (min(lines), max(lines)))
+            axis.plot(
+                steps, values, color=colour, linewidth=1, label=f"level {level[1]}" if level and is_told else None
+            )
         if len(lines) > 1:
             axis.legend(fontsize=6)
         if metric == "log_density_gap":

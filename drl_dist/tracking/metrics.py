@@ -10,6 +10,8 @@ METRICS: dict[str, str] = {
     "log_density_neg/level_{t}": "mean log-density of y_neg at noise level t, in nats",
     "log_density_gap/level_{t}": "mean log-density of y_pos less that of y_neg at noise level t, in nats",
     "displacement/level_{t}": "root-mean-square move of a chain from its start at noise level t, per pixel",
+    "noise_error/level_{t}": "root-mean-square error of the noise that the score tells at noise level t, per pixel",
+    "predicted_noise/level_{t}": "root mean square of the noise that the score tells at noise level t, per pixel",
     "grad_norm": "norm of the gradient before clipping",
     "learning_rate": "learning rate, with warm-up",
     "images_per_second": "images trained on per second, over all workers",

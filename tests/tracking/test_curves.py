@@ -1,0 +1,53 @@
+"""Curves of a run as a picture: what its objective has, or what was asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from PIL import Image
+
+from drl_dist.errors import UserError
+from drl_dist.localhost import MlflowServer
+from drl_dist.tracking import curves as module
+from drl_dist.tracking.curves import CurvesOptions, curves
+from drl_dist.tracking.runs import open_run
+
+pytestmark = pytest.mark.integration
+
+
+def test_it_draws_what_the_run_has(
+    mlflow_server: MlflowServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = MlflowClient(mlflow_server.uri)
+    names = ["loss", *(f"noise_error/level_{band:03d}-{band + 9:03d}" for band in range(0, 160, 10)), "images_seen"]
+    run = open_run(mlflow_server.uri, "curves", "dsm", {})
+    for step in (1, 2, 3):
+        for name in names:
+            client.log_metric(run, name, 1.0 / step, step=step)
+    open_run(mlflow_server.uri, "curves", "empty", {})
+    drawn: list[dict[str, int]] = []
+    draw = module._draw
+    monkeypatch.setattr(
+        module,
+        "_draw",
+        lambda panels, out: (drawn.append({name: len(lines) for name, lines in panels.items()}), draw(panels, out)),
+    )
+
+    def options(**fields: object) -> CurvesOptions:
+        given = {"run_name": "dsm", "experiment": "curves", "uri": mlflow_server.uri, "out": str(tmp_path / "a.png")}
+        return CurvesOptions(**(given | fields))  # type: ignore[arg-type]
+
+    assert curves(options()) == 0
+    assert drawn.pop() == {"loss": 1, "noise_error": 16}
+    assert Image.open(tmp_path / "a.png").size[0] > 800
+    assert curves(options(metrics=("images_seen",))) == 0
+    assert drawn.pop() == {"images_seen": 1}
+    with pytest.raises(UserError, match="metric displacement: got a run without it"):
+        curves(options(metrics=("displacement",)))
+    with pytest.raises(UserError, match="run empty: got no metric yet"):
+        curves(options(run_name="empty"))
+    with pytest.raises(UserError, match="no such run in experiment curves"):
+        curves(options(run_name="other"))
+    assert drawn == []
