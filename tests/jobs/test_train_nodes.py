@@ -35,7 +35,7 @@ SECRETS = {
     "GOOGLE_SERVICE_ACCOUNT_KEY": "planted-secret-of-google",
 }
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
 
 def kill_raylet(node: RayNode) -> None:
