@@ -10,6 +10,7 @@ from pathlib import Path
 import pyarrow.fs
 import ray.train
 
+from drl_dist.checkpoints.leftovers import SNAPSHOT
 from drl_dist.checkpoints.remote import StoredCheckpoint, checkpoint_name, is_complete, upload_checkpoint
 from drl_dist.data.damage import LEDGER
 from drl_dist.data.filesystem import Folder, open_filesystem
@@ -17,7 +18,6 @@ from drl_dist.errors import UserError
 
 UPLOAD_PAUSES = (10.0, 30.0, 60.0, 120.0, 240.0)
 """Seconds between tries to upload a checkpoint: an outage of some minutes must not end a run of days."""
-_SNAPSHOT = "checkpoint_manager_snapshot.json"
 
 
 def ray_filesystem(url: str) -> tuple[pyarrow.fs.FileSystem, str]:
@@ -79,7 +79,7 @@ def drop_stale_snapshot(run_url: str, newest: StoredCheckpoint | None) -> bool:
     """
     folder = Folder(run_url)
     try:
-        text = folder.read(_SNAPSHOT)
+        text = folder.read(SNAPSHOT)
     except FileNotFoundError:
         return False
     try:
@@ -92,5 +92,5 @@ def drop_stale_snapshot(run_url: str, newest: StoredCheckpoint | None) -> bool:
             return False
     except (ValueError, TypeError, KeyError):
         pass
-    folder.remove(_SNAPSHOT)
+    folder.remove(SNAPSHOT)
     return True

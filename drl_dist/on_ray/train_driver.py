@@ -14,8 +14,9 @@ from ray.train import CheckpointConfig, ControllerError, FailureConfig, LoggingC
 from ray.train import RunConfig as RayRunConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
+from drl_dist.checkpoints.leftovers import remove_leftovers
 from drl_dist.checkpoints.record import check_record, write_record
-from drl_dist.checkpoints.remote import StoredCheckpoint
+from drl_dist.checkpoints.remote import StoredCheckpoint, newest_checkpoint
 from drl_dist.checkpoints.rollbacks import read_rollbacks
 from drl_dist.checkpoints.sound import newest_sound_checkpoint
 from drl_dist.checkpoints.start import starting_point
@@ -165,6 +166,7 @@ def fit_run(prepared: PreparedRun, trial: TrialPart | None = None) -> None:
         write_record(prepared.run_url, experiment, prepared.fingerprint, run.start_from)
         if drop_stale_snapshot(prepared.run_url, prepared.newest):
             print("Ray Train's list of checkpoints was torn or outdated and is made anew", flush=True)
+        _remove_leftovers(prepared.run_url, run.checkpoint.keep, prepared.newest)
         params = {name.removeprefix("experiment."): value for name, value in flatten(to_dict(run)).items()}
         params["data_fingerprint"] = prepared.fingerprint
         tracking_run = open_run(uri, run.tracking.experiment, run.run_name, params, trial.tags if trial else None)
@@ -190,11 +192,17 @@ def fit_run(prepared: PreparedRun, trial: TrialPart | None = None) -> None:
         with status_kept(uri, tracking_run):
             callbacks = trial.callbacks if trial else ()
             fit_with_rollbacks(task, lambda task: _fit(task, callbacks))
+        _remove_leftovers(prepared.run_url, run.checkpoint.keep, newest_checkpoint(prepared.run_url))
     print(
         f"run {run.run_name} has made its {experiment.train.num_steps} steps; checkpoints in {prepared.run_url}, model "
         f"{model_name}, metrics and samples at {uri}",
         flush=True,
     )
+
+
+def _remove_leftovers(run_url: str, keep: int | None, newest: StoredCheckpoint | None) -> None:
+    for stored in remove_leftovers(run_url, keep, newest):
+        print(f"removing {stored.url}, which a kill had left behind", flush=True)
 
 
 def _team(run: RunConfig) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from drl_dist.checkpoints.remote import checkpoint_name
+from drl_dist.checkpoints.remote import checkpoint_name, stored_checkpoints
 from drl_dist.localhost import MlflowServer, RayHead, processes
 from tests.jobs.training_jobs import EVERY, STEPS, Job, assert_equal_checkpoints, run, tracked, words
 from tests.support import ROOT, subprocess_environment
@@ -46,9 +47,14 @@ def test_driver_and_head_may_die(straight: Job, mlflow_server: MlflowServer, dig
             processes.end(processes.tree(head.pid), signal.SIGKILL)
             assert job.wait(120) != 0
     assert tracked(mlflow_server, "kills").info.status != "FINISHED"
+    # As a worker leaves it that dies right after its upload: Ray Train does not know of it.
+    shutil.copytree(folder / checkpoint_name(EVERY), folder / checkpoint_name(1))
     with RayHead() as head:
-        rest = run(subprocess_environment(head.environment(), mlflow_server.environment()), options)
+        rest = run(
+            subprocess_environment(head.environment(), mlflow_server.environment()), [*options, "--checkpoint.keep=1"]
+        )
     assert rest.status == 0, rest.output
     assert "resuming after step" in rest.output
     assert_equal_checkpoints(folder / checkpoint_name(STEPS), storage / "straight" / checkpoint_name(STEPS))
     assert tracked(mlflow_server, "kills").info.status == "FINISHED"
+    assert [stored.step for stored in stored_checkpoints(str(folder))] == [STEPS]
