@@ -9,7 +9,7 @@ EXPORTED: dict[str, str] = {
     "drl_images_per_second": "images trained on per second, over all workers, since the last look",
     "drl_step_seconds": "mean duration of a step since the last look, the waiting for data included",
     "drl_data_wait_fraction": "share of the time since the last look that steps of the first worker waited for data",
-    "drl_loss": "weighted recovery loss",
+    "drl_loss": "weighted loss of the objective",
     "drl_grad_norm": "norm of the gradient before clipping",
     "drl_goodput": "time that the steps made since the job's start take undisturbed, over the time since its start",
     "drl_checkpoint_timestamp_seconds": "when the newest checkpoint was complete in storage, in seconds since 1970",

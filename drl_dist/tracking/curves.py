@@ -20,6 +20,8 @@ DEFAULT_METRICS = ("loss", "log_density_gap", "displacement", "noise_error", "gr
 BINS = 60
 """Points of a curve: means over equal ranges of steps, since single steps are mostly noise."""
 MOST_LABELS = 8
+LINEAR_NATS = 10
+"""Log-density gaps beyond it are drawn on a logarithmic scale: those of level 0 are a hundred times the others."""
 _LEVEL = re.compile(r"/level_(\S+)$")
 
 
@@ -110,8 +112,8 @@ def _draw(panels: dict[str, dict[str, tuple[NDArray[np.float64], NDArray[np.floa
             )
         if len(lines) > 1:
             axis.legend(fontsize=6)
-        if metric == "log_density_gap":
-            axis.set_yscale("symlog", linthresh=10)
+        if metric == "log_density_gap" and any(np.abs(values).max() > LINEAR_NATS for _, values in lines.values()):
+            axis.set_yscale("symlog", linthresh=LINEAR_NATS)
         axis.set_title(describe(f"{metric}/level_0") or describe(metric) or metric, fontsize=7, wrap=True)
         axis.set_xlabel("step", fontsize=7)
         axis.tick_params(labelsize=7)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 METRICS: dict[str, str] = {
-    "loss": "weighted recovery loss",
+    "loss": "weighted loss of the objective",
     "log_density_pos/level_{t}": "mean log-density of y_pos at noise level t, in nats",
     "log_density_neg/level_{t}": "mean log-density of y_neg at noise level t, in nats",
     "log_density_gap/level_{t}": "mean log-density of y_pos less that of y_neg at noise level t, in nats",
