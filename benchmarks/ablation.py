@@ -202,21 +202,31 @@ def table(results: dict[str, list[dict[str, Any]]], real: Tensor, network: Featu
 
 
 def draw_curves(results: dict[str, list[dict[str, Any]]], place: Path) -> None:
-    """Training losses (moving average over 25 steps), and FID of a few images as training goes on (Figure 9)."""
+    """Training losses (moving average over 25 steps), and FID of a few images as training goes on (Figure 9).
+
+    Each objective's losses have a panel of their own: they are different quantities.
+    """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 4), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    for runs in results.values():
-        run = runs[0]
+    objective = {name: experiment_of(name, 0, 1000).optim.objective for name in results}
+    figure = Figure(figsize=(5 * (1 + len(set(objective.values()))), 3.6), layout="constrained")
+    *panels, right = figure.subplots(1, 1 + len(set(objective.values())))
+    panel = dict(zip(dict.fromkeys(objective.values()), panels, strict=True))
+    for number, (name, (run, *_)) in enumerate(results.items()):
         losses = torch.tensor(run["loss"])
         smooth = losses.unfold(0, min(25, len(losses)), 1).mean(1)
-        done = torch.linspace(0, 1, len(smooth))
-        left.plot(done, smooth, label=run["setting"], linewidth=1)
+        look: dict[str, Any] = {"label": run["setting"], "color": f"C{number}"}
+        panel[objective[name]].plot(torch.linspace(0, 1, len(smooth)), smooth, linewidth=1, **look)
         steps, scores = zip(*run["fid_curve"], strict=True)
-        right.plot([step / run["num_steps"] for step in steps], scores, marker="o", label=run["setting"])
-    left.set(xlabel="share of the budget", ylabel="loss", yscale="symlog", title="Training loss, mean of 25 steps")
-    right.set(xlabel="share of the budget", ylabel="FID", yscale="log", title=f"FID of {CURVE_IMAGES} images")
+        right.plot([step / run["num_steps"] for step in steps], scores, marker="o", **look)
+    for name, axes in panel.items():
+        axes.set(xlabel="share of the budget", title=f"loss ({name}), mean of 25 steps")
+        axes.set_yscale("symlog", linthresh=1e-4 if name == "recovery" else 1)
+        axes.grid(alpha=0.3)
+        axes.legend()
+    right.set(xlabel="share of the budget", title=f"FID of {CURVE_IMAGES} images")
+    right.set_ylim(bottom=0)
+    right.grid(alpha=0.3)
     right.legend()
     figure.savefig(place, dpi=100)
 
