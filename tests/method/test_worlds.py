@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import socket
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import distributed, multiprocessing
 
 from drl_dist.config import EngineConfig
 from drl_dist.training.batch import Batch
@@ -16,14 +14,12 @@ from drl_dist.training.guard import DivergedError
 from drl_dist.training.state import TrainState
 from drl_dist.training.step import TrainStep
 from tests.method.test_step import batch, tiny, waken
+from tests.worlds import run_world
 
 ENGINE = EngineConfig(compile="never", cuda_graph=False)
 
 
-def one_rank(rank: int, world_size: int, port: int, folder: Path, poison: bool) -> None:
-    torch.set_num_threads(1)
-    if world_size > 1:
-        distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size)
+def one_rank(rank: int, world_size: int, folder: Path, poison: bool) -> None:
     state = TrainState.create(tiny(), dtype=torch.float64)
     waken(state)
     step = TrainStep(state, tiny(), ENGINE)
@@ -50,22 +46,15 @@ def one_rank(rank: int, world_size: int, port: int, folder: Path, poison: bool) 
         gradients | {"loss": result.loss.clone(), "per_level": result.per_level.clone()},
         folder / f"{world_size}-{rank}.safetensors",
     )
-    if world_size > 1:
-        distributed.destroy_process_group()
-
-
-def spawn(world_size: int, folder: Path, *, poison: bool = False) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    multiprocessing.spawn(one_rank, args=(world_size, port, folder, poison), nprocs=world_size)
 
 
 def test_worlds_of_any_size_have_equal_gradients(tmp_path: Path) -> None:
     # Five share the batch unevenly.
     assert len(batch(0).positions) % 5 != 0
-    for world_size in (1, 2, 4, 5):
-        spawn(world_size, tmp_path)
+    # One process needs no world.
+    one_rank(0, 1, tmp_path, poison=False)
+    for world_size in (2, 4, 5):
+        run_world(one_rank, world_size, tmp_path, False)
     alone = load_file(tmp_path / "1-0.safetensors")
     assert any(value.abs().max() > 1e-3 for name, value in alone.items() if name.endswith("conv_2.weight"))
     for world_size in (2, 4, 5):
@@ -77,7 +66,7 @@ def test_worlds_of_any_size_have_equal_gradients(tmp_path: Path) -> None:
 
 
 def test_one_bad_rank_stops_all_before_the_update(tmp_path: Path) -> None:
-    spawn(2, tmp_path, poison=True)
+    run_world(one_rank, 2, tmp_path, True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["stopped-0", "stopped-1"]
 
 

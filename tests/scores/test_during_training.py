@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import socket
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, distributed, multiprocessing
+from torch import Tensor
 
 from drl_dist.cli import parse_train
 from drl_dist.config import EngineConfig, Experiment
@@ -33,6 +32,7 @@ from drl_dist.training.step import TrainStep
 from tests.data.sets import write_set
 from tests.method.test_step import batch, tiny, waken
 from tests.scores.tiny import tiny_network
+from tests.worlds import run_world
 
 NUM_IMAGES, EVERY, STEPS = 11, 2, 3
 ENGINE = EngineConfig(compile="never", cuda_graph=False)
@@ -57,10 +57,8 @@ class Recorder:
         self.logged.append((step, numbers))
 
 
-def one_rank(rank: int, world_size: int, port: int, folder: Path) -> None:
+def one_rank(rank: int, world_size: int, folder: Path) -> None:
     """Train three steps on one rank of a world, and keep what was scored."""
-    torch.set_num_threads(1)
-    distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size)
     state, recorder = TrainState.create(experiment()), Recorder()
     waken(state)
     share = [
@@ -69,10 +67,7 @@ def one_rank(rank: int, world_size: int, port: int, folder: Path) -> None:
     ]
     score, log = (recorder.score, recorder.log) if rank == 0 else (None, None)
     listener = Scores(experiment(), ENGINE, EVERY, NUM_IMAGES, rank, world_size, score, log)
-    try:
-        train(TrainStep(state, experiment(), ENGINE), state, experiment(), share, [listener])
-    finally:
-        distributed.destroy_process_group()
+    train(TrainStep(state, experiment(), ENGINE), state, experiment(), share, [listener])
     if rank == 0:
         # Every second step, and the last.
         assert [step for step, _ in recorder.logged] == [2, 3]
@@ -84,20 +79,7 @@ def one_rank(rank: int, world_size: int, port: int, folder: Path) -> None:
 
 def test_all_ranks_draw_a_share_and_the_first_scores_them_all(tmp_path: Path) -> None:
     for world_size in (1, 2):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        # This process is rank 0.
-        others = [
-            multiprocessing.get_context("spawn").Process(target=one_rank, args=(rank, world_size, port, tmp_path))
-            for rank in range(1, world_size)
-        ]
-        for other in others:
-            other.start()
-        one_rank(0, world_size, port, tmp_path)
-        for other in others:
-            other.join()
-            assert other.exitcode == 0
+        run_world(one_rank, world_size, tmp_path)
     alone, together = (load_file(tmp_path / f"{world_size}.safetensors") for world_size in (1, 2))
     assert alone.keys() == together.keys() == {"images-0", "images-1"}
     for name, images in alone.items():
