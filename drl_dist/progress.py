@@ -84,4 +84,4 @@ def duration(seconds: float) -> str:
     minutes = round(seconds / 60)
     if seconds >= 3600:
         return f"{minutes // 60} h {minutes % 60:02d} min"
-    return f"{minutes} min" if seconds >= 90 else f"{seconds:.0f} s"
+    return f"{minutes} min" if seconds >= 120 else f"{seconds:.0f} s"

@@ -9,8 +9,7 @@ import argparse
 import sys
 import tempfile
 import time
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NoReturn
@@ -35,7 +34,8 @@ def main(argv: Sequence[str]) -> int:
         argv: its arguments.
 
     Raises:
-        UserError: an option that cannot be used, no matplotlib, or a training that ran away. Nothing is written then.
+        UserError: an option that cannot be used, no matplotlib, a training that ran away or was killed. Nothing is
+            written then.
     """
     began = time.monotonic()
     options = _options(argv)
@@ -44,30 +44,23 @@ def main(argv: Sequence[str]) -> int:
     from drl_dist.toy.density import Grid
     from drl_dist.toy.laws import law
     from drl_dist.toy.pictures import comparison_picture, levels_picture
-    from drl_dist.toy.study import Tell, data_points, fit, report
+    from drl_dist.toy.side_by_side import fit_all
+    from drl_dist.toy.study import data_points, num_chain_steps, report
     from drl_dist.toy.training import drl_experiment, short_run_experiment
 
     name: str = options.name
     data_law = law(name)
     folder = _folder(options.out)
 
-    @contextmanager
-    def watch(what: str, total: int, unit: str) -> Generator[Tell]:
-        with progress(what, total, 0, unit) as advance:
-            yield advance
-
     grid = Grid()
-    drl, short_run = (
-        fit(
-            data_law,
-            make(seed=options.seed, num_steps=options.steps),
-            way,
-            grid,
-            lengthen=options.lengthen,
-            watch=watch,
-        )
+    experiments = {
+        way: make(seed=options.seed, num_steps=options.steps)
         for way, make in (("recovery", drl_experiment), ("short-run", short_run_experiment))
-    )
+    }
+    total = sum(num_chain_steps(experiment, options.lengthen) for experiment in experiments.values())
+    with progress("both ways of learning", total, 0, "chain steps") as advance:
+        fits = fit_all(experiments, name, grid, lengthen=options.lengthen, tell=advance)
+    drl, short_run = fits["recovery"], fits["short-run"]
     data = data_points(data_law)
     pictures = {
         "levels": levels_picture(drl, grid, f"{name}: from noise to data by diffusion recovery likelihood"),

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -28,15 +27,7 @@ _FIRST_DATA_ID = 1 << 40
 """Training counts its points from 0 and does not get here."""
 
 Tell = Callable[[int, str], None]
-"""So many more items are done, and a note."""
-Watch = Callable[[str, int, str], AbstractContextManager[Tell]]
-"""What is done, how many items in all, what an item is called -> a way to tell how far it is."""
-
-
-@contextmanager
-def unwatched(what: str, total: int, unit: str) -> Generator[Tell]:
-    """Nobody is told."""
-    yield lambda items, note: None
+"""So many more chain steps are done, and a note."""
 
 
 @dataclass(frozen=True)
@@ -101,8 +92,20 @@ def misplaced_share(points: Tensor, masses: Tensor, grid: Grid) -> float:
     return total_variation(found, expected.flatten()) + 0.5 * nowhere
 
 
+def num_chain_steps(experiment: Experiment, lengthen: int) -> int:
+    """What `fit` tells of in all: the chain steps of training and of both long runs."""
+    long_runs = lengthen * (experiment.diffusion.num_levels + 1)
+    return (experiment.train.num_steps + long_runs) * experiment.mcmc.num_chain_steps
+
+
 def fit(
-    law: DataLaw, experiment: Experiment, label: str, grid: Grid, *, lengthen: int = 100, watch: Watch = unwatched
+    law: DataLaw,
+    experiment: Experiment,
+    label: str,
+    grid: Grid,
+    *,
+    lengthen: int = 100,
+    tell: Tell = lambda items, note: None,
 ) -> Fit:
     """Train, sample, run on, and put densities on the grid.
 
@@ -112,23 +115,20 @@ def fit(
         label: what this way of learning is called.
         grid: of the densities.
         lengthen: a long run's chains are this many times as long as those of training.
-        watch: who is told how far it is.
+        tell: hears how far it is, see `num_chain_steps`.
 
     Raises:
         UserError: training ran away.
     """
-    model = ToyModel.create(experiment)
-    with watch(f"{label}, training", experiment.train.num_steps, "steps") as tell:
-        train(model, law, lambda loss: tell(1, f"loss {loss:.3f}"))
+    model, chain = ToyModel.create(experiment), experiment.mcmc.num_chain_steps
+    train(model, law, lambda loss: tell(chain, f"{label}: loss {loss:.3f}"))
     noise = PhiloxNoise(experiment.train.seed)
     stages = model.sample_levels(noise, torch.arange(NUM_SAMPLES))
-    num_levels, num_long = model.levels.num_levels, lengthen * experiment.mcmc.num_chain_steps
-    ids = torch.arange(NUM_LONG)
-    with watch(f"{label}, long runs", (num_levels + 1) * num_long, "chain steps") as tell:
-        raw_at = _told(model.network.raw_at, tell)
-        long_run = model.sample_levels(noise, ids, lengthen=lengthen, raw_at=raw_at)[-1]
-        # Other ids, so that no chain goes on with the numbers that made its beginning.
-        marginal_run = model.run_marginal(noise, NUM_SAMPLES + ids, stages[-1][:NUM_LONG], num_long, raw_at=raw_at)
+    num_levels, num_long = model.levels.num_levels, lengthen * chain
+    ids, raw_at = torch.arange(NUM_LONG), _told(model.network.raw_at, lambda: tell(1, f"{label}: long runs"))
+    long_run = model.sample_levels(noise, ids, lengthen=lengthen, raw_at=raw_at)[-1]
+    # Other ids, so that no chain goes on with the numbers that made its beginning.
+    marginal_run = model.run_marginal(noise, NUM_SAMPLES + ids, stages[-1][:NUM_LONG], num_long, raw_at=raw_at)
     return Fit(
         model,
         stages,
@@ -141,14 +141,14 @@ def fit(
     )
 
 
-def _told(raw_at: RawAtLevel, tell: Tell) -> RawAtLevel:
+def _told(raw_at: RawAtLevel, tell: Callable[[], None]) -> RawAtLevel:
     """The same network; `tell` hears of every gradient."""
 
     def told_at(level: Tensor) -> LogDensityAndGrad:
         raw_and_grad = raw_at(level)
 
         def told(y: Tensor) -> tuple[Tensor, Tensor]:
-            tell(1, "")
+            tell()
             return raw_and_grad(y)
 
         return told

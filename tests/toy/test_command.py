@@ -2,39 +2,48 @@
 
 from __future__ import annotations
 
+import dataclasses
+import multiprocessing
+import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from drl_dist.errors import UserError
+from drl_dist.localhost import processes
 from drl_dist.toy.__main__ import main
-from tests.support import ROOT, subprocess_environment
+from drl_dist.toy.density import Grid
+from drl_dist.toy.laws import LAWS
+from drl_dist.toy.side_by_side import fit_all
+from drl_dist.toy.study import Fit, fit, num_chain_steps
+from drl_dist.toy.training import drl_experiment, short_run_experiment
+from tests.support import ROOT, subprocess_environment, wait_for
 
 EXTRAS = ["ray", "mlflow", "fsspec", "webdataset", "pyarrow", "safetensors", "pydantic", "tyro", "rich", "sklearn"]
 """What the command does without; a None in sys.modules makes an import fail as if it were not installed."""
-PROGRAM = f"""
-import runpy, sys
-sys.modules.update(dict.fromkeys({EXTRAS!r}))
-runpy.run_module("drl_dist.toy", run_name="__main__")
-"""
+COMMAND = [sys.executable, "-m", "drl_dist.toy"]
 
 
-def toy(*arguments: str) -> subprocess.CompletedProcess[str]:
+@pytest.fixture
+def bare(tmp_path: Path) -> dict[str, str]:
+    """An environment whose Python, and every one that it starts, finds none of the extras."""
+    (tmp_path / "sitecustomize.py").write_text(f"import sys\nsys.modules.update(dict.fromkeys({EXTRAS!r}))\n")
+    return subprocess_environment({"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"})
+
+
+def toy(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", PROGRAM, *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=ROOT,
-        env=subprocess_environment(),
+        [*COMMAND, *arguments], capture_output=True, text=True, check=False, cwd=ROOT, env=environment
     )
 
 
-def test_it_draws_and_reports_without_the_extras(tmp_path: Path) -> None:
-    ran = toy("rings", "--steps", "2", "--lengthen", "1", "--out", str(tmp_path / "new" / "folder"))
+def test_it_draws_and_reports_without_the_extras(bare: dict[str, str], tmp_path: Path) -> None:
+    ran = toy(bare, "rings", "--steps", "2", "--lengthen", "1", "--out", str(tmp_path / "new" / "folder"))
     assert ran.returncode == 0, ran.stderr
     pictures = sorted((tmp_path / "new" / "folder").iterdir())
     assert [path.name for path in pictures] == ["rings_comparison.png", "rings_levels.png"]
@@ -44,12 +53,14 @@ def test_it_draws_and_reports_without_the_extras(tmp_path: Path) -> None:
     (numbers,) = re.findall(r"total variation from the exact one +([\d.]+) +([\d.]+)", ran.stdout)
     # Two steps learn nothing.
     assert all(0.2 < float(number) <= 1 for number in numbers)
-    for what in ("recovery, training: 2/2 steps", "short-run, long runs: 60/60 chain steps"):
-        assert re.search(rf"{what}, .*steps/s, .* left", ran.stderr), ran.stderr
+    # K = 30 of each: two steps and T + 1 chains of the long runs, with T = 6 and T = 1.
+    assert re.search(r"390/390 chain steps, .*steps/s, .* left, (recovery|short-run): long runs", ran.stderr), (
+        ran.stderr
+    )
 
 
-def test_bad_input_is_one_sentence_and_exit_status_2(tmp_path: Path) -> None:
-    ran = toy("moons", "--out", str(tmp_path / "out"))
+def test_bad_input_is_one_sentence_and_exit_status_2(bare: dict[str, str], tmp_path: Path) -> None:
+    ran = toy(bare, "moons", "--out", str(tmp_path / "out"))
     assert ran.returncode == 2
     assert ran.stderr == (
         "data set: got moons, expected one of checkerboard, rings, mixture, spirals; choose one of these.\n"
@@ -86,3 +97,77 @@ def test_without_matplotlib_it_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(UserError, match=r"matplotlib: got no such package, .*; pip install matplotlib"):
         main(["rings", "--out", str(tmp_path / "out")])
+
+
+def test_a_process_that_is_killed_ends_the_command_and_the_other(bare: dict[str, str], tmp_path: Path) -> None:
+    command = subprocess.Popen(
+        [*COMMAND, "rings", "--steps", "100000", "--out", str(tmp_path / "out")],
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env=bare,
+    )
+    assert command.stderr is not None
+    while "loss" not in command.stderr.readline():
+        assert command.poll() is None
+
+    def learning() -> list[int]:
+        found: list[int] = []
+        for process in processes.tree(command.pid):
+            line = Path(f"/proc/{process.pid}/cmdline").read_bytes()
+            if b"spawn_main" in line:
+                found.append(process.pid)
+        return found
+
+    first, second = learning()
+    os.kill(second, signal.SIGKILL)
+    said = command.stderr.read().splitlines()[-1]
+    assert command.wait() == 2
+    assert said.startswith("learning by short-run: got a process that ended with exit code -9, expected it to live"), (
+        said
+    )
+    assert not list((tmp_path / "out").iterdir())
+    wait_for(lambda: not Path(f"/proc/{first}").exists())
+
+
+def test_both_at_once_are_what_each_is_alone() -> None:
+    grid, name = Grid(cells=16), "mixture"
+    experiments = {
+        "recovery": drl_experiment(seed=3, num_steps=2),
+        "short-run": short_run_experiment(seed=3, num_steps=2),
+    }
+    heard: list[tuple[int, str]] = []
+    together = fit_all(experiments, name, grid, lengthen=1, tell=lambda items, note: heard.append((items, note)))
+    assert list(together) == list(experiments)
+    assert sum(items for items, _ in heard) == sum(
+        num_chain_steps(experiment, 1) for experiment in experiments.values()
+    )
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        alone = {label: fit(LAWS[name], experiments[label], label, grid, lengthen=1) for label in experiments}
+    finally:
+        torch.set_num_threads(threads)
+
+    def tensors(of: Fit) -> list[torch.Tensor]:
+        return [
+            of.stages,
+            of.long_run,
+            of.marginal_run,
+            *of.learned,
+            *of.exact,
+            *of.model.network.state_dict().values(),
+        ]
+
+    for label in experiments:
+        pairs = zip(tensors(together[label]), tensors(alone[label]), strict=True)
+        assert all(torch.equal(first, second) for first, second in pairs), label
+
+
+def test_a_way_that_runs_away_ends_the_other() -> None:
+    wild = drl_experiment(seed=0, num_steps=100_000)
+    wild = dataclasses.replace(wild, optim=dataclasses.replace(wild.optim, learning_rate=1e3, warmup_steps=0))
+    tame = short_run_experiment(seed=0, num_steps=100_000)
+    with pytest.raises(UserError, match=r"training: got a loss of .* expected one within 1e\+04 nats"):
+        fit_all({"wild": wild, "tame": tame}, "rings", Grid(), lengthen=1, tell=lambda items, note: None)
+    assert not multiprocessing.active_children()
