@@ -68,7 +68,8 @@ def test_a_stopped_run_ends_at_a_checkpoint_and_goes_on_to_the_same_weights(
     # Two signals before the first step: the second one waits for nobody.
     earlier = set(workers(ray_head))
     with subprocess.Popen(
-        [sys.executable, str(ROOT / "jobs" / "train_digits.py"), *endless],
+        # A shell lets what it starts in the background ignore SIGINT, tests and their children too.
+        ["env", "--default-signal=INT", sys.executable, str(ROOT / "jobs" / "train_digits.py"), *endless],
         env=server_environment,
         text=True,
         stdout=subprocess.PIPE,
@@ -87,7 +88,7 @@ def test_a_stopped_run_ends_at_a_checkpoint_and_goes_on_to_the_same_weights(
                 began = time.monotonic()
         status = job.wait(60)
         seconds = time.monotonic() - began
-    assert began, lines
+    assert began, "".join(lines)
     assert status == EXIT_STOPPED, lines
     assert lines[-1] == "stopped by SIGTERM; the same command resumes\n", lines
     assert seconds < 60
