@@ -6,6 +6,7 @@ The layers are so small that a second thread does nothing for one of them.
 from __future__ import annotations
 
 import signal
+from contextlib import suppress
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
@@ -50,7 +51,7 @@ def fit_all(experiments: dict[str, Experiment], name: str, grid: Grid, *, length
                 label, process = ends[end]
                 try:
                     said = end.recv()
-                except EOFError as error:
+                except (EOFError, OSError) as error:
                     process.join()
                     raise UserError(
                         f"learning by {label}",
@@ -79,14 +80,14 @@ def _fit(end: Connection, experiment: Experiment, name: str, label: str, grid: G
     # An interrupt from the keyboard reaches every process; the first one tells of it.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     torch.set_num_threads(1)
-    try:
-        result: Fit | UserError = fit(
-            law(name), experiment, label, grid, lengthen=lengthen, tell=lambda items, note: end.send((items, note))
-        )
-    except UserError as error:
-        result = error
-    except BrokenPipeError:
-        return
-    end.send(result)
-    # Tensors go through memory that is gone with this process: not before they have arrived.
-    end.recv()
+    # Where nobody is left to hear it, there is nothing left to do.
+    with suppress(BrokenPipeError, EOFError):
+        try:
+            result: Fit | UserError = fit(
+                law(name), experiment, label, grid, lengthen=lengthen, tell=lambda items, note: end.send((items, note))
+            )
+        except UserError as error:
+            result = error
+        end.send(result)
+        # Tensors go through memory that is gone with this process: not before they have arrived.
+        end.recv()
