@@ -12,12 +12,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from drl_dist.errors import UserError
+from drl_dist.errors import EXIT_INTERRUPTED, UserError
 from drl_dist.localhost import MlflowServer, RayHead, StartError, end_on_signals, submit_job
 from drl_dist.progress import duration
 
 RUN_NAME = "demo"
-STOPPED_STATUS = 130
 _WORKERS = 2
 
 
@@ -58,7 +57,7 @@ def demo(options: DemoOptions, repository: Path) -> int:
         ) from error
     except KeyboardInterrupt:
         print("stopped, and all that was started with it; the same command goes on from here", file=sys.stderr)
-        return STOPPED_STATUS
+        return EXIT_INTERRUPTED
 
 
 def _run(options: DemoOptions, folder: Path, repository: Path) -> int:

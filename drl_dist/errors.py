@@ -10,6 +10,8 @@ EXIT_USER_ERROR = 2
 """Exit status of every command that ends with a `UserError`."""
 EXIT_STOPPED = 75
 """Exit status of every command that was stopped and goes on when it is repeated: "temporary failure" in sysexits.h."""
+EXIT_INTERRUPTED = 130
+"""Exit status after Ctrl-C of every command that cannot promise to go on, as shells tell of it."""
 
 
 class UserError(Exception):
@@ -52,7 +54,8 @@ class Stopped(BaseException):
 
 
 def door(command: Callable[[], int]) -> NoReturn:
-    """Run a command as a program: `UserError` and `Stopped` become their sentence on stderr and exit status 2 or 75."""
+    """Run a command as a program: `UserError` and `Stopped` become their sentence on stderr and exit status 2 or 75,
+    Ctrl-C a word and 130."""
     try:
         status = command()
     except UserError as error:
@@ -61,6 +64,9 @@ def door(command: Callable[[], int]) -> NoReturn:
     except Stopped as stop:
         print(stop, file=sys.stderr, flush=True)
         status = EXIT_STOPPED
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr, flush=True)
+        status = EXIT_INTERRUPTED
     sys.exit(status)
 
 

@@ -165,3 +165,25 @@ def test_a_way_that_runs_away_ends_the_other() -> None:
     with pytest.raises(UserError, match=r"training: got a loss of .* expected one within 1e\+04 nats"):
         fit_all({"wild": wild, "tame": tame}, "rings", Grid(), lengthen=1, tell=lambda items, note: None)
     assert not multiprocessing.active_children()
+
+
+def test_an_interrupt_ends_all_in_one_word(bare: dict[str, str], tmp_path: Path) -> None:
+    # A shell lets what it starts in the background ignore SIGINT, tests and their children too.
+    command = subprocess.Popen(
+        ["env", "--default-signal=INT", *COMMAND, "rings", "--steps", "100000", "--out", str(tmp_path / "out")],
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env=bare,
+        start_new_session=True,
+    )
+    assert command.stderr is not None
+    while "loss" not in command.stderr.readline():
+        assert command.poll() is None
+    # As a terminal does it.
+    os.killpg(command.pid, signal.SIGINT)
+    *progress, said = command.stderr.read().splitlines()
+    assert said == "interrupted"
+    assert all("chain steps" in one for one in progress), progress
+    assert command.wait() == 130
+    assert not list((tmp_path / "out").iterdir())
