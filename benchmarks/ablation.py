@@ -29,6 +29,7 @@ from drl_dist.config import EngineConfig, Experiment
 from drl_dist.evaluation.features import FeatureNetwork, features_of
 from drl_dist.evaluation.grids import grid, to_uint8, to_unit_range
 from drl_dist.noise import PhiloxNoise
+from drl_dist.places import path_here
 from drl_dist.presets import preset
 from drl_dist.progress import progress
 from drl_dist.recipe import build_sampler
@@ -60,7 +61,7 @@ CURVE_IMAGES = 128
 def main() -> None:
     """Parse; train and score what is missing; print the table and draw the pictures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder of results, pictures and the table")
+    parser.add_argument("--out", type=path_here, required=True, help="folder of results, pictures and the table")
     parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--budget", type=int, default=1000, help="in steps of T=6, K=30")

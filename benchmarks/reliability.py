@@ -32,6 +32,7 @@ from drl_dist.checkpoints.remote import checkpoint_name
 from drl_dist.data.ledger import audit, read_ledger
 from drl_dist.data.manifest import MANIFEST_NAME
 from drl_dist.localhost import MlflowServer, RayHead
+from drl_dist.places import path_here
 
 ROOT = Path(__file__).resolve().parents[1]
 BATCH, NUM_DIGITS = 16, 1797
@@ -225,7 +226,7 @@ PARTS_OF_BENCH = {"exact": exact, "workers": workers, "goodput": goodput, "sampl
 def main() -> None:
     """Parse, measure what is missing, print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=path_here, required=True)
     parser.add_argument("--parts", nargs="+", default=list(PARTS_OF_BENCH), choices=list(PARTS_OF_BENCH))
     parser.add_argument("--kills", type=int, default=95, help="of workers, in the part `exact`")
     parser.add_argument("--drivers", type=int, default=6, help="kills of drivers, in the part `exact`")

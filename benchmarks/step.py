@@ -16,7 +16,6 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,6 +26,7 @@ from benchmarks.floor import BareConvolutions
 from benchmarks.memory import peak_bytes
 from drl_dist.config import EngineConfig, Experiment
 from drl_dist.diffusion import Pairs
+from drl_dist.places import path_here
 from drl_dist.presets import TABLE_6, preset
 from drl_dist.training.batch import Batch
 from drl_dist.training.state import TrainState
@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--precision", nargs="+", default=list(DTYPES), choices=list(DTYPES))
     parser.add_argument("--compile", default="auto", choices=["auto", "always", "never"])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--json", type=Path, help="write the figures to this file, too")
+    parser.add_argument("--json", type=path_here, help="write the figures to this file, too")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     figures = measure(arguments)

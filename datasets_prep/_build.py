@@ -32,7 +32,8 @@ from drl_dist.config import differences
 from drl_dist.data.filesystem import Folder, check_reachable
 from drl_dist.data.index import INDEX_NAME, MAX_RESOLUTION, MAX_SHARDS, ShardIndex, open_index, write_index
 from drl_dist.data.shards import MAX_SAMPLE_ID, Sample, ShardRow, encode_png, pack_shard, shard_name
-from drl_dist.errors import UserError
+from drl_dist.errors import UserError, place_of
+from drl_dist.places import joined
 from drl_dist.progress import progress
 
 UNREADABLE_NAME = "unreadable.json"
@@ -84,7 +85,7 @@ def build(source: Source, options: PrepOptions) -> int:
     """
     _check_options(source, options)
     check_reachable(options.out)
-    folder, records = Folder(options.out), Folder(f"{options.out.rstrip('/')}/{PROGRESS_FOLDER}")
+    folder, records = Folder(options.out), Folder(joined(options.out, PROGRESS_FOLDER))
     parameters = {
         "source": source.digest,
         "images": len(source),
@@ -93,7 +94,7 @@ def build(source: Source, options: PrepOptions) -> int:
     }
     identity = {"name": source.name, "split": source.split, "channels": source.channels} | parameters
     if _already_prepared(folder, identity):
-        _clean_up(folder, records)
+        _clean_up(folder, records, source, options)
         return 0
     finished = _resume(folder, records, identity)
     tasks = [number for number in range(-(-len(source) // options.shard_size)) if number not in finished]
@@ -120,14 +121,16 @@ def build(source: Source, options: PrepOptions) -> int:
         made_by=parameters | {"unreadable": len(unreadable)},
     )
     write_index(index)
-    _clean_up(folder, records)
+    _clean_up(folder, records, source, options)
     _report(index, unreadable)
     return 0
 
 
 def _check_options(source: Source, options: PrepOptions) -> None:
+    if not options.out:
+        raise UserError("--out", got="nothing", expected="a path, file://, gs:// or s3:// folder", remedy="correct it")
+    place_of(options.out, "--out")
     rules: list[tuple[str, object, str, bool]] = [
-        ("--out", options.out or "nothing", "a path, file://, gs:// or s3:// folder", bool(options.out)),
         ("--resolution", options.resolution, f"1 to {MAX_RESOLUTION}", 1 <= options.resolution <= MAX_RESOLUTION),
         ("--workers", options.workers, "at least 1", options.workers >= 1),
         (
@@ -278,7 +281,7 @@ def _make_shard(task: _Task) -> tuple[int, dict[str, Any]]:
         folder.write(task.name, data)
         row = {"name": packed.name, "size": packed.size, "sha256": packed.sha256, "offsets": packed.offsets.tolist()}
     record = {"row": row, "unreadable": unreadable}
-    Folder(f"{task.out.rstrip('/')}/{PROGRESS_FOLDER}").write(f"{task.number:05d}.json", json.dumps(record).encode())
+    Folder(joined(task.out, PROGRESS_FOLDER)).write(f"{task.number:05d}.json", json.dumps(record).encode())
     return task.number, record
 
 
@@ -295,13 +298,15 @@ def _row(row: dict[str, Any]) -> ShardRow:
     return ShardRow(row["name"], row["size"], row["sha256"], np.array(row["offsets"], dtype=np.int64))
 
 
-def _clean_up(folder: Folder, records: Folder) -> None:
-    with ThreadPoolExecutor(8) as threads:
-        list(threads.map(records.remove, records.sizes()))
-        # Left by a start that was killed while it wrote.
-        list(threads.map(folder.remove, [name for name in folder.sizes() if re.fullmatch(r"\..*\.part", name)]))
-    if records.local is not None and records.local.is_dir():
-        records.local.rmdir()
+def _clean_up(folder: Folder, records: Folder, source: Source, options: PrepOptions) -> None:
+    """Remove the records of these shards, and what a killed writer of their files left; nothing else."""
+    numbers = range(-(-len(source) // options.shard_size))
+    # The parameters go last: without them, nobody knows whose the others are.
+    if PARAMETERS_NAME in records.sizes():
+        records.remove_written([*(f"{number:05d}.json" for number in numbers), PARAMETERS_NAME])
+    records.remove_if_empty()
+    shards = (shard_name(source.name, source.split, number) for number in numbers)
+    folder.remove_parts([*shards, UNREADABLE_NAME, INDEX_NAME])
 
 
 def _report(index: ShardIndex, unreadable: Sequence[dict[str, Any]]) -> None:

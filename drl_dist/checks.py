@@ -6,7 +6,7 @@ import math
 import re
 from typing import TYPE_CHECKING
 
-from drl_dist.errors import UserError
+from drl_dist.errors import UserError, local_rule, place_rule
 
 if TYPE_CHECKING:
     # The tree checks itself with these rules when it is made.
@@ -191,9 +191,14 @@ def check_run(run: RunConfig, *, complete: bool = True) -> None:
             not run.run_name or re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", run.run_name) is not None,
         ),
     ]
-    for name, place in (("data", run.data), ("storage", run.storage)):
-        # A job's working directory is a copy that goes away with the job.
-        rules.append((name, place, "a URL or an absolute path", not place or "://" in place or place.startswith("/")))
+    # Empty is what is missing, which is told below where it is needed.
+    rules += [
+        place_rule("data", run.data or None),
+        place_rule("storage", run.storage or None),
+        place_rule("start_from", run.start_from),
+        local_rule("loader.cache_dir", run.loader.cache_dir),
+        local_rule("loader.ledger_dir", run.loader.ledger_dir),
+    ]
     for name, got, expected, holds in rules:
         if not holds:
             raise UserError(f"config field {name}", got=got, expected=expected, remedy="correct the field")

@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from drl_dist.errors import EXIT_INTERRUPTED, UserError
+from drl_dist.errors import EXIT_INTERRUPTED, UserError, local_of
 from drl_dist.localhost import MlflowServer, RayHead, StartError, end_on_signals, submit_job
 from drl_dist.progress import duration
 
@@ -44,7 +44,7 @@ def demo(options: DemoOptions, repository: Path) -> int:
         UserError: a step failed. Whatever was started has been stopped.
     """
     end_on_signals()
-    folder = Path(options.folder).resolve()
+    folder = local_of(options.folder, "option --folder").resolve()
     try:
         return _serve(folder) if options.serve else _run(options, folder, repository)
     except StartError as error:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import NoReturn
+
+from drl_dist.places import Place, PlaceError, parse_file, parse_place, path_here, shown
 
 EXIT_USER_ERROR = 2
 """Exit status of every command that ends with a `UserError`."""
@@ -81,13 +84,70 @@ def refuse_broken(rules: Iterable[Rule]) -> None:
             raise UserError(f"option {name}", got=got, expected=expected, remedy="correct the option")
 
 
+def place_of(text: str, what: str = "storage URL") -> Place:
+    """The folder or file that a text names; see `drl_dist.places`.
+
+    Raises:
+        UserError: it names none that can be used as it is written; `what` says whose it is.
+    """
+    try:
+        return parse_place(text)
+    except PlaceError as error:
+        raise _refused(what, error) from error
+
+
+def file_of(text: str, what: str = "file") -> tuple[str, str]:
+    """The folder and the name of the one file that a text names; errors as `place_of`."""
+    try:
+        return parse_file(text)
+    except PlaceError as error:
+        raise _refused(what, error) from error
+
+
+def local_of(text: str, what: str) -> Path:
+    """The path, on this machine, that a text names, relative to the working directory; errors as `place_of`."""
+    try:
+        return path_here(text)
+    except PlaceError as error:
+        raise _refused(what, error) from error
+
+
+def _refused(what: str, error: PlaceError) -> UserError:
+    return UserError(what, got=error.got, expected=error.expected, remedy="write it in another way, or choose another")
+
+
 def place_rule(name: str, place: str | None) -> Rule:
     """An option, if given, names a place that means the same in every process."""
+    if place is None:
+        return name, place, "a place", True
+    try:
+        is_absolute = parse_place(place).is_absolute
+    except PlaceError as error:
+        return name, error.got, error.expected, False
     # A job's working directory is a copy that goes away with the job.
-    return name, place, "a URL or an absolute path", place is None or "://" in place or place.startswith("/")
+    return name, place, "a URL or an absolute path", is_absolute
+
+
+def file_rule(name: str, place: str | None) -> Rule:
+    """An option, if given, names one file that means the same in every process."""
+    try:
+        if place is not None:
+            parse_file(place)
+    except PlaceError as error:
+        return name, error.got, error.expected, False
+    return place_rule(name, place)
+
+
+def local_rule(name: str, place: str | None) -> Rule:
+    """An option, if given, names a place on the machine by its absolute path."""
+    if place is None or place.startswith("/"):
+        return place_rule(name, place)
+    return name, shown(place), "an absolute path of the machine", False
 
 
 def model_rule(model: str) -> Rule:
     """``--model`` names a registered model or a place."""
-    holds = model.startswith("models:/") or place_rule("--model", model)[3]
-    return "--model", model, "models:/NAME@latest, models:/NAME/VERSION, a URL or an absolute path", holds
+    if model.startswith("models:/"):
+        return "--model", model, "a registered model", True
+    name, got, expected, holds = place_rule("--model", model)
+    return name, got, expected if holds else f"models:/NAME@latest, models:/NAME/VERSION, or {expected}", holds

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
-import shutil
 
-from drl_dist.checkpoints.files import CHECKSUMS
-from drl_dist.checkpoints.remote import StoredCheckpoint, is_complete, stored_checkpoints
+from drl_dist.checkpoints.remote import (
+    FILES,
+    StoredCheckpoint,
+    is_complete,
+    remove_checkpoint,
+    stored_checkpoints,
+)
 from drl_dist.data.filesystem import Folder
 
 SNAPSHOT = "checkpoint_manager_snapshot.json"
@@ -17,7 +21,8 @@ def remove_leftovers(run_url: str, keep: int | None, newest: StoredCheckpoint | 
     """Remove what is older than the `keep` newest complete checkpoints, finished or not, and not on Ray Train's list.
 
     Ray Train deletes only what it was told of. It was not told of a checkpoint whose upload was the last thing that a
-    worker did, and forgets all of them with a list that was torn. Call it while nobody trains.
+    worker did, and forgets all of them with a list that was torn. Call it while nobody trains. What else lies in such
+    a folder stays, and the folder with it.
 
     Args:
         run_url: folder of the run.
@@ -38,9 +43,13 @@ def remove_leftovers(run_url: str, keep: int | None, newest: StoredCheckpoint | 
         return []
     listed = _listed(Folder(run_url))
     oldest_kept = complete[keep - 1].step
-    leftovers = [one for one in stored if one.step < oldest_kept and one.url.rsplit("/", 1)[1] not in listed]
+    leftovers = [
+        one
+        for one in stored
+        if one.step < oldest_kept and one.url.rsplit("/", 1)[1] not in listed and _is_own(Folder(one.url))
+    ]
     for one in leftovers:
-        _remove(Folder(one.url))
+        remove_checkpoint(one.url)
     return leftovers
 
 
@@ -51,9 +60,7 @@ def _listed(run: Folder) -> set[str]:
         return set()
 
 
-def _remove(checkpoint: Folder) -> None:
-    # The checksums go first: what is half removed counts as unfinished.
-    for name in sorted(checkpoint.sizes(), key=lambda name: name != CHECKSUMS):
-        checkpoint.remove(name)
-    if checkpoint.local is not None:
-        shutil.rmtree(checkpoint.local)
+def _is_own(folder: Folder) -> bool:
+    """Whether a checkpoint's files lie in a folder, or nothing at all."""
+    is_empty = folder.local is not None and not any(folder.local.iterdir())
+    return is_empty or not folder.sizes().keys().isdisjoint(FILES)

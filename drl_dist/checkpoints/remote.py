@@ -10,11 +10,23 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from drl_dist.checkpoints.files import CHECKSUMS, CONFIG, STATE, part_file
-from drl_dist.data.filesystem import REACH_DEADLINE, REQUEST_BYTES, Folder, check_reachable, open_filesystem, within
+from drl_dist.checkpoints.files import CHECKSUMS, CONFIG, PARTS, STATE, part_file
+from drl_dist.data.filesystem import (
+    REACH_DEADLINE,
+    REQUEST_BYTES,
+    Folder,
+    check_reachable,
+    name_below,
+    open_filesystem,
+    within,
+)
 from drl_dist.errors import UserError
+from drl_dist.places import joined
 
-_NAME = re.compile(r"checkpoint_(\d{9,})")
+# Exactly as `checkpoint_name` writes it: folders of nearly the same name are somebody else's.
+_NAME = re.compile(r"checkpoint_([0-9]{9}|[1-9][0-9]{9,})")
+FILES = (CONFIG, STATE, *map(part_file, PARTS), CHECKSUMS)
+"""All that a checkpoint's folder is given."""
 _FETCHES = 2
 """Of a file whose checksum differs."""
 
@@ -52,8 +64,8 @@ def complete_checkpoints(run_url: str) -> Iterator[StoredCheckpoint]:
 def stored_checkpoints(run_url: str) -> list[StoredCheckpoint]:
     """Checkpoint folders below a run folder, newest first, unfinished and damaged ones too; errors as
     `newest_checkpoint`."""
-    names = [(int(match[1]), name) for name in _subfolders(run_url) if (match := _NAME.fullmatch(name))]
-    return [StoredCheckpoint(f"{run_url.rstrip('/')}/{name}", step) for step, name in sorted(names, reverse=True)]
+    steps = [int(match[1]) for name in _subfolders(run_url) if (match := _NAME.fullmatch(name))]
+    return [StoredCheckpoint(joined(run_url, checkpoint_name(step)), step) for step in sorted(steps, reverse=True)]
 
 
 def is_complete(url: str) -> bool:
@@ -125,6 +137,25 @@ def _recorded_sha256(target: Path, name: str) -> str | None:
         return None
 
 
+def is_own_name(name: str) -> bool:
+    """Whether a folder's name is one that `checkpoint_name` gives."""
+    return _NAME.fullmatch(name) is not None
+
+
+def remove_checkpoint(url: str) -> None:
+    """Remove the files of a checkpoint, and its folder if nothing else lies there.
+
+    The checksums go first: what is half removed counts as unfinished.
+
+    Raises:
+        UserError: the storage does not answer.
+    """
+    folder = Folder(url)
+    folder.remove_written([CHECKSUMS])
+    folder.remove_written(FILES)
+    folder.remove_if_empty()
+
+
 def upload_checkpoint(local: Path, url: str) -> None:
     """Copy a checkpoint folder to a URL; ``checksums.json`` goes last, so a torn copy never counts as complete.
 
@@ -151,4 +182,5 @@ def _subfolders(url: str) -> list[str]:
             expected="a list of its folders",
             remedy="check the address, the network and the credentials",
         ) from error
-    return [entry["name"].rstrip("/").rsplit("/", 1)[-1] for entry in entries if entry["type"] == "directory"]
+    names = [name_below(path, entry) for entry in entries if entry["type"] == "directory"]
+    return [name for name in names if name is not None]

@@ -11,6 +11,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -26,6 +27,7 @@ from drl_dist.errors import UserError
 ROOM_DEADLINE = 45.0
 """Seconds to wait for other processes to let go of their shards."""
 _POLL = 0.05
+_OWN = re.compile(r"[0-9a-f]{64}\.(tar|part)")
 
 
 class OpenShard:
@@ -55,7 +57,7 @@ class ShardCache:
     Args:
         url: folder of the shards.
         cache_dir: the node's folder for shards of all data sets; by default one under the system's temporary folder.
-        max_bytes: what all files in it may come to.
+        max_bytes: what all shards in it may come to. Other files there are neither counted nor removed.
     """
 
     def __init__(self, url: str, *, cache_dir: str | None = None, max_bytes: int = 20 * 2**30) -> None:
@@ -208,7 +210,9 @@ class ShardCache:
         """Remove what nobody uses, the oldest first, until the rest is at most `target` bytes; whether it is."""
         files: list[tuple[float, int, Path]] = []
         for path in self._dir.iterdir():
-            if path.suffix in (".tar", ".part") and path != keep:
+            # Its own: named by a checksum, and with the lock that was made before it was fetched.
+            is_own = _OWN.fullmatch(path.name) is not None and path.with_suffix(".lock").exists()
+            if is_own and not path.is_symlink() and path != keep:
                 with suppress(FileNotFoundError):
                     status = path.stat()
                     files.append((status.st_mtime, status.st_size, path))
@@ -222,7 +226,7 @@ class ShardCache:
 
     @contextmanager
     def _locked(self, name: str) -> Iterator[None]:
-        with (self._dir / name).open("wb") as file:
+        with (self._dir / name).open("ab") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 

@@ -1,5 +1,8 @@
 """Files on this machine, on gs:// and on s3://, behind deadlines.
 
+A place is a name, see `drl_dist.places`. Filesystems are therefore opened by their class and given paths, never URLs,
+and only those of their methods are used that take one name as it is: no ``rm``, no ``cat``, no ``glob``.
+
 gcsfs waits up to five minutes on a stalled read, and longer on an address that does not answer. Here every request has
 its own deadline and a few retries, and an address can be checked once, within half a minute, before work starts.
 """
@@ -8,10 +11,12 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +26,8 @@ import fsspec
 from fsspec.asyn import AsyncFileSystem, sync
 from fsspec.spec import AbstractFileSystem
 
-from drl_dist.errors import UserError
+from drl_dist.errors import UserError, file_of, place_of
+from drl_dist.places import Place, joined
 
 ADDRESS_VARIABLES = (
     "STORAGE_EMULATOR_HOST",
@@ -33,7 +39,6 @@ ADDRESS_VARIABLES = (
     "AWS_DEFAULT_REGION",
 )
 """Environment variables that say where storage is and how to speak to it; none of them is a secret."""
-SCHEMES = ("file", "gs", "gcs", "s3", "s3a")
 REACH_DEADLINE = 25.0
 """Seconds in which an address must answer at all."""
 REQUEST_DEADLINE = 30.0
@@ -43,31 +48,36 @@ REQUEST_BYTES = 8 * 2**20
 RETRY_PAUSES = (1.0, 4.0)
 """Seconds before the second and the third try."""
 
+_THREADS = 8
+# What `write_local` calls a file until it is whole.
+_PART = re.compile(r"\.(.+)\.[0-9a-f]{8}\.part", re.DOTALL)
+
 T = TypeVar("T")
 # What another try cannot mend.
 _FINAL = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError, ValueError, TypeError)
 
 
 def open_filesystem(url: str) -> tuple[AbstractFileSystem, str]:
-    """The filesystem of a URL (file://, gs://, s3:// or a plain path) and the path in it.
+    """The filesystem of a place (a path, file://, gs:// or s3://), and the path in it.
+
+    On this machine the path is absolute, otherwise it begins with the bucket.
 
     Raises:
-        UserError: the scheme is another one.
+        UserError: it is no place.
     """
-    filesystem, path = fsspec.core.url_to_fs(url, **_options(url))
-    return filesystem, str(path).rstrip("/") or "/"
+    place = place_of(url)
+    # By its class: given the URL, fsspec would look for chains and versions in it.
+    filesystem = fsspec.get_filesystem_class(place.scheme)(**_options(place.scheme))
+    return filesystem, str(local_path(place)) if place.is_local else place.path
 
 
-def _options(url: str) -> dict[str, Any]:
-    """What the URL's kind of filesystem is opened with."""
-    scheme = url.split("://", 1)[0] if "://" in url else "file"
-    if scheme not in SCHEMES or not url:
-        raise UserError(
-            "storage URL",
-            got=repr(url),
-            expected="a path, file://, gs:// or s3://",
-            remedy="write the URL with one of these schemes",
-        )
+def local_path(place: Place) -> Path:
+    """The absolute path of a place on this machine; symbolic links and ``..`` in it are left to the system."""
+    return Path(place.path).absolute()
+
+
+def _options(scheme: str) -> dict[str, Any]:
+    """What a filesystem is opened with."""
     if scheme in ("gs", "gcs"):
         # Its log repeats every error that it also raises, with a traceback.
         logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
@@ -112,19 +122,21 @@ def within(seconds: float, work: Callable[[], T]) -> T:
 
 
 def check_reachable(url: str) -> None:
-    """Return if the bucket of an object-store URL answers; local paths always do.
+    """Return if the bucket of an object-store URL answers, or if a local place is a folder or can become one.
 
     Raises:
-        UserError: it does not answer within half a minute, or it does not exist.
+        UserError: the bucket does not answer within half a minute or does not exist; a file lies where the folder, or
+            one above it, should be.
     """
-    if "://" not in url or url.startswith("file://"):
-        open_filesystem(url)
+    place = place_of(url)
+    if place.is_local:
+        _check_folder(url, local_path(place))
         return
-    bucket = url.split("://", 1)[1].split("/", 1)[0]
+    bucket = place.bucket
 
     # Importing a client can take many seconds on a busy machine: not the storage's fault.
-    _options(url)
-    fsspec.get_filesystem_class(url.split("://", 1)[0])
+    _options(place.scheme)
+    fsspec.get_filesystem_class(place.scheme)
 
     def ask() -> None:
         filesystem, _ = open_filesystem(url)
@@ -159,6 +171,30 @@ def check_reachable(url: str) -> None:
         ) from error
 
 
+def _check_folder(url: str, path: Path) -> None:
+    try:
+        found = next(one for one in (path, *path.parents) if one.exists() or one.is_symlink())
+        if found.is_dir():
+            return
+        got = f"a file at {found}" if found.exists() else f"a symbolic link to nothing at {found}"
+    except OSError as error:
+        got = _describe(error)
+    raise UserError(f"folder {url}", got=got, expected="a folder, or room for one", remedy="choose another place")
+
+
+def check_writable_file(url: str, what: str) -> None:
+    """Return if a file can be written at a place, as far as that can be seen without writing; `what` names it.
+
+    Raises:
+        UserError: it names no file, a folder lies there, or as `check_reachable` of the folder around it.
+    """
+    folder, name = file_of(url, what)
+    check_reachable(folder)
+    local = Folder(folder).local
+    if local is not None and (local / name).is_dir():
+        raise UserError(what, got=f"the folder {url}", expected="a file, or room for one", remedy="choose another name")
+
+
 @dataclass(frozen=True)
 class Folder:
     """The files directly in one folder of any filesystem.
@@ -171,13 +207,12 @@ class Folder:
     @property
     def local(self) -> Path | None:
         """The folder's path if it lies on this machine's filesystem."""
-        if "://" in self.url and not self.url.startswith("file://"):
-            return None
-        return Path(open_filesystem(self.url)[1])
+        place = place_of(self.url)
+        return local_path(place) if place.is_local else None
 
     def url_of(self, name: str) -> str:
         """URL of one file."""
-        return f"{self.url.rstrip('/')}/{name}"
+        return joined(self.url, name)
 
     def sizes(self) -> dict[str, int]:
         """Name and size in bytes of every file in the folder, empty if there is no such folder.
@@ -189,10 +224,12 @@ class Folder:
             entries = self._ask("ls", "", detail=True)
         except (FileNotFoundError, NotADirectoryError):
             return {}
+        path = open_filesystem(self.url)[1]
         return {
-            entry["name"].rstrip("/").rsplit("/", 1)[-1]: int(entry["size"] or 0)
+            name: int(entry["size"] or 0)
             for entry in entries
-            if entry["type"] == "file"
+            # A file in the folder's place is listed as if it lay in itself.
+            if entry["type"] == "file" and (name := name_below(path, entry)) is not None
         }
 
     def read(self, name: str, start: int | None = None, stop: int | None = None) -> bytes:
@@ -220,6 +257,40 @@ class Folder:
         """Remove a file; one that is not there is no error."""
         with suppress(FileNotFoundError):
             self._ask("rm_file", name)
+
+    def remove_written(self, names: Sequence[str]) -> None:
+        """Remove the files of these names that are there, and what a killed `write` of one of them left.
+
+        Nothing else is touched, and nothing at all where the folder is a symbolic link: what lies behind it is
+        somebody else's.
+
+        Args:
+            names: of files that the caller wrote, the most important one last, as it is removed.
+        """
+        if self.local is not None and self.local.is_symlink():
+            return
+        self.remove_parts(names)
+        sizes = self.sizes()
+        *others, last = names
+        with ThreadPoolExecutor(_THREADS) as threads:
+            list(threads.map(self.remove, [name for name in others if name in sizes]))
+        if last in sizes:
+            self.remove(last)
+
+    def remove_parts(self, names: Collection[str]) -> None:
+        """Remove what a killed `write` of files of these names left; errors as `sizes`."""
+        wanted = set(names)
+        for name in self.sizes():
+            match = _PART.fullmatch(name)
+            if match is not None and match[1] in wanted:
+                self.remove(name)
+
+    def remove_if_empty(self) -> None:
+        """Remove the folder itself if it is on this machine, empty and no symbolic link; buckets have no folders."""
+        if self.local is not None and not self.local.is_symlink():
+            # Not there, or with something in it.
+            with suppress(OSError):
+                self.local.rmdir()
 
     def _ask(self, method: str, name: str, *args: Any, extra_seconds: float = 0.0, **options: Any) -> Any:
         filesystem, path = open_filesystem(self.url)
@@ -254,6 +325,12 @@ class Folder:
             expected="the file's bytes",
             remedy="check the address, the network, the disk and the credentials",
         )
+
+
+def name_below(folder: str, entry: Mapping[str, Any]) -> str | None:
+    """Name of what a filesystem lists in a folder; None for the folder itself, or a file in its place."""
+    head, _, name = str(entry["name"]).rstrip("/").rpartition("/")
+    return name if name and (head or "/") == folder else None
 
 
 def write_local(path: Path, data: bytes) -> None:

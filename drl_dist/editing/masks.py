@@ -10,7 +10,7 @@ from torch import Tensor
 from drl_dist.data.filesystem import Folder, check_reachable
 from drl_dist.data.reading import open_verified
 from drl_dist.editing.options import random_share
-from drl_dist.errors import UserError
+from drl_dist.errors import UserError, file_of
 from drl_dist.noise import Noise, Purpose
 
 _MODES = ("1", "L", "P", "RGB")
@@ -73,9 +73,9 @@ def _random(share: float, size: int, noise: Noise, image_ids: Tensor) -> Tensor:
 
 def _read(place: str, size: int) -> Tensor:
     """A PNG file's pixels, True where they are white."""
-    folder, _, name = place.rpartition("/")
     # A single file lies in a folder, which is what deadlines and retries are made for.
-    where = Folder(folder or ("/" if place.startswith("/") else "."))
+    folder, name = file_of(place, "mask")
+    where = Folder(folder)
     check_reachable(where.url)
     try:
         held = where.sizes().get(name)

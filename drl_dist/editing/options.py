@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from drl_dist.errors import Rule, UserError, model_rule, place_rule, refuse_broken
+from drl_dist.errors import Rule, UserError, file_rule, model_rule, place_rule, refuse_broken
 
 SHAPES = ("left-half", "right-half", "top-half", "bottom-half", "centre")
 """Regions that a mask can hide by name; random-NN% hides so many of the pixels."""
@@ -123,6 +123,7 @@ def check_inpaint(options: InpaintOptions) -> None:
                 options.mask is None or is_known_mask(options.mask),
             ),
             ("degraded", "it with --task inpaint", "it with another task", not options.degraded or not options.mask),
+            file_rule("mask", options.mask if options.mask and options.mask.lower().endswith(".png") else None),
             place_rule("data", options.data),
         ],
     )

@@ -130,11 +130,13 @@ class LikelihoodOutput:
         return data
 
     def clean_up(self) -> None:
-        """Remove the records."""
-        with ThreadPoolExecutor(_THREADS) as threads:
-            list(threads.map(self._records.remove, self._records.sizes()))
-        if self._records.local is not None and self._records.local.is_dir():
-            self._records.local.rmdir()
+        """Remove the records of this request, and what a killed writer of its files left; nothing else."""
+        # The request goes last: without it, nobody knows whose the others are.
+        if REQUEST_NAME in self._records.sizes():
+            units = range(len(self._request.units()))
+            self._records.remove_written([*(f"{unit:06d}.safetensors" for unit in units), REQUEST_NAME])
+        self._records.remove_if_empty()
+        self._folder.remove_parts([SCHEDULE_NAME, WEIGHTS_NAME, FIGURE_NAME, REPORT_NAME])
 
     def _refuse_other(self, found: dict[str, Any]) -> None:
         # Through JSON, which knows no tuples.

@@ -20,9 +20,11 @@ from drl_dist.data.filesystem import Folder, check_reachable
 from drl_dist.data.index import INDEX_NAME, METADATA_KEY, ShardIndex, open_index, write_index
 from drl_dist.data.manifest import MANIFEST_FORMAT, MANIFEST_NAME, MANIFEST_VERSION
 from drl_dist.data.reading import read_images
+from drl_dist.data.shards import shard_name
 from drl_dist.errors import UserError
 from drl_dist.evaluation.grids import beside, enlargement, grid
 from drl_dist.on_ray.sample_unit import (
+    PROGRESSION_NAME,
     SPLIT,
     TAR_HEADER_BYTES,
     SampleRequest,
@@ -178,16 +180,14 @@ class SampleOutput:
         self.clean_up()
 
     def clean_up(self) -> None:
-        """Remove the records, and what a killed writer left."""
-        with ThreadPoolExecutor(_THREADS) as threads:
-            list(threads.map(self._records.remove, self._records.sizes()))
-            list(
-                threads.map(
-                    self._folder.remove, [name for name in self._folder.sizes() if re.fullmatch(r"\..*\.part", name)]
-                )
-            )
-        if self._records.local is not None and self._records.local.is_dir():
-            self._records.local.rmdir()
+        """Remove the records of this request, and what a killed writer of its files left; nothing else."""
+        units = range(self._request.num_units)
+        # The request goes last: without it, nobody knows whose the others are.
+        if REQUEST_NAME in self._records.sizes():
+            self._records.remove_written([*(f"{unit:05d}.json" for unit in units), REQUEST_NAME])
+        self._records.remove_if_empty()
+        shards = (shard_name(self._request.preset, SPLIT, unit) for unit in units)
+        self._folder.remove_parts([*shards, PROGRESSION_NAME, GRID_NAME, MANIFEST_NAME, INDEX_NAME])
 
     def _refuse_other(self, found: dict[str, Any]) -> None:
         if other := differences(found, dataclasses.asdict(self._request)):

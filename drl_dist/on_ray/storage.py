@@ -9,12 +9,20 @@ from pathlib import Path
 
 import pyarrow.fs
 import ray.train
+from fsspec.spec import AbstractFileSystem
 
 from drl_dist.checkpoints.leftovers import SNAPSHOT
-from drl_dist.checkpoints.remote import StoredCheckpoint, checkpoint_name, is_complete, upload_checkpoint
+from drl_dist.checkpoints.remote import (
+    StoredCheckpoint,
+    checkpoint_name,
+    is_complete,
+    is_own_name,
+    remove_checkpoint,
+    upload_checkpoint,
+)
 from drl_dist.data.damage import LEDGER
 from drl_dist.data.filesystem import Folder, open_filesystem
-from drl_dist.errors import UserError
+from drl_dist.errors import UserError, place_of
 
 UPLOAD_PAUSES = (10.0, 30.0, 60.0, 120.0, 240.0)
 """Seconds between tries to upload a checkpoint: an outage of some minutes must not end a run of days."""
@@ -23,9 +31,21 @@ UPLOAD_PAUSES = (10.0, 30.0, 60.0, 120.0, 240.0)
 def ray_filesystem(url: str) -> tuple[pyarrow.fs.FileSystem, str]:
     """A storage URL as the filesystem and path that `ray.train.RunConfig` takes."""
     filesystem, path = open_filesystem(url)
-    if Folder(url).local is not None:
-        return pyarrow.fs.LocalFileSystem(), path
-    return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(filesystem)), path
+    return pyarrow.fs.PyFileSystem(_RunFiles(filesystem, place_of(url).scheme)), path
+
+
+class _RunFiles(pyarrow.fs.FSSpecHandler):
+    """The run's folder for Ray Train, which deletes old checkpoints: their own files, and nobody else's."""
+
+    def __init__(self, fs: AbstractFileSystem, scheme: str) -> None:
+        super().__init__(fs)
+        self._scheme = scheme
+
+    def delete_dir(self, path: str) -> None:
+        # pyarrow's own would delete whatever lies there.
+        if not is_own_name(path.rpartition("/")[2]):
+            raise PermissionError(f"{path} is no checkpoint of this run")
+        remove_checkpoint(path if self._scheme == "file" else f"{self._scheme}://{path}")
 
 
 class Uploader:
@@ -87,8 +107,9 @@ def drop_stale_snapshot(run_url: str, newest: StoredCheckpoint | None) -> bool:
         names = [entry["checkpoint_dir_name"] for entry in snapshot["checkpoint_results"]]
         # Names sort as steps do.
         is_past = all(newest is not None and name <= checkpoint_name(newest.step) for name in names)
+        is_ours = all(map(is_own_name, names))
         is_whole = all(is_complete(folder.url_of(name)) for name in names)
-        if snapshot["ray_version"] == ray.__version__ and is_past and is_whole:
+        if snapshot["ray_version"] == ray.__version__ and is_past and is_ours and is_whole:
             return False
     except (ValueError, TypeError, KeyError):
         pass

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from drl_dist.data.filesystem import Folder
+from drl_dist.data.filesystem import Folder, check_writable_file
 from drl_dist.data.index import ShardIndex, open_index
 from drl_dist.data.manifest import Origin, read_origin
-from drl_dist.errors import UserError
+from drl_dist.errors import UserError, file_of
 from drl_dist.evaluation.features import FeatureNetwork, Features
 from drl_dist.scores.distances import KID_SUBSET_SIZE, fid, inception_score, kid
 from drl_dist.scores.feature_cache import cached_features
@@ -53,6 +53,8 @@ def evaluate_run(options: EvaluateOptions) -> int:
         UserError: something that the user gave cannot be used; nothing was written but features.
     """
     spec = check_evaluate(options)
+    if options.json:
+        check_writable_file(options.json, "option --json")
     device = choose_device(options.use_gpu)
     samples, data = open_index(options.samples), open_index(options.data)
     check_alike(samples, data)
@@ -73,8 +75,8 @@ def evaluate_run(options: EvaluateOptions) -> int:
     _print(scores, network, options)
     report = _report(scores, network, options, samples, data, origin)
     if options.json:
-        folder, _, name = options.json.rpartition("/")
-        Folder(folder or "/").write(name, (json.dumps(report, indent=2) + "\n").encode())
+        folder, name = file_of(options.json, "option --json")
+        Folder(folder).write(name, (json.dumps(report, indent=2) + "\n").encode())
     if tracked is not None:
         _log(options, tracked, scores, report)
     return 0

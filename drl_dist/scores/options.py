@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from drl_dist.errors import Rule, UserError, model_rule, place_rule, refuse_broken
+from drl_dist.errors import Rule, UserError, file_rule, local_rule, model_rule, place_rule, refuse_broken
+from drl_dist.places import shown
 
 MIN_IMAGES = 10
 """A covariance needs two images, the inception score a few for each of its ten parts."""
@@ -107,13 +108,8 @@ def check_evaluate(options: EvaluateOptions) -> FeatureSpec:
         ("--num-images", options.num_images, f"at least {MIN_IMAGES}", options.num_images >= MIN_IMAGES),
         ("--batch-size", options.batch_size, "at least 1", options.batch_size >= 1),
         *(place_rule(name, place) for name, place in (("--samples", options.samples), ("--data", options.data))),
-        *(place_rule(name, place) for name, place in (("--json", options.json), ("--cache-dir", options.cache_dir))),
-        (
-            "--cache-dir",
-            options.cache_dir,
-            "a folder of this machine",
-            options.cache_dir is None or "://" not in options.cache_dir,
-        ),
+        file_rule("--json", options.json),
+        local_rule("--cache-dir", options.cache_dir),
     ]
     refuse_broken(rules)
     return parse_features(options.features)
@@ -141,15 +137,20 @@ def check_ood(options: OodOptions) -> None:
 
 def default_cache_dir() -> Path:
     """This user's folder of features on this machine."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "drl_dist" / "features"
+    named = os.environ.get("XDG_CACHE_HOME", "")
+    # As the standard has it: a relative path there means nothing.
+    return (Path(named) if named.startswith("/") else Path.home() / ".cache") / "drl_dist" / "features"
 
 
 def _checked(text: str, source: str) -> str:
-    if "://" not in source and not source.startswith("/"):
+    if source.startswith(("http://", "https://")):
+        return source
+    _, got, expected, holds = file_rule("--features", source)
+    if not holds:
         raise UserError(
-            f"feature network {text}",
-            got=f"the path {source}",
-            expected="a URL or an absolute path",
+            f"feature network {shown(text)}",
+            got=f"the path {got}",
+            expected=expected,
             remedy="write the path in full: a job's working directory is a copy",
         )
     return source

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from drl_dist.data.filesystem import REQUEST_BYTES, Folder, check_reachable, write_local
-from drl_dist.errors import UserError
+from drl_dist.errors import UserError, file_of
 from drl_dist.progress import progress
 
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
@@ -63,9 +63,9 @@ def read_weights(source: str, *, max_bytes: int = MAX_WEIGHTS_BYTES) -> bytes:
     """
     if source.startswith(("http://", "https://")):
         return _download(source, max_bytes=max_bytes)
-    check_reachable(source)
-    parent, _, name = source.rpartition("/")
-    folder = Folder(parent or "/")
+    parent, name = file_of(source, "weights")
+    check_reachable(parent)
+    folder = Folder(parent)
     size = folder.sizes().get(name)
     if size is None:
         raise UserError(

@@ -6,14 +6,13 @@ import json
 import math
 import re
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
 from drl_dist.config import RunConfig, to_dict
 from drl_dist.data.filesystem import Folder
-from drl_dist.errors import UserError
+from drl_dist.errors import UserError, file_of
 from drl_dist.sweeps.proposals import grid_size
 from drl_dist.sweeps.space import Space, default_space, parse_space
 
@@ -155,11 +154,8 @@ def _given_space(options: SweepOptions, base: RunConfig) -> object:
     if options.space_file is None:
         return default_space(base)
     try:
-        if "://" in options.space_file:
-            folder, _, name = options.space_file.rpartition("/")
-            text = Folder(folder).read(name)
-        else:
-            text = Path(options.space_file).read_bytes()
+        folder, name = file_of(options.space_file, "option --space-file")
+        text = Folder(folder).read(name)
         # The safe loader makes plain values only, and reads JSON too.
         return yaml.safe_load(text)
     except (OSError, yaml.YAMLError) as error:

@@ -9,12 +9,13 @@ import argparse
 import sys
 import tempfile
 import time
+import uuid
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NoReturn
 
-from drl_dist.errors import UserError, door
+from drl_dist.errors import UserError, door, local_of
 
 MAX_STEPS = 1_000_000
 MAX_LENGTHEN = 1000
@@ -108,7 +109,7 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
 
 def _folder(out: str) -> Path:
     """The folder, made if need be, after a file has been written there and removed."""
-    folder = Path(out)
+    folder = local_of(out, "option --out")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -125,7 +126,7 @@ def _folder(out: str) -> Path:
 
 def _write(path: Path, content: bytes) -> None:
     """The whole file or none."""
-    part = path.with_suffix(".part")
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
     try:
         part.write_bytes(content)
         part.replace(path)

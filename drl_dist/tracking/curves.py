@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import math
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from mlflow import MlflowClient
 from numpy.typing import NDArray
 
-from drl_dist.errors import UserError
+from drl_dist.data.filesystem import check_writable_file, write_local
+from drl_dist.errors import UserError, local_of
 from drl_dist.tracking.client import connect, user_errors
 from drl_dist.tracking.metrics import describe
 from drl_dist.tracking.runs import run_named
@@ -20,6 +21,7 @@ DEFAULT_METRICS = ("loss", "log_density_gap", "displacement", "noise_error", "gr
 BINS = 60
 """Points of a curve: means over equal ranges of steps, since single steps are mostly noise."""
 MOST_LABELS = 8
+KINDS = ("png", "svg", "pdf")
 LINEAR_NATS = 10
 """Log-density gaps beyond it are drawn on a logarithmic scale: those of level 0 are a hundred times the others."""
 _LEVEL = re.compile(r"/level_(\S+)$")
@@ -46,8 +48,18 @@ def curves(options: CurvesOptions) -> int:
     """Draw the curves of a run; the exit status.
 
     Raises:
-        UserError: the server does not answer, or it knows no such run or metric.
+        UserError: --out cannot be written, the server does not answer, or it knows no such run or metric.
     """
+    out = local_of(options.out, "option --out").absolute()
+    check_writable_file(str(out), "option --out")
+    kind = out.suffix[1:].lower()
+    if kind not in KINDS:
+        raise UserError(
+            "option --out",
+            got=options.out,
+            expected="a name that ends in " + ", ".join(f".{kind}" for kind in KINDS),
+            remedy="choose another name",
+        )
     client = connect(options.uri)
     with user_errors(client.tracking_uri):
         experiment = client.get_experiment_by_name(options.experiment)
@@ -80,7 +92,7 @@ def curves(options: CurvesOptions) -> int:
             expected="a run that has made a few steps",
             remedy="draw its curves later",
         )
-    _draw(panels, Path(options.out))
+    write_local(out, _draw(panels, kind))
     print(f"curves of {options.run_name}: {options.out}")
     return 0
 
@@ -94,7 +106,8 @@ def _binned(client: MlflowClient, run_id: str, name: str) -> tuple[NDArray[np.fl
     return np.array([steps[part].mean() for part in parts]), np.array([values[part].mean() for part in parts])
 
 
-def _draw(panels: dict[str, dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]], out: Path) -> None:
+def _draw(panels: dict[str, dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]], kind: str) -> bytes:
+    """The panels side by side, as a file of one of `KINDS`."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -119,6 +132,7 @@ def _draw(panels: dict[str, dict[str, tuple[NDArray[np.float64], NDArray[np.floa
         axis.tick_params(labelsize=7)
         axis.grid(alpha=0.3)
     figure.tight_layout()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=110)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=kind, dpi=110)
     pyplot.close(figure)
+    return buffer.getvalue()

@@ -11,6 +11,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import shutil
 import threading
 import time
@@ -22,6 +23,7 @@ from typing import Any
 
 from drl_dist.errors import UserError
 
+_PAYLOAD = re.compile(r"[0-9a-f]{32}(\.[a-z]+)?")
 # Once everything was sent and the log is longer than this, it starts anew.
 RESTART_BYTES = 16 * 2**20
 
@@ -96,7 +98,7 @@ class Spool:
         self.folder = folder
         self.payload = folder / "payload"
         self.payload.mkdir(parents=True, exist_ok=True)
-        self._lock_file = (folder / "lock").open("w")
+        self._lock_file = (folder / "lock").open("a")
         self._take_lock(lock_seconds)
         self._guard = threading.Lock()
         self._sent_path = folder / "sent.json"
@@ -180,10 +182,12 @@ class Spool:
         return target.name
 
     def drop_payload(self, record: Record) -> None:
-        """Remove the files of a record that was sent."""
+        """Remove the files of a record that was sent, if `new_payload` named them."""
+        if isinstance(record, MetricsRecord | StatusRecord) or not _PAYLOAD.fullmatch(record.payload):
+            return
         if isinstance(record, ImageRecord):
             (self.payload / record.payload).unlink(missing_ok=True)
-        elif isinstance(record, FolderRecord | CheckpointRecord):
+        else:
             shutil.rmtree(self.payload / record.payload, ignore_errors=True)
 
     def close(self) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import tyro
 
-from drl_dist.errors import EXIT_USER_ERROR, UserError
+from drl_dist.errors import EXIT_USER_ERROR, UserError, local_of
 from drl_dist.tracking.client import connect
 from drl_dist.tracking.sending import Sender, ServerAway
 from drl_dist.tracking.spool import Spool
@@ -28,14 +28,7 @@ def sync(spool: Path, uri: str | None = None) -> int:
     Raises:
         UserError: this is no spool, its training still runs, or the server does not answer.
     """
-    if not (spool / "run.json").is_file():
-        raise UserError(
-            f"spool {spool}",
-            got="no run.json",
-            expected="the folder that a training run spools to",
-            remedy="correct --spool",
-        )
-    run = json.loads((spool / "run.json").read_text())
+    run = _run_of(spool)
     client = connect(uri or run["uri"])
     log = Spool(spool, lock_seconds=2)
     try:
@@ -65,7 +58,28 @@ def sync(spool: Path, uri: str | None = None) -> int:
     return total
 
 
-def main(spool: Path, uri: str | None = None) -> None:
+def _run_of(spool: Path) -> dict[str, str]:
+    """Server and run of a spool; looked at before `Spool` makes its files in a folder of something else."""
+    try:
+        run = json.loads((spool / "run.json").read_bytes())
+        got = "a run.json of something else"
+        if {"uri", "run_id"} <= run.keys() and all(isinstance(run[name], str) for name in ("uri", "run_id")):
+            if (spool / "records.jsonl").is_file():
+                return run
+            got = "no records.jsonl"
+    except OSError as error:
+        got = f"no run.json ({error.strerror})"
+    except (ValueError, AttributeError):
+        got = "a run.json of something else"
+    raise UserError(
+        f"spool {spool}",
+        got=got,
+        expected="the folder that a training run spools to",
+        remedy="correct --spool",
+    )
+
+
+def main(spool: str, uri: str | None = None) -> None:
     """Send to the MLflow server what training could not send.
 
     Args:
@@ -73,7 +87,7 @@ def main(spool: Path, uri: str | None = None) -> None:
         uri: another server than the one that the run used.
     """
     try:
-        sent = sync(spool, uri)
+        sent = sync(local_of(spool, "--spool"), uri)
     except UserError as error:
         print(error, file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)

@@ -90,6 +90,7 @@ def test_what_a_killed_download_left_is_no_obstacle(index: ShardIndex, tmp_path:
     row = index.shards[0]
     (tmp_path / f"{row.sha256}.part").write_bytes(b"half")
     (tmp_path / f"{'0' * 64}.part").write_bytes(bytes(2 * row.size))
+    (tmp_path / f"{'0' * 64}.lock").touch()
     (tmp_path / f"{index.shards[1].sha256}.tar").write_bytes(b"cut")
     cache = cache_of(index, tmp_path, 2)
     for number in (0, 1):
@@ -101,6 +102,7 @@ def test_what_a_killed_download_left_is_no_obstacle(index: ShardIndex, tmp_path:
 
 def test_a_running_download_is_not_removed(index: ShardIndex, tmp_path: Path) -> None:
     part = tmp_path / f"{'0' * 64}.part"
+    part.with_suffix(".lock").touch()
     with part.open("wb") as file:
         fcntl.flock(file, fcntl.LOCK_SH)
         file.truncate(2 * index.shards[0].size)

@@ -32,7 +32,7 @@ def test_it_draws_what_the_run_has(
     monkeypatch.setattr(
         module,
         "_draw",
-        lambda panels, out: (drawn.append({name: len(lines) for name, lines in panels.items()}), draw(panels, out)),
+        lambda panels, out: (drawn.append({name: len(lines) for name, lines in panels.items()}), draw(panels, out))[1],
     )
 
     def options(**fields: object) -> CurvesOptions:
