@@ -19,7 +19,7 @@ MAX_NAME_BYTES, MAX_PATH_BYTES = 255, 4095
 MAX_KEY_BYTES = 1024
 """Longest object name that Google Cloud Storage and S3 take."""
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
-_BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]+|arn:[A-Za-z0-9:_-]+")
+_BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*|arn:[A-Za-z0-9:_-]+")
 _NEARLY_A_URL = re.compile(rf"({'|'.join(('file', *BUCKET_SCHEMES))}):/", re.IGNORECASE)
 _WINDOWS_DRIVE = re.compile(r"[A-Za-z]:[\\/]")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
@@ -83,7 +83,9 @@ def parse_place(text: str) -> Place:
             flaw = (_flaw_of_file_url(path) if match else _flaw_of_relative(path)) or _flaw_of_length(path)
     if flaw is not None:
         found, expected = flaw
-        raise PlaceError(f"{shown(text)}, {found}" if found else shown(text), expected)
+        # Where keys are given before the bucket, nobody's log needs them.
+        told = re.sub(r"://[^/]*@", "://...@", shown(text))
+        raise PlaceError(f"{told}, {found}" if found else told, expected)
     return Place(scheme, path.rstrip("/") or "/")
 
 
@@ -134,6 +136,8 @@ def _flaw_of_characters(text: str) -> tuple[str, str] | None:
 
 def _flaw_in_bucket(path: str) -> tuple[str, str] | None:
     bucket, _, key = path.partition("/")
+    if "@" in bucket:
+        return "with @ in its bucket", "the name of a bucket after ://, and keys in the client's own settings"
     if not _BUCKET.fullmatch(bucket):
         return (f"whose bucket is {shown(bucket)}" if bucket else "without a bucket"), "the name of a bucket after ://"
     if found := _OF_BUCKETS.search(key):

@@ -43,9 +43,15 @@ class MlflowServer(LocalServer):
             f"--host={HOST}",
             f"--port={self.port}",
             "--workers=1",
-            f"--backend-store-uri=sqlite:///{self.folder / 'mlflow.db'}",
-            f"--artifacts-destination={self.folder / 'artifacts'}",
+            # Of the whole path SQLAlchemy would read ? as the beginning of options, and %20 as a space.
+            "--backend-store-uri=sqlite:///mlflow.db",
+            # MLflow decodes %20 in a path too.
+            f"--artifacts-destination={(self.folder / 'artifacts').as_uri()}",
         ]
+
+    @property
+    def working_directory(self) -> Path:
+        return self.folder
 
     def server_environment(self) -> dict[str, str]:
         # Job execution would add eight idle processes; the tracking URI of a client means nothing to the server.

@@ -72,6 +72,11 @@ class LocalServer(ABC):
     def server_environment(self) -> dict[str, str]:
         """The whole environment of the process."""
 
+    @property
+    def working_directory(self) -> Path | None:
+        """Where it runs; None for this process's own."""
+        return None
+
     @abstractmethod
     def is_ready(self) -> bool:
         """Whether it answers."""
@@ -96,6 +101,7 @@ class LocalServer(ABC):
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
+                cwd=self.working_directory,
                 env=self.server_environment(),
                 start_new_session=True,
             )
