@@ -19,7 +19,8 @@ __all__ = ["gcs_bucket", "gcs_emulator"]
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Shards of the handwritten digits."""
-    folder = tmp_path_factory.mktemp("digits")
+    # A name that URLs would be read into.
+    folder = tmp_path_factory.mktemp("digits") / "digits::v2 #1 [a]"
     subprocess.run(
         [sys.executable, "-m", "datasets_prep.digits", "--out", str(folder), "--workers", "1"],
         cwd=ROOT,
@@ -37,7 +38,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("runs")
+    return tmp_path_factory.mktemp("runs") / "runs::v2 50%20 #1 [a]?*"
 
 
 @pytest.fixture(scope="session")
