@@ -1,0 +1,161 @@
+"""Clean-up removes what a command wrote, by name; what a user keeps in the same folder stays."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from datasets_prep import folder as prepare_folder
+from drl_dist.checkpoints.leftovers import remove_leftovers
+from drl_dist.checkpoints.remote import FILES, StoredCheckpoint, checkpoint_name, remove_checkpoint, stored_checkpoints
+from drl_dist.data.cache import ShardCache
+from drl_dist.data.filesystem import Folder
+from drl_dist.data.index import open_index
+from tests.data.sets import write_set
+
+NOTES = ("notes.txt", ".notes.txt.0123abcd.part", ".swap.part", "00000.json.bak", "99999.json", "photo.tar")
+
+
+def keep_notes(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in NOTES:
+        (folder / name).write_text("mine")
+
+
+def assert_notes(folder: Path) -> None:
+    assert {name for name in NOTES if (folder / name).exists()} == set(NOTES)
+
+
+def prepare(source: Path, out: str, monkeypatch: pytest.MonkeyPatch) -> int:
+    words = ["--source", str(source), "--resolution", "8", "--workers", "1", "--shard-size", "2", "--out", out]
+    monkeypatch.setattr(sys, "argv", ["folder", *words])
+    return prepare_folder.main()
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number in range(3):
+        Image.new("RGB", (16, 16), (80 * number, 0, 10)).save(folder / f"{number}.png")
+    return folder
+
+
+def test_preparing_beside_a_folder_of_the_shorter_name(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep_notes(tmp_path / "photos")
+    for _ in range(2):
+        assert prepare(pictures, f"{tmp_path}/photos::v2", monkeypatch) == 0
+    assert_notes(tmp_path / "photos")
+    assert len(list((tmp_path / "photos").iterdir())) == len(NOTES)
+    assert open_index(f"{tmp_path}/photos::v2").num_samples == 3
+
+
+def test_preparing_into_a_folder_that_holds_notes(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    keep_notes(out)
+    keep_notes(out / "_progress")
+    (out / ".images-train-00000.tar.0123abcd.part").write_text("half")
+    assert prepare(pictures, str(out), monkeypatch) == 0
+    assert_notes(out)
+    assert {path.name for path in (out / "_progress").iterdir()} == set(NOTES)
+    made = {"images-train-00000.tar", "images-train-00001.tar", "index.parquet", "_progress"}
+    assert {path.name for path in out.iterdir()} == made | set(NOTES)
+    # A second start has nothing to make, and nothing of its own to remove.
+    (out / "_progress" / "00000.json").write_text("mine")
+    assert prepare(pictures, str(out), monkeypatch) == 0
+    assert (out / "_progress" / "00000.json").read_text() == "mine"
+    assert_notes(out / "_progress")
+
+
+def test_records_leave_no_folder_where_nothing_else_lies(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert prepare(pictures, f"{tmp_path}/out", monkeypatch) == 0
+    assert not (tmp_path / "out" / "_progress").exists()
+
+
+@pytest.mark.integration
+def test_preparing_in_a_bucket(
+    pictures: Path, tmp_path: Path, gcs_bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Folder(f"{gcs_bucket}/photos").write("notes.txt", b"mine")
+    Folder(f"{gcs_bucket}/photos::v2/_progress").write("notes.txt", b"mine")
+    assert prepare(pictures, f"{gcs_bucket}/photos::v2", monkeypatch) == 0
+    assert Folder(f"{gcs_bucket}/photos").sizes() == {"notes.txt": 4}
+    assert Folder(f"{gcs_bucket}/photos::v2/_progress").sizes() == {"notes.txt": 4}
+    assert open_index(f"{gcs_bucket}/photos::v2").num_samples == 3
+
+
+def checkpoint(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    for name in FILES:
+        (folder / name).write_text(json.dumps({}) if name.endswith(".json") else "x")
+
+
+def test_a_users_folders_beside_checkpoints_stay(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    for step in (10, 20, 30):
+        checkpoint(run / checkpoint_name(step))
+    theirs = ["checkpoint_mine", "checkpoint_000010-backup", "checkpoint_0000000010", "checkpoint_٠٠٠٠٠٠٠١٠", "old"]
+    for name in theirs:
+        checkpoint(run / name)
+    keep_notes(run / checkpoint_name(10))
+    keep_notes(run / checkpoint_name(5))
+    checkpoint(tmp_path / "elsewhere")
+    (run / checkpoint_name(7)).symlink_to(tmp_path / "elsewhere")
+    newest = StoredCheckpoint(f"{run}/{checkpoint_name(30)}", 30)
+    removed = remove_leftovers(str(run), 1, newest)
+    assert [one.step for one in removed] == [20, 10]
+    assert_notes(run / checkpoint_name(10))
+    assert_notes(run / checkpoint_name(5))
+    assert sorted(path.name for path in (tmp_path / "elsewhere").iterdir()) == sorted(FILES)
+    assert not (run / checkpoint_name(20)).exists()
+    for name in theirs:
+        assert sorted(path.name for path in (run / name).iterdir()) == sorted(FILES)
+    assert remove_leftovers(str(run), 1, newest) == []
+    assert [one.step for one in stored_checkpoints(str(run))] == [30, 10, 5]
+
+
+def test_a_checkpoint_behind_a_link_stays(tmp_path: Path) -> None:
+    checkpoint(tmp_path / "mine")
+    (tmp_path / "link").symlink_to(tmp_path / "mine")
+    remove_checkpoint(f"{tmp_path}/link")
+    assert sorted(path.name for path in (tmp_path / "mine").iterdir()) == sorted(FILES)
+
+
+@pytest.mark.integration
+def test_a_cache_in_a_users_folder_counts_and_removes_its_own_only(gcs_bucket: str, tmp_path: Path) -> None:
+    index = write_set(f"{gcs_bucket}/toy", (8,) * 4)
+    size = index.shards[0].size
+    theirs = {f"toy-train-{number:05d}.tar" for number in range(3)} | {"a.part", f"{'0' * 64}.tar", "notes.tar"}
+    for name in theirs:
+        (tmp_path / name).write_bytes(bytes(size))
+    (tmp_path / "room.lock").write_text("mine")
+    (tmp_path / f"{'1' * 64}.lock").touch()
+    (tmp_path / f"{'1' * 64}.tar").symlink_to(tmp_path / "notes.tar")
+    cache = ShardCache(index.url, cache_dir=str(tmp_path), max_bytes=2 * size)
+    for row in index.shards:
+        cache.open(row).close()
+    assert {name for name in theirs if (tmp_path / name).stat().st_size == size} == theirs
+    assert (tmp_path / "room.lock").read_text() == "mine"
+    assert (tmp_path / f"{'1' * 64}.tar").is_symlink()
+    own = {f"{row.sha256}.tar" for row in index.shards}
+    assert len(own & {path.name for path in tmp_path.iterdir()}) == 2
+
+
+@pytest.mark.integration
+def test_a_cache_that_is_the_data_folder_loses_nothing(gcs_bucket: str, tmp_path: Path) -> None:
+    here = write_set(str(tmp_path), (8,) * 4)
+    there = write_set(f"{gcs_bucket}/toy", (4,) * 4)
+    cache = ShardCache(there.url, cache_dir=str(tmp_path), max_bytes=there.shards[0].size)
+    for row in there.shards:
+        cache.open(row).close()
+    assert open_index(str(tmp_path)).fingerprint == here.fingerprint
