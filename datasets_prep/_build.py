@@ -165,7 +165,8 @@ def _resume(folder: Folder, records: Folder, identity: dict[str, Any]) -> dict[i
         return {}
     _refuse_other(folder, json.loads(records.read(PARAMETERS_NAME)), identity)
     sizes = folder.sizes()
-    numbers = sorted(int(name[:-5]) for name in names if re.fullmatch(r"\d{5}\.json", name))
+    count = -(-identity["images"] // identity["shard_size"])
+    numbers = [number for number in range(count) if f"{number:05d}.json" in names]
     with ThreadPoolExecutor(8) as threads:
         found = dict(
             zip(

@@ -140,6 +140,10 @@ def _flaw_in_bucket(path: str) -> tuple[str, str] | None:
         return "with @ in its bucket", "the name of a bucket after ://, and keys in the client's own settings"
     if not _BUCKET.fullmatch(bucket):
         return (f"whose bucket is {shown(bucket)}" if bucket else "without a bucket"), "the name of a bucket after ://"
+    return _flaw_in_key(key)
+
+
+def _flaw_in_key(key: str) -> tuple[str, str] | None:
     if found := _OF_BUCKETS.search(key):
         return f"with {found[0]} in it", "a folder without # ? * [ ], which mean something else to clients of buckets"
     if any(part in ("", ".", "..") for part in key.rstrip("/").split("/")) and key.strip("/"):

@@ -6,7 +6,6 @@ import dataclasses
 import io
 import json
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from operator import itemgetter
@@ -102,7 +101,8 @@ class LikelihoodOutput:
 
     def finished(self) -> dict[int, UnitResult]:
         """The results of the units that earlier starts finished, by number."""
-        numbers = [int(name[:6]) for name in self._records.sizes() if re.fullmatch(r"\d{6}\.safetensors", name)]
+        names = self._records.sizes()
+        numbers = [unit for unit in range(len(self._request.units())) if f"{unit:06d}.safetensors" in names]
         with ThreadPoolExecutor(_THREADS) as threads:
             texts = list(threads.map(lambda number: self._records.read(f"{number:06d}.safetensors"), numbers))
         results = (UnitResult.from_bytes(data, self._request) for data in texts)

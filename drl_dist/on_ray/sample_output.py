@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
-import re
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -74,7 +73,7 @@ class SampleOutput:
         if REQUEST_NAME not in names:
             return {}
         self._refuse_other(json.loads(self._records.read(REQUEST_NAME)))
-        numbers = [int(name[:-5]) for name in names if re.fullmatch(r"\d{5}\.json", name)]
+        numbers = [unit for unit in range(self._request.num_units) if f"{unit:05d}.json" in names]
         with ThreadPoolExecutor(_THREADS) as threads:
             texts = list(threads.map(lambda number: self._records.read(f"{number:05d}.json"), numbers))
         found = {number: UnitRecord.from_json(text, self._request) for number, text in zip(numbers, texts, strict=True)}

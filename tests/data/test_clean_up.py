@@ -75,6 +75,22 @@ def test_preparing_into_a_folder_that_holds_notes(
     assert_notes(out / "_progress")
 
 
+def test_notes_are_not_taken_for_records(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "out"
+    keep_notes(out / "_progress")
+    with monkeypatch.context() as patch:
+        patch.setattr("datasets_prep._build.write_index", _killed)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(pictures, str(out), monkeypatch)
+    assert (out / "_progress" / "00001.json").exists()
+    assert prepare(pictures, str(out), monkeypatch) == 0
+    assert {path.name for path in (out / "_progress").iterdir()} == set(NOTES)
+
+
+def _killed(_: object) -> None:
+    raise KeyboardInterrupt
+
+
 def test_records_leave_no_folder_where_nothing_else_lies(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
@@ -103,7 +102,7 @@ def test_a_local_name_is_what_it_says(name: str, tmp_path: Path) -> None:
     with filesystem.open(path, "rb") as file:
         assert file.read() == b"hello"
     folder.remove_written(["one"])
-    assert os.listdir(tmp_path / name) == ["below"]
+    assert [path.name for path in (tmp_path / name).iterdir()] == ["below"]
     for path in beside - {tmp_path / name}:
         assert (path / "notes.txt").read_text() == "mine"
 

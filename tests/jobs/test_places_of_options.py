@@ -79,13 +79,17 @@ RUN_TEXTS = {"run_name", "tracking.uri", "tracking.experiment", "tracking.score_
 @pytest.mark.parametrize("job", JOBS)
 def test_no_option_that_can_name_a_place_is_forgotten(job: str) -> None:
     kind, _, _, places = JOBS[job]
-    texts = {field.name for field in dataclasses.fields(kind) if "str" in str(field.type) or "Literal" in str(field.type)}
+    texts = {
+        field.name for field in dataclasses.fields(kind) if "str" in str(field.type) or "Literal" in str(field.type)
+    }
     assert texts - NO_PLACES == set(places)
 
 
 def test_no_field_of_a_run_that_can_name_a_place_is_forgotten() -> None:
     fields = flatten(to_dict(RunConfig(experiment=preset("digits"))))
-    texts = {name for name, value in fields.items() if isinstance(value, str) or name.endswith(("_dir", "_from", "uri"))}
+    texts = {
+        name for name, value in fields.items() if isinstance(value, str) or name.endswith(("_dir", "_from", "uri"))
+    }
     of_the_run = {name for name in texts if not name.startswith(("experiment.", "engine."))}
     assert of_the_run == set(RUN_PLACES) | RUN_TEXTS
 
@@ -148,9 +152,7 @@ def test_preparation_refuses_before_it_writes(
     from datasets_prep._build import PrepOptions, build
 
     module = importlib.import_module(f"datasets_prep.{name}")
-    options = [
-        value for value in vars(module).values() if isinstance(value, type) and issubclass(value, PrepOptions)
-    ]
+    options = [value for value in vars(module).values() if isinstance(value, type) and issubclass(value, PrepOptions)]
     assert options, "its options are those of all data sets"
     monkeypatch.chdir(tmp_path)
     for place in (*HOSTILE, "gs:/bucket/x", "~/x"):
