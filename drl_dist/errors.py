@@ -142,7 +142,7 @@ def local_rule(name: str, place: str | None) -> Rule:
     """An option, if given, names a place on the machine by its absolute path."""
     if place is None or place.startswith("/"):
         return place_rule(name, place)
-    return name, shown(place), "an absolute path of the machine", False
+    return name, shown(place), "a folder of this machine, by its absolute path", False
 
 
 def model_rule(model: str) -> Rule:
@@ -150,4 +150,4 @@ def model_rule(model: str) -> Rule:
     if model.startswith("models:/"):
         return "--model", model, "a registered model", True
     name, got, expected, holds = place_rule("--model", model)
-    return name, got, expected if holds else f"models:/NAME@latest, models:/NAME/VERSION, or {expected}", holds
+    return name, got, expected if holds else f"models:/NAME@latest, models:/NAME/VERSION, {expected}", holds

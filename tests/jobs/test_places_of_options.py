@@ -132,7 +132,7 @@ def test_caches_and_ledgers_lie_on_the_machine() -> None:
     for field in ("loader.cache-dir", "loader.ledger-dir"):
         for place in ("gs://bucket/a", "cache"):
             words = ["--data", "/d", "--storage", "/s", "--run-name", "r", "--" + field, place]
-            with pytest.raises(UserError, match=r"an absolute path of the machine"):
+            with pytest.raises(UserError, match=r"a folder of this machine, by its absolute path"):
                 parse_train("digits", words)
 
 
