@@ -53,7 +53,7 @@ def read_json(folder: Folder, name: str) -> dict[str, Any] | None:
     """
     try:
         text = folder.read(name)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     try:
         found = json.loads(text)
@@ -194,12 +194,20 @@ def remove_written(folder: Folder, names: Sequence[str]) -> None:
         folder: it may hold other files, which stay.
         names: of the files, the most important one last, as it is removed.
     """
-    wanted, found = set(names), folder.sizes()
-    parts = [name for name in found if (part := _PART.fullmatch(name)) is not None and part[1] in wanted]
+    remove_parts(folder, names)
+    found = folder.sizes()
     with ThreadPoolExecutor(_THREADS) as threads:
-        list(threads.map(folder.remove, [*parts, *(name for name in names[:-1] if name in found)]))
+        list(threads.map(folder.remove, [name for name in names[:-1] if name in found]))
     if names[-1] in found:
         folder.remove(names[-1])
+
+
+def remove_parts(folder: Folder, names: Sequence[str]) -> None:
+    """Remove what a killed writer of files of these names left."""
+    wanted = set(names)
+    for name in folder.sizes():
+        if (part := _PART.fullmatch(name)) is not None and part[1] in wanted:
+            folder.remove(name)
 
 
 class JobFolder:
