@@ -45,8 +45,14 @@ def digest_of(request: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
 
 
-def read_json(folder: Folder, name: str) -> dict[str, Any] | None:
+def read_json(folder: Folder, name: str, *, what: str = "", option: str = "--out") -> dict[str, Any] | None:
     """The JSON object in a file, None if there is no such file.
+
+    Args:
+        folder: of the file.
+        name: of the file.
+        what: what it is, for the message; by default the output that the folder is.
+        option: that names it.
 
     Raises:
         UserError: the storage does not answer, or the file holds something else.
@@ -61,10 +67,10 @@ def read_json(folder: Folder, name: str) -> dict[str, Any] | None:
         found = None
     if not isinstance(found, dict):
         raise UserError(
-            f"output {folder.url}",
+            what or f"output {folder.url}",
             got=f"a damaged {name}",
-            expected="JSON that says what the folder holds",
-            remedy="copy the file again, or choose another --out",
+            expected="JSON that says what was asked for",
+            remedy=f"copy the file again, or choose another {option}",
         )
     return found
 

@@ -216,7 +216,7 @@ def test_the_same_weights_at_another_address_are_the_same_request(
         ("samples_100.png", b"", "got samples_100.png of something else"),
         ("step_sizes.json", b"{}", "got step_sizes.json of something else"),
         ("index.parquet", b"", "got index.parquet of something else"),
-        ("request.json", b'{"seed": 7', "got a damaged request.json, expected JSON that says what the folder holds"),
+        ("request.json", b'{"seed": 7', "got a damaged request.json, expected JSON that says what was asked for"),
         ("request.json", b"[]", "got a damaged request.json"),
         ("request.json", b'{"format": "drl_dist.edit"}', r"got the output of another job \(drl_dist.edit\)"),
         ("_progress/request.json", b"{}", "got request.json of something else"),
