@@ -59,6 +59,8 @@ def curves(options: CurvesOptions) -> int:
                 expected="a tracked run",
                 remedy="correct --run-name, --experiment or --uri",
             )
+        label = f"curves of MLflow run {run.info.run_id}: {', '.join(options.metrics or DEFAULT_METRICS)}"
+        _refuse_other(Path(options.out), label)
         known = sorted(run.data.metrics)
         panels: dict[str, dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]] = {}
         for metric in options.metrics or DEFAULT_METRICS:
@@ -80,9 +82,24 @@ def curves(options: CurvesOptions) -> int:
             expected="a run that has made a few steps",
             remedy="draw its curves later",
         )
-    _draw(panels, Path(options.out))
+    _draw(panels, Path(options.out), label)
     print(f"curves of {options.run_name}: {options.out}")
     return 0
+
+
+def _refuse_other(out: Path, label: str) -> None:
+    """Return if the file is not there, or is an earlier picture of the same curves.
+
+    Raises:
+        UserError: it is something else.
+    """
+    if out.exists() and label.encode() not in out.read_bytes():
+        raise UserError(
+            f"picture {out}",
+            got="a file of something else",
+            expected=f"no such file, or {label}",
+            remedy="choose another --out, or remove the file",
+        )
 
 
 def _binned(client: MlflowClient, run_id: str, name: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -94,7 +111,8 @@ def _binned(client: MlflowClient, run_id: str, name: str) -> tuple[NDArray[np.fl
     return np.array([steps[part].mean() for part in parts]), np.array([values[part].mean() for part in parts])
 
 
-def _draw(panels: dict[str, dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]], out: Path) -> None:
+def _draw(panels: dict[str, dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]], out: Path, label: str) -> None:
+    """Draw the panels as a picture that carries the label, which says what it shows, in its metadata."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -120,5 +138,5 @@ def _draw(panels: dict[str, dict[str, tuple[NDArray[np.float64], NDArray[np.floa
         axis.grid(alpha=0.3)
     figure.tight_layout()
     out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=110)
+    figure.savefig(out, dpi=110, metadata={"Subject" if out.suffix.lower() == ".pdf" else "Description": label})
     pyplot.close(figure)
