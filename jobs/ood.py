@@ -6,6 +6,7 @@ import sys
 
 from drl_dist.cli import door, parse_options
 from drl_dist.scores.options import OodOptions, check_ood
+from drl_dist.stopping import stop_on_signals
 
 
 def main() -> int:
@@ -14,15 +15,15 @@ def main() -> int:
         OodOptions,
         OodOptions(),
         sys.argv[1:],
-        description="AUROC between the log-densities f(y_0, t = 0) that a model gives to two sets of images.",
+        description="AUROC between the log-densities f(y_0, t = 0) that a model gives to two sets of images; "
+        "the same command resumes.",
     )
     check_ood(options)
     # Heavy imports wait until the options are understood.
-    from drl_dist.models import load_model
     from drl_dist.scores.ood import ood_run
 
-    model = load_model(options.model, options.tracking_uri)
-    return ood_run(options, model.experiment, model.ema, model.step)
+    stop_on_signals()
+    return ood_run(options)
 
 
 if __name__ == "__main__":

@@ -4,27 +4,28 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from drl_dist.analysis.long_run_options import LongRunOptions
-from drl_dist.analysis.long_run_output import LongRunOutput, table
+from drl_dist.analysis.long_run_output import DIAGNOSTICS_NAME, LongRunOutput, table
+from drl_dist.analysis.long_run_progress import Batch, LongRunProgress, Watch
+from drl_dist.analysis.long_run_request import JOB, known_request, whole_request, written_files
 from drl_dist.checkpoints.schedules import SCHEDULE_NAME, read_schedule, write_schedule
 from drl_dist.config import EngineConfig
-from drl_dist.data.filesystem import check_reachable
 from drl_dist.diagnostics import Mixing, mixing
 from drl_dist.errors import UserError
 from drl_dist.evaluation.grids import to_uint8
+from drl_dist.job_folder import JobFolder, digest_of
 from drl_dist.mcmc.adaptation import StepSizeSchedule, kernel_named
-from drl_dist.mcmc.kernel import Info, Observer, State
-from drl_dist.mcmc.record import ChainRecord, ChainSummary, summarise
+from drl_dist.mcmc.record import ChainSummary, summarise_closed
 from drl_dist.models import TrainedModel, averaged_network, load_model
 from drl_dist.noise import PhiloxNoise
-from drl_dist.progress import Advance, progress
+from drl_dist.progress import progress
 from drl_dist.recipe import build_ladder, build_levels
 from drl_dist.recovery import Levels
 from drl_dist.sampling.long_run import LongRunSampler, Start, adapt_schedule, suitable_start
@@ -61,7 +62,8 @@ def long_run(options: LongRunOptions) -> int:
     """
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    check_reachable(options.out)
+    folder = JobFolder(options.out, JOB, result=DIAGNOSTICS_NAME, written=written_files(options))
+    folder.check(known_request(options))
     model = load_model(options.model, options.tracking_uri)
     ladder = build_ladder(model.experiment.diffusion)
     levels = build_levels(model.experiment, ladder)
@@ -69,19 +71,36 @@ def long_run(options: LongRunOptions) -> int:
     if options.schedule is not None:
         schedule = read_schedule(options.schedule, model.ema_sha256, levels.num_levels)
         _check_leapfrogs(options, schedule)
-    engine, device = _engine(model, options)
     start = suitable_start(ladder) if options.start == "auto" else options.start
+    request = whole_request(options, model, start, schedule)
+    device = torch.device("cuda" if options.use_gpu else "cpu")
+    kept = LongRunProgress(folder.records, digest_of(request), device)
+    if folder.is_complete(request):
+        kept.clean_up(options.chain_lengths, options.num_batches)
+        print(f"{options.out} already holds these chains, in {DIAGNOSTICS_NAME}; nothing to do", flush=True)
+        return 0
+    engine = _engine(model, options, device)
     print(f"the chains of a level begin at {_START_TEXT[start]}", flush=True)
     setting = _Setting(options, levels, start, engine, device)
+    folder.begin(request)
     if schedule is None:
-        schedule = _adapt(setting, model.ema_sha256)
+        schedule = _kept_schedule(folder, model, levels) or _adapt(setting, model.ema_sha256, kept)
     output = LongRunOutput(options.out, model.experiment, _origin(setting, model, schedule))
     output.write_step_sizes(schedule, options.adapt)
-    runs = [_run(setting, schedule, length, output) for length in options.chain_lengths]
+    runs = [_run(setting, schedule, length, output, kept) for length in options.chain_lengths]
     output.write_comparison()
     output.write_diagnostics(runs)
+    kept.clean_up(options.chain_lengths, options.num_batches)
     print(f"images, pictures and diagnostics are below {options.out}", flush=True)
     return 0
+
+
+def _kept_schedule(folder: JobFolder, model: TrainedModel, levels: Levels) -> StepSizeSchedule | None:
+    """The step sizes that an earlier start of this request left, None if it left none."""
+    if SCHEDULE_NAME not in folder.files.sizes():
+        return None
+    print(f"step sizes are those that an earlier start left in {folder.url}/{SCHEDULE_NAME}", flush=True)
+    return read_schedule(folder.url, model.ema_sha256, levels.num_levels)
 
 
 def _check_leapfrogs(options: LongRunOptions, schedule: StepSizeSchedule) -> None:
@@ -94,26 +113,31 @@ def _check_leapfrogs(options: LongRunOptions, schedule: StepSizeSchedule) -> Non
         )
 
 
-def _engine(model: TrainedModel, options: LongRunOptions) -> tuple[GradientEngine, torch.device]:
-    device = torch.device("cuda" if options.use_gpu else "cpu")
+def _engine(model: TrainedModel, options: LongRunOptions, device: torch.device) -> GradientEngine:
     if options.use_gpu and not torch.cuda.is_available():
         raise UserError("option --use-gpu", got="no GPU", expected="a GPU", remedy="leave out the option")
+    # Convolutions that add up in no fixed order would give other bytes at each try.
+    torch.backends.cudnn.deterministic = True
     network = averaged_network(model.experiment, model.ema, device)
     network.to(dtype=_DTYPES[options.precision])
     # The captured graph holds images in float32.
     config = EngineConfig(cuda_graph=options.precision == "float32")
-    return GradientEngine(network, config, is_frozen=True), device
+    return GradientEngine(network, config, is_frozen=True)
 
 
-def _adapt(setting: _Setting, ema_sha256: str) -> StepSizeSchedule:
-    """The schedule, found and kept."""
+def _adapt(setting: _Setting, ema_sha256: str, kept: LongRunProgress) -> StepSizeSchedule:
+    """The schedule, found, or found to its end, and kept."""
     options, levels, config = setting.options, setting.levels, setting.options.adapt
     print(
         f"adapting the step sizes of {levels.num_levels} levels on {config.num_chains} chains x {config.num_steps} "
         f"steps to acceptance rates in [{config.lowest_rate:g}, {config.highest_rate:g}]",
         flush=True,
     )
-    with progress("adapting", levels.num_levels, 0, "levels") as advance:
+    adapted = kept.adapted()
+    done = 0 if adapted is None else len(adapted.found)
+    if done:
+        print(f"resumes at the step size of level {levels.num_levels - done - 1}", flush=True)
+    with progress("adapting", levels.num_levels, done, "levels") as advance:
         schedule = adapt_schedule(
             levels,
             setting.engine.raw_at,
@@ -126,45 +150,18 @@ def _adapt(setting: _Setting, ema_sha256: str) -> StepSizeSchedule:
             device=setting.device,
             dtype=_DTYPES[options.precision],
             observe=lambda t, step_size, rate: advance(1, f"level {t}: step size {step_size:.3g}, rate {rate:.2f}"),
+            keep=kept.keep_adapted,
+            adapted=adapted,
         )
     write_schedule(options.out, schedule, ema_sha256)
     print(f"wrote {options.out}/{SCHEDULE_NAME}; --schedule {options.out} uses these step sizes again", flush=True)
     return schedule
 
 
-@dataclass
-class _Watch:
-    """Who is told of the steps of all levels: records for the diagnostics, and the progress."""
-
-    traced: frozenset[int]
-    advance: Advance
-    records: dict[int, list[ChainRecord]] = field(default_factory=dict)
-    steps_seen: int = 0
-    """Of the batch at hand, at the level at hand."""
-
-    def __call__(self, t: int, x_noisy: Tensor) -> Observer:
-        """See `drl_dist.sampling.long_run.ObserveLevel`."""
-        # One batch tells enough about mixing.
-        record = ChainRecord(x_noisy, is_traced=t in self.traced and t not in self.records)
-        self.records.setdefault(t, []).append(record)
-
-        def observe(chain_step: int, state: State, info: Info | None) -> None:
-            record(chain_step, state, info)
-            self.steps_seen += 1
-            self.advance(len(x_noisy))
-
-        return observe
-
-    def end_level(self, t: int, num_steps: int, num_images: int) -> None:
-        """Count the steps that nobody was told of, and let go of the level's images."""
-        self.advance((num_steps - self.steps_seen) * num_images)
-        self.steps_seen = 0
-        if t in self.records:
-            self.records[t][-1].close()
-
-
-def _run(setting: _Setting, schedule: StepSizeSchedule, length: int, output: LongRunOutput) -> dict[str, Any]:
-    """All chains of one length; what they say about themselves."""
+def _run(
+    setting: _Setting, schedule: StepSizeSchedule, length: int, output: LongRunOutput, kept: LongRunProgress
+) -> dict[str, Any]:
+    """All chains of one length, or those that earlier starts have left to do; what they say about themselves."""
     options, levels, engine = setting.options, setting.levels, setting.engine
     began = time.monotonic()
     kernel_at = kernel_named(
@@ -173,18 +170,40 @@ def _run(setting: _Setting, schedule: StepSizeSchedule, length: int, output: Lon
     sampler = LongRunSampler(levels, schedule.step_size, kernel_at, length, setting.start, _DTYPES[options.precision])
     num_levels, noise = levels.num_levels, PhiloxNoise(options.seed)
     shown = frozenset(np.linspace(0, num_levels - 1, min(num_levels, SHOWN_LEVELS)).round().astype(int).tolist())
-    images: list[Tensor] = []
-    stages: list[Tensor] = []
+    parts = torch.arange(options.num_images, device=setting.device).split(options.batch_size)
+    batches = [kept.finished(length, number) for number in range(len(parts))]
+    missing = [number for number, batch in enumerate(batches) if batch is None]
+    middle = kept.interrupted()
+    if middle is not None and (middle.length != length or middle.number not in missing):
+        middle = None
     what = f"{length} steps per level"
-    with progress(what, length * num_levels * options.num_images, 0, "image steps") as advance:
-        watch = _Watch(shown, advance)
-        for ids in torch.arange(options.num_images, device=setting.device).split(options.batch_size):
-            x = None
-            for t, x_t in sampler.descend(engine.raw_at, noise, ids, engine.network.image_shape, observe=watch):
-                watch.end_level(t, length, len(ids))
+    done = sum(len(parts[number]) for number in range(len(parts)) if number not in missing) * length * num_levels
+    if middle is not None:
+        t, next_step = middle.position.t, middle.position.next_step
+        done += len(parts[middle.number]) * ((num_levels - 1 - t) * length + next_step)
+        first = int(parts[middle.number][0])
+        print(f"resumes at {what}, images from {first} on, level {t}, step {next_step}", flush=True)
+    elif done:
+        print(f"resumes at {what}, with {len(parts) - len(missing)} of {len(parts)} batches done", flush=True)
+    with progress(what, length * num_levels * options.num_images, done, "image steps") as advance:
+        for number in missing:
+            ids = parts[number]
+            left = middle if middle is not None and middle.number == number else None
+            # One batch tells enough about mixing.
+            watch = Watch(kept, length, number, shown if number == 0 else frozenset(), advance, left)
+            batch, x = watch.batch, None
+            for t, x_t in sampler.descend(
+                engine.raw_at,
+                noise,
+                ids,
+                engine.network.image_shape,
+                observe=watch,
+                position=None if left is None else left.position,
+            ):
+                if t in shown and number == 0:
+                    batch.stages.append(to_uint8(x_t).cpu())
+                watch.end_level(t, x_t)
                 x = x_t
-                if t in shown and not images:
-                    stages.append(to_uint8(x_t).cpu())
             assert x is not None
             if not bool(x.isfinite().all()):
                 raise UserError(
@@ -193,22 +212,27 @@ def _run(setting: _Setting, schedule: StepSizeSchedule, length: int, output: Lon
                     expected="finite pixels",
                     remedy="use --start x_noisy, or an earlier checkpoint",
                 )
-            images.append(to_uint8(x).cpu())
-    output.write_run(length, torch.cat(images), torch.stack(stages))
-    rows = _rows(levels, watch.records, shown)
+            batch.images = to_uint8(x).cpu()
+            kept.finish(length, number, batch)
+            batches[number] = batch
+    whole = [batch for batch in batches if batch is not None]
+    images = torch.cat([batch.images for batch in whole if batch.images is not None])
+    output.write_run(length, images, torch.stack(whole[0].stages))
+    rows = _rows(levels, whole, shown)
     seconds = time.monotonic() - began
     print(f"{what}, {length * num_levels} in all: {options.num_images} images in {seconds:.0f} s", flush=True)
     print(table(rows), flush=True)
     return {"steps_per_level": length, "steps": length * num_levels, "levels": rows}
 
 
-def _rows(levels: Levels, records: dict[int, list[ChainRecord]], shown: frozenset[int]) -> list[dict[str, Any]]:
+def _rows(levels: Levels, batches: Sequence[Batch], shown: frozenset[int]) -> list[dict[str, Any]]:
     """Per level that made steps of the kernel: what is known of them, from level 0 on."""
     rows: list[dict[str, Any]] = []
-    for t in sorted(records):
-        summary: ChainSummary = summarise(records[t])
+    for t in sorted(batches[0].sums):
+        # Where batches come from does not matter: records of earlier starts are on the CPU.
+        summary: ChainSummary = summarise_closed([batch.sums[t].cpu() for batch in batches])
         is_marginal = float(levels.recovery_precision[t]) == 0
-        trace, found = records[t][0].trace, None
+        trace, found = batches[0].traces.get(t), None
         if trace is not None:
             found: Mixing | None = mixing(trace.cpu().numpy(), is_one_law=is_marginal)
         rows.append(

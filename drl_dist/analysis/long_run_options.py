@@ -29,7 +29,7 @@ class LongRunOptions:
     seed: int = 0
     """Keys all noise: image i of a seed starts from the same noise at every length."""
     out: str = ""
-    """URL of the folder for images, pictures, step sizes and diagnostics."""
+    """URL of the folder for images, pictures, step sizes and diagnostics; the same command resumes there."""
     schedule: str | None = None
     """URL of a folder with the step_sizes.json of this model; by default they are adapted first, and kept in --out."""
     start: Start | Literal["auto"] = "auto"
@@ -56,6 +56,11 @@ class LongRunOptions:
     def chain_lengths(self) -> tuple[int, ...]:
         """`steps_per_level` as numbers."""
         return tuple(int(text) for text in self.steps_per_level.split(","))
+
+    @property
+    def num_batches(self) -> int:
+        """Batches of each chain length."""
+        return -(-self.num_images // self.batch_size)
 
 
 def check_options(options: LongRunOptions) -> None:

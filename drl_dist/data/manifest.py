@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,15 +38,12 @@ def read_origin(url: str) -> Origin | None:
     Raises:
         UserError: the storage does not answer, or the manifest is damaged.
     """
-    folder = Folder(url)
     try:
-        data = folder.read(MANIFEST_NAME)
+        data = Folder(url).read(MANIFEST_NAME)
     except FileNotFoundError:
         return None
-    try:
-        facts: dict[str, Any] = json.loads((pq.read_schema(pa.BufferReader(data)).metadata or {})[METADATA_KEY])
-        if (facts["format"], facts["version"]) != (MANIFEST_FORMAT, MANIFEST_VERSION):
-            raise ValueError(f"format {facts['format']!r} version {facts['version']!r}")
+    with _whole(url):
+        facts = _facts(pq.read_schema(pa.BufferReader(data)))
         name, version = facts["model_name"], facts["model_version"]
         return Origin(
             model=str(facts["model"]),
@@ -52,9 +51,34 @@ def read_origin(url: str) -> Origin | None:
             name=None if name is None else str(name),
             version=None if version is None else int(version),
         )
-    except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
+
+
+def read_manifest(url: str) -> tuple[pa.Table, dict[str, Any]]:
+    """The rows of the manifest in a folder, and what it says about their origin.
+
+    Raises:
+        UserError: the storage does not answer, or the manifest is missing or damaged.
+    """
+    with _whole(url):
+        table = pq.read_table(pa.BufferReader(Folder(url).read(MANIFEST_NAME)))
+        return table.select(["image_id", "shard", "member", "offset", "size", "sha256"]), _facts(table.schema)
+
+
+def _facts(schema: pa.Schema) -> dict[str, Any]:
+    facts: dict[str, Any] = json.loads((schema.metadata or {})[METADATA_KEY])
+    if (facts["format"], facts["version"]) != (MANIFEST_FORMAT, MANIFEST_VERSION):
+        raise ValueError(f"format {facts['format']!r} version {facts['version']!r}")
+    return facts
+
+
+@contextmanager
+def _whole(url: str) -> Iterator[None]:
+    """Say in one sentence what is wrong with a manifest."""
+    try:
+        yield
+    except (pa.ArrowException, KeyError, TypeError, ValueError, FileNotFoundError) as error:
         raise UserError(
-            f"manifest {folder.url_of(MANIFEST_NAME)}",
+            f"manifest {Folder(url).url_of(MANIFEST_NAME)}",
             got=f"{type(error).__name__}: {' '.join(str(error).split())[:120]}",
             expected=f"a Parquet file in format {MANIFEST_FORMAT} version {MANIFEST_VERSION}",
             remedy="copy the manifest again, or sample again",

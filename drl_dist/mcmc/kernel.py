@@ -131,6 +131,7 @@ def run_chain(
     *,
     start: int = 0,
     observe: Observer | None = None,
+    state: StateT | None = None,
 ) -> StateT:
     """The state after `num_chain_steps` transitions from y.
 
@@ -141,8 +142,9 @@ def run_chain(
         num_chain_steps: K.
         start: number of the first step, which keys its numbers.
         observe: told after every step.
+        state: of chains that go on from the middle, where they are instead of at y.
     """
-    state = kernel.init(y)
+    state = kernel.init(y) if state is None else state
     for chain_step, numbers in enumerate(noise.steps(start, start + num_chain_steps, kernel.num_uniforms), start):
         state, info = kernel(state, numbers)
         if observe is not None:

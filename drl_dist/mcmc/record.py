@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +12,7 @@ from drl_dist.mcmc.kernel import Info, State, root_mean_square
 from drl_dist.mcmc.leapfrog import Point
 
 TRACED_PIXELS = 8
+_SUMS = ("acceptance", "moves", "squares", "largest", "divergences", "leapfrogs")
 
 
 class ChainRecord:
@@ -56,6 +57,29 @@ class ChainRecord:
     def trace(self) -> Tensor | None:
         """(num_steps, B, quantities): the log-density, then pixels; None if nothing was traced."""
         return torch.stack(self._trace) if self._trace else None
+
+    def sums(self) -> dict[str, Tensor]:
+        """What the steps so far have added up to, for `resume`: (B,) each, and the trace if there is one."""
+        sums = {name: getattr(self, "_" + name) for name in _SUMS}
+        return sums | ({} if self.trace is None else {"trace": self.trace})
+
+    def resume(self, y: Tensor, num_steps: int, sums: Mapping[str, Tensor]) -> None:
+        """Go on from the middle of a chain.
+
+        Args:
+            y: (B, ...) where the chains are.
+            num_steps: that have been recorded.
+            sums: as `sums` gave them then.
+        """
+        self._y, self._num_steps = y, num_steps
+        for name in _SUMS:
+            setattr(self, "_" + name, sums[name].clone())
+        self._trace = list(sums["trace"].unbind()) if "trace" in sums else []
+
+    @property
+    def num_steps(self) -> int:
+        """Recorded so far."""
+        return self._num_steps
 
     def close(self) -> Tensor:
         """Let go of the images: a thousand levels of them would fill the memory. No more steps may follow.
@@ -102,9 +126,14 @@ def summarise(records: Sequence[ChainRecord]) -> ChainSummary:
     Raises:
         ValueError: no record, or none with a step.
     """
-    if not records:
+    return summarise_closed([record.close() for record in records])
+
+
+def summarise_closed(closed: Sequence[Tensor]) -> ChainSummary:
+    """The same of what `ChainRecord.close` returned, (9,) each; errors as `summarise`."""
+    if not closed:
         raise ValueError("no chains to summarise")
-    table = torch.stack([record.close() for record in records]).cpu()
+    table = torch.stack(list(closed)).cpu()
     chains, steps, displacement, acceptance, moves, squares, divergences, leapfrogs = table[:, :8].sum(0).tolist()
     if steps == 0:
         raise ValueError("chains without steps have nothing to summarise")

@@ -6,8 +6,8 @@ import dataclasses
 import io
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from operator import itemgetter
 from typing import Any
 
@@ -16,9 +16,14 @@ from numpy.typing import NDArray
 from safetensors.numpy import save
 
 from drl_dist.checkpoints.schedules import SCHEDULE_NAME, read_schedule, write_schedule
-from drl_dist.config import differences
 from drl_dist.data.filesystem import Folder, check_reachable
-from drl_dist.errors import UserError
+from drl_dist.job_folder import (
+    REQUEST_NAME,
+    Records,
+    read_json,
+    refuse_other,
+    refuse_without_request,
+)
 from drl_dist.likelihood.partition import LogZ
 from drl_dist.likelihood.report import Report
 from drl_dist.mcmc.adaptation import StepSizeSchedule
@@ -27,11 +32,8 @@ from drl_dist.on_ray.likelihood_unit import LikelihoodRequest, UnitResult
 REPORT_NAME = "likelihood.json"
 FIGURE_NAME = "log_z.png"
 WEIGHTS_NAME = "log_weights.safetensors"
-RECORDS_FOLDER = "_progress"
-REQUEST_NAME = "request.json"
 SHOWN_LEVELS = 12
 """Lines of the printed table; likelihood.json has all levels."""
-_THREADS = 8
 # Title, width, and how a level's row fills the column.
 _COLUMNS: tuple[tuple[str, int, str], ...] = (
     ("level", 5, "{level}"),
@@ -55,7 +57,7 @@ class LikelihoodOutput:
 
     def __init__(self, url: str, request: LikelihoodRequest, num_levels: int) -> None:
         self.url, self._request, self._num_levels = url.rstrip("/") or "/", request, num_levels
-        self._folder, self._records = Folder(self.url), Folder(f"{self.url}/{RECORDS_FOLDER}")
+        self._folder, self._records = Folder(self.url), Records(self.url)
 
     def finished_report(self) -> dict[str, Any] | None:
         """The report, which is written last, if it is there.
@@ -64,21 +66,17 @@ class LikelihoodOutput:
             UserError: the storage does not answer, or the folder holds something else.
         """
         check_reachable(self.url)
-        names = self._folder.sizes()
-        if REPORT_NAME in names:
-            found: dict[str, Any] = json.loads(self._folder.read(REPORT_NAME))
-            self._refuse_other(found["request"])
+        found = read_json(self._folder, REPORT_NAME)
+        if found is not None:
+            self._refuse_other(found.get("request"))
             return found
-        if REQUEST_NAME in self._records.sizes():
-            self._refuse_other(json.loads(self._records.read(REQUEST_NAME)))
-        elif SCHEDULE_NAME in names:
-            # As a long run leaves it; ours would take its place.
-            raise UserError(
-                f"output {self.url}",
-                got=f"a {SCHEDULE_NAME} of another job",
-                expected="an empty folder, or one that this command began",
-                remedy="choose another --out",
-            )
+        begun = read_json(self._records.folder, REQUEST_NAME)
+        if begun is not None:
+            self._refuse_other(begun)
+        else:
+            # Such as the step sizes of a long run; ours would take their place.
+            own = (re.escape(name) for name in (SCHEDULE_NAME, WEIGHTS_NAME, FIGURE_NAME))
+            refuse_without_request(self.url, self._folder.sizes(), own)
         return None
 
     def begin(self) -> None:
@@ -87,7 +85,7 @@ class LikelihoodOutput:
         Raises:
             UserError: it cannot.
         """
-        self._records.write(REQUEST_NAME, json.dumps(dataclasses.asdict(self._request)).encode())
+        self._records.write({REQUEST_NAME: json.dumps(dataclasses.asdict(self._request)).encode()})
 
     def schedule(self) -> StepSizeSchedule | None:
         """The step sizes that an earlier start left here, None if it left none."""
@@ -101,17 +99,16 @@ class LikelihoodOutput:
 
     def finished(self) -> dict[int, UnitResult]:
         """The results of the units that earlier starts finished, by number."""
-        names = self._records.sizes()
-        numbers = [unit for unit in range(len(self._request.units())) if f"{unit:06d}.safetensors" in names]
-        with ThreadPoolExecutor(_THREADS) as threads:
-            texts = list(threads.map(lambda number: self._records.read(f"{number:06d}.safetensors"), numbers))
+        sizes = self._records.folder.sizes()
+        numbers = [unit for unit in range(len(self._request.units())) if f"{unit:06d}.safetensors" in sizes]
+        texts = self._records.read(f"{number:06d}.safetensors" for number in numbers)
         results = (UnitResult.from_bytes(data, self._request) for data in texts)
         found = sorted(zip(numbers, results, strict=True), key=itemgetter(0))
         return {number: result for number, result in found if result is not None}
 
     def note(self, unit: int, result: UnitResult) -> None:
         """Keep the result of a finished unit, so that a later start skips it."""
-        self._records.write(f"{unit:06d}.safetensors", result.to_bytes(self._request))
+        self._records.write({f"{unit:06d}.safetensors": result.to_bytes(self._request)})
 
     def write_weights(self, arrays: Mapping[str, NDArray[np.float64]]) -> None:
         """Keep all weights and log-densities, from which everything in the report follows."""
@@ -131,23 +128,15 @@ class LikelihoodOutput:
 
     def clean_up(self) -> None:
         """Remove the records of this request, and what a killed writer of its files left; nothing else."""
-        # The request goes last: without it, nobody knows whose the others are.
-        if REQUEST_NAME in self._records.sizes():
-            units = range(len(self._request.units()))
-            self._records.remove_written([*(f"{unit:06d}.safetensors" for unit in units), REQUEST_NAME])
-        self._records.remove_if_empty()
         self._folder.remove_parts([SCHEDULE_NAME, WEIGHTS_NAME, FIGURE_NAME, REPORT_NAME])
+        # The request goes last: without it, nobody knows whose the others are.
+        if REQUEST_NAME in self._records.folder.sizes():
+            units = range(len(self._request.units()))
+            self._records.remove([*(f"{unit:06d}.safetensors" for unit in units), REQUEST_NAME])
 
-    def _refuse_other(self, found: dict[str, Any]) -> None:
-        # Through JSON, which knows no tuples.
-        wanted: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self._request)))
-        if other := differences(found, wanted):
-            raise UserError(
-                f"output {self.url}",
-                got="another request (" + ", ".join(other) + ")",
-                expected="an empty folder, or this request",
-                remedy="choose another --out, or repeat the command that began there",
-            )
+    def _refuse_other(self, found: Any) -> None:
+        request = found if isinstance(found, dict) else {}
+        refuse_other(self.url, request, dataclasses.asdict(self._request))
 
 
 def figure(report: Report) -> bytes:

@@ -12,7 +12,7 @@ from drl_dist.models import TrainedModel, load_model
 from drl_dist.on_ray.common import check_capacity, cluster
 from drl_dist.on_ray.exported import Exporter
 from drl_dist.on_ray.sample_options import SampleOptions
-from drl_dist.on_ray.sample_output import GRID_NAME, SampleOutput
+from drl_dist.on_ray.sample_output import DEVICES_BETWEEN, GRID_NAME, SampleOutput
 from drl_dist.on_ray.sample_unit import PROGRESSION_NAME, SampleRequest, UnitMaker, UnitRecord
 from drl_dist.on_ray.sample_workers import WorkerPool
 from drl_dist.progress import progress
@@ -43,6 +43,7 @@ def sample_run(options: SampleOptions) -> int:
     if missing:
         _make(options, model, request, output, records, missing)
     output.check_shards(records)
+    output.exchange(records)
     _finish(options, model, request, output, records, real)
     return 0
 
@@ -76,7 +77,7 @@ def _make(
     done = sum(len(request.images_of(unit)) for unit in records)
     with cluster():
         check_capacity(options.num_workers, cpus=options.cpus_per_worker, gpus=int(options.use_gpu))
-        output.begin()
+        output.begin(records)
         print(
             f"{'resuming' if records else 'sampling'} {request.num_images} images of {options.model} (step "
             f"{model.step}) to {options.out}: {len(missing)} of {request.num_units} shards to make on "
@@ -88,7 +89,7 @@ def _make(
             cpus=options.cpus_per_worker,
             gpus=int(options.use_gpu),
             new_maker=UnitMaker,
-            arguments=(model.experiment, model.ema, request, options.out),
+            arguments=(model.experiment, model.ema, request, options.out, output.aside, output.replaced),
         )
         exporter, began, before = Exporter(options.out), time.monotonic(), done
         with closing(pool), progress("sampling", request.num_images, done, "images") as advance:
@@ -114,7 +115,7 @@ def _finish(
         "model_name": version.name if version else None,
         "model_version": version.version if version else None,
         "step": model.step,
-        "devices": sorted({record.device for record in records.values()}),
+        "devices": sorted({name for record in records.values() for name in record.device.split(DEVICES_BETWEEN)}),
     }
     output.write_manifest(records, origin)
     index = output.index(records)

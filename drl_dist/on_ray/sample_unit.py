@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -61,6 +61,11 @@ class SampleRequest:
         """SHA-256 over all fields, 64 hexadecimal digits."""
         return hashlib.sha256(json.dumps(dataclasses.asdict(self), sort_keys=True).encode()).hexdigest()
 
+    @property
+    def unit_digest(self) -> str:
+        """SHA-256 over all fields but the number of images, which changes no image: what records are bound to."""
+        return dataclasses.replace(self, num_images=0).digest
+
     def images_of(self, unit: int) -> range:
         """Ids of the images of a unit."""
         return range(unit * self.shard_size, min((unit + 1) * self.shard_size, self.num_images))
@@ -81,13 +86,24 @@ class UnitRecord:
     def to_json(self, request: SampleRequest) -> bytes:
         """The record as it lies beside the shard."""
         row = dataclasses.asdict(self.row) | {"offsets": self.row.offsets.tolist()}
-        return json.dumps({"request": request.digest, **vars(self), "row": row}).encode()
+        return json.dumps({"request": request.unit_digest, **vars(self), "row": row}).encode()
 
     @classmethod
-    def from_json(cls, text: bytes, request: SampleRequest) -> UnitRecord | None:
-        """The record in these bytes, None if it was made for another request."""
-        values: dict[str, Any] = json.loads(text)
-        if values.pop("request") != request.digest:
+    def from_json(cls, text: bytes, request: SampleRequest, began_with: int | None = None) -> UnitRecord | None:
+        """The record in these bytes, None if it was made for another request or is damaged.
+
+        Args:
+            text: as `to_json` gave it.
+            request: that it is for, with any number of images.
+            began_with: the number of images that the folder was begun with, if it was another one.
+        """
+        try:
+            values: dict[str, Any] = json.loads(text)
+        except ValueError:
+            return None
+        # Records of earlier versions are bound to the number of images too.
+        earlier = dataclasses.replace(request, num_images=began_with or request.num_images).digest
+        if values.pop("request", None) not in (request.unit_digest, request.digest, earlier):
             return None
         row = values.pop("row")
         offsets = np.array(row.pop("offsets"), dtype=np.int64)
@@ -103,12 +119,20 @@ class UnitMaker:
         ema: averaged weights, float32.
         request: the images.
         out: folder URL that shards are written to.
+        aside: folder URL of the units below, whose shards take the place of others once all units are there.
+        replaced: their numbers.
     """
 
     def __init__(
-        self, experiment: Experiment, ema: Mapping[str, NDArray[np.float32]], request: SampleRequest, out: str
+        self,
+        experiment: Experiment,
+        ema: Mapping[str, NDArray[np.float32]],
+        request: SampleRequest,
+        out: str,
+        aside: str = "",
+        replaced: Collection[int] = (),
     ) -> None:
-        self._request, self._out = request, out
+        self._request, self._out, self._aside, self._replaced = request, out, aside, replaced
         torch.set_num_threads(request.threads)
         # Convolutions that add up in no fixed order would give other bytes at each try.
         torch.backends.cudnn.deterministic = True
@@ -132,7 +156,7 @@ class UnitMaker:
             UserError: the images are not finite, or the storage does not take the shard.
         """
         began = time.monotonic()
-        images = self._request.images_of(unit)
+        images, folder = self._request.images_of(unit), Folder(self._aside if unit in self._replaced else self._out)
         pngs: list[bytes] = []
         for ids in torch.tensor(images, device=self._device).split(self._request.batch_size):
             stages = self._sampler.sample_levels(
@@ -147,11 +171,11 @@ class UnitMaker:
                 )
             pngs += [encode_png(pixels) for pixels in to_uint8(stages[-1]).cpu().numpy()]
             if ids[0] == 0:
-                Folder(self._out).write(PROGRESSION_NAME, progression(stages))
+                folder.write(PROGRESSION_NAME, progression(stages))
             yield len(ids)
         name = shard_name(self._request.preset, SPLIT, unit)
         data, row = pack_shard(name, (Sample(image, png) for image, png in zip(images, pngs, strict=True)))
-        Folder(self._out).write(name, data)
+        folder.write(name, data)
         checksums = tuple(hashlib.sha256(png).hexdigest() for png in pngs)
         yield UnitRecord(
             row, tuple(len(png) for png in pngs), checksums, self.device_name, round(time.monotonic() - began, 3)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -39,6 +39,19 @@ class LongRun(NamedTuple):
     """(B, ...) x_0."""
     kept: dict[int, Tensor]
     """t -> (B, ...) x_t of the levels that were asked for; T is the white noise that everything starts from."""
+
+
+class Position(NamedTuple):
+    """Chains in the middle of their way down the ladder."""
+
+    t: int
+    """The level that they are at."""
+    x_noisy: Tensor
+    """(B, ...) x_{t+1}, which the level began with."""
+    next_step: int = 0
+    """Number of the next chain step at this level; 0: it has not begun."""
+    state: Any = None
+    """The kernel's state there, None if the level has not begun."""
 
 
 class LevelStart(NamedTuple):
@@ -121,18 +134,35 @@ class LongRunSampler:
         shape: tuple[int, ...],
         *,
         observe: ObserveLevel | None = None,
+        position: Position | None = None,
     ) -> Iterator[tuple[int, Tensor]]:
-        """(t, x_t) for t = T-1, ..., 0, each as soon as it is there; y_t is levels.transition_scale[t] * x_t."""
-        x = self._white_noise(noise, sample_ids, shape)
-        for t in reversed(range(self.levels.num_levels)):
-            begin = start_level(self.levels, t, raw_at, noise, sample_ids, x, self.start)
-            y, num_steps = begin.y, self.num_chain_steps - begin.num_draws
+        """(t, x_t) for t = T-1, ..., 0, each as soon as it is there; y_t is levels.transition_scale[t] * x_t.
+
+        Args:
+            raw_at: the network.
+            noise: as of `sample`.
+            sample_ids: (B,) int64.
+            shape: of one image, (C, H, W).
+            observe: as of `sample`.
+            position: where chains that were interrupted go on, by default at the top; what they make is the same.
+        """
+        if position is None:
+            position = Position(self.levels.num_levels - 1, self._white_noise(noise, sample_ids, shape))
+        x, state = position.x_noisy, position.state
+        for t in reversed(range(position.t + 1)):
+            # In the middle of a level its draw has been made.
+            begin = start_level(
+                self.levels, t, raw_at, noise, sample_ids, x, self.start if state is None else "x_noisy"
+            )
+            first = begin.num_draws if state is None else position.next_step
+            y = begin.y
             # Even to find out where the chains are, a kernel needs a gradient.
-            if num_steps > 0:
+            if self.num_chain_steps > first or state is not None:
                 kernel = self.kernel_at(begin.density, x.new_full((len(x),), self.step_size[t]))
                 observer = None if observe is None else observe(t, x)
-                y = run_chain(kernel, y, begin.noise, num_steps, start=begin.num_draws, observe=observer).y
-            x = y / float(self.levels.transition_scale[t])
+                num_steps = self.num_chain_steps - first
+                y = run_chain(kernel, y, begin.noise, num_steps, start=first, observe=observer, state=state).y
+            x, state = y / float(self.levels.transition_scale[t]), None
             yield t, x
 
     def _white_noise(self, noise: Noise, sample_ids: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -173,6 +203,15 @@ def start_level(
     return LevelStart(density, run_chain(draw, x_noisy, numbers, 1).y, 1, numbers)
 
 
+class Adapted(NamedTuple):
+    """How far the adaptation of a ladder's step sizes has come."""
+
+    found: tuple[tuple[float, float], ...]
+    """Step size and acceptance rate of the levels from T - 1 down."""
+    xs: tuple[Tensor, ...]
+    """(b, ...) where the chains are, in parts: x_t of the last of these levels."""
+
+
 def adapt_schedule(
     levels: Levels,
     raw_at: RawAtLevel,
@@ -186,6 +225,8 @@ def adapt_schedule(
     device: torch.device | None = None,
     dtype: torch.dtype = torch.float64,
     observe: Callable[[int, float, float], None] | None = None,
+    keep: Callable[[Adapted], None] | None = None,
+    adapted: Adapted | None = None,
 ) -> StepSizeSchedule:
     """Step sizes of HMC for every level, on chains that run down the ladder while they adapt (section 4.2).
 
@@ -203,6 +244,8 @@ def adapt_schedule(
         device: of the chains, by default the CPU.
         dtype: of the chains, as of `LongRunSampler`.
         observe: told each level, its step size and its acceptance rate.
+        keep: told after each level how far it has come.
+        adapted: as `keep` was told it, to go on from there; the schedule is the same.
 
     Raises:
         UserError: a level at which no step size has such a rate.
@@ -214,9 +257,13 @@ def adapt_schedule(
     noise = PhiloxNoise(seed)
     ids = torch.arange(ADAPTATION_IDS, ADAPTATION_IDS + config.num_chains, device=device)
     parts = ids.split(batch_size or config.num_chains)
-    xs = [noise.normal(Purpose.PRIOR, part, 0, (0,), shape)[0].to(dtype) for part in parts]
-    step_size, found = float(levels.step_size[-1]), []
-    for t in reversed(range(levels.num_levels)):
+    if adapted is None:
+        adapted = Adapted((), tuple(noise.normal(Purpose.PRIOR, part, 0, (0,), shape)[0].to(dtype) for part in parts))
+    found, xs = list(adapted.found), list(adapted.xs)
+    for t in reversed(range(levels.num_levels - len(found))):
+        step_size = float(levels.step_size[t])
+        if found:
+            step_size = found[-1][0] * float(levels.step_size[t] / levels.step_size[t + 1])
         batches: list[AdaptingChains] = []
         for part, x in zip(parts, xs, strict=True):
             begin = start_level(levels, t, raw_at, noise, part, x, start)
@@ -224,10 +271,10 @@ def adapt_schedule(
         step_size, rate = adapt_step_size(batches, step_size, config, what=f"step size of level {t}")
         found.append((step_size, rate))
         xs = [batch.y / float(levels.transition_scale[t]) for batch in batches]
-        if t > 0:
-            step_size *= float(levels.step_size[t - 1] / levels.step_size[t])
         if observe is not None:
             observe(t, *found[-1])
+        if keep is not None:
+            keep(Adapted(tuple(found), tuple(xs)))
     step_sizes, rates = zip(*reversed(found), strict=True)
     return StepSizeSchedule(
         step_size=step_sizes,

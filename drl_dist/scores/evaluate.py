@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -13,11 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from drl_dist.config import differences, flatten
 from drl_dist.data.filesystem import Folder, check_writable_file
 from drl_dist.data.index import ShardIndex, open_index
 from drl_dist.data.manifest import Origin, read_origin
 from drl_dist.errors import UserError, file_of
 from drl_dist.evaluation.features import FeatureNetwork, Features
+from drl_dist.job_folder import read_json
 from drl_dist.scores.distances import KID_SUBSET_SIZE, fid, inception_score, kid
 from drl_dist.scores.feature_cache import cached_features
 from drl_dist.scores.images import check_count
@@ -60,10 +63,13 @@ def evaluate_run(options: EvaluateOptions) -> int:
     check_alike(samples, data)
     check_count(samples, options.num_images, what="samples")
     check_count(data, options.num_images, what="data")
+    compared = _compared(options, samples, data)
+    _check_report(options, compared)
     origin = read_origin(options.samples)
     # Before the work, not after it: the server may be away.
     tracked = _tracked_model(options, origin)
     network = load_network(spec, device)
+    _check_report(options, compared | {"feature_network": network.identity})
     cache_dir = Path(options.cache_dir) if options.cache_dir else default_cache_dir()
     generated, real = (
         cached_features(
@@ -80,6 +86,37 @@ def evaluate_run(options: EvaluateOptions) -> int:
     if tracked is not None:
         _log(options, tracked, scores, report)
     return 0
+
+
+def _compared(options: EvaluateOptions, samples: ShardIndex, data: ShardIndex) -> dict[str, Any]:
+    """What a report is of, the feature network apart, as it stands in the report."""
+    return {
+        "num_images": options.num_images,
+        "samples": {"fingerprint": samples.fingerprint},
+        "data": {"fingerprint": data.fingerprint},
+    }
+
+
+def _check_report(options: EvaluateOptions, compared: Mapping[str, Any]) -> None:
+    """Return if a report of something else would not be written over.
+
+    Raises:
+        UserError: the file of ``--json`` is there, and is no report of this comparison.
+    """
+    if not options.json:
+        return
+    folder, name = file_of(options.json, "option --json")
+    found = read_json(Folder(folder), name, what=f"file {options.json}", option="--json")
+    if found is None:
+        return
+    known, wanted = flatten(found), flatten(dict(compared))
+    if other := differences({field: known.get(field, "absent") for field in wanted}, wanted):
+        raise UserError(
+            f"file {options.json}",
+            got=f"the scores of another comparison ({', '.join(other)})",
+            expected="no such file, or scores of this comparison",
+            remedy="choose another --json",
+        )
 
 
 def score(generated: Features, real: Features) -> Scores:

@@ -42,9 +42,16 @@ def spread(num_samples: int, count: int) -> NDArray[np.int64]:
 
 
 def image_batches(
-    index: ShardIndex, count: int, batch_size: int, *, cache: ShardCache | None = None
+    index: ShardIndex, count: int, batch_size: int, *, cache: ShardCache | None = None, first: int = 0
 ) -> Iterator[Tensor]:
     """`count` images of a data set, evenly spread over it, in the order of its shards.
+
+    Args:
+        index: the data set.
+        count: images in all.
+        batch_size: images of a batch.
+        cache: what shards are read through.
+        first: images to leave out at the beginning.
 
     Yields:
         uint8 (B, C, H, W), B = `batch_size` but for the last.
@@ -53,7 +60,7 @@ def image_batches(
         UserError: a shard or an image is damaged or cannot be read.
     """
     batch: list[NDArray[np.uint8]] = []
-    for pixels in _images(index, spread(index.num_samples, count), cache or ShardCache(index.url)):
+    for pixels in _images(index, spread(index.num_samples, count)[first:], cache or ShardCache(index.url)):
         batch.append(pixels)
         if len(batch) == batch_size:
             yield torch.from_numpy(np.stack(batch))

@@ -64,7 +64,7 @@ class OodOptions:
     other: str = ""
     """URL of other images of the same size: a shard folder."""
     out: str = ""
-    """URL of the folder for ood.json and histogram.png."""
+    """URL of the folder for ood.json and histogram.png; the same command resumes there."""
     num_images: int | None = None
     """Images of each set, evenly spread over it; by default as many as the smaller set holds."""
     batch_size: int = 64

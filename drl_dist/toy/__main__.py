@@ -6,6 +6,7 @@ Needs torch, numpy and matplotlib, nothing else of the project's extras, hence t
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import tempfile
 import time
@@ -52,6 +53,9 @@ def main(argv: Sequence[str]) -> int:
     name: str = options.name
     data_law = law(name)
     folder = _folder(options.out)
+    request = {name: getattr(options, name) for name in ("name", "seed", "steps", "lengthen")}
+    names = [f"{name}_{kind}.png" for kind in ("levels", "comparison")]
+    _refuse_other(folder, f"{name}.json", request, names)
 
     grid = Grid()
     experiments = {
@@ -68,6 +72,8 @@ def main(argv: Sequence[str]) -> int:
         "comparison": comparison_picture(drl, short_run, data, grid, f"{name}: recovery beside short-run likelihood"),
     }
     print("\n".join(report(drl, short_run, data, grid)))
+    # First, so that pictures never lie there without it.
+    _write(folder / f"{name}.json", (json.dumps(request, indent=2) + "\n").encode())
     for kind, what in (("levels", "from noise to data"), ("comparison", "recovery beside short-run likelihood")):
         path = folder / f"{name}_{kind}.png"
         _write(path, pictures[kind])
@@ -122,6 +128,26 @@ def _folder(out: str) -> Path:
             remedy="name another folder",
         ) from error
     return folder
+
+
+def _refuse_other(folder: Path, record: str, request: dict[str, object], pictures: Sequence[str]) -> None:
+    """Return if the folder's pictures, if any, are those of the same request, which its record tells."""
+    if not any((folder / name).exists() for name in (record, *pictures)):
+        return
+    try:
+        found = json.loads((folder / record).read_text())
+    except (OSError, ValueError):
+        found = None
+    if found != request:
+        known = found if isinstance(found, dict) else {}
+        other = [f"{name}: {known.get(name, 'unknown')} -> {value}" for name, value in request.items()]
+        different = [text for text, name in zip(other, request, strict=True) if known.get(name) != request[name]]
+        raise UserError(
+            "option --out",
+            got=f"{folder}, with pictures of other options ({', '.join(different) or 'more than these'})",
+            expected="a folder without them, or with those of the same options",
+            remedy="name another folder",
+        )
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -71,6 +71,8 @@ def curves(options: CurvesOptions) -> int:
                 expected="a tracked run",
                 remedy="correct --run-name, --experiment or --uri",
             )
+        label = f"curves of MLflow run {run.info.run_id}: {', '.join(options.metrics or DEFAULT_METRICS)}"
+        _refuse_other(out, label)
         known = sorted(run.data.metrics)
         panels: dict[str, dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]] = {}
         for metric in options.metrics or DEFAULT_METRICS:
@@ -92,9 +94,24 @@ def curves(options: CurvesOptions) -> int:
             expected="a run that has made a few steps",
             remedy="draw its curves later",
         )
-    write_local(out, _draw(panels, kind))
+    write_local(out, _draw(panels, kind, label))
     print(f"curves of {options.run_name}: {options.out}")
     return 0
+
+
+def _refuse_other(out: Path, label: str) -> None:
+    """Return if the file is not there, or is an earlier picture of the same curves.
+
+    Raises:
+        UserError: it is something else.
+    """
+    if out.exists() and label.encode() not in out.read_bytes():
+        raise UserError(
+            f"picture {out}",
+            got="a file of something else",
+            expected=f"no such file, or {label}",
+            remedy="choose another --out, or remove the file",
+        )
 
 
 def _binned(client: MlflowClient, run_id: str, name: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -106,8 +123,10 @@ def _binned(client: MlflowClient, run_id: str, name: str) -> tuple[NDArray[np.fl
     return np.array([steps[part].mean() for part in parts]), np.array([values[part].mean() for part in parts])
 
 
-def _draw(panels: dict[str, dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]], kind: str) -> bytes:
-    """The panels side by side, as a file of one of `KINDS`."""
+def _draw(
+    panels: dict[str, dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]], kind: str, label: str
+) -> bytes:
+    """The panels side by side, as a file of one of `KINDS` whose metadata carry the label, which says what it shows."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -133,6 +152,7 @@ def _draw(panels: dict[str, dict[str, tuple[NDArray[np.float64], NDArray[np.floa
         axis.grid(alpha=0.3)
     figure.tight_layout()
     buffer = io.BytesIO()
-    figure.savefig(buffer, format=kind, dpi=110)
+    metadata = {"Subject" if kind == "pdf" else "Description": label}
+    figure.savefig(buffer, format=kind, dpi=110, metadata=metadata)
     pyplot.close(figure)
     return buffer.getvalue()

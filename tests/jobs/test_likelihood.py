@@ -283,7 +283,7 @@ def test_what_does_not_fit_is_told_before_a_cluster_is_asked(
         ({"schedule": seven}, "got 7 levels, expected 6 levels"),
         ({"schedule": leapfrogs}, "got those of 3 leapfrog steps, expected those of 2"),
         ({"out": "ftp://host/out"}, "storage URL"),
-        ({"out": long_run}, "got a step_sizes.json of another job"),
+        ({"out": long_run}, "got step_sizes.json of something else"),
     ):
         given = dataclasses.replace(options(checkpoint, data, tmp_path / "out"), **changed)
         with pytest.raises(UserError, match=message):

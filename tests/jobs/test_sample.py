@@ -142,6 +142,30 @@ def test_a_killed_job_resumes_to_the_same_bytes(
 
 
 @pytest.mark.integration
+def test_fewer_images_are_extended_to_the_same_bytes(
+    undisturbed: Path, checkpoint: Path, three_cpus: RayHead, tmp_path: Path
+) -> None:
+    environment = subprocess_environment(three_cpus.environment())
+    # Two shards and a part of one; of options given twice the last counts.
+    fewer = sample(environment, checkpoint, tmp_path, "--num-images", "30")
+    assert fewer.returncode == 0, fewer.stderr
+    full = [tmp_path / f"tiny-generated-{number:05d}.tar" for number in (0, 1)]
+    modified = [path.stat().st_mtime_ns for path in full]
+    more = sample(environment, checkpoint, tmp_path, "--num-workers", "2")
+    assert more.returncode == 0, more.stderr
+    assert f"5 of {NUM_SHARDS} shards to make" in more.stdout
+    assert contents(tmp_path) == contents(undisturbed)
+    assert [path.stat().st_mtime_ns for path in full] == modified
+    refused = sample(environment, checkpoint, tmp_path, "--num-images", "30")
+    assert (refused.returncode, refused.stderr) == (
+        2,
+        f"output {tmp_path}: got a folder that holds {NUM_IMAGES} of these images, expected at most 30; "
+        f"use --num-images {NUM_IMAGES}, or choose another --out.\n",
+    )
+    assert contents(tmp_path) == contents(undisturbed)
+
+
+@pytest.mark.integration
 def test_manifest_says_where_every_image_is(undisturbed: Path, checkpoint: Path) -> None:
     table = pq.read_table(undisturbed / "manifest.parquet")
     assert table.column_names == ["image_id", "shard", "member", "offset", "size", "sha256"]

@@ -110,4 +110,4 @@ def test_a_folder_that_cannot_be_written_is_told(checkpoint: Path, tmp_path: Pat
     assert not output.is_complete()
     assert output.finished() == {}
     with pytest.raises(UserError, match=r"writing .*: got NotADirectoryError"):
-        output.begin()
+        output.begin({})

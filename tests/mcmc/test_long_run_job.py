@@ -73,7 +73,7 @@ def finished(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> tupl
 def test_the_job_writes_everything(finished: tuple[Path, str, str]) -> None:
     out, printed, told = finished
     assert {path.name for path in out.iterdir()} == {
-        *("step_sizes.json", "step_sizes.png", "diagnostics.json", "samples.png"),
+        *("request.json", "step_sizes.json", "step_sizes.png", "diagnostics.json", "samples.png"),
         *(f"{kind}_{length}.png" for kind in ("samples", "stages") for length in (1, 3, 20)),
         *(f"steps_{length}" for length in (1, 3, 20)),
     }

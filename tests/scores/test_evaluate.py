@@ -183,3 +183,29 @@ def test_origin_of_samples(tmp_path: Path) -> None:
     (tmp_path / MANIFEST_NAME).write_bytes(os.urandom(100))
     with pytest.raises(UserError, match=f"manifest .*{MANIFEST_NAME}: got ArrowInvalid"):
         read_origin(str(tmp_path))
+
+
+def test_scores_of_another_comparison_are_not_written_over(folder: Path) -> None:
+    assert evaluate_run(options(folder)) == 0
+    report = folder / "scores.json"
+    before = report.read_bytes()
+    write_set(str(folder / "others"), (20, 31))
+    for changed, told in (
+        ({"num_images": 20}, r"num_images: 45 -> 20"),
+        ({"samples": str(folder / "others")}, r"samples.fingerprint: [0-9a-f]+ -> [0-9a-f]+"),
+        ({"features": script(NoLogits(), folder / "plain.pt")}, r"feature_network: .* -> .*"),
+    ):
+        with pytest.raises(
+            UserError, match=rf"^file .*/scores.json: got the scores of another comparison \({told}\), expected no such"
+        ):
+            evaluate_run(options(folder, **changed))
+        assert report.read_bytes() == before
+    # The same comparison writes its own.
+    report.write_bytes(before.rstrip())
+    assert evaluate_run(options(folder, batch_size=9)) == 0
+    assert json.loads(report.read_bytes()) == json.loads(before)
+    for content, told in ((b"my notes", "got a damaged scores.json"), (b'{"a": 1}', "got the scores of another")):
+        report.write_bytes(content)
+        with pytest.raises(UserError, match=rf"^file .*/scores.json: {told}"):
+            evaluate_run(options(folder))
+        assert report.read_bytes() == content

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -14,11 +15,14 @@ import pytest
 import torch
 from PIL import Image
 
+from drl_dist import job_folder
 from drl_dist.checkpoints.files import CheckpointState, write_checkpoint
+from drl_dist.data.filesystem import Folder
 from drl_dist.data.index import open_index
 from drl_dist.errors import UserError
 from drl_dist.evaluation.ood import auroc, log_densities
 from drl_dist.noise import PhiloxNoise
+from drl_dist.scores import ood
 from drl_dist.scores.images import image_batches
 from drl_dist.scores.ood import histogram_png, ood_run
 from drl_dist.scores.options import OodOptions, check_ood
@@ -28,18 +32,22 @@ from tests.method.test_step import tiny, waken
 from tests.support import ROOT, subprocess_environment
 
 
+def model(folder: Path, factor: float = 1) -> Path:
+    """A checkpoint whose averaged weights are multiplied by a factor."""
+    state = TrainState.create(tiny())
+    waken(state)
+    parts = state.tensors()
+    parts["ema"] = {name: value * factor for name, value in parts["ema"].items()}
+    facts = CheckpointState(step=7, images_seen=84, next_position=84, seed=0, data_fingerprint="0" * 64, world_size=1)
+    write_checkpoint(folder, parts, facts, tiny())
+    return folder
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint and two sets of images, the second of even grey."""
     folder = tmp_path_factory.mktemp("ood")
-    state = TrainState.create(tiny())
-    waken(state)
-    write_checkpoint(
-        folder / "checkpoint",
-        state.tensors(),
-        CheckpointState(step=7, images_seen=84, next_position=84, seed=0, data_fingerprint="0" * 64, world_size=1),
-        tiny(),
-    )
+    model(folder / "checkpoint")
     write_set(str(folder / "data"))
     write_set(str(folder / "other"), (20, 11))
     return folder
@@ -108,17 +116,91 @@ def test_the_histogram_shows_both_sets() -> None:
 
 
 def test_sets_that_cannot_be_compared_are_refused(folder: Path, tmp_path: Path) -> None:
-    state = TrainState.create(tiny())
-    ema = {name: value.numpy() for name, value in state.ema.shadow.items()}
     with pytest.raises(UserError, match=r"other images .*: got 31 images, expected at least 40"):
-        ood_run(options(folder, num_images=40), tiny(), ema, 7)
+        ood_run(options(folder, num_images=40, out=str(tmp_path / "out")))
     write_set(str(tmp_path), channels=3)
     with pytest.raises(UserError, match="got 8x8 pixels with 3 channels, expected 8x8 pixels with 1 channel"):
-        ood_run(options(folder, other=str(tmp_path)), tiny(), ema, 7)
-    broken = {name: np.full_like(value, np.nan) for name, value in ema.items()}
+        ood_run(options(folder, other=str(tmp_path), out=str(tmp_path / "out")))
+    broken = model(tmp_path / "broken", math.nan)
     with pytest.raises(UserError, match=r"log-densities of .*: got values that are not finite"):
-        ood_run(options(folder, out=str(tmp_path / "out")), tiny(), broken, 7)
+        ood_run(options(folder, model=str(broken), out=str(tmp_path / "out")))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def done(folder: Path, tmp_path: Path) -> Path:
+    assert ood_run(options(folder, out=str(tmp_path / "done"))) == 0
+    return tmp_path / "done"
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_killed_comparison_resumes_to_the_same_bytes(
+    folder: Path, done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(job_folder, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(job_folder, "_COST", 0)
+    given = options(folder, out=str(tmp_path / "killed"))
+    write = Folder.write
+
+    class Killed(BaseException):
+        pass
+
+    left = 0
+
+    def cut_short(self: Folder, name: str, data: bytes) -> None:
+        nonlocal left
+        left -= 1
+        write(self, name, data)
+        if left == 0:
+            raise Killed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Folder, "write", cut_short)
+        # The request and two records of the data; two more of them, and two of the other images.
+        for left in (3, 4):  # noqa: B007 - counted down by each write
+            with pytest.raises(Killed):
+                ood_run(given)
+            assert not (tmp_path / "killed" / "ood.json").exists()
+            with pytest.raises(UserError, match=r"got another request \(seed: 5 -> 6\)"):
+                ood_run(dataclasses.replace(given, seed=6))
+    printed = capsys.readouterr().out
+    assert "resumes at image 16 of 31 of the data" in printed
+    assert ood_run(given) == 0
+    assert "resumes at image 16 of 31 of the other images" in capsys.readouterr().out
+    assert contents(tmp_path / "killed") == contents(done)
+
+
+def test_a_complete_folder_is_left_alone(folder: Path, done: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {path: path.stat().st_mtime_ns for path in done.iterdir()}
+    assert {path.name for path in before} == {"request.json", "ood.json", "histogram.png"}
+    # The same images and weights by other names.
+    assert ood_run(options(folder, out=f"file://{done}", data=f"file://{folder}/data", num_images=31)) == 0
+    assert "already holds this comparison, in ood.json; nothing to do" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in done.iterdir()} == before
+
+
+def test_another_request_is_refused(folder: Path, done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = contents(done)
+    with pytest.raises(UserError, match=r"got another request \(config_sha256|got another request \(ema_sha256: "):
+        ood_run(options(folder, out=str(done), model=str(model(tmp_path / "other", 0.5))))
+    monkeypatch.setattr(ood, "load_model", None)
+    for changed, told in (
+        ({"seed": 6}, r"seed: 5 -> 6"),
+        ({"num_images": 20}, r"num_images: 31 -> 20"),
+        ({"other": str(folder / "data"), "num_images": 31}, r"other_fingerprint: .* -> .*"),
+        ({"batch_size": 9}, r"batch_size: 8 -> 9"),
+    ):
+        with pytest.raises(UserError, match=rf"output .*/done: got another request \({told}\), expected"):
+            ood_run(options(folder, out=str(done), **changed))
+    assert contents(done) == before
+    # As an earlier version left it.
+    (done / "request.json").unlink()
+    with pytest.raises(UserError, match=r"got histogram.png, ood.json of something else, expected an empty folder"):
+        ood_run(options(folder, out=str(done)))
+    assert contents(done) == {name: data for name, data in before.items() if name != "request.json"}
 
 
 @pytest.mark.parametrize(

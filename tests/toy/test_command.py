@@ -46,8 +46,8 @@ def test_it_draws_and_reports_without_the_extras(bare: dict[str, str], tmp_path:
     ran = toy(bare, "rings", "--steps", "2", "--lengthen", "1", "--out", str(tmp_path / "new" / "folder"))
     assert ran.returncode == 0, ran.stderr
     pictures = sorted((tmp_path / "new" / "folder").iterdir())
-    assert [path.name for path in pictures] == ["rings_comparison.png", "rings_levels.png"]
-    for path in pictures:
+    assert [path.name for path in pictures] == ["rings.json", "rings_comparison.png", "rings_levels.png"]
+    for path in pictures[1:]:
         assert path.read_bytes().startswith(b"\x89PNG")
         assert str(path) in ran.stdout
     (numbers,) = re.findall(r"total variation from the exact one +([\d.]+) +([\d.]+)", ran.stdout)
@@ -91,6 +91,21 @@ def test_a_folder_that_cannot_be_written_is_told_before_training(tmp_path: Path)
     # /proc exists and is a folder, but nobody, root included, can make a file there.
     with pytest.raises(UserError, match=r"option --out: got /proc \(.*\), expected a folder that can be written"):
         main(["rings", "--out", "/proc"])
+
+
+def test_pictures_of_other_options_are_not_drawn_over(tmp_path: Path) -> None:
+    (tmp_path / "rings_levels.png").write_bytes(b"mine")
+    given = ["rings", "--steps", "3", "--lengthen", "2", "--out", str(tmp_path)]
+    for record, told in (
+        (None, "name: unknown -> rings, seed: unknown -> 0, steps: unknown -> 3, lengthen: unknown -> 2"),
+        ('{"name": "rings", "seed": 1, "steps": 3, "lengthen": 2}', "seed: 1 -> 0"),
+        ("[", "name: unknown -> rings"),
+    ):
+        if record is not None:
+            (tmp_path / "rings.json").write_text(record)
+        with pytest.raises(UserError, match=rf"option --out: got .*, with pictures of other options \({told}"):
+            main(given)
+    assert (tmp_path / "rings_levels.png").read_bytes() == b"mine"
 
 
 def test_without_matplotlib_it_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

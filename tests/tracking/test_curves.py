@@ -32,7 +32,9 @@ def test_it_draws_what_the_run_has(
     monkeypatch.setattr(
         module,
         "_draw",
-        lambda panels, out: (drawn.append({name: len(lines) for name, lines in panels.items()}), draw(panels, out))[1],
+        lambda panels, *more: (drawn.append({name: len(lines) for name, lines in panels.items()}), draw(panels, *more))[
+            1
+        ],
     )
 
     def options(**fields: object) -> CurvesOptions:
@@ -42,12 +44,25 @@ def test_it_draws_what_the_run_has(
     assert curves(options()) == 0
     assert drawn.pop() == {"loss": 1, "noise_error": 16}
     assert Image.open(tmp_path / "a.png").size[0] > 800
-    assert curves(options(metrics=("images_seen",))) == 0
+    before = (tmp_path / "a.png").read_bytes()
+    with pytest.raises(UserError, match=r"picture .*/a.png: got a file of something else, expected no such file, or "):
+        curves(options(metrics=("images_seen",)))
+    (tmp_path / "mine.png").write_bytes(b"mine")
+    with pytest.raises(UserError, match=r"picture .*/mine.png: got a file of something else"):
+        curves(options(out=str(tmp_path / "mine.png")))
+    assert ((tmp_path / "a.png").read_bytes(), (tmp_path / "mine.png").read_bytes()) == (before, b"mine")
+    # The same curves, drawn again, for each kind of picture.
+    assert curves(options()) == 0
+    drawn.clear()
+    for name in ("b.png", "b.svg", "b.pdf"):
+        for _ in range(2):
+            assert curves(options(metrics=("images_seen",), out=str(tmp_path / name))) == 0
+    drawn[1:] = []
     assert drawn.pop() == {"images_seen": 1}
     with pytest.raises(UserError, match="metric displacement: got a run without it"):
-        curves(options(metrics=("displacement",)))
+        curves(options(metrics=("displacement",), out=str(tmp_path / "c.png")))
     with pytest.raises(UserError, match="run empty: got no metric yet"):
-        curves(options(run_name="empty"))
+        curves(options(run_name="empty", out=str(tmp_path / "c.png")))
     with pytest.raises(UserError, match="no such run in experiment curves"):
         curves(options(run_name="other"))
     assert drawn == []
