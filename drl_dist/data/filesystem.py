@@ -22,6 +22,10 @@ from fsspec.asyn import AsyncFileSystem, sync
 from fsspec.spec import AbstractFileSystem
 
 from drl_dist.errors import UserError
+from drl_dist.proxies import spare_loopback
+
+# Emulators of storage run on this machine.
+spare_loopback(os.environ)
 
 ADDRESS_VARIABLES = (
     "STORAGE_EMULATOR_HOST",
