@@ -114,12 +114,11 @@ def _answered(answer: requests.Response, uri: str) -> Trouble | None:
         return _redirected(answer)
     if status == 200 and _is_listing(answer):
         return None
-    if status in (401, 403):
+    wants_certificate = status == 400 and "SSL certificate" in answer.text[:1000]  # nginx
+    if status in (401, 403) or wants_certificate:
         return _not_let_in(answer)
     if status in (429, 500, 502, 503, 504):
         return Trouble(f"status {status}{proxy}", "wait until the server is up, look at its log, or correct the URI")
-    if status == 400 and "SSL certificate" in answer.text[:1000]:  # nginx
-        return Trouble("status 400, since the server wants a certificate of the client", _CLIENT_CERTIFICATE)
     if status == 404 and (version := _version(uri)):
         return _too_old(version)
     return Trouble(f"status {status} from something that is not an MLflow server{proxy}", _ADDRESS_REMEDY)
@@ -129,7 +128,7 @@ def _redirected(answer: requests.Response) -> Trouble:
     # Such a redirect turns what is to be written into something to be read.
     target = urlsplit(answer.url)
     place = f"{target.scheme}://{target.netloc.rpartition('@')[2]}{target.path.removesuffix(_SEARCH)}"
-    if answer.status_code == 200 and _is_listing(answer):
+    if isinstance(_json(answer), dict):  # MLflow's, though perhaps of a question that lost its words on the way
         return Trouble(f"a redirect to {place}", "give the address that it redirects to")
     return Trouble(
         f"a redirect to {place}, as of a proxy that wants a login",
@@ -139,6 +138,8 @@ def _redirected(answer: requests.Response) -> Trouble:
 
 def _not_let_in(answer: requests.Response) -> Trouble:
     status = answer.status_code
+    if status == 400:
+        return Trouble("status 400, since the server wants a certificate of the client", _CLIENT_CERTIFICATE)
     if "Host header" in answer.text[:1000]:
         return Trouble(
             f"status {status}, since the server does not serve this host name",
@@ -173,8 +174,9 @@ def _unanswered(error: BaseException, uri: str) -> Trouble:
         return trouble
     if isinstance(error, MlflowException | requests.exceptions.InvalidURL):
         return Trouble(_words(error), "correct the address, or the MLFLOW_TRACKING_ variables")
-    kinds = [type(one).__name__ for one in chain if isinstance(one, requests.RequestException)]
-    return Trouble(f"no answer ({kinds[0] if kinds else _words(chain[-1])}){proxy}", _ADDRESS_REMEDY)
+    kinds = [type(one).__name__ for one in chain]
+    why = next((kind for kind in kinds if "Timeout" in kind), kinds[0])
+    return Trouble(f"no answer ({why}){proxy}", _ADDRESS_REMEDY)
 
 
 def _tls_trouble(chain: list[BaseException]) -> Trouble | None:
@@ -228,11 +230,15 @@ def _through_proxy(uri: str) -> str:
 
 def _is_listing(answer: requests.Response) -> bool:
     """Whether this is MLflow's answer; it leaves empty lists out."""
-    try:
-        listing = json.loads(answer.text)
-    except ValueError:
-        return False
+    listing = _json(answer)
     return isinstance(listing, dict) and (not listing or "experiments" in listing)
+
+
+def _json(answer: requests.Response) -> object:
+    try:
+        return json.loads(answer.text)
+    except ValueError:
+        return None
 
 
 def _too_old(version: str) -> Trouble:

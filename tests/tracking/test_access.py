@@ -233,7 +233,7 @@ def test_addresses_that_are_none(uri: str, sentence: str) -> None:
 def test_a_server_that_says_nothing_is_given_up_within_half_a_minute() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         began = time.monotonic()
-        assert "got no answer (ReadTimeout)" in refused(f"http://127.0.0.1:{silent.getsockname()[1]}")
+        assert "got no answer (ReadTimeoutError)" in refused(f"http://127.0.0.1:{silent.getsockname()[1]}")
     assert time.monotonic() - began < 30
 
 
