@@ -28,6 +28,10 @@ from fsspec.spec import AbstractFileSystem
 
 from drl_dist.errors import UserError, file_of, place_of
 from drl_dist.places import Place, joined
+from drl_dist.proxies import spare_loopback
+
+# Emulators of storage run on this machine.
+spare_loopback(os.environ)
 
 ADDRESS_VARIABLES = (
     "STORAGE_EMULATOR_HOST",

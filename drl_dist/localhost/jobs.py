@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from drl_dist.localhost.ray_head import RayHead
+from drl_dist.proxies import spare_loopback
 
 STOP_SECONDS = 300
 """How long ``ray job stop`` waits for a job before it kills it: a step, a checkpoint and its upload take longer than
@@ -55,10 +56,12 @@ def submit_job(
         command.append(f"--submission-id={submission_id}")
     variables = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS), **(environment or {})}
     command.append("--runtime-env-json=" + json.dumps({"env_vars": variables}))
+    client_environment = os.environ | head.environment()
+    spare_loopback(client_environment)
     expired = threading.Event()
     with subprocess.Popen(
         [*command, "--", *entrypoint],
-        env=os.environ | head.environment(),
+        env=client_environment,
         text=True,
         errors="replace",
         stdin=subprocess.DEVNULL,

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-import urllib.error
-import urllib.request
 from pathlib import Path
 
-from drl_dist.localhost.server import HOST, LocalServer, free_ports
+from drl_dist.localhost.server import HOST, LocalServer, ask, free_ports
 
 
 class MlflowServer(LocalServer):
@@ -54,13 +52,13 @@ class MlflowServer(LocalServer):
         return self.folder
 
     def server_environment(self) -> dict[str, str]:
-        # Job execution would add eight idle processes; the tracking URI of a client means nothing to the server.
-        inherited = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
+        # What the user set is for a client, or for another server. Job execution would add eight idle processes.
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "_MLFLOW_"))}
         return inherited | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
 
     def is_ready(self) -> bool:
         try:
-            with urllib.request.urlopen(f"{self.uri}/health", timeout=5) as answer:
-                return answer.status == 200
-        except (urllib.error.URLError, ConnectionError, TimeoutError):
+            ask(f"{self.uri}/health")
+        except OSError:
             return False
+        return True

@@ -8,13 +8,11 @@ import secrets
 import shutil
 import sys
 import tempfile
-import urllib.error
-import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
 
-from drl_dist.localhost.server import HOST, LocalServer, StartError, free_ports
+from drl_dist.localhost.server import HOST, LocalServer, StartError, ask, free_ports
 
 _ATTEMPTS = 3
 
@@ -134,14 +132,11 @@ class RayHead(RayServer):
         return inherited | self._extra | mine | {"PATH": path}
 
     def is_ready(self) -> bool:
-        request = urllib.request.Request(
-            f"{self.address}/nodes?view=summary", headers={"Authorization": f"Bearer {self._token}"}
-        )
         try:
-            with urllib.request.urlopen(request, timeout=5) as answer:
-                nodes = json.load(answer)["data"]["summary"]
-        except (urllib.error.URLError, ConnectionError, TimeoutError):
+            answer = ask(f"{self.address}/nodes?view=summary", {"Authorization": f"Bearer {self._token}"})
+        except OSError:
             return False
+        nodes = json.loads(answer)["data"]["summary"]
         return any(node["raylet"].get("state") == "ALIVE" for node in nodes)
 
     def stop(self) -> None:

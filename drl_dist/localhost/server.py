@@ -8,13 +8,16 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Self
 
 from drl_dist.localhost import processes
+from drl_dist.proxies import spare_loopback
 
 HOST = "127.0.0.1"
 # Below Linux's range for outgoing connections and above that of Ray's workers, so that nobody takes them meanwhile.
@@ -23,6 +26,19 @@ PORTS = range(20_000, 32_000)
 
 class StartError(RuntimeError):
     """A local server ended, or was not ready in time; the message holds the last lines of its log."""
+
+
+def ask(url: str, headers: Mapping[str, str] | None = None, seconds: float = 5) -> bytes:
+    """The body of a 200 answer from a server on this machine, whatever proxy the environment names.
+
+    Raises:
+        OSError: it does not answer, or with another status.
+    """
+    request = urllib.request.Request(url, headers=dict(headers or {}))
+    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=seconds) as answer:
+        if answer.status != 200:
+            raise OSError(f"status {answer.status}")
+        return answer.read()
 
 
 def free_ports(count: int) -> list[int]:
@@ -95,6 +111,9 @@ class LocalServer(ABC):
         """
         assert self._process is None, f"{self.name} is running already"
         self.log.parent.mkdir(parents=True, exist_ok=True)
+        environment = self.server_environment()
+        # What it starts speaks to it, and to its neighbours, on this machine.
+        spare_loopback(environment)
         with self.log.open("ab") as output:
             self._process = subprocess.Popen(
                 self.command(),
@@ -102,7 +121,7 @@ class LocalServer(ABC):
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 cwd=self.working_directory,
-                env=self.server_environment(),
+                env=environment,
                 start_new_session=True,
             )
         try:

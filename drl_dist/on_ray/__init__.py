@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from drl_dist.localhost.ray_head import LOOPBACK_ONLY
+from drl_dist.proxies import spare_loopback
 
 # Ray reads these when it is imported, which every module of this package does.
 if not os.environ.get("RAY_ADDRESS"):
@@ -12,3 +13,4 @@ if not os.environ.get("RAY_ADDRESS"):
     os.environ.update(LOOPBACK_ONLY)
 # Ray drops lines that resemble earlier ones, which all progress lines do.
 os.environ.setdefault("RAY_DEDUP_LOGS", "0")
+spare_loopback(os.environ)

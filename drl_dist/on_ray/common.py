@@ -6,7 +6,6 @@ import json
 import logging
 import os
 import signal
-import socket
 import sys
 import threading
 from collections.abc import Iterator, Mapping
@@ -18,9 +17,12 @@ from ray._private.state import state as cluster_state
 
 from drl_dist.data.filesystem import ADDRESS_VARIABLES
 from drl_dist.errors import UserError
+from drl_dist.on_ray.cluster_answers import check_answers
+from drl_dist.on_ray.sent_folder import warn_of_large_folder
+from drl_dist.on_ray.session_folder import session_folder
 
-CONNECT_SECONDS = 10.0
 _START_ATTEMPTS = 3
+_LOCAL_REMEDY = "look at the space in RAY_TMPDIR, TMPDIR, /tmp and /dev/shm, at `ulimit -a`, or join a cluster"
 LOOPBACK = "127.0.0.1"
 
 
@@ -40,9 +42,10 @@ def cluster(environment: Mapping[str, str] | None = None) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    warn_of_large_folder()
     address = os.environ.get("RAY_ADDRESS")
     if address:
-        _check_answers(address)
+        check_answers(address)
     variables = {name: value for name, value in (environment or {}).items() if name not in os.environ}
     # Ray refuses a variable that the submitted job has too; that one reaches every process anyway.
     job = json.loads(os.environ.get(RAY_JOB_CONFIG_JSON_ENV_VAR, "{}"))
@@ -79,7 +82,10 @@ def _join(address: str | None, variables: Mapping[str, str]) -> None:
             # A running Ray that happens to be on this machine is somebody else's.
             with _signals_kept():
                 ray.init(
-                    address=address or "local", logging_level=logging.WARNING, runtime_env={"env_vars": dict(variables)}
+                    address=address or "local",
+                    logging_level=logging.WARNING,
+                    runtime_env={"env_vars": dict(variables)},
+                    _temp_dir=None if address else session_folder(),
                 )
             return
         except Exception as error:
@@ -89,13 +95,14 @@ def _join(address: str | None, variables: Mapping[str, str]) -> None:
             if is_slow and attempts_left:
                 print("Ray: too slow to start on this busy machine, trying again", file=sys.stderr, flush=True)
                 continue
-            if not is_slow and not isinstance(error, ConnectionError | RuntimeError):
+            # Anything that the machine refuses is an OSError: folders, memory, ports, files, processes.
+            if not is_slow and not isinstance(error, OSError | RuntimeError | ValueError):
                 raise
             raise UserError(
                 "Ray cluster",
                 got=" ".join(str(error).split())[:200],
                 expected=f"a cluster at {address}" if address else "a Ray of its own on this machine",
-                remedy="start the cluster, or correct or unset RAY_ADDRESS",
+                remedy="start the cluster, or correct or unset RAY_ADDRESS" if address else _LOCAL_REMEDY,
             ) from error
 
 
@@ -126,19 +133,3 @@ def check_capacity(num_workers: int, *, cpus: int, gpus: int) -> None:
 def is_loopback() -> bool:
     """Whether the cluster lives on 127.0.0.1 alone."""
     return ray.util.get_node_ip_address() == LOOPBACK
-
-
-def _check_answers(address: str) -> None:
-    """Ray itself would try for many minutes."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not host or not port.isdecimal():
-        return
-    try:
-        socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
-    except OSError as error:
-        raise UserError(
-            "Ray cluster",
-            got=f"no answer ({error})",
-            expected=f"a cluster at RAY_ADDRESS={address}",
-            remedy="start the cluster, or correct or unset RAY_ADDRESS",
-        ) from error

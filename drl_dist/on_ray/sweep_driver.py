@@ -27,6 +27,7 @@ from drl_dist.sweeps.proposals import make_proposer
 from drl_dist.sweeps.record import BAD_SCORE, Outcome, SweepFolder
 from drl_dist.sweeps.space import apply
 from drl_dist.sweeps.table import Row, ranked
+from drl_dist.tracking.access import access, take_access
 from drl_dist.tracking.client import connect
 from drl_dist.tracking.runs import status_kept
 from drl_dist.tracking.sweeps import end_trial, open_sweep, trial_run
@@ -138,13 +139,18 @@ def _run_trials(folder: SweepFolder, launch: TrialLaunch) -> None:
     # It would say that no trial has left Ray Tune a file of results.
     logging.getLogger("ray.tune.analysis").setLevel(logging.ERROR)
 
-    def trainable(config: dict[str, Any]) -> None:
+    def trainable(config: dict[str, Any], access: dict[str, str]) -> None:
+        take_access(access)
         launch(config)
 
     # Ray Tune's own notes: pickles, which nothing reads, so they go when the sweep does.
     with tempfile.TemporaryDirectory(prefix="drl-tune-") as temporary:
         tune.Tuner(
-            tune.with_resources(trainable, PlacementGroupFactory([{"memory": TRIAL_BYTES}])),
+            tune.with_resources(
+                # As a parameter it stays in memory, and is in none of the pickles.
+                tune.with_parameters(trainable, access=access()),
+                PlacementGroupFactory([{"memory": TRIAL_BYTES}]),
+            ),
             tune_config=tune.TuneConfig(
                 # Searcher and scheduler know what the score is called; given here, Ray Tune would refuse theirs.
                 search_alg=SweepSearch(folder, proposer, unfinished, len(trials)),

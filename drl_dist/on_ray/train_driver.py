@@ -32,6 +32,7 @@ from drl_dist.on_ray.train_stop import StopNote, stoppable
 from drl_dist.on_ray.train_worker import WorkerTask, train_worker
 from drl_dist.scores.images import check_count
 from drl_dist.scores.options import parse_features
+from drl_dist.tracking.access import access
 from drl_dist.tracking.client import connect
 from drl_dist.tracking.runs import open_run, status_kept
 from drl_dist.training.guard import DivergedError
@@ -181,6 +182,7 @@ def fit_run(prepared: PreparedRun, trial: TrialPart | None = None) -> None:
             run_url=prepared.run_url,
             fingerprint=prepared.fingerprint,
             tracking_run=tracking_run,
+            access=access(),
             model_name=model_name,
             started=started,
             first_step=newest.step if newest else 0,

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -28,6 +28,7 @@ from drl_dist.on_ray.train_listeners import Checkpoints, Metrics, Progress, Samp
 from drl_dist.on_ray.train_metrics import Clock, Exports, Stalling
 from drl_dist.on_ray.train_scores import Scores
 from drl_dist.on_ray.train_stop import StopNote, Wishes
+from drl_dist.tracking.access import take_access
 from drl_dist.tracking.tracker import Tracker
 from drl_dist.training.batch import BatchSource
 from drl_dist.training.loop import Listener, train
@@ -47,6 +48,8 @@ class WorkerTask:
     """Of the data that the driver saw."""
     tracking_run: str
     """Id of the tracked run."""
+    access: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)
+    """Lets workers into the tracking server; see `drl_dist.tracking.access.access`."""
     model_name: str
     """Registered model that checkpoints are versions of."""
     started: float
@@ -101,6 +104,7 @@ def train_worker(task: WorkerTask) -> int:
         show, register, log = None, None, None
         clock = Clock()
         if rank == 0:
+            take_access(task.access)
             tracker = Tracker(run.tracking.uri, task.tracking_run)
             stack.callback(tracker.close)
             show, log = tracker.log_image, tracker.log_metrics

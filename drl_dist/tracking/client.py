@@ -9,25 +9,14 @@ from typing import TypeVar
 from urllib.parse import urlsplit
 
 import requests
-
-from drl_dist.errors import UserError
-
-# By default a request to a server that went away is repeated for minutes. Ours are repeated by the spool, or fail; what
-# the user sets counts. mlflow reads these at each request.
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "1")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
-os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException, RestException
 
+from drl_dist.errors import UserError
+from drl_dist.tracking.answers import probe, refusal
+
 Item = TypeVar("Item")
 
-PROBE_SECONDS = 10.0
-REMEDY = "start the server or correct the URI (--tracking.uri or MLFLOW_TRACKING_URI)"
 # What another attempt would not change; everything else may be an outage.
 _FINAL = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
 
@@ -35,18 +24,22 @@ _FINAL = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
 def connect(uri: str | None) -> MlflowClient:
     """A client of the MLflow server at `uri`, by default at MLFLOW_TRACKING_URI, that has just answered.
 
+    How it logs in, and whose certificates it trusts, is what MLflow's own variables say (docs/tracking.md).
+
     Raises:
-        UserError: no server is named, or it does not answer within seconds.
+        UserError: no server is named, it does not answer within seconds, or it does not let this process in.
     """
     uri = server_uri(uri)
     if (trouble := probe(uri)) is not None:
-        raise UserError(f"MLflow server {uri}", got=trouble, expected="an answer from its /health page", remedy=REMEDY)
+        raise UserError(
+            f"MLflow server {uri}", got=trouble.got, expected="an answer from its API", remedy=trouble.remedy
+        )
     return client_of(uri)
 
 
 def server_uri(uri: str | None) -> str:
     """`uri`, by default the environment's MLFLOW_TRACKING_URI; errors as `connect`."""
-    found = uri or os.environ.get("MLFLOW_TRACKING_URI")
+    found = (uri or os.environ.get("MLFLOW_TRACKING_URI") or "").strip()
     if not found:
         raise UserError(
             "MLflow server",
@@ -54,21 +47,32 @@ def server_uri(uri: str | None) -> str:
             expected="the address of a running server",
             remedy="give --tracking.uri http://HOST:PORT or set MLFLOW_TRACKING_URI",
         )
-    if not found.startswith(("http://", "https://")):
+    try:
+        parts = urlsplit(found)
+        is_whole = bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is no number, a bracket that is not closed
+        parts, is_whole = None, False
+    # Options become parameters of the run, which every reader of the page sees.
+    if "@" in (found if parts is None else parts.netloc):
         raise UserError(
             "MLflow server",
-            got=found,
+            got=f"an address with a user or password in it, at {found.rpartition('@')[2]}",
+            expected="an address without",
+            remedy="set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD instead",
+        )
+    if parts is None or parts.scheme not in ("http", "https") or not is_whole:
+        raise UserError(
+            "MLflow server",
+            got=found.partition("?")[0],
             expected="an http:// or https:// address, since workers on other machines use it too",
             remedy="start `mlflow server` and give its address",
         )
-    host = urlsplit(found).netloc
-    if "@" in host:
-        # Options become parameters of the run, which every reader of the page sees.
+    if parts.query or parts.fragment:
         raise UserError(
             "MLflow server",
-            got=f"an address with a user or password in it, at {host.rpartition('@')[2]}",
-            expected="an address without",
-            remedy="set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD instead",
+            got=f"the address of a page, {found.partition('?')[0].partition('#')[0]} with ? or # behind it",
+            expected="the server's own address",
+            remedy="leave out what begins with ? or #",
         )
     return found.rstrip("/")
 
@@ -78,28 +82,16 @@ def client_of(uri: str) -> MlflowClient:
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
-def probe(uri: str, seconds: float = PROBE_SECONDS) -> str | None:
-    """None if an MLflow server answers at `uri`, else what happened instead."""
-    try:
-        answer = requests.get(f"{uri}/health", timeout=seconds)
-    except requests.RequestException as error:
-        return f"no answer ({type(error).__name__})"
-    if answer.status_code != 200 or answer.text.strip() != "OK":
-        return f"status {answer.status_code} from something that is not an MLflow server"
-    return None
-
-
 @contextmanager
 def user_errors(uri: str) -> Iterator[None]:
     """Turn what the server says against a request into a `UserError`."""
     try:
         yield
-    except MlflowException as error:
+    except (MlflowException, requests.RequestException) as error:
+        # Of files, the client raises what its HTTP library does.
+        trouble = refusal(error, uri)
         raise UserError(
-            f"MLflow server {uri}",
-            got=str(error).splitlines()[0],
-            expected="the request to succeed",
-            remedy="look at the server's log, or choose other names",
+            f"MLflow server {uri}", got=trouble.got, expected="the request to succeed", remedy=trouble.remedy
         ) from error
 
 

@@ -6,6 +6,7 @@ import io
 import math
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from mlflow import MlflowClient

@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from drl_dist.tracking.client import probe, server_uri
+from drl_dist.tracking.answers import probe
+from drl_dist.tracking.client import server_uri
 from drl_dist.tracking.registry import REGISTERED_FILES
 from drl_dist.tracking.runs import RunStatus
 from drl_dist.tracking.sending import Sender, ServerAway
@@ -171,7 +172,7 @@ class Tracker:
     def _send(self, *, after_trouble: bool) -> None:
         # A server that is away is asked in seconds; mlflow itself would wait and repeat for longer.
         if after_trouble and (trouble := probe(self._uri, seconds=3)) is not None:
-            raise ServerAway(trouble)
+            raise ServerAway(trouble.got)
         while self._spool.unsent_bytes and not self._abandoned.is_set():
             self._sender.send_some()
 
