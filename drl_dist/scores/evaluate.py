@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import sys
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -53,13 +54,14 @@ def evaluate_run(options: EvaluateOptions) -> int:
         UserError: something that the user gave cannot be used; nothing was written but features.
     """
     spec = check_evaluate(options)
+    _check_uri(options.tracking_uri)
     device = choose_device(options.use_gpu)
     samples, data = open_index(options.samples), open_index(options.data)
     check_alike(samples, data)
     check_count(samples, options.num_images, what="samples")
     check_count(data, options.num_images, what="data")
     origin = read_origin(options.samples)
-    # Before the work, not after it: the server may be away.
+    # Before the work, so that what is wrong with the tracking is told early; it does not keep the scores from anybody.
     tracked = _tracked_model(options, origin)
     network = load_network(spec, device)
     cache_dir = Path(options.cache_dir) if options.cache_dir else default_cache_dir()
@@ -76,7 +78,10 @@ def evaluate_run(options: EvaluateOptions) -> int:
         folder, _, name = options.json.rpartition("/")
         Folder(folder or "/").write(name, (json.dumps(report, indent=2) + "\n").encode())
     if tracked is not None:
-        _log(options, tracked, scores, report)
+        try:
+            _log(options, tracked, scores, report)
+        except UserError as error:
+            _warn(error)
     return 0
 
 
@@ -162,7 +167,27 @@ def _tracked_model(options: EvaluateOptions, origin: Origin | None) -> ScoredMod
         return None
     from drl_dist.tracking.scores import find_scored_model
 
-    return find_scored_model(uri, origin.name, origin.version)
+    try:
+        return find_scored_model(uri, origin.name, origin.version, origin.ema_sha256)
+    except UserError as error:
+        _warn(error)
+        return None
+
+
+def _check_uri(uri: str | None) -> None:
+    """Refuse an option that no server can have; what the environment says may be meant for other programs."""
+    if uri is not None:
+        from drl_dist.tracking.client import server_uri
+
+        server_uri(uri)
+
+
+def _warn(error: UserError) -> None:
+    print(
+        f"warning: the scores are not logged to MLflow: {error} The same command logs them later; the features are kept.",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 def _log(options: EvaluateOptions, model: ScoredModel, scores: Scores, report: dict[str, Any]) -> None:
