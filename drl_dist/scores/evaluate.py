@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import sys
 from dataclasses import dataclass
@@ -146,8 +147,13 @@ def _report(
     data: ShardIndex,
     origin: Origin | None,
 ) -> dict[str, Any]:
+    # JSON has no NaN.
+    numbers = {
+        name: value if value is not None and math.isfinite(value) else None
+        for name, value in dataclasses.asdict(scores).items()
+    }
     return {
-        **dataclasses.asdict(scores),
+        **numbers,
         "num_images": options.num_images,
         "features": network.name,
         "feature_network": network.identity,
@@ -184,7 +190,7 @@ def _check_uri(uri: str | None) -> None:
 
 def _warn(error: UserError) -> None:
     print(
-        f"warning: the scores are not logged to MLflow: {error} The same command logs them later; the features are kept.",
+        f"warning: the scores are not logged to MLflow: {error} The same command logs them later, from kept features.",
         file=sys.stderr,
         flush=True,
     )

@@ -24,6 +24,8 @@ RunStatus = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 RUN_NAME_TAG = "drl_dist.run_name"
 # MLflow's own limits.
 _PER_REQUEST, _METRICS_PER_REQUEST, _PARAM_LENGTH, _TAG_LENGTH = 100, 1000, 6000, 8000
+# Without it the page opens on the side that was last chosen in the browser, at first that for language models.
+_SIDE = "workflowType=machine_learning"
 WHOLE_PARAMS = "params.json"
 """Artifact with the params of a run as they are, where some are too long for MLflow's own."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,199}")
@@ -35,8 +37,8 @@ def open_run(
     """The id of the run of this name, made if there is none, and set RUNNING.
 
     Params keep the values of the run's first start. A field that differs at a later start (another number of workers,
-    say) is told by a tag ``resumed.FIELD`` that holds the newest value. Where one is longer than MLflow takes, its end is
-    replaced by a checksum, and all are in the artifact ``params.json``.
+    say) is told by a tag ``resumed.FIELD`` that holds the newest value. Where one is longer than MLflow takes, its end
+    is replaced by a checksum, and all are in the artifact ``params.json``.
 
     Args:
         uri: the server, by default that of MLFLOW_TRACKING_URI.
@@ -111,9 +113,9 @@ def log_results(client: MlflowClient, run_id: str, results: Iterable[tuple[str, 
                 known = newest.get((name, metric.step))
                 if known is None or (metric.timestamp, metric.value) > (known.timestamp, known.value):
                     newest[name, metric.step] = metric
-        for name, value, step in wanted:
+        for name, number, step in wanted:
             # MLflow would store infinity as the largest float.
-            value = value if math.isfinite(value) else math.nan
+            value = number if math.isfinite(number) else math.nan
             known = newest.get((name, step))
             if known is None and not math.isnan(value):
                 metrics.append(Metric(name, value, now, step))
@@ -126,8 +128,7 @@ def log_results(client: MlflowClient, run_id: str, results: Iterable[tuple[str, 
 
 def pictures_page(uri: str, experiment_id: str, run_id: str, name: str = "samples") -> str:
     """The address of the newest picture of a run, on the page's side for model training."""
-    # Without the last part the page opens as whoever looked at it last had left it, at first for language models.
-    return f"{uri}/{_page(experiment_id, run_id)}/artifacts/{name}.png?workflowType=machine_learning"
+    return f"{uri}/{_page(experiment_id, run_id)}/artifacts/{name}.png?{_SIDE}"
 
 
 def describe_by_picture(uri: str | None, run_id: str, name: str = "samples") -> str:
@@ -143,10 +144,12 @@ def describe_by_picture(uri: str | None, run_id: str, name: str = "samples") -> 
         run = client.get_run(run_id)
         experiment_id = run.info.experiment_id
         if MLFLOW_RUN_NOTE not in run.data.tags:
+            page = _page(experiment_id, run_id)
+            # The links first: what is higher than about a hundred pixels is cut until somebody asks for more.
             text = (
-                f"![{name}](get-artifact?path={name}.png&run_uuid={run_id})\n\n"
-                f"[{name} in full size]({_page(experiment_id, run_id)}/artifacts/{name}.png), "
-                f"[charts]({_page(experiment_id, run_id)}/model-metrics)"
+                f"[{name} in full size]({page}/artifacts/{name}.png?{_SIDE}), "
+                f"[charts]({page}/model-metrics?{_SIDE})\n\n"
+                f"![{name}](get-artifact?path={name}.png&run_uuid={run_id})"
             )
             client.set_tag(run_id, MLFLOW_RUN_NOTE, text)
     return pictures_page(client.tracking_uri, experiment_id, run_id, name)

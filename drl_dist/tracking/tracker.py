@@ -84,7 +84,7 @@ class Tracker:
         """A picture of a step.
 
         Args:
-            name: the newest picture of a name is the artifact ``NAME.png``, that of each step is below ``pictures/NAME``.
+            name: the newest picture of a name is the artifact ``NAME.png``, and each is below ``pictures/NAME``.
             step: training steps done.
             image: (H, W, C) uint8, C = 1 or 3.
         """
