@@ -30,6 +30,8 @@ class Origin:
     name: str | None
     """Registered model, None if the model was a checkpoint."""
     version: int | None
+    ema_sha256: str | None = None
+    """Of the averaged weights, None where the manifest does not say."""
 
 
 def read_origin(url: str) -> Origin | None:
@@ -50,6 +52,7 @@ def read_origin(url: str) -> Origin | None:
             step=int(facts["step"]),
             name=None if name is None else str(name),
             version=None if version is None else int(version),
+            ema_sha256=None if facts.get("ema_sha256") is None else str(facts["ema_sha256"]),
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -61,7 +62,9 @@ def likelihood_run(options: LikelihoodOptions) -> int:
         _check_leapfrogs(options, given)
     request = likelihood_request(options, model, index, given)
     output = LikelihoodOutput(options.out, request, num_levels)
-    if output.finished_report() is not None:
+    finished = output.finished_report()
+    # A report that was to be logged and is not was written while the server was away; its records are kept.
+    if finished is not None and (model.version is None or finished.get("mlflow_run", "") is not None):
         output.clean_up()
         print(f"{options.out} already holds this likelihood, in {REPORT_NAME}; nothing to do", flush=True)
         return 0
@@ -202,9 +205,18 @@ def _finish(
     origin = _origin(options, model, index, results)
     for line in told(found, request.num_images):
         print(line, flush=True)
+    is_unlogged = False
     if model.version is not None:
-        origin["mlflow_run"] = _log(options, model, request, output, found, picture)
-    output.finish({**origin, **as_json(found)})
+        try:
+            origin["mlflow_run"] = _log(options, model, request, output, found, picture)
+        except UserError as error:
+            origin["mlflow_run"], is_unlogged = None, True
+            print(
+                f"warning: the likelihood is not logged to MLflow: {error} The same command logs it later.",
+                file=sys.stderr,
+                flush=True,
+            )
+    output.finish({**origin, **as_json(found)}, keep_records=is_unlogged)
     print(f"{REPORT_NAME}, {FIGURE_NAME} and the weights are in {options.out}", flush=True)
 
 

@@ -118,12 +118,17 @@ class LikelihoodOutput:
         """Keep the picture, a PNG."""
         self._folder.write(FIGURE_NAME, picture)
 
-    def finish(self, content: Mapping[str, Any]) -> bytes:
-        """Write the report, which completes the folder, and remove the records; the report's bytes."""
+    def finish(self, content: Mapping[str, Any], *, keep_records: bool = False) -> bytes:
+        """Write the report, which completes the folder, and remove the records; the report's bytes.
+
+        Args:
+            keep_records: leave them, from which a later start logs what could not be logged.
+        """
         whole = {"request": dataclasses.asdict(self._request), **content}
         data = (json.dumps(_finite(whole), indent=2, allow_nan=False) + "\n").encode()
         self._folder.write(REPORT_NAME, data)
-        self.clean_up()
+        if not keep_records:
+            self.clean_up()
         return data
 
     def clean_up(self) -> None:

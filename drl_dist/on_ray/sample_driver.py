@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import io
+import sys
 import time
 from contextlib import closing
 
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from drl_dist.data.filesystem import Folder
 from drl_dist.data.index import ShardIndex, open_index
 from drl_dist.data.manifest import MANIFEST_NAME
+from drl_dist.errors import UserError
 from drl_dist.models import TrainedModel, load_model
 from drl_dist.on_ray.common import check_capacity, cluster
 from drl_dist.on_ray.exported import Exporter
@@ -32,6 +40,7 @@ def sample_run(options: SampleOptions) -> int:
     output = SampleOutput(options.out, experiment, request)
     if output.is_complete():
         output.clean_up()
+        _link_late(options, model, request, output)
         print(f"{options.out} already holds these {request.num_images} images; nothing to do", flush=True)
         return 0
     real = None
@@ -120,23 +129,63 @@ def _finish(
     output.write_manifest(records, origin)
     index = output.index(records)
     sheet = output.write_grid(index, real)
-    if version is not None:
-        from drl_dist.tracking.samples import link_samples
-
-        # One run for each request and place, whatever the number of starts.
-        identity = hashlib.sha256(f"{request.digest} {output.url}".encode()).hexdigest()[:12]
-        run_id = link_samples(
-            options.tracking_uri,
-            version,
-            run_name=f"samples-{version.name}-{identity}",
-            params=vars(request) | {"fingerprint": index.fingerprint},
-            grid=sheet,
-            output_url=output.url,
-        )
-        print(f"logged to MLflow as run {run_id}, linked to version {version.version} of {version.name}", flush=True)
+    _link(options, model, request, output, index, sheet)
     output.finish(index)
     print(
         f"{index.num_samples} images in {len(index.shards)} shards below {output.url}, with {MANIFEST_NAME}, "
         f"{GRID_NAME} and {PROGRESSION_NAME}",
         flush=True,
     )
+
+
+def _run_name(model: TrainedModel, request: SampleRequest, output: SampleOutput) -> str:
+    """One run for each request and place, whatever the number of starts."""
+    assert model.version is not None
+    identity = hashlib.sha256(f"{request.digest} {output.url}".encode()).hexdigest()[:12]
+    return f"samples-{model.version.name}-{identity}"
+
+
+def _link(
+    options: SampleOptions,
+    model: TrainedModel,
+    request: SampleRequest,
+    output: SampleOutput,
+    index: ShardIndex,
+    sheet: NDArray[np.uint8],
+) -> None:
+    """Log the images of a registered model; a server that went away keeps them from nobody."""
+    version = model.version
+    if version is None:
+        return
+    from drl_dist.tracking.samples import link_samples
+
+    try:
+        run_id = link_samples(
+            options.tracking_uri,
+            version,
+            run_name=_run_name(model, request, output),
+            params=vars(request) | {"fingerprint": index.fingerprint},
+            grid=sheet,
+            output_url=output.url,
+        )
+    except UserError as error:
+        print(
+            f"warning: the images are not logged to MLflow: {error} The same command logs them later.",
+            file=sys.stderr,
+            flush=True,
+        )
+        return
+    print(f"logged to MLflow as run {run_id}, linked to version {version.version} of {version.name}", flush=True)
+
+
+def _link_late(options: SampleOptions, model: TrainedModel, request: SampleRequest, output: SampleOutput) -> None:
+    """Log the images of a complete folder, if the server was away when they were made."""
+    if model.version is None:
+        return
+    from drl_dist.tracking.samples import is_linked
+
+    if is_linked(options.tracking_uri, model.version, _run_name(model, request, output)):
+        return
+    with Image.open(io.BytesIO(Folder(output.url).read(GRID_NAME))) as picture:
+        sheet = np.asarray(picture.convert("RGB"))
+    _link(options, model, request, output, open_index(output.url), sheet)

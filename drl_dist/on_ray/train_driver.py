@@ -34,7 +34,7 @@ from drl_dist.scores.images import check_count
 from drl_dist.scores.options import parse_features
 from drl_dist.tracking.access import access
 from drl_dist.tracking.client import connect
-from drl_dist.tracking.runs import open_run, status_kept
+from drl_dist.tracking.runs import describe_by_picture, open_run, status_kept
 from drl_dist.training.guard import DivergedError
 from drl_dist.training.watch import DivergenceLimits
 
@@ -171,10 +171,11 @@ def fit_run(prepared: PreparedRun, trial: TrialPart | None = None) -> None:
         params = {name.removeprefix("experiment."): value for name, value in flatten(to_dict(run)).items()}
         params["data_fingerprint"] = prepared.fingerprint
         tracking_run = open_run(uri, run.tracking.experiment, run.run_name, params, trial.tags if trial else None)
+        page = describe_by_picture(uri, tracking_run)
         newest = prepared.newest
         print(
             f"run {run.run_name}: {_beginning(run, newest)}, "
-            f"{_team(run)} workers, checkpoints in {prepared.run_url}, metrics and samples at {uri}",
+            f"{_team(run)} workers, checkpoints in {prepared.run_url}, metrics and samples at {page}",
             flush=True,
         )
         task = WorkerTask(
@@ -197,7 +198,7 @@ def fit_run(prepared: PreparedRun, trial: TrialPart | None = None) -> None:
         _remove_leftovers(prepared.run_url, run.checkpoint.keep, newest_checkpoint(prepared.run_url))
     print(
         f"run {run.run_name} has made its {experiment.train.num_steps} steps; checkpoints in {prepared.run_url}, model "
-        f"{model_name}, metrics and samples at {uri}",
+        f"{model_name}, metrics and samples at {page}",
         flush=True,
     )
 

@@ -143,7 +143,7 @@ def train_worker(task: WorkerTask) -> int:
         listeners += [damage, Stalling(checkpoints, clock)]
         stack.enter_context(stream)
         if state.step == 0:
-            # The page's slider over steps starts at 0: show there where training began.
+            # Show where training began, before there is anything else to see.
             samples.draw(0, state)
         batches = _noted(run, stream, rank, world_size)
         train(step, state, experiment, batches, listeners, bad_samples=damage.count)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -58,6 +60,7 @@ def evaluate_run(options: EvaluateOptions) -> int:
     spec = check_evaluate(options)
     if options.json:
         check_writable_file(options.json, "option --json")
+    _check_uri(options.tracking_uri)
     device = choose_device(options.use_gpu)
     samples, data = open_index(options.samples), open_index(options.data)
     check_alike(samples, data)
@@ -66,7 +69,7 @@ def evaluate_run(options: EvaluateOptions) -> int:
     compared = _compared(options, samples, data)
     _check_report(options, compared)
     origin = read_origin(options.samples)
-    # Before the work, not after it: the server may be away.
+    # Before the work, so that what is wrong with the tracking is told early; it does not keep the scores from anybody.
     tracked = _tracked_model(options, origin)
     network = load_network(spec, device)
     _check_report(options, compared | {"feature_network": network.identity})
@@ -84,7 +87,10 @@ def evaluate_run(options: EvaluateOptions) -> int:
         folder, name = file_of(options.json, "option --json")
         Folder(folder).write(name, (json.dumps(report, indent=2) + "\n").encode())
     if tracked is not None:
-        _log(options, tracked, scores, report)
+        try:
+            _log(options, tracked, scores, report)
+        except UserError as error:
+            _warn(error)
     return 0
 
 
@@ -180,8 +186,13 @@ def _report(
     data: ShardIndex,
     origin: Origin | None,
 ) -> dict[str, Any]:
+    # JSON has no NaN.
+    numbers = {
+        name: value if value is not None and math.isfinite(value) else None
+        for name, value in dataclasses.asdict(scores).items()
+    }
     return {
-        **dataclasses.asdict(scores),
+        **numbers,
         "num_images": options.num_images,
         "features": network.name,
         "feature_network": network.identity,
@@ -201,7 +212,27 @@ def _tracked_model(options: EvaluateOptions, origin: Origin | None) -> ScoredMod
         return None
     from drl_dist.tracking.scores import find_scored_model
 
-    return find_scored_model(uri, origin.name, origin.version)
+    try:
+        return find_scored_model(uri, origin.name, origin.version, origin.ema_sha256)
+    except UserError as error:
+        _warn(error)
+        return None
+
+
+def _check_uri(uri: str | None) -> None:
+    """Refuse an option that no server can have; what the environment says may be meant for other programs."""
+    if uri is not None:
+        from drl_dist.tracking.client import server_uri
+
+        server_uri(uri)
+
+
+def _warn(error: UserError) -> None:
+    print(
+        f"warning: the scores are not logged to MLflow: {error} The same command logs them later, from kept features.",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 def _log(options: EvaluateOptions, model: ScoredModel, scores: Scores, report: dict[str, Any]) -> None:

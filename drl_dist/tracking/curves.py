@@ -117,7 +117,8 @@ def _refuse_other(out: Path, label: str) -> None:
 
 def _binned(client: MlflowClient, run_id: str, name: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Steps and means of a metric over `BINS` ranges of steps; of a step made twice, the last number counts."""
-    history = {metric.step: metric.value for metric in client.get_metric_history(run_id, name)}
+    logged = sorted(client.get_metric_history(run_id, name), key=lambda metric: metric.timestamp)
+    history = {metric.step: metric.value for metric in logged}
     steps = np.array(sorted(step for step, value in history.items() if math.isfinite(value)), dtype=np.float64)
     values = np.array([history[int(step)] for step in steps])
     parts = np.array_split(np.arange(len(steps)), min(BINS, len(steps)))

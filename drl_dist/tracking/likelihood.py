@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import math
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mlflow.entities import Metric
-
 from drl_dist.config import flatten
 from drl_dist.likelihood.report import Report
-from drl_dist.tracking.client import chunks, connect, user_errors
+from drl_dist.tracking.client import connect, user_errors
 from drl_dist.tracking.registry import ResolvedModel
-from drl_dist.tracking.runs import finish_run, first_logged, open_run
-
-_PER_REQUEST = 1000
+from drl_dist.tracking.runs import finish_run, log_results, open_run
 
 
 def link_likelihood(
@@ -57,12 +52,9 @@ def link_likelihood(
     own = {"kind": "likelihood", "model": f"models:/{model.name}/{model.version}", "trained_by": model.run_id}
     run_id = open_run(uri, experiment.name, run_name, flatten(dict(params)), own | dict(tags))
     whole, by_level = whole_metrics(report), level_metrics(report)
-    logged_at = first_logged(client, run_id)
-    metrics = [Metric(name, value, logged_at, model.step) for name, value in whole.items() if math.isfinite(value)]
-    metrics += [Metric(name, value, logged_at, level) for name, level, value in by_level if math.isfinite(value)]
+    results = [(name, value, model.step) for name, value in whole.items()]
+    log_results(client, run_id, [*results, *((name, value, level) for name, level, value in by_level)])
     with user_errors(client.tracking_uri), tempfile.TemporaryDirectory(prefix="drl-likelihood-") as folder:
-        for part in chunks(metrics, _PER_REQUEST):
-            client.log_batch(run_id, metrics=part)
         for name, data in artifacts.items():
             (Path(folder) / name).write_bytes(data)
             client.log_artifact(run_id, str(Path(folder) / name))
@@ -70,7 +62,7 @@ def link_likelihood(
         client.set_model_version_tag(model.name, version, f"likelihood.{run_name}", run_id)
         for name in ("bits_per_dim_lower", "bits_per_dim_upper"):
             client.set_model_version_tag(
-                model.name, version, f"likelihood.{run_name}.{name}", f"{whole[f'likelihood/{name}']:.6g}"
+                model.name, version, f"likelihood.{run_name}.{name}", repr(whole[f"likelihood/{name}"])
             )
     finish_run(uri, run_id, "FINISHED")
     return run_id

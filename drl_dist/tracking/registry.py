@@ -195,5 +195,6 @@ def _known(client: MlflowClient, name: str) -> str:
     ]
     if not numbers:
         return f"a version of {name}, but it has none"
-    aliases = ", ".join(["latest", *sorted(client.get_registered_model(name).aliases)])
-    return f"a version of {name} from {min(numbers)} to {max(numbers)}, or an alias of {aliases}"
+    aliases = sorted(client.get_registered_model(name).aliases)
+    told = f"models:/{name}/NUMBER from {min(numbers)} to {max(numbers)}, or models:/{name}@latest, the highest of them"
+    return told + (", or one of the aliases " + ", ".join(aliases) if aliases else "")

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
 import re
 import sys
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
 
 from mlflow import MlflowClient
-from mlflow.entities import Param, Run, RunTag, ViewType
+from mlflow.entities import Metric, Param, Run, RunTag, ViewType
 from mlflow.exceptions import MlflowException
+from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 
 from drl_dist.errors import UserError
 from drl_dist.tracking.client import chunks, connect, is_duplicate, user_errors
@@ -19,7 +23,11 @@ RunStatus = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 
 RUN_NAME_TAG = "drl_dist.run_name"
 # MLflow's own limits.
-_PER_REQUEST, _PARAM_LENGTH, _TAG_LENGTH = 100, 6000, 8000
+_PER_REQUEST, _METRICS_PER_REQUEST, _PARAM_LENGTH, _TAG_LENGTH = 100, 1000, 6000, 8000
+# Without it the page opens on the side that was last chosen in the browser, at first that for language models.
+_SIDE = "workflowType=machine_learning"
+WHOLE_PARAMS = "params.json"
+"""Artifact with the params of a run as they are, where some are too long for MLflow's own."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,199}")
 
 
@@ -29,7 +37,8 @@ def open_run(
     """The id of the run of this name, made if there is none, and set RUNNING.
 
     Params keep the values of the run's first start. A field that differs at a later start (another number of workers,
-    say) is told by a tag ``resumed.FIELD`` that holds the newest value.
+    say) is told by a tag ``resumed.FIELD`` that holds the newest value. Where one is longer than MLflow takes, its end
+    is replaced by a checksum, and all are in the artifact ``params.json``.
 
     Args:
         uri: the server, by default that of MLFLOW_TRACKING_URI.
@@ -82,16 +91,72 @@ def set_tags(uri: str | None, run_id: str, tags: Mapping[str, str]) -> None:
         client.log_batch(run_id, tags=[RunTag(name, text[:_TAG_LENGTH]) for name, text in tags.items()])
 
 
-def first_logged(client: MlflowClient, run_id: str) -> int:
-    """When a run was first started, in milliseconds: the time under which results are logged that are logged at once.
+def log_results(client: MlflowClient, run_id: str, results: Iterable[tuple[str, float, int]]) -> None:
+    """Log results that may be logged again by a later start; the newest is what MLflow shows.
 
-    MLflow keeps one row for each metric, step and time; logged again under the same time, a result is not doubled.
+    A result that the run has already is not logged again. One that differs, if only in its last digit, gets a later
+    time than the one before it: of equal times MLflow would show the largest value, whichever is newer.
+
+    Args:
+        results: name, value, step. A value that is not finite is a gap, and is not logged where there was no other.
+
+    Raises:
+        UserError: the server does not answer, or does not take this.
+    """
+    wanted = list(results)
+    now = math.floor(time.time() * 1000)
+    metrics: list[Metric] = []
+    with user_errors(client.tracking_uri):
+        newest: dict[tuple[str, int], Metric] = {}
+        for name in sorted({name for name, _, _ in wanted}):
+            for metric in client.get_metric_history(run_id, name):
+                known = newest.get((name, metric.step))
+                if known is None or (metric.timestamp, metric.value) > (known.timestamp, known.value):
+                    newest[name, metric.step] = metric
+        for name, number, step in wanted:
+            # MLflow would store infinity as the largest float.
+            value = number if math.isfinite(number) else math.nan
+            known = newest.get((name, step))
+            if known is None and not math.isnan(value):
+                metrics.append(Metric(name, value, now, step))
+            elif known is not None and known.value != value and not (math.isnan(known.value) and math.isnan(value)):
+                # This machine's clock may be behind the one that logged before.
+                metrics.append(Metric(name, value, max(now, known.timestamp + 1), step))
+        for part in chunks(metrics, _METRICS_PER_REQUEST):
+            client.log_batch(run_id, metrics=part)
+
+
+def pictures_page(uri: str, experiment_id: str, run_id: str, name: str = "samples") -> str:
+    """The address of the newest picture of a run, on the page's side for model training."""
+    return f"{uri}/{_page(experiment_id, run_id)}/artifacts/{name}.png?{_SIDE}"
+
+
+def describe_by_picture(uri: str | None, run_id: str, name: str = "samples") -> str:
+    """Make the newest picture of a run its description, unless it has one; the picture's page.
+
+    The page's charts of images are of no use for it: they put all parameters of the run before the image.
 
     Raises:
         UserError: the server does not answer.
     """
+    client = connect(uri)
     with user_errors(client.tracking_uri):
-        return client.get_run(run_id).info.start_time
+        run = client.get_run(run_id)
+        experiment_id = run.info.experiment_id
+        if MLFLOW_RUN_NOTE not in run.data.tags:
+            page = _page(experiment_id, run_id)
+            # The links first: what is higher than about a hundred pixels is cut until somebody asks for more.
+            text = (
+                f"[{name} in full size]({page}/artifacts/{name}.png?{_SIDE}), "
+                f"[charts]({page}/model-metrics?{_SIDE})\n\n"
+                f"![{name}](get-artifact?path={name}.png&run_uuid={run_id})"
+            )
+            client.set_tag(run_id, MLFLOW_RUN_NOTE, text)
+    return pictures_page(client.tracking_uri, experiment_id, run_id, name)
+
+
+def _page(experiment_id: str, run_id: str) -> str:
+    return f"#/experiments/{experiment_id}/runs/{run_id}"
 
 
 def experiment_named(client: MlflowClient, name: str) -> str:
@@ -130,9 +195,17 @@ def run_named(client: MlflowClient, experiment_id: str, run_name: str) -> Run | 
 
 def _write(client: MlflowClient, run: Run, params: Mapping[str, Any], tags: Mapping[str, str]) -> None:
     known = run.data.params
-    texts = {name: str(value)[:_PARAM_LENGTH] for name, value in params.items()}
+    whole = {name: str(value) for name, value in params.items()}
+    texts = {name: _fitting(text, _PARAM_LENGTH) for name, text in whole.items()}
     new = [Param(name, text) for name, text in texts.items() if name not in known]
-    changed = {f"resumed.{name}": text for name, text in texts.items() if known.get(name, text) != text}
+    # Runs of earlier versions hold the beginnings of long ones.
+    changed = {
+        f"resumed.{name}": text
+        for name, text in texts.items()
+        if known.get(name, text) not in (text, whole[name][:_PARAM_LENGTH])
+    }
+    if any(len(text) > _PARAM_LENGTH for text in whole.values()):
+        client.log_dict(run.info.run_id, whole, WHOLE_PARAMS)
     # A field set back to its first value must not keep the tag of the value in between.
     stale = {name for name in run.data.tags if name.startswith("resumed.")} - changed.keys()
     changed |= {name: known[name.removeprefix("resumed.")] for name in stale if name.removeprefix("resumed.") in known}
@@ -141,6 +214,14 @@ def _write(client: MlflowClient, run: Run, params: Mapping[str, Any], tags: Mapp
         client.log_batch(run.info.run_id, params=part)
     for part in chunks(entries, _PER_REQUEST):
         client.log_batch(run.info.run_id, tags=part)
+
+
+def _fitting(text: str, length: int) -> str:
+    """A text that is no longer, and that differs wherever the whole one does."""
+    if len(text) <= length:
+        return text
+    end = f"... ({len(text)} characters, SHA-256 {hashlib.sha256(text.encode()).hexdigest()}; whole in {WHOLE_PARAMS})"
+    return text[: length - len(end)] + end
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import numpy as np
 
 from drl_dist.tracking.client import connect, user_errors
 from drl_dist.tracking.registry import ResolvedModel
-from drl_dist.tracking.runs import finish_run, open_run
+from drl_dist.tracking.runs import describe_by_picture, finish_run, open_run
 
 
 def link_samples(
@@ -52,9 +52,21 @@ def link_samples(
     }
     run_id = open_run(uri, experiment.name, run_name, params, tags)
     with user_errors(client.tracking_uri):
-        client.log_image(run_id, grid, key="samples", step=model.step)
         client.log_image(run_id, grid, artifact_file="samples.png")
         for name, text in ((f"samples.{run_name}", run_id), (f"samples.{run_name}.url", output_url)):
             client.set_model_version_tag(model.name, str(model.version), name, text)
+    describe_by_picture(uri, run_id)
     finish_run(uri, run_id, "FINISHED")
     return run_id
+
+
+def is_linked(uri: str | None, model: ResolvedModel, run_name: str) -> bool:
+    """Whether a model version says that a sampling job was logged.
+
+    Raises:
+        UserError: the server does not answer, or has no such version.
+    """
+    client = connect(uri)
+    with user_errors(client.tracking_uri):
+        # The last tag that `link_samples` writes.
+        return f"samples.{run_name}.url" in client.get_model_version(model.name, str(model.version)).tags

@@ -6,11 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mlflow.entities import Metric
-
 from drl_dist.errors import UserError
 from drl_dist.tracking.client import connect, user_errors
-from drl_dist.tracking.runs import finish_run, first_logged, open_run
+from drl_dist.tracking.runs import finish_run, log_results, open_run
 
 
 @dataclass(frozen=True)
@@ -24,14 +22,15 @@ class ScoredModel:
     """Id of the run that trained it."""
 
 
-def find_scored_model(uri: str | None, name: str, version: int) -> ScoredModel:
+def find_scored_model(uri: str | None, name: str, version: int, ema_sha256: str | None) -> ScoredModel:
     """A registered model version, of which nothing is downloaded.
 
     Args:
         uri: the server, by default that of MLFLOW_TRACKING_URI.
+        ema_sha256: of the weights that made the images, None if that is not known.
 
     Raises:
-        UserError: the server does not answer, or has no such version.
+        UserError: the server does not answer, has no such version, or has another model by that name.
     """
     client = connect(uri)
     with user_errors(client.tracking_uri):
@@ -42,6 +41,14 @@ def find_scored_model(uri: str | None, name: str, version: int) -> ScoredModel:
             got="a version that was not made by training",
             expected="a registered checkpoint",
             remedy="score samples of another version, or leave the tracking server out",
+        )
+    # Two servers count their versions each for itself.
+    if ema_sha256 is not None and found.tags.get("ema_sha256", ema_sha256) != ema_sha256:
+        raise UserError(
+            f"model models:/{name}/{version}",
+            got=f"other weights at {client.tracking_uri}",
+            expected="the weights that made the samples",
+            remedy="give the server that knows them as --tracking-uri",
         )
     return ScoredModel(name, version, int(found.tags["step"]), found.run_id)
 
@@ -58,7 +65,8 @@ def link_scores(
     """Log scores as a run of the experiment that the model was trained in.
 
     The model version gets a tag ``scores.RUN_NAME`` (the run's id) and a tag ``scores.RUN_NAME.SCORE`` for each score.
-    The same scores logged again change nothing.
+    The same scores logged again change nothing; scores that were computed again and differ take the place of the
+    earlier ones, as metrics and as tags.
 
     Args:
         uri: the server, by default that of MLFLOW_TRACKING_URI.
@@ -80,13 +88,12 @@ def link_scores(
         experiment = client.get_experiment(trained_by.info.experiment_id)
     own = {"kind": "scores", "model": f"models:/{model.name}/{model.version}", "trained_by": model.trained_by}
     run_id = open_run(uri, experiment.name, run_name, params, own | dict(tags))
-    logged_at = first_logged(client, run_id)
+    log_results(client, run_id, [(name, value, model.step) for name, value in scores.items()])
     with user_errors(client.tracking_uri):
-        client.log_batch(run_id, metrics=[Metric(name, value, logged_at, model.step) for name, value in scores.items()])
         client.set_model_version_tag(model.name, str(model.version), f"scores.{run_name}", run_id)
         for name, value in scores.items():
             # A metric's name may hold a slash, which a tag's may not everywhere.
             tag = f"scores.{run_name}.{name.rsplit('/', 1)[-1]}"
-            client.set_model_version_tag(model.name, str(model.version), tag, f"{value:.6g}")
+            client.set_model_version_tag(model.name, str(model.version), tag, repr(value))
     finish_run(uri, run_id, "FINISHED")
     return run_id

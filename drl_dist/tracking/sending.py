@@ -36,7 +36,7 @@ class Sender:
     """Sends what a spool holds, in its order.
 
     What was sent but not yet noted as sent when the process ended is sent again: the server takes equal numbers and
-    versions once; only a picture can then appear twice at its step.
+    versions once, and a picture takes the place of the earlier one of its step.
 
     Args:
         uri: the server.
@@ -83,11 +83,10 @@ class Sender:
                     metrics += _metrics(record)
                 case ImageRecord():
                     with Image.open(self._spool.payload / record.payload) as image:
-                        self._client.log_image(
-                            self._run_id, image, key=record.name, step=record.step, timestamp=record.time_ms
-                        )
-                        # The newest one also by a plain name: the slider over steps starts where there is none.
-                        self._client.log_image(self._run_id, image, artifact_file=f"{record.name}.png")
+                        # Not by key and step: the page's chart of such images puts all parameters of the run
+                        # before the image, and ends before it begins.
+                        for path in (picture_path(record.name, record.step), f"{record.name}.png"):
+                            self._client.log_image(self._run_id, image, artifact_file=path)
                 case FolderRecord():
                     self._client.log_artifacts(self._run_id, str(self._spool.payload / record.payload), record.path)
                 case CheckpointRecord():
@@ -105,6 +104,11 @@ class Sender:
                     self._client.set_terminated(self._run_id, record.status)
         for part in chunks(metrics, METRICS_PER_REQUEST):
             self._client.log_batch(self._run_id, metrics=part)
+
+
+def picture_path(name: str, step: int) -> str:
+    """Artifact that holds the picture of a step; ``NAME.png`` is the newest."""
+    return f"pictures/{name}/step_{step:08d}.png"
 
 
 def _metrics(record: MetricsRecord) -> list[Metric]:

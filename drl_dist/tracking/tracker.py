@@ -85,7 +85,7 @@ class Tracker:
         """A picture of a step.
 
         Args:
-            name: pictures of one name are shown with a slider over steps.
+            name: the newest picture of a name is the artifact ``NAME.png``, and each is below ``pictures/NAME``.
             step: training steps done.
             image: (H, W, C) uint8, C = 1 or 3.
         """

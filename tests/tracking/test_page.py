@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import math
 from pathlib import Path
 
 import numpy as np
 import pytest
-from playwright.sync_api import Locator, expect, sync_playwright
+from numpy.typing import NDArray
+from PIL import Image
+from playwright.sync_api import Locator, Page, expect, sync_playwright
 
 from drl_dist.config import RunConfig, flatten, to_dict
 from drl_dist.localhost import MlflowServer
 from drl_dist.presets import preset
 from drl_dist.tracking.client import client_of
-from drl_dist.tracking.runs import open_run
+from drl_dist.tracking.runs import describe_by_picture, open_run
 from drl_dist.tracking.tracker import Tracker
 from tests.support import require
 
@@ -30,15 +33,15 @@ ARGUMENTS = [
 ]
 
 
-def test_the_page_shows_the_run_its_charts_and_its_samples(mlflow_server: MlflowServer, tmp_path: Path) -> None:
+def test_a_picture_is_what_a_person_sees_first(mlflow_server: MlflowServer, tmp_path: Path) -> None:
     chromium = require("chromium")
     params = flatten(to_dict(RunConfig(experiment=preset("digits"), run_name="page-run")))
     run_id = open_run(mlflow_server.uri, "page", "page-run", params)
+    address = describe_by_picture(mlflow_server.uri, run_id)
     tracker = Tracker(mlflow_server.uri, run_id, tmp_path / "spools")
-    # The slider over steps starts at 0, where training logs what the untrained network makes.
-    for step in (0, 25, 50):
-        y, x = np.mgrid[:64, :64]
-        grid = np.stack([x * 4, y * 4, np.full_like(x, 5 * step)], axis=-1).astype(np.uint8)
+    y, x = np.mgrid[:256, :256]
+    grids = [np.stack([x, y, np.full_like(x, 5 * step)], axis=-1).astype(np.uint8) for step in (0, 25, 50)]
+    for step, grid in zip((0, 25, 50), grids, strict=True):
         tracker.log_image("samples", step, grid)
     for step in range(1, 51):
         tracker.log_metrics(step, {"loss": math.exp(-step / 20), "log_density_gap/level_0": 1 / step})
@@ -47,23 +50,62 @@ def test_the_page_shows_the_run_its_charts_and_its_samples(mlflow_server: Mlflow
 
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=str(chromium), args=ARGUMENTS)
-        page = browser.new_page(viewport={"width": 1400, "height": 1300})
+        page = browser.new_page(viewport={"width": 1300, "height": 1100})
         page.set_default_timeout(60_000)
-        run_page = f"{mlflow_server.uri}/#/experiments/{experiment}/runs/{run_id}"
-        page.goto(f"{run_page}/model-metrics")
+        # The address that training prints, in a browser that has never been here.
+        page.goto(address)
         expect(page.get_by_role("heading", name="page-run")).to_be_visible(timeout=60_000)
+        expect_seen(page, page.locator("img[src^='blob:']").first, grids[-1], tmp_path / "artifact.png")
+        expect_training_side(page)
+        page.get_by_text("pictures", exact=True).click()
+        for name in ("samples", "step_00000025.png"):
+            page.get_by_text(name, exact=True).click()
+        expect(page.get_by_text("pictures/samples/step_00000025.png", exact=True)).to_be_visible()
+        expect_seen(page, page.locator("img[src^='blob:']").first, grids[1], tmp_path / "step.png")
+
+        # From the list of runs, by a click on the run's name.
+        page.goto(f"{mlflow_server.uri}/#/experiments/{experiment}")
+        page.get_by_text("Model training", exact=True).click()
+        page.get_by_role("link", name="page-run").first.click()
+        expect(page.get_by_text("About this run")).to_be_visible()
+        expect_training_side(page)
+        expect(page.get_by_role("link", name="samples in full size")).to_be_visible()
+        page.get_by_text("Show more").click()
+        expect_seen(page, page.locator("img[src*='path=samples.png']"), grids[-1], tmp_path / "overview.png")
+
+        page.get_by_role("link", name="charts").click()
         expect(page.locator("svg.main-svg").first).to_be_visible(timeout=60_000)
-        expect(page.get_by_role("slider").first).to_be_visible(timeout=60_000)
-        expect_grid(page.locator("img[src*='artifact'], img[src^='blob:']").first)
-        page.screenshot(path=str(tmp_path / "charts.png"))
-        page.goto(f"{run_page}/artifacts/samples.png")
-        expect_grid(page.locator("img[src*='artifact'], img[src^='blob:']").first)
-        page.screenshot(path=str(tmp_path / "artifact.png"))
+        # No chart of images: it would show the 71 parameters and not the image.
+        expect(page.get_by_role("slider")).to_have_count(0)
         browser.close()
 
 
-def expect_grid(image: Locator) -> None:
+def test_a_description_of_the_user_stays(mlflow_server: MlflowServer) -> None:
+    client = client_of(mlflow_server.uri)
+    run_id = open_run(mlflow_server.uri, "page", "described", {})
+    client.set_tag(run_id, "mlflow.note.content", "")
+    assert "artifacts/samples.png?workflowType=machine_learning" in describe_by_picture(mlflow_server.uri, run_id)
+    assert client.get_run(run_id).data.tags["mlflow.note.content"] == ""
+
+
+def expect_training_side(page: Page) -> None:
+    expect(page.get_by_text("Evaluation runs")).to_have_count(0)
+    expect(page.get_by_role("link", name="Runs", exact=True).first).to_be_visible()
+
+
+def expect_seen(page: Page, image: Locator, grid: NDArray[np.uint8], screenshot: Path) -> None:
+    """A grid's own pixels are on the screen, and nothing lies over them."""
     expect(image).to_be_visible(timeout=60_000)
-    # A decoded square, as the grid is; charts show a preview of another size.
-    width, height = image.evaluate("image => image.decode().then(() => [image.naturalWidth, image.naturalHeight])")
-    assert width == height >= 64
+    natural = image.evaluate("image => image.decode().then(() => [image.naturalWidth, image.naturalHeight])")
+    assert natural == [grid.shape[1], grid.shape[0]]
+    page.wait_for_timeout(500)  # panels slide
+    box = image.bounding_box()
+    assert box is not None and box["width"] >= 200 and box["height"] >= 200
+    Image.open(io.BytesIO(page.screenshot())).save(screenshot)
+    with Image.open(screenshot) as shot:
+        for across, down in ((0.05, 0.05), (0.5, 0.5), (0.95, 0.05), (0.05, 0.95), (0.95, 0.95)):
+            place = (int(box["x"] + across * box["width"]), int(box["y"] + down * box["height"]))
+            assert 0 <= place[0] < shot.width and 0 <= place[1] < shot.height, f"{place} is off the screen"
+            seen = np.array(shot.convert("RGB").getpixel(place), dtype=int)
+            meant = grid[int(down * grid.shape[0]), int(across * grid.shape[1])].astype(int)
+            assert np.abs(seen - meant).max() < 12, f"{seen} instead of {meant} at {place}"

@@ -15,7 +15,7 @@ from drl_dist.localhost import MlflowServer
 from drl_dist.tracking.client import client_of, connect
 from drl_dist.tracking.registry import artifact_path, register_checkpoint, resolve_model
 from drl_dist.tracking.runs import open_run
-from drl_dist.tracking.samples import link_samples
+from drl_dist.tracking.samples import is_linked, link_samples
 
 pytestmark = pytest.mark.integration
 
@@ -50,6 +50,7 @@ def test_register_resolve_and_sample(
     assert register_checkpoint(client, "registered", other, 50, make_checkpoint(50), {}) == 3
     assert resolve_model("models:/registered@latest", uri).run_id == other
 
+    assert not is_linked(uri, latest, "registered-samples")
     for _ in range(2):
         sampled = link_samples(
             uri,
@@ -59,7 +60,11 @@ def test_register_resolve_and_sample(
             grid=np.zeros((16, 16, 1), np.uint8),
             output_url="gs://bucket/samples",
         )
+    assert is_linked(uri, latest, "registered-samples") and not is_linked(uri, latest, "registered")
+    # No chart of images, which the run's parameters would fill.
+    assert [item.path for item in client.list_artifacts(sampled)] == ["samples.png"]
     run = client.get_run(sampled)
+    assert "path=samples.png" in run.data.tags["mlflow.note.content"]
     assert run.info.status == "FINISHED" and run.data.params == {"num_images": "16", "seed": "3"}
     assert run.data.tags["model"] == "models:/registered/2" and run.data.tags["output_url"] == "gs://bucket/samples"
     tags = client.get_model_version("registered", "2").tags
@@ -78,8 +83,9 @@ def test_models_that_are_not_there_or_not_whole(
     register_checkpoint(client, "cifar10", run_id, 7, make_checkpoint(7), {})
     for reference, told in [
         ("models:/cifra10@latest", "one of the models .*cifar10"),
-        ("models:/cifar10@best", "cifar10 from 1 to 1, or an alias of latest"),
-        ("models:/cifar10/9", "cifar10 from 1 to 1"),
+        ("models:/cifar10@best", "models:/cifar10/NUMBER from 1 to 1, or models:/cifar10@latest"),
+        ("models:/cifar10@v1", "got no such version, expected models:/cifar10/NUMBER"),
+        ("models:/cifar10/9", "cifar10/NUMBER from 1 to 1"),
         ("models:/cifar10", "models:/NAME@ALIAS"),
         ("cifar10", "models:/NAME@ALIAS"),
     ]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import re
@@ -21,7 +22,7 @@ from drl_dist.errors import UserError
 from drl_dist.localhost import MlflowServer, free_ports
 from drl_dist.presets import preset
 from drl_dist.tracking.client import client_of, connect
-from drl_dist.tracking.runs import finish_run, open_run
+from drl_dist.tracking.runs import finish_run, log_results, open_run
 from drl_dist.tracking.sync import main, sync
 from drl_dist.tracking.tracker import Tracker
 from tests.support import ROOT, subprocess_environment
@@ -61,6 +62,44 @@ def test_one_run_per_name_that_survives_restarts(mlflow_server: MlflowServer) ->
     assert experiment is not None and len(client.search_runs([experiment.experiment_id])) == 2
 
 
+def test_long_params_are_whole_in_a_file_and_differ_where_they_differ(mlflow_server: MlflowServer) -> None:
+    uri, client = mlflow_server.uri, client_of(mlflow_server.uri)
+    scales = ", ".join(f"{0.1 + level / 7}" for level in range(1000))
+    first = open_run(uri, "long", "run", {"scales": scales, "num_workers": 2})
+    kept = client.get_run(first).data.params["scales"]
+    assert len(kept) == 6000 and kept.startswith(scales[:5800]) and "whole in params.json" in kept
+    whole = json.loads(Path(client.download_artifacts(first, "params.json")).read_text())
+    assert whole == {"scales": scales, "num_workers": "2"}
+    open_run(uri, "long", "run", {"scales": scales})
+    assert not [name for name in client.get_run(first).data.tags if name.startswith("resumed.")]
+    open_run(uri, "long", "run", {"scales": scales + ", 3"})
+    assert "resumed.scales" in client.get_run(first).data.tags
+    # A run of an earlier version holds no more than the beginning.
+    old = client.create_run(client.get_run(first).info.experiment_id, tags={"drl_dist.run_name": "old"})
+    client.log_param(old.info.run_id, "scales", scales[:6000])
+    assert open_run(uri, "long", "old", {"scales": scales}) == old.info.run_id
+    assert not [name for name in client.get_run(old.info.run_id).data.tags if name.startswith("resumed.")]
+
+
+def test_the_newest_result_is_the_one_that_counts(mlflow_server: MlflowServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = client_of(mlflow_server.uri)
+    run_id = open_run(mlflow_server.uri, "results", "run", {})
+    smaller = math.nextafter(2.5, 0)
+    for value in (2.5, 2.5, smaller, smaller):
+        log_results(client, run_id, [("fid", value, 30), ("level", value, 1), ("level", 7.0, 2)])
+    assert client.get_run(run_id).data.metrics == {"fid": smaller, "level": 7.0}
+    assert history(client, run_id, "fid") == [(30, 2.5), (30, smaller)]
+    assert [value for step, value in history(client, run_id, "level") if step == 2] == [7.0]
+    # As on a machine whose clock is behind.
+    monkeypatch.setattr("drl_dist.tracking.runs.time.time", lambda: 1.0e9)
+    log_results(client, run_id, [("fid", 1.5, 30), ("never", math.inf, 30)])
+    assert client.get_run(run_id).data.metrics == {"fid": 1.5, "level": 7.0}
+    for _ in range(2):
+        log_results(client, run_id, [("fid", -math.inf, 30)])
+    assert math.isnan(client.get_run(run_id).data.metrics["fid"])
+    assert len(history(client, run_id, "fid")) == 4
+
+
 def test_an_outage_loses_and_doubles_nothing(tmp_path: Path) -> None:
     server = MlflowServer(tmp_path / "server")
     with server:
@@ -83,8 +122,8 @@ def test_an_outage_loses_and_doubles_nothing(tmp_path: Path) -> None:
             expected = [(step, float(step) if name == "loss" else 1.0) for step in range(700)]
             assert history(client, run_id, name) == expected
         assert client.get_run(run_id).info.status == "FINISHED"
-        images = [item.path for item in client.list_artifacts(run_id, "images")]
-        assert len([path for path in images if path.endswith(".png")]) == 1
+        pictures = [item.path for item in client.list_artifacts(run_id, "pictures/samples")]
+        assert pictures == ["pictures/samples/step_00000700.png"]
         assert "samples.png" in [item.path for item in client.list_artifacts(run_id)]
         assert list((tracker.spool / "payload").iterdir()) == []
 
