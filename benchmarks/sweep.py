@@ -1,8 +1,8 @@
 """Time a sweep against its trials run one by one: ``python -m benchmarks.sweep --preset digits …``.
 
-Runs ``jobs/sweep.py`` with the same options, and then every trial that made all its steps as a training job of its own, in
-another folder, on the same cluster. Use ``--rescore-trials 0 --no-early-stopping``: final scores
-are no part of a trial.
+Runs ``jobs/sweep.py`` with the same options, and then every trial that made all its steps as a training job of its own,
+in another folder, on the same cluster. Use ``--rescore-trials 0 --no-early-stopping``: final scores are no part of a
+trial.
 """
 
 from __future__ import annotations

@@ -7,7 +7,9 @@
 # again with another last digit) can only ever correct upwards.
 #
 # Seen:
-SEEN
+#   logged one after the other, same step and time: [2.0, 1.0, 3.0]
+#   latest after each: [2.0, 2.0, 3.0]
+#   history: [1.0, 2.0, 3.0]
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

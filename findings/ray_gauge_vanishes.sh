@@ -7,7 +7,9 @@
 # the loop that sets the gauge hangs: there is nothing to compare.
 #
 # Seen:
-SEEN
+#   my_gauge: exported from 10 s to 29 s after it was set
+#   my_counter: exported from 10 s to 60 s after it was set
+#   actor alive after 60 s: True
 set -euo pipefail
 # A short folder: Ray's sockets have names of at most 107 bytes.
 folder=$(mktemp -d /tmp/XXXXXX)

@@ -14,14 +14,17 @@ set -euo pipefail
 # A short folder: Ray's sockets have names of at most 107 bytes.
 folder=$(mktemp -d /tmp/XXXXXX)
 ray="$folder/env/bin/ray"
-trap '"$ray" stop --force >"$folder/stop.log" 2>&1 || true; rm -rf "$folder"' EXIT
+head=
+# The head ends its own processes when it is told to; `ray stop` would end those of other clusters, too.
+trap 'test -z "$head" || { kill "$head"; wait "$head" || true; }; rm -rf "$folder"' EXIT
 python3 -m venv "$folder/env"
 "$folder/env/bin/pip" install --quiet 'ray[default]==2.60.0'
 export RAY_USAGE_STATS_ENABLED=0
 unset RAY_ADDRESS RAY_API_SERVER_ADDRESS
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN=$("$folder/env/bin/python" -c 'import secrets; print(secrets.token_hex(32))')
-"$ray" start --head --num-cpus=1 --temp-dir="$folder/ray" --node-ip-address=127.0.0.1 --port=26379 \
-  --dashboard-host=127.0.0.1 --dashboard-port=28265 --ray-client-server-port=30001 --disable-usage-stats >"$folder/start.log" 2>&1
+"$ray" start --head --block --num-cpus=1 --temp-dir="$folder/ray" --node-ip-address=127.0.0.1 --port=26379 \
+  --dashboard-host=127.0.0.1 --dashboard-port=28265 --ray-client-server-port=30001 --disable-usage-stats >"$folder/start.log" 2>&1 &
+head=$!
 export RAY_API_SERVER_ADDRESS=http://127.0.0.1:28265
 "$folder/env/bin/python" - "$ray" <<'PYTHON'
 import subprocess
@@ -31,7 +34,14 @@ import time
 from ray.job_submission import JobSubmissionClient
 
 ray = sys.argv[1]
-client = JobSubmissionClient()
+deadline = time.monotonic() + 240
+while True:
+    try:
+        client = JobSubmissionClient()
+        break
+    except (ConnectionError, RuntimeError):  # the head is starting
+        assert time.monotonic() < deadline
+        time.sleep(1)
 # It needs no more than a moment to end, well below the three seconds after which Ray kills a job.
 handler = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(75)); print('ready', flush=True); time.sleep(300)"
 
@@ -51,7 +61,6 @@ def told(name: str, status: int) -> tuple[int, str, object]:
 
 unasked = told("unasked", submit("unasked", "import sys; sys.exit(75)").wait())
 waiting = submit("stopped", handler)
-deadline = time.monotonic() + 120
 while True:
     try:
         if "ready" in client.get_job_logs("stopped"):

@@ -87,7 +87,7 @@ def is_command(line: str) -> bool:
 
 
 def _whole(code: str) -> str:
-    """Inline code as a command: ``jobs/train_digits.py --model.width 8`` leaves out Python and what is told elsewhere."""
+    """Inline code as a command: ``jobs/x.py --model.width 8`` leaves out Python and what is told elsewhere."""
     if not _SCRIPT.match(code):
         return code
     return f"python {code.removesuffix('…').strip()} …"
@@ -124,8 +124,8 @@ def in_sources() -> list[Snippet]:
                     continue
                 for code in re.findall(r"``([^`]+)``", node.value):
                     if is_command(code):
-                        code = _whole(" ".join(code.split()))
-                        found.append(Snippet(f"{path.relative_to(ROOT)}:{node.lineno}", code, False))
+                        place = f"{path.relative_to(ROOT)}:{node.lineno}"
+                        found.append(Snippet(place, _whole(" ".join(code.split())), False))
     return found
 
 

@@ -126,7 +126,8 @@ def _until_its_work(program: str, source: Path) -> Iterator[None]:
         # To be run as a program it must not be a module that is there.
         patch.delitem(sys.modules, program, raising=False)
         if place := WORK.get(program):
-            patch.setattr(place, begin)
+            module, _, name = place.rpartition(".")
+            patch.setattr(import_module(module), name, begin)
         if source.parent.name == "jobs":
             # First with real modules: what a script imports at its top must not keep a stand-in.
             import_module(f"jobs.{source.stem}")
@@ -140,7 +141,7 @@ def _until_its_work(program: str, source: Path) -> Iterator[None]:
             yield
         finally:
             for name in set(sys.modules) - loaded:
-                if name.startswith("drl_dist."):
+                if begin in vars(sys.modules[name]).values():
                     del sys.modules[name]
 
 

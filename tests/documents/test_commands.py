@@ -42,14 +42,8 @@ OURS = (
     "-m drl_dist.toy",
     "-m drl_dist.tracking.sync",
 )
-ELSEWHERE = {
-    "--deadline-remaining-seconds": "ray drain-node",
-    "--reason": "ray drain-node",
-    "--working-dir": "ray job submit",
-}
-"""Options that pages name alone, of programs that are not ours."""
-
-
+OF_RAY_JOB_SUBMIT = ("--submission-id", "--working-dir")
+"""Options that pages name alone and that are Ray's."""
 OUTPUTS = ("--out", "--json")
 
 
@@ -128,8 +122,7 @@ def check_path(word: str, tree: Path) -> None:
 
 
 def with_stand_ins(words: tuple[str, ...], folder: Path, made: Path) -> tuple[str, ...]:
-    """A command of ``datasets_prep`` with folders in place of buckets, and the source that it names, made small; a spool
-    for ``--spool``."""
+    """A command of ``datasets_prep`` with folders for buckets and a small source; a spool for ``--spool``."""
     if "--spool" in words[:-1]:
         made.mkdir(parents=True, exist_ok=True)
         (made / "run.json").write_text('{"uri": "http://127.0.0.1:9", "run_id": "run"}')
@@ -176,7 +169,8 @@ def test_every_option_named_alone_is_understood(page: str) -> None:
 def is_understood(code: str) -> bool:
     """Whether a program of ours takes these options, or knows ones that begin so (``--rescore-*``)."""
     words = code.split()
-    if words[0] in ELSEWHERE:
+    if words[0] in OF_RAY_JOB_SUBMIT:
+        programs.ray(["job", "submit", words[0], "value", programs.ELIDED], ROOT)
         return True
     if prefix := re.fullmatch(r"--([\w.-]+?)[*…]", code):
         names = [name.removeprefix("experiment.") for name in FIELDS] + [field.name for field in fields(SweepOptions)]
