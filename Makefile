@@ -14,7 +14,9 @@ help:
 	@echo "make test   run the tests"
 	@echo "make lint   style, types, floors"
 	@echo "make bench  time the training step against the plain reference and the bare convolutions"
+	@echo "make types  types alone"
 	@echo "make setup  create the environment in $(VENV)"
+	@echo "make clean  remove $(VENV), var and build"
 
 setup: $(STAMP)
 

@@ -1,8 +1,8 @@
-"""Time a sweep against its trials run one by one: ``python -m benchmarks.sweep OPTIONS OF jobs/sweep.py``.
+"""Time a sweep against its trials run one by one: ``python -m benchmarks.sweep --preset digits …``.
 
-Runs ``jobs/sweep.py`` with these options, and then every trial that made all its steps as a training job of its own, in
-another folder, on the same cluster. Use ``--rescore-trials 0 --no-early-stopping``: final scores
-are no part of a trial.
+Runs ``jobs/sweep.py`` with the same options, and then every trial that made all its steps as a training job of its own,
+in another folder, on the same cluster. Use ``--rescore-trials 0 --no-early-stopping``: final scores are no part of a
+trial.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import time
 
 from drl_dist.cli_sweep import parse_sweep
 from drl_dist.data.index import open_index
+from drl_dist.errors import door
 from drl_dist.on_ray.sweep_trial import trial_config
 from drl_dist.sweeps.record import SweepFolder
 from drl_dist.sweeps.winner import train_words
@@ -55,4 +56,4 @@ def _timed(command: list[str]) -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    door(lambda: main(sys.argv[1:]))

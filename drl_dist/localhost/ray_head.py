@@ -75,7 +75,7 @@ class RayHead(RayServer):
 
     @property
     def address(self) -> str:
-        """For ``ray job submit --address``; also the dashboard's page."""
+        """The ``--address`` of ``ray job submit``; also the dashboard's page."""
         return f"http://{HOST}:{self._ports['dashboard']}"
 
     @property
