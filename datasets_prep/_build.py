@@ -8,6 +8,7 @@ is written last.
 from __future__ import annotations
 
 import json
+import lzma
 import multiprocessing
 import os
 import re
@@ -27,18 +28,29 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from datasets_prep._identity import NOTE_NAME, Change, Seen, copies, write_note
+from datasets_prep._listing import printable
+from datasets_prep._resume import (
+    PARAMETERS_NAME,
+    UNREADABLE_NAME,
+    begun,
+    forget_changed,
+    refuse_other,
+    resume,
+    tell_left_out,
+    tell_prepared,
+)
 from datasets_prep._source import Part, Source
-from drl_dist.config import differences
 from drl_dist.data.filesystem import Folder, check_reachable
-from drl_dist.data.index import INDEX_NAME, MAX_RESOLUTION, MAX_SHARDS, ShardIndex, open_index, write_index
+from drl_dist.data.index import INDEX_NAME, MAX_RESOLUTION, MAX_SHARDS, ShardIndex, write_index
 from drl_dist.data.shards import MAX_SAMPLE_ID, Sample, ShardRow, encode_png, pack_shard, shard_name
 from drl_dist.errors import UserError, place_of
 from drl_dist.places import joined
 from drl_dist.progress import progress
 
-UNREADABLE_NAME = "unreadable.json"
 PROGRESS_FOLDER = "_progress"
-PARAMETERS_NAME = "parameters.json"
+MAX_ROUNDS = 3
+"""Times that a shard is made because its images change meanwhile."""
 # What Pillow, zipfile and zlib raise for damaged data.
 UNREADABLE_ERRORS = (
     OSError,
@@ -46,7 +58,9 @@ UNREADABLE_ERRORS = (
     SyntaxError,
     EOFError,
     KeyError,
+    RuntimeError,
     zlib.error,
+    lzma.LZMAError,
     zipfile.BadZipFile,
     Image.DecompressionBombError,
 )
@@ -86,19 +100,24 @@ def build(source: Source, options: PrepOptions) -> int:
     _check_options(source, options)
     check_reachable(options.out)
     folder, records = Folder(options.out), Folder(joined(options.out, PROGRESS_FOLDER))
-    parameters = {
-        "source": source.digest,
-        "images": len(source),
-        "resolution": options.resolution,
-        "shard_size": options.shard_size,
-    }
-    identity = {"name": source.name, "split": source.split, "channels": source.channels} | parameters
-    if _already_prepared(folder, identity):
+    index, held = begun(folder, records)
+    if (earlier := source.as_earlier()) is not None and held == _identity(earlier, options):
+        print(
+            f"{folder.url} was begun by an earlier version and keeps its choice of files: {len(earlier)} images, where "
+            f"this version takes {len(source)}.",
+            file=sys.stderr,
+        )
+        source = earlier
+    identity = _identity(source, options)
+    if held is not None:
+        refuse_other(folder, held, identity)
+    if index is not None:
+        tell_prepared(folder, index, source, options.shard_size)
         _clean_up(folder, records, source, options)
         return 0
-    finished = _resume(folder, records, identity)
-    tasks = [number for number in range(-(-len(source) // options.shard_size)) if number not in finished]
-    _make_all(source, options, tasks, finished)
+    finished = resume(folder, records, identity, source)
+    forget_changed(folder, source, options.shard_size, finished)
+    _make_until_still(folder, source, options, finished)
 
     rows = [_row(finished[number]["row"]) for number in sorted(finished) if finished[number]["row"]]
     unreadable = [entry for number in sorted(finished) for entry in finished[number]["unreadable"]]
@@ -118,12 +137,32 @@ def build(source: Source, options: PrepOptions) -> int:
         resolution=options.resolution,
         channels=source.channels,
         shards=tuple(rows),
-        made_by=parameters | {"unreadable": len(unreadable)},
+        made_by=_parameters(source, options) | {"unreadable": len(unreadable)},
     )
+    seen = {number: known for number, record in finished.items() if (known := Seen.from_record(record))}
+    if seen:
+        write_note(folder, seen)
     write_index(index)
     _clean_up(folder, records, source, options)
     _report(index, unreadable)
+    if repeated := copies(seen):
+        print(f"{repeated} of them have the same bytes as another one.", file=sys.stderr)
+    tell_left_out(source, len(unreadable))
     return 0
+
+
+def _parameters(source: Source, options: PrepOptions) -> dict[str, Any]:
+    return {
+        "source": source.digest,
+        "images": len(source),
+        "resolution": options.resolution,
+        "shard_size": options.shard_size,
+    }
+
+
+def _identity(source: Source, options: PrepOptions) -> dict[str, Any]:
+    """What an output must have been begun with, to be gone on with."""
+    return {"name": source.name, "split": source.split, "channels": source.channels} | _parameters(source, options)
 
 
 def _check_options(source: Source, options: PrepOptions) -> None:
@@ -146,52 +185,26 @@ def _check_options(source: Source, options: PrepOptions) -> None:
             raise UserError(what, got=got, expected=expected, remedy="correct it")
 
 
-def _already_prepared(folder: Folder, identity: dict[str, Any]) -> bool:
-    if INDEX_NAME not in folder.sizes():
-        return False
-    index = open_index(folder.url)
-    made = {"name": index.name, "split": index.split, "channels": index.channels} | dict(index.made_by)
-    made.pop("unreadable", None)
-    _refuse_other(folder, made, identity)
-    print(f"{folder.url} already holds these {index.num_samples} images; nothing to do.", file=sys.stderr)
-    return True
+def _make_until_still(
+    folder: Folder, source: Source, options: PrepOptions, finished: dict[int, dict[str, Any]]
+) -> None:
+    """Make the shards that are missing; then once more those whose images changed meanwhile.
 
-
-def _resume(folder: Folder, records: Folder, identity: dict[str, Any]) -> dict[int, dict[str, Any]]:
-    """The records of the shards that an earlier start finished, by number."""
-    names = records.sizes()
-    if PARAMETERS_NAME not in names:
-        records.write(PARAMETERS_NAME, json.dumps(identity, sort_keys=True).encode())
-        return {}
-    _refuse_other(folder, json.loads(records.read(PARAMETERS_NAME)), identity)
-    sizes = folder.sizes()
-    count = -(-identity["images"] // identity["shard_size"])
-    numbers = [number for number in range(count) if f"{number:05d}.json" in names]
-    with ThreadPoolExecutor(8) as threads:
-        found = dict(
-            zip(
-                numbers,
-                threads.map(lambda number: json.loads(records.read(f"{number:05d}.json")), numbers),
-                strict=True,
-            )
-        )
-    kept = {
-        number: record
-        for number, record in found.items()
-        if not record["row"] or sizes.get(record["row"]["name"]) == record["row"]["size"]
-    }
-    print(f"going on with {folder.url}: {len(kept)} shards are finished.", file=sys.stderr)
-    return kept
-
-
-def _refuse_other(folder: Folder, found: dict[str, Any], wanted: dict[str, Any]) -> None:
-    if other := differences(found, wanted):
-        raise UserError(
-            f"output {folder.url}",
-            got="data prepared with other options or from another source (" + ", ".join(other) + ")",
-            expected="an empty folder, or one prepared with these options",
-            remedy="choose another --out, or remove this folder",
-        )
+    Raises:
+        UserError: images change each time.
+    """
+    changes: list[Change] = []
+    for _ in range(MAX_ROUNDS):
+        missing = [number for number in range(-(-len(source) // options.shard_size)) if number not in finished]
+        _make_all(source, options, missing, finished)
+        if not (changes := forget_changed(folder, source, options.shard_size, finished)):
+            return
+    raise UserError(
+        f"source of {source.name}",
+        got=f"images that change while they are prepared (such as {printable(changes[0].image)})",
+        expected="files that nobody writes to",
+        remedy="run the command again when nothing writes to them",
+    )
 
 
 def _make_all(
@@ -265,7 +278,10 @@ def _start_worker() -> None:
 def _make_shard(task: _Task) -> tuple[int, dict[str, Any]]:
     samples: list[Sample] = []
     unreadable: list[dict[str, Any]] = []
+    contents, stamps = bytearray(), bytearray()
     for position, item in enumerate(task.part.items(), start=task.start):
+        contents += item.content or b""
+        stamps += item.stamp or b""
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -281,7 +297,9 @@ def _make_shard(task: _Task) -> tuple[int, dict[str, Any]]:
         data, packed = pack_shard(task.name, samples)
         folder.write(task.name, data)
         row = {"name": packed.name, "size": packed.size, "sha256": packed.sha256, "offsets": packed.offsets.tolist()}
-    record = {"row": row, "unreadable": unreadable}
+    record: dict[str, Any] = {"row": row, "unreadable": unreadable}
+    if contents:
+        record["seen"] = Seen(bytes(contents), bytes(stamps)).as_json()
     Folder(joined(task.out, PROGRESS_FOLDER)).write(f"{task.number:05d}.json", json.dumps(record).encode())
     return task.number, record
 
@@ -307,7 +325,7 @@ def _clean_up(folder: Folder, records: Folder, source: Source, options: PrepOpti
         records.remove_written([*(f"{number:05d}.json" for number in numbers), PARAMETERS_NAME])
     records.remove_if_empty()
     shards = (shard_name(source.name, source.split, number) for number in numbers)
-    folder.remove_parts([*shards, UNREADABLE_NAME, INDEX_NAME])
+    folder.remove_parts([*shards, UNREADABLE_NAME, NOTE_NAME, INDEX_NAME])
 
 
 def _report(index: ShardIndex, unreadable: Sequence[dict[str, Any]]) -> None:
@@ -323,4 +341,4 @@ def _report(index: ShardIndex, unreadable: Sequence[dict[str, Any]]) -> None:
             file=sys.stderr,
         )
         for entry in unreadable[:10]:
-            print(f"  {entry['source']}: {entry['reason']}", file=sys.stderr)
+            print(printable(f"  {entry['source']}: {entry['reason']}"), file=sys.stderr)
