@@ -14,9 +14,9 @@ import re
 import signal
 import sys
 import threading
-import warnings
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -25,12 +25,13 @@ from multiprocessing.connection import wait as wait_for_end
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
+from datasets_prep._pixels import pixel_rules, rule_parameters, square_pixels, sum_treated, tell_treated, tell_untreated
 from datasets_prep._source import Part, Source
 from drl_dist.config import differences
 from drl_dist.data.filesystem import Folder, check_reachable
 from drl_dist.data.index import INDEX_NAME, MAX_RESOLUTION, MAX_SHARDS, ShardIndex, open_index, write_index
+from drl_dist.data.pictures import PictureError, PixelRules
 from drl_dist.data.shards import MAX_SAMPLE_ID, Sample, ShardRow, encode_png, pack_shard, shard_name
 from drl_dist.errors import UserError
 from drl_dist.progress import progress
@@ -38,7 +39,7 @@ from drl_dist.progress import progress
 UNREADABLE_NAME = "unreadable.json"
 PROGRESS_FOLDER = "_progress"
 PARAMETERS_NAME = "parameters.json"
-# What Pillow, zipfile and zlib raise for damaged data.
+# What files, zipfile and zlib raise for damaged data, and `read_picture` for pictures.
 UNREADABLE_ERRORS = (
     OSError,
     ValueError,
@@ -47,7 +48,6 @@ UNREADABLE_ERRORS = (
     KeyError,
     zlib.error,
     zipfile.BadZipFile,
-    Image.DecompressionBombError,
 )
 
 
@@ -65,6 +65,17 @@ class PrepOptions:
     """Images per shard."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class PictureOptions(PrepOptions):
+    """What the command of a data set of encoded pictures understands besides."""
+
+    background: str = "white"
+    """Colour below transparent pixels: a name, #rrggbb or r,g,b."""
+    value_range: tuple[float, float] | None = None
+    """The values of black and of white in grey pictures of more than 8 bits, e.g. 0 4095; by default what their files
+    say, else all of 16 bits."""
+
+
 @dataclass(frozen=True)
 class _Task:
     number: int
@@ -73,6 +84,7 @@ class _Task:
     part: Part
     channels: int
     resolution: int
+    rules: PixelRules
     out: str
 
 
@@ -83,6 +95,7 @@ def build(source: Source, options: PrepOptions) -> int:
         UserError: the options cannot be used, the output holds something else, or nothing could be read.
     """
     _check_options(source, options)
+    rules = pixel_rules(options)
     check_reachable(options.out)
     folder, records = Folder(options.out), Folder(f"{options.out.rstrip('/')}/{PROGRESS_FOLDER}")
     parameters = {
@@ -90,17 +103,20 @@ def build(source: Source, options: PrepOptions) -> int:
         "images": len(source),
         "resolution": options.resolution,
         "shard_size": options.shard_size,
-    }
+    } | rule_parameters(rules)
     identity = {"name": source.name, "split": source.split, "channels": source.channels} | parameters
     if _already_prepared(folder, identity):
         _clean_up(folder, records)
         return 0
     finished = _resume(folder, records, identity)
+    if isinstance(options, PictureOptions):
+        tell_untreated(finished.values())
     tasks = [number for number in range(-(-len(source) // options.shard_size)) if number not in finished]
     _make_all(source, options, tasks, finished)
 
     rows = [_row(finished[number]["row"]) for number in sorted(finished) if finished[number]["row"]]
     unreadable = [entry for number in sorted(finished) for entry in finished[number]["unreadable"]]
+    treated = sum_treated(record.get("treated", {}) for record in finished.values())
     if not rows:
         raise UserError(
             "source",
@@ -117,11 +133,12 @@ def build(source: Source, options: PrepOptions) -> int:
         resolution=options.resolution,
         channels=source.channels,
         shards=tuple(rows),
-        made_by=parameters | {"unreadable": len(unreadable)},
+        made_by=parameters | {"unreadable": len(unreadable)} | ({"treated": treated} if treated else {}),
     )
     write_index(index)
     _clean_up(folder, records)
     _report(index, unreadable)
+    tell_treated(treated)
     return 0
 
 
@@ -149,8 +166,10 @@ def _already_prepared(folder: Folder, identity: dict[str, Any]) -> bool:
     index = open_index(folder.url)
     made = {"name": index.name, "split": index.split, "channels": index.channels} | dict(index.made_by)
     made.pop("unreadable", None)
+    treated = made.pop("treated", {})
     _refuse_other(folder, made, identity)
     print(f"{folder.url} already holds these {index.num_samples} images; nothing to do.", file=sys.stderr)
+    tell_treated(treated)
     return True
 
 
@@ -206,6 +225,7 @@ def _make_all(
                 source.part(start, start + count(number)),
                 source.channels,
                 options.resolution,
+                pixel_rules(options),
                 options.out,
             )
 
@@ -261,34 +281,33 @@ def _start_worker() -> None:
 def _make_shard(task: _Task) -> tuple[int, dict[str, Any]]:
     samples: list[Sample] = []
     unreadable: list[dict[str, Any]] = []
+    treated: Counter[str] = Counter()
     for position, item in enumerate(task.part.items(), start=task.start):
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-                pixels = _pixels(item.load(), task.channels, task.resolution)
+            pixels, kinds = square_pixels(item.load(), task.rules, task.channels, task.resolution)
+        except MemoryError as error:
+            raise UserError(
+                f"image {item.source}",
+                got="too little memory to decode it",
+                expected="memory for one image in each worker",
+                remedy="go on with fewer --workers, or remove the image if it ends here again",
+            ) from error
         except UNREADABLE_ERRORS as error:
-            reason = re.sub(r" at 0x[0-9a-f]+", "", f"{type(error).__name__}: {error}")
+            name = "" if isinstance(error, PictureError) else f"{type(error).__name__}: "
+            reason = re.sub(r" at 0x[0-9a-f]+", "", f"{name}{error}")
             unreadable.append({"position": position, "source": item.source, "reason": reason})
             continue
         facts: dict[str, Any] = {"source": item.source} | ({} if item.label is None else {"label": item.label})
         samples.append(Sample(position, encode_png(pixels), facts))
+        treated.update(kinds)
     folder, row = Folder(task.out), None
     if samples:
         data, packed = pack_shard(task.name, samples)
         folder.write(task.name, data)
         row = {"name": packed.name, "size": packed.size, "sha256": packed.sha256, "offsets": packed.offsets.tolist()}
-    record = {"row": row, "unreadable": unreadable}
+    record = {"row": row, "unreadable": unreadable, "treated": dict(treated)}
     Folder(f"{task.out.rstrip('/')}/{PROGRESS_FOLDER}").write(f"{task.number:05d}.json", json.dumps(record).encode())
     return task.number, record
-
-
-def _pixels(image: Image.Image, channels: int, resolution: int) -> np.ndarray:
-    image = image.convert("L" if channels == 1 else "RGB")
-    if image.size != (resolution, resolution):
-        # Pillow widens the bilinear kernel when it shrinks, which is the antialiasing the paper's resize has.
-        image = image.resize((resolution, resolution), Image.Resampling.BILINEAR)
-    pixels = np.asarray(image)
-    return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
 
 
 def _row(row: dict[str, Any]) -> ShardRow:

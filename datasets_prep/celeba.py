@@ -13,10 +13,9 @@ from typing import Literal
 
 from PIL import Image
 
-from datasets_prep._build import PrepOptions, build
-from datasets_prep._source import Item, found_in, require_source
+from datasets_prep._build import PictureOptions, build
+from datasets_prep._source import Encoded, Item, found_in, require_source
 from drl_dist.cli import door, parse_options
-from drl_dist.data.reading import open_verified
 from drl_dist.errors import UserError
 
 IMAGES = "img_align_celeba"
@@ -31,7 +30,7 @@ NEEDS = f"{IMAGES}.zip or the folder {IMAGES}, or the folder that holds it, with
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(PrepOptions):
+class Options(PictureOptions):
     """Options of CelebA."""
 
     source: str = ""
@@ -148,7 +147,7 @@ def _held(images: Path) -> dict[str, int]:
         ) from error
 
 
-def _load(images: Path, name: str) -> Image.Image:
+def _load(images: Path, name: str) -> Encoded:
     if images.is_dir():
         data = (images / Path(name).name).read_bytes()
     else:
@@ -158,10 +157,13 @@ def _load(images: Path, name: str) -> Image.Image:
         if infos[name].file_size > MAX_FILE_BYTES:
             raise ValueError(f"{infos[name].file_size} bytes")
         data = archive.read(infos[name])
-    with open_verified(data) as image:
-        if image.size != ALIGNED_SIZE:
-            raise ValueError(f"{image.width}x{image.height} pixels, not 178x218")
-        return image.crop(CROP)
+    return Encoded(data, _face)
+
+
+def _face(image: Image.Image) -> Image.Image:
+    if image.size != ALIGNED_SIZE:
+        raise ValueError(f"{image.width}x{image.height} pixels, not 178x218")
+    return image.crop(CROP)
 
 
 def main() -> int:

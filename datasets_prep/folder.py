@@ -9,12 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from PIL import Image, ImageOps
-
-from datasets_prep._build import PrepOptions, build
-from datasets_prep._source import Item, centre_square, digest_of, found_in, require_source
+from datasets_prep._build import PictureOptions, build
+from datasets_prep._source import Encoded, Item, centre_square, digest_of, found_in, require_source
 from drl_dist.cli import door, parse_options
-from drl_dist.data.reading import open_verified
 from drl_dist.errors import UserError
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -22,7 +19,7 @@ NEEDS = "a folder with images (" + ", ".join(SUFFIXES) + ")"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(PrepOptions):
+class Options(PictureOptions):
     """Options of a folder of images."""
 
     source: str = ""
@@ -82,10 +79,8 @@ class ImageFolder:
         return FolderPart(self._folder, self._paths[start:stop])
 
 
-def _load(path: Path) -> Image.Image:
-    with open_verified(path.read_bytes()) as image:
-        # Cameras store which way is up beside the pixels.
-        return centre_square(ImageOps.exif_transpose(image))
+def _load(path: Path) -> Encoded:
+    return Encoded(path.read_bytes(), centre_square)
 
 
 def main() -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import re
 import sys
 from collections.abc import Iterator
@@ -12,10 +11,9 @@ from pathlib import Path
 from typing import Literal
 
 import lmdb
-from PIL import Image
 
-from datasets_prep._build import PrepOptions, build
-from datasets_prep._source import Item, centre_square, found_in, require_source
+from datasets_prep._build import PictureOptions, build
+from datasets_prep._source import Encoded, Item, centre_square, found_in, require_source
 from drl_dist.cli import door, parse_options
 from drl_dist.errors import UserError
 
@@ -23,7 +21,7 @@ NEEDS = "the unpacked LSUN folder <category>_<split>_lmdb (with data.mdb in it),
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(PrepOptions):
+class Options(PictureOptions):
     """Options of LSUN."""
 
     source: str = ""
@@ -138,9 +136,8 @@ def _damaged(path: Path, error: lmdb.Error) -> UserError:
     )
 
 
-def _load(data: bytes) -> Image.Image:
-    with Image.open(io.BytesIO(data)) as image:
-        return centre_square(image)
+def _load(data: bytes) -> Encoded:
+    return Encoded(data, centre_square)
 
 
 def main() -> int:
