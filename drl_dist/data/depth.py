@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,7 +72,7 @@ def to_8_bits(
         )
     if np.isnan(values).any():
         raise PictureError("pixels that are no numbers")
-    scaled = (values.astype(np.float64) - low) * (255 / (high - low))
+    scaled = (values.astype(np.float64) - low) * 255 / (high - low)
     if scaled.min() < 0 or scaled.max() > 255:
         done.append(CLIPPED)
     pixels = np.rint(np.clip(scaled, 0, 255)).astype(np.uint8)
@@ -90,7 +91,7 @@ def png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes, bool]]:
         place += 12 + length
 
 
-def _values(image: Image.Image) -> NDArray[np.generic]:
+def _values(image: Image.Image) -> NDArray[Any]:
     values = np.asarray(image)
     if _signed_bytes(image):
         return values.view(np.int8)
@@ -98,7 +99,7 @@ def _values(image: Image.Image) -> NDArray[np.generic]:
     return values.view(np.uint32) if _unsigned_32(image) else values
 
 
-def _said_range(image: Image.Image, data: bytes, values: NDArray[np.generic]) -> tuple[float, float] | None:
+def _said_range(image: Image.Image, data: bytes, values: NDArray[Any]) -> tuple[float, float] | None:
     if image.format == "PNG":
         return _png_range(data, values)
     if image.format != "TIFF":
@@ -111,12 +112,12 @@ def _said_range(image: Image.Image, data: bytes, values: NDArray[np.generic]) ->
     if image.mode.startswith("I;16"):
         bits = _number(_tag(image, _BITS))
         maximum = 2.0**bits - 1 if bits is not None and bits < 16 else _number(_tag(image, _MAX))
-        if maximum in [2**bits - 1 for bits in range(9, 16)] and values.max() <= maximum:
-            return 0.0, float(maximum)
+        if maximum is not None and maximum in [2**bits - 1 for bits in range(9, 16)] and values.max() <= maximum:
+            return 0.0, maximum
     return None
 
 
-def _png_range(data: bytes, values: NDArray[np.generic]) -> tuple[float, float] | None:
+def _png_range(data: bytes, values: NDArray[Any]) -> tuple[float, float] | None:
     """0 to 2**sBIT - 1, if the values are those of that many bits.
 
     By the standard a writer scales its values up to 16 bits and repeats their upper bits below, so that 16 bits are

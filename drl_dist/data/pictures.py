@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -137,10 +138,10 @@ def read_picture(data: bytes, rules: PixelRules, formats: tuple[str, ...] | None
 def bits_of_colour(image: ImageFile.ImageFile) -> int:
     """Bits of each channel of an opened RGB or RGBA image in its file, before it is decoded to 8."""
     for tile in image.tile:
-        args = tile[3] if isinstance(tile[3], tuple) else (tile[3],)
+        args = cast(tuple[object, ...], tile[3] if isinstance(tile[3], tuple) else (tile[3],))
         if any(isinstance(part, str) and ";16" in part for part in args):
             return 16
-        if tile[0].startswith("ppm") and isinstance(args[-1], int) and args[-1] > 255:
+        if tile[0].startswith("ppm") and args and isinstance(args[-1], int) and args[-1] > 255:
             return 16
     return 8
 
