@@ -84,6 +84,7 @@ def decoding() -> Iterator[None]:
     except (MemoryError, PictureError):
         raise
     except Exception as error:
+        # Pillow's decoders raise what comes to them, down to AttributeError.
         raise PictureError(f"{type(error).__name__}: {error}") from error
 
 

@@ -211,6 +211,7 @@ def test_damaged_metadata_of_png_keeps_the_pixels() -> None:
     bomb = b"a\0\0" + zlib.compress(bytes(2**21))
     for part in ((b"zTXt", bomb), (b"iCCP", bomb), (b"gAMA", b"x"), (b"cHRM", b"x")):
         assert shown(png(grey, 0, part)) == ([[5, 200]], (pictures.METADATA,))
+    assert shown(png(grey, 0, (b"eXIf", b"no TIFF block"))) == ([[5, 200]], (pictures.EXIF,))
     # What may say something of pixels is not left aside.
     broken = bytearray(png(grey, 0, (b"tRNS", b"\0\5")))
     broken[broken.index(b"tRNS") + 1] ^= 1
