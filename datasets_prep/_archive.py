@@ -9,11 +9,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from PIL import Image
-
 from datasets_prep._files import ABSENT, content_of_crc, stamp_of, unread_item
 from datasets_prep._listing import BY_PROGRAMS, printable, utf8
-from datasets_prep._source import Item
+from datasets_prep._source import Encoded, Item
 from drl_dist.errors import UserError
 
 MAX_MEMBER_BYTES = 64 * 2**20
@@ -92,7 +90,7 @@ def hindrance(info: zipfile.ZipInfo) -> str:
     return ""
 
 
-def member_item(archive: Archive, name: str, size: int | None, decode: Callable[[bytes], Image.Image]) -> Item:
+def member_item(archive: Archive, name: str, size: int | None, decode: Callable[[bytes], Encoded]) -> Item:
     """The image in a member, which is unpacked here and decoded later.
 
     Args:

@@ -8,16 +8,13 @@ is written last.
 from __future__ import annotations
 
 import json
-import lzma
 import multiprocessing
 import os
 import re
 import signal
 import sys
 import threading
-import warnings
-import zipfile
-import zlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -26,10 +23,10 @@ from multiprocessing.connection import wait as wait_for_end
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from datasets_prep._identity import NOTE_NAME, Change, Seen, copies, write_note
 from datasets_prep._listing import printable
+from datasets_prep._pixels import pixel_rules, rule_parameters, square_pixels, sum_treated, tell_treated, tell_untreated
 from datasets_prep._resume import (
     PARAMETERS_NAME,
     UNREADABLE_NAME,
@@ -43,6 +40,7 @@ from datasets_prep._resume import (
 from datasets_prep._source import Part, Source
 from drl_dist.data.filesystem import Folder, check_reachable
 from drl_dist.data.index import INDEX_NAME, MAX_RESOLUTION, MAX_SHARDS, ShardIndex, write_index
+from drl_dist.data.pictures import PictureError, PixelRules
 from drl_dist.data.shards import MAX_SAMPLE_ID, Sample, ShardRow, encode_png, pack_shard, shard_name
 from drl_dist.errors import UserError, place_of
 from drl_dist.places import joined
@@ -51,19 +49,6 @@ from drl_dist.progress import progress
 PROGRESS_FOLDER = "_progress"
 MAX_ROUNDS = 3
 """Times that a shard is made because its images change meanwhile."""
-# What Pillow, zipfile and zlib raise for damaged data.
-UNREADABLE_ERRORS = (
-    OSError,
-    ValueError,
-    SyntaxError,
-    EOFError,
-    KeyError,
-    RuntimeError,
-    zlib.error,
-    lzma.LZMAError,
-    zipfile.BadZipFile,
-    Image.DecompressionBombError,
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +65,17 @@ class PrepOptions:
     """Images per shard."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class PictureOptions(PrepOptions):
+    """What the command of a data set of encoded pictures understands besides."""
+
+    background: str = "white"
+    """Colour below transparent pixels: a name, #rrggbb or r,g,b."""
+    value_range: tuple[float, float] | None = None
+    """The values of black and of white in grey pictures of more than 8 bits, e.g. 0 4095; by default what their files
+    say, else all of 16 bits."""
+
+
 @dataclass(frozen=True)
 class _Task:
     number: int
@@ -88,6 +84,7 @@ class _Task:
     part: Part
     channels: int
     resolution: int
+    rules: PixelRules
     out: str
 
 
@@ -116,11 +113,14 @@ def build(source: Source, options: PrepOptions) -> int:
         _clean_up(folder, records, source, options)
         return 0
     finished = resume(folder, records, identity, source)
+    if isinstance(options, PictureOptions):
+        tell_untreated(finished.values())
     forget_changed(folder, source, options.shard_size, finished)
     _make_until_still(folder, source, options, finished)
 
     rows = [_row(finished[number]["row"]) for number in sorted(finished) if finished[number]["row"]]
     unreadable = [entry for number in sorted(finished) for entry in finished[number]["unreadable"]]
+    treated = sum_treated(record.get("treated", {}) for record in finished.values())
     if not rows:
         raise UserError(
             "source",
@@ -137,7 +137,9 @@ def build(source: Source, options: PrepOptions) -> int:
         resolution=options.resolution,
         channels=source.channels,
         shards=tuple(rows),
-        made_by=_parameters(source, options) | {"unreadable": len(unreadable)},
+        made_by=_parameters(source, options)
+        | {"unreadable": len(unreadable)}
+        | ({"treated": treated} if treated else {}),
     )
     seen = {number: known for number, record in finished.items() if (known := Seen.from_record(record))}
     if seen:
@@ -147,6 +149,7 @@ def build(source: Source, options: PrepOptions) -> int:
     _report(index, unreadable)
     if repeated := copies(seen):
         print(f"{repeated} of them have the same bytes as another one.", file=sys.stderr)
+    tell_treated(treated)
     tell_left_out(source, len(unreadable))
     return 0
 
@@ -157,7 +160,7 @@ def _parameters(source: Source, options: PrepOptions) -> dict[str, Any]:
         "images": len(source),
         "resolution": options.resolution,
         "shard_size": options.shard_size,
-    }
+    } | rule_parameters(pixel_rules(options))
 
 
 def _identity(source: Source, options: PrepOptions) -> dict[str, Any]:
@@ -183,6 +186,7 @@ def _check_options(source: Source, options: PrepOptions) -> None:
     for what, got, expected, holds in rules:
         if not holds:
             raise UserError(what, got=got, expected=expected, remedy="correct it")
+    pixel_rules(options)
 
 
 def _make_until_still(
@@ -223,6 +227,7 @@ def _make_all(
                 source.part(start, start + count(number)),
                 source.channels,
                 options.resolution,
+                pixel_rules(options),
                 options.out,
             )
 
@@ -279,38 +284,37 @@ def _make_shard(task: _Task) -> tuple[int, dict[str, Any]]:
     samples: list[Sample] = []
     unreadable: list[dict[str, Any]] = []
     contents, stamps = bytearray(), bytearray()
+    treated: Counter[str] = Counter()
     for position, item in enumerate(task.part.items(), start=task.start):
         contents += item.content or b""
         stamps += item.stamp or b""
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-                pixels = _pixels(item.load(), task.channels, task.resolution)
-        except UNREADABLE_ERRORS as error:
-            reason = re.sub(r" at 0x[0-9a-f]+", "", f"{type(error).__name__}: {error}")
+            pixels, kinds = square_pixels(item.load(), task.rules, task.channels, task.resolution)
+        except MemoryError as error:
+            raise UserError(
+                f"image {printable(item.source)}",
+                got="too little memory to decode it",
+                expected="memory for one image in each worker",
+                remedy="go on with fewer --workers, or remove the image if it ends here again",
+            ) from error
+        except (OSError, ValueError) as error:
+            name = "" if isinstance(error, PictureError) else f"{type(error).__name__}: "
+            reason = re.sub(r" at 0x[0-9a-f]+", "", f"{name}{error}")
             unreadable.append({"position": position, "source": item.source, "reason": reason})
             continue
         facts: dict[str, Any] = {"source": item.source} | ({} if item.label is None else {"label": item.label})
         samples.append(Sample(position, encode_png(pixels), facts))
+        treated.update(kinds)
     folder, row = Folder(task.out), None
     if samples:
         data, packed = pack_shard(task.name, samples)
         folder.write(task.name, data)
         row = {"name": packed.name, "size": packed.size, "sha256": packed.sha256, "offsets": packed.offsets.tolist()}
-    record: dict[str, Any] = {"row": row, "unreadable": unreadable}
+    record: dict[str, Any] = {"row": row, "unreadable": unreadable, "treated": dict(treated)}
     if contents:
         record["seen"] = Seen(bytes(contents), bytes(stamps)).as_json()
     Folder(joined(task.out, PROGRESS_FOLDER)).write(f"{task.number:05d}.json", json.dumps(record).encode())
     return task.number, record
-
-
-def _pixels(image: Image.Image, channels: int, resolution: int) -> np.ndarray:
-    image = image.convert("L" if channels == 1 else "RGB")
-    if image.size != (resolution, resolution):
-        # Pillow widens the bilinear kernel when it shrinks, which is the antialiasing the paper's resize has.
-        image = image.resize((resolution, resolution), Image.Resampling.BILINEAR)
-    pixels = np.asarray(image)
-    return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
 
 
 def _row(row: dict[str, Any]) -> ShardRow:

@@ -14,10 +14,8 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
-from PIL import Image
-
 from datasets_prep._listing import utf8
-from datasets_prep._source import Item
+from datasets_prep._source import Encoded, Item
 
 WIDTH = 8
 """Bytes of a stamp and of a content."""
@@ -112,7 +110,7 @@ def file_item(
     name: str,
     path: Path,
     size: int | None,
-    decode: Callable[[bytes], Image.Image],
+    decode: Callable[[bytes], Encoded],
     content: Callable[[bytes], bytes] = content_of,
 ) -> Item:
     """The image in a file of its own, which is read here and decoded later."""
@@ -126,7 +124,7 @@ def file_item(
 def unread_item(name: str, error: Exception) -> Item:
     """An image whose bytes could not be read; the error is raised where it would be decoded."""
 
-    def fail() -> Image.Image:
+    def fail() -> Encoded:
         raise error
 
     return Item(utf8(name), fail, content=UNKNOWN, stamp=UNKNOWN)

@@ -135,7 +135,10 @@ def picture_suffixes() -> frozenset[str]:
 
 
 def picture_formats() -> tuple[str, ...]:
-    """Those of `PICTURES` that the installed Pillow reads, in the order in which it tries them."""
+    """Those of `PICTURES` that the installed Pillow reads, in the order in which it tries them.
+
+    Others would be decoded by other programs, as EPS by Ghostscript, whatever the name of the file says.
+    """
     Image.init()
     return tuple(name for name in Image.ID if name in PICTURES)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from datasets_prep._identity import NOTE_NAME, Change, Seen, compare_with_prepared, drop_changed
 from datasets_prep._listing import counted, printable
+from datasets_prep._pixels import tell_treated
 from datasets_prep._source import Source
 from drl_dist.config import differences
 from drl_dist.data.filesystem import Folder
@@ -24,7 +25,8 @@ def begun(folder: Folder, records: Folder) -> tuple[ShardIndex | None, dict[str,
     if INDEX_NAME in folder.sizes():
         index = open_index(folder.url)
         made = {"name": index.name, "split": index.split, "channels": index.channels} | dict(index.made_by)
-        made.pop("unreadable", None)
+        for told in ("unreadable", "treated"):
+            made.pop(told, None)
         return index, made
     if PARAMETERS_NAME in records.sizes():
         return None, json.loads(records.read(PARAMETERS_NAME))
@@ -41,6 +43,7 @@ def tell_prepared(folder: Folder, index: ShardIndex, source: Source, shard_size:
     print(f"{folder.url} already holds these {index.num_samples} images; nothing to do.", file=sys.stderr)
     if said:
         print(said, file=sys.stderr)
+    tell_treated(index.made_by.get("treated", {}))
     tell_left_out(source, index.made_by.get("unreadable", 0))
 
 

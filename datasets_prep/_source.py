@@ -18,13 +18,25 @@ from drl_dist.errors import UserError
 
 
 @dataclass(frozen=True)
+class Encoded:
+    """An image as its file has it."""
+
+    data: bytes
+    """The file."""
+    cut: Callable[[Image.Image], Image.Image]
+    """Cuts the square out of the decoded image; raises ValueError if that is none of the data set's."""
+    formats: tuple[str, ...] | None = None
+    """Pillow's names of the formats that it may have; any if None."""
+
+
+@dataclass(frozen=True)
 class Item:
     """One image of a source."""
 
     source: str
     """Its name in the source, e.g. a path or key."""
-    load: Callable[[], Image.Image]
-    """Decodes it and makes it square; raises OSError or ValueError if it cannot be read."""
+    load: Callable[[], Encoded | Image.Image]
+    """Gives it; raises OSError or ValueError if it cannot be read. An image, if given, is 8-bit and square."""
     label: int | None = None
     """Its class, if the source has classes."""
     content: bytes | None = None

@@ -17,12 +17,11 @@ from typing import Literal
 from PIL import Image
 
 from datasets_prep._archive import hindrance, member_item, member_stamp, open_archive
-from datasets_prep._build import PrepOptions, build
+from datasets_prep._build import PictureOptions, build
 from datasets_prep._files import content_by_crc, current_stamp, file_item, read_file
-from datasets_prep._listing import printable
-from datasets_prep._source import Item, SourceDefaults, found_in, require_source
+from datasets_prep._listing import picture_formats, printable
+from datasets_prep._source import Encoded, Item, SourceDefaults, found_in, require_source
 from drl_dist.cli import door, parse_options
-from drl_dist.data.reading import open_verified
 from drl_dist.errors import UserError
 
 IMAGES = "img_align_celeba"
@@ -38,7 +37,7 @@ NEEDS = f"{IMAGES}.zip or the folder {IMAGES}, or the folder that holds it, with
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(PrepOptions):
+class Options(PictureOptions):
     """Options of CelebA."""
 
     source: str = ""
@@ -241,11 +240,14 @@ def _refuse_unusable(images: Path, names: tuple[str, ...]) -> None:
         )
 
 
-def _load(data: bytes) -> Image.Image:
-    with open_verified(data) as image:
-        if image.size != ALIGNED_SIZE:
-            raise ValueError(f"{image.width}x{image.height} pixels, not 178x218")
-        return image.crop(CROP)
+def _load(data: bytes) -> Encoded:
+    return Encoded(data, _face, picture_formats())
+
+
+def _face(image: Image.Image) -> Image.Image:
+    if image.size != ALIGNED_SIZE:
+        raise ValueError(f"{image.width}x{image.height} pixels, not 178x218")
+    return image.crop(CROP)
 
 
 def main() -> int:

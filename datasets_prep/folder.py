@@ -10,21 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from PIL import Image, ImageOps
-
-from datasets_prep._build import PrepOptions, build
+from datasets_prep._build import PictureOptions, build
 from datasets_prep._files import current_stamp, file_item
 from datasets_prep._listing import Listing, counted, list_images, picture_formats, printable
-from datasets_prep._source import Item, SourceDefaults, centre_square, digest_of, found_in, require_source
+from datasets_prep._source import Encoded, Item, SourceDefaults, centre_square, digest_of, found_in, require_source
 from drl_dist.cli import door, parse_options
-from drl_dist.data.reading import open_verified
 from drl_dist.errors import UserError
 
 NEEDS = "a folder with images (.jpg, .png, .webp, .avif, .bmp, .gif, .tif and others that Pillow reads)"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(PrepOptions):
+class Options(PictureOptions):
     """Options of a folder of images."""
 
     source: str = ""
@@ -101,11 +98,8 @@ class ImageFolder(SourceDefaults):
         return other
 
 
-def _load(data: bytes) -> Image.Image:
-    # Formats of other kinds would be decoded by other programs, whatever the name of the file says.
-    with open_verified(data, formats=picture_formats()) as image:
-        # Cameras store which way is up beside the pixels.
-        return centre_square(ImageOps.exif_transpose(image))
+def _load(data: bytes) -> Encoded:
+    return Encoded(data, centre_square, picture_formats())
 
 
 def main() -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,13 +10,12 @@ from pathlib import Path
 from typing import Literal, get_args
 
 import lmdb
-from PIL import Image
 
-from datasets_prep._build import PrepOptions, build
+from datasets_prep._build import PictureOptions, build
 from datasets_prep._files import content_of, current_stamp, settled_stamp
-from datasets_prep._listing import printable
+from datasets_prep._listing import picture_formats, printable
 from datasets_prep._lmdb_keys import read_keys
-from datasets_prep._source import Item, SourceDefaults, centre_square, found_in, require_source
+from datasets_prep._source import Encoded, Item, SourceDefaults, centre_square, found_in, require_source
 from drl_dist.cli import door, parse_options
 from drl_dist.errors import UserError
 
@@ -63,7 +61,7 @@ ALL_SCENES = "all"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(PrepOptions):
+class Options(PictureOptions):
     """Options of LSUN."""
 
     source: str = ""
@@ -230,9 +228,8 @@ def _damaged(path: Path, error: Exception) -> UserError:
     )
 
 
-def _load(data: bytes) -> Image.Image:
-    with Image.open(io.BytesIO(data)) as image:
-        return centre_square(image)
+def _load(data: bytes) -> Encoded:
+    return Encoded(data, centre_square, picture_formats())
 
 
 def main() -> int:
