@@ -108,6 +108,8 @@ def member_item(archive: Archive, name: str, size: int | None, decode: Callable[
         return unread_item(name, ValueError(reason))
     try:
         data = archive.file.read(info)
+    except MemoryError as error:
+        return unread_item(name, error)
     except Exception as error:  # noqa: BLE001 - each compression raises its own kinds of errors for damaged data
         return unread_item(name, ValueError(f"{type(error).__name__}: {error}"))
     token = content_of_crc(info.CRC)

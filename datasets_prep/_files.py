@@ -116,7 +116,7 @@ def file_item(
     """The image in a file of its own, which is read here and decoded later."""
     try:
         data, stamp = read_file(path, size)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, MemoryError) as error:
         return unread_item(name, error)
     return Item(utf8(name), lambda: decode(data), content=content(data), stamp=stamp)
 

@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 import zipfile
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -292,3 +293,15 @@ def test_deep_transparent_and_turned_images_are_treated_alike(
     assert last_line(capsys).startswith("Left out: 1 that could not be read")
     with pytest.raises(UserError, match="background: "):
         prepare(name, monkeypatch, *given)
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_lack_of_memory_is_no_damage_of_an_image(packed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    write_celeba(tmp_path / "celeba", [0, 0], packed=packed)
+    where = (zipfile.ZipFile, "read") if packed else (import_module("datasets_prep._files"), "read_file")
+    monkeypatch.setattr(*where, fail)
+    with pytest.raises(UserError, match=r"image 000001\.jpg: got too little memory"):
+        prepare("celeba", monkeypatch, "--source", tmp_path / "celeba", "--out", tmp_path / "out")
