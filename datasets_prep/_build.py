@@ -14,9 +14,7 @@ import re
 import signal
 import sys
 import threading
-import warnings
-import zipfile
-import zlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -25,31 +23,32 @@ from multiprocessing.connection import wait as wait_for_end
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
+from datasets_prep._identity import NOTE_NAME, Change, Seen, copies, write_note
+from datasets_prep._listing import printable
+from datasets_prep._pixels import pixel_rules, rule_parameters, square_pixels, sum_treated, tell_treated, tell_untreated
+from datasets_prep._resume import (
+    PARAMETERS_NAME,
+    UNREADABLE_NAME,
+    begun,
+    forget_changed,
+    refuse_other,
+    resume,
+    tell_left_out,
+    tell_prepared,
+)
 from datasets_prep._source import Part, Source
-from drl_dist.config import differences
 from drl_dist.data.filesystem import Folder, check_reachable
-from drl_dist.data.index import INDEX_NAME, MAX_RESOLUTION, MAX_SHARDS, ShardIndex, open_index, write_index
+from drl_dist.data.index import INDEX_NAME, MAX_RESOLUTION, MAX_SHARDS, ShardIndex, write_index
+from drl_dist.data.pictures import PictureError, PixelRules
 from drl_dist.data.shards import MAX_SAMPLE_ID, Sample, ShardRow, encode_png, pack_shard, shard_name
 from drl_dist.errors import UserError, place_of
 from drl_dist.places import joined
 from drl_dist.progress import progress
 
-UNREADABLE_NAME = "unreadable.json"
 PROGRESS_FOLDER = "_progress"
-PARAMETERS_NAME = "parameters.json"
-# What Pillow, zipfile and zlib raise for damaged data.
-UNREADABLE_ERRORS = (
-    OSError,
-    ValueError,
-    SyntaxError,
-    EOFError,
-    KeyError,
-    zlib.error,
-    zipfile.BadZipFile,
-    Image.DecompressionBombError,
-)
+MAX_ROUNDS = 3
+"""Times that a shard is made because its images change meanwhile."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +65,17 @@ class PrepOptions:
     """Images per shard."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class PictureOptions(PrepOptions):
+    """What the command of a data set of encoded pictures understands besides."""
+
+    background: str = "white"
+    """Colour below transparent pixels: a name, #rrggbb or r,g,b."""
+    value_range: tuple[float, float] | None = None
+    """The values of black and of white in grey pictures of more than 8 bits, e.g. 0 4095; by default what their files
+    say, else all of 16 bits."""
+
+
 @dataclass(frozen=True)
 class _Task:
     number: int
@@ -74,6 +84,7 @@ class _Task:
     part: Part
     channels: int
     resolution: int
+    rules: PixelRules
     out: str
 
 
@@ -86,22 +97,30 @@ def build(source: Source, options: PrepOptions) -> int:
     _check_options(source, options)
     check_reachable(options.out)
     folder, records = Folder(options.out), Folder(joined(options.out, PROGRESS_FOLDER))
-    parameters = {
-        "source": source.digest,
-        "images": len(source),
-        "resolution": options.resolution,
-        "shard_size": options.shard_size,
-    }
-    identity = {"name": source.name, "split": source.split, "channels": source.channels} | parameters
-    if _already_prepared(folder, identity):
+    index, held = begun(folder, records)
+    if (earlier := source.as_earlier()) is not None and held == _identity(earlier, options):
+        print(
+            f"{folder.url} was begun by an earlier version and keeps its choice of files: {len(earlier)} images, where "
+            f"this version takes {len(source)}.",
+            file=sys.stderr,
+        )
+        source = earlier
+    identity = _identity(source, options)
+    if held is not None:
+        refuse_other(folder, held, identity)
+    if index is not None:
+        tell_prepared(folder, index, source, options.shard_size)
         _clean_up(folder, records, source, options)
         return 0
-    finished = _resume(folder, records, identity)
-    tasks = [number for number in range(-(-len(source) // options.shard_size)) if number not in finished]
-    _make_all(source, options, tasks, finished)
+    finished = resume(folder, records, identity, source)
+    if isinstance(options, PictureOptions):
+        tell_untreated(finished.values())
+    forget_changed(folder, source, options.shard_size, finished)
+    _make_until_still(folder, source, options, finished)
 
     rows = [_row(finished[number]["row"]) for number in sorted(finished) if finished[number]["row"]]
     unreadable = [entry for number in sorted(finished) for entry in finished[number]["unreadable"]]
+    treated = sum_treated(record.get("treated", {}) for record in finished.values())
     if not rows:
         raise UserError(
             "source",
@@ -118,12 +137,35 @@ def build(source: Source, options: PrepOptions) -> int:
         resolution=options.resolution,
         channels=source.channels,
         shards=tuple(rows),
-        made_by=parameters | {"unreadable": len(unreadable)},
+        made_by=_parameters(source, options)
+        | {"unreadable": len(unreadable)}
+        | ({"treated": treated} if treated else {}),
     )
+    seen = {number: known for number, record in finished.items() if (known := Seen.from_record(record))}
+    if seen:
+        write_note(folder, seen)
     write_index(index)
     _clean_up(folder, records, source, options)
     _report(index, unreadable)
+    if repeated := copies(seen):
+        print(f"{repeated} of them have the same bytes as another one.", file=sys.stderr)
+    tell_treated(treated)
+    tell_left_out(source, len(unreadable))
     return 0
+
+
+def _parameters(source: Source, options: PrepOptions) -> dict[str, Any]:
+    return {
+        "source": source.digest,
+        "images": len(source),
+        "resolution": options.resolution,
+        "shard_size": options.shard_size,
+    } | rule_parameters(pixel_rules(options))
+
+
+def _identity(source: Source, options: PrepOptions) -> dict[str, Any]:
+    """What an output must have been begun with, to be gone on with."""
+    return {"name": source.name, "split": source.split, "channels": source.channels} | _parameters(source, options)
 
 
 def _check_options(source: Source, options: PrepOptions) -> None:
@@ -144,54 +186,29 @@ def _check_options(source: Source, options: PrepOptions) -> None:
     for what, got, expected, holds in rules:
         if not holds:
             raise UserError(what, got=got, expected=expected, remedy="correct it")
+    pixel_rules(options)
 
 
-def _already_prepared(folder: Folder, identity: dict[str, Any]) -> bool:
-    if INDEX_NAME not in folder.sizes():
-        return False
-    index = open_index(folder.url)
-    made = {"name": index.name, "split": index.split, "channels": index.channels} | dict(index.made_by)
-    made.pop("unreadable", None)
-    _refuse_other(folder, made, identity)
-    print(f"{folder.url} already holds these {index.num_samples} images; nothing to do.", file=sys.stderr)
-    return True
+def _make_until_still(
+    folder: Folder, source: Source, options: PrepOptions, finished: dict[int, dict[str, Any]]
+) -> None:
+    """Make the shards that are missing; then once more those whose images changed meanwhile.
 
-
-def _resume(folder: Folder, records: Folder, identity: dict[str, Any]) -> dict[int, dict[str, Any]]:
-    """The records of the shards that an earlier start finished, by number."""
-    names = records.sizes()
-    if PARAMETERS_NAME not in names:
-        records.write(PARAMETERS_NAME, json.dumps(identity, sort_keys=True).encode())
-        return {}
-    _refuse_other(folder, json.loads(records.read(PARAMETERS_NAME)), identity)
-    sizes = folder.sizes()
-    count = -(-identity["images"] // identity["shard_size"])
-    numbers = [number for number in range(count) if f"{number:05d}.json" in names]
-    with ThreadPoolExecutor(8) as threads:
-        found = dict(
-            zip(
-                numbers,
-                threads.map(lambda number: json.loads(records.read(f"{number:05d}.json")), numbers),
-                strict=True,
-            )
-        )
-    kept = {
-        number: record
-        for number, record in found.items()
-        if not record["row"] or sizes.get(record["row"]["name"]) == record["row"]["size"]
-    }
-    print(f"going on with {folder.url}: {len(kept)} shards are finished.", file=sys.stderr)
-    return kept
-
-
-def _refuse_other(folder: Folder, found: dict[str, Any], wanted: dict[str, Any]) -> None:
-    if other := differences(found, wanted):
-        raise UserError(
-            f"output {folder.url}",
-            got="data prepared with other options or from another source (" + ", ".join(other) + ")",
-            expected="an empty folder, or one prepared with these options",
-            remedy="choose another --out, or remove this folder",
-        )
+    Raises:
+        UserError: images change each time.
+    """
+    changes: list[Change] = []
+    for _ in range(MAX_ROUNDS):
+        missing = [number for number in range(-(-len(source) // options.shard_size)) if number not in finished]
+        _make_all(source, options, missing, finished)
+        if not (changes := forget_changed(folder, source, options.shard_size, finished)):
+            return
+    raise UserError(
+        f"source of {source.name}",
+        got=f"images that change while they are prepared (such as {printable(changes[0].image)})",
+        expected="files that nobody writes to",
+        remedy="run the command again when nothing writes to them",
+    )
 
 
 def _make_all(
@@ -210,6 +227,7 @@ def _make_all(
                 source.part(start, start + count(number)),
                 source.channels,
                 options.resolution,
+                pixel_rules(options),
                 options.out,
             )
 
@@ -265,34 +283,38 @@ def _start_worker() -> None:
 def _make_shard(task: _Task) -> tuple[int, dict[str, Any]]:
     samples: list[Sample] = []
     unreadable: list[dict[str, Any]] = []
+    contents, stamps = bytearray(), bytearray()
+    treated: Counter[str] = Counter()
     for position, item in enumerate(task.part.items(), start=task.start):
+        contents += item.content or b""
+        stamps += item.stamp or b""
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-                pixels = _pixels(item.load(), task.channels, task.resolution)
-        except UNREADABLE_ERRORS as error:
-            reason = re.sub(r" at 0x[0-9a-f]+", "", f"{type(error).__name__}: {error}")
+            pixels, kinds = square_pixels(item.load(), task.rules, task.channels, task.resolution)
+        except MemoryError as error:
+            raise UserError(
+                f"image {printable(item.source)}",
+                got="too little memory to decode it",
+                expected="memory for one image in each worker",
+                remedy="go on with fewer --workers, or remove the image if it ends here again",
+            ) from error
+        except (OSError, ValueError) as error:
+            name = "" if isinstance(error, PictureError) else f"{type(error).__name__}: "
+            reason = re.sub(r" at 0x[0-9a-f]+", "", f"{name}{error}")
             unreadable.append({"position": position, "source": item.source, "reason": reason})
             continue
         facts: dict[str, Any] = {"source": item.source} | ({} if item.label is None else {"label": item.label})
         samples.append(Sample(position, encode_png(pixels), facts))
+        treated.update(kinds)
     folder, row = Folder(task.out), None
     if samples:
         data, packed = pack_shard(task.name, samples)
         folder.write(task.name, data)
         row = {"name": packed.name, "size": packed.size, "sha256": packed.sha256, "offsets": packed.offsets.tolist()}
-    record = {"row": row, "unreadable": unreadable}
+    record: dict[str, Any] = {"row": row, "unreadable": unreadable, "treated": dict(treated)}
+    if contents:
+        record["seen"] = Seen(bytes(contents), bytes(stamps)).as_json()
     Folder(joined(task.out, PROGRESS_FOLDER)).write(f"{task.number:05d}.json", json.dumps(record).encode())
     return task.number, record
-
-
-def _pixels(image: Image.Image, channels: int, resolution: int) -> np.ndarray:
-    image = image.convert("L" if channels == 1 else "RGB")
-    if image.size != (resolution, resolution):
-        # Pillow widens the bilinear kernel when it shrinks, which is the antialiasing the paper's resize has.
-        image = image.resize((resolution, resolution), Image.Resampling.BILINEAR)
-    pixels = np.asarray(image)
-    return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
 
 
 def _row(row: dict[str, Any]) -> ShardRow:
@@ -307,7 +329,7 @@ def _clean_up(folder: Folder, records: Folder, source: Source, options: PrepOpti
         records.remove_written([*(f"{number:05d}.json" for number in numbers), PARAMETERS_NAME])
     records.remove_if_empty()
     shards = (shard_name(source.name, source.split, number) for number in numbers)
-    folder.remove_parts([*shards, UNREADABLE_NAME, INDEX_NAME])
+    folder.remove_parts([*shards, UNREADABLE_NAME, NOTE_NAME, INDEX_NAME])
 
 
 def _report(index: ShardIndex, unreadable: Sequence[dict[str, Any]]) -> None:
@@ -323,4 +345,4 @@ def _report(index: ShardIndex, unreadable: Sequence[dict[str, Any]]) -> None:
             file=sys.stderr,
         )
         for entry in unreadable[:10]:
-            print(f"  {entry['source']}: {entry['reason']}", file=sys.stderr)
+            print(printable(f"  {entry['source']}: {entry['reason']}"), file=sys.stderr)

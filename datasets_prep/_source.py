@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from datasets_prep._listing import printable
 from drl_dist.errors import UserError
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """An image as its file has it."""
+
+    data: bytes
+    """The file."""
+    cut: Callable[[Image.Image], Image.Image]
+    """Cuts the square out of the decoded image; raises ValueError if that is none of the data set's."""
+    formats: tuple[str, ...] | None = None
+    """Pillow's names of the formats that it may have; any if None."""
 
 
 @dataclass(frozen=True)
@@ -21,10 +35,14 @@ class Item:
 
     source: str
     """Its name in the source, e.g. a path or key."""
-    load: Callable[[], Image.Image]
-    """Decodes it and makes it square; raises OSError or ValueError if it cannot be read."""
+    load: Callable[[], Encoded | Image.Image]
+    """Gives it; raises OSError or ValueError if it cannot be read. An image, if given, is 8-bit and square."""
     label: int | None = None
     """Its class, if the source has classes."""
+    content: bytes | None = None
+    """Tells its bytes from others (see `_files`); None if the source's digest does."""
+    stamp: bytes | None = None
+    """Stays the same as long as nothing says that its bytes may be others; None as `content`."""
 
 
 class Part(Protocol):
@@ -58,11 +76,38 @@ class Source(Protocol):
         """Tells this source from another; equal for equal content at another place."""
         ...
 
+    @property
+    def left_out(self) -> Mapping[str, int]:
+        """Number of files of each kind that are not among its images."""
+        ...
+
     def __len__(self) -> int: ...
 
     def part(self, start: int, stop: int) -> Part:
         """Images `start` to `stop` of the source's own order."""
         ...
+
+    def stamps(self, start: int, stop: int) -> bytes | None:
+        """The stamps of these images as they are now, without reading them; None if `digest` is of their content."""
+        ...
+
+    def as_earlier(self) -> Source | None:
+        """The same source with the images that earlier versions took; None if they took the same."""
+        ...
+
+
+class SourceDefaults:
+    """What holds for a source whose digest is one of its content."""
+
+    left_out: Mapping[str, int] = MappingProxyType({})
+
+    def stamps(self, start: int, stop: int) -> bytes | None:
+        """None: the digest tells all changes."""
+        return None
+
+    def as_earlier(self) -> Source | None:
+        """None: earlier versions took the same images."""
+        return None
 
 
 def digest_of(entries: Iterable[bytes]) -> str:
@@ -97,15 +142,39 @@ def require_source(source: str, needs: str) -> Path:
         UserError: nothing lies there.
     """
     path = Path(source.removeprefix("file://"))
-    if not source or not path.exists():
-        raise UserError("--source", got=source or "nothing", expected=needs, remedy="give the path of the download")
-    return path
+    try:
+        if source:
+            path.stat()
+            return path
+        got = "nothing"
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        got = printable(source) + ("" if isinstance(error, FileNotFoundError) else f", which cannot be read ({reason})")
+    raise UserError("--source", got=got, expected=needs, remedy="give the path of the download")
+
+
+def require_same(digest: str, expected: str, path: Path) -> None:
+    """Return if a process that makes shards has read what was there when the source was opened.
+
+    Raises:
+        UserError: it has read something else.
+    """
+    if digest != expected:
+        raise UserError(
+            f"source {printable(str(path))}",
+            got="other content than at the start",
+            expected="files that nobody writes to",
+            remedy="run the command again when nothing writes to them",
+        )
 
 
 def found_in(path: Path, limit: int = 5) -> str:
     """What lies at a path, in words, for an error message."""
-    if path.is_file():
-        return f"the file {path.name}"
-    names = sorted(entry.name for entry in path.iterdir())
+    if not path.is_dir():
+        return f"the file {printable(path.name)}"
+    try:
+        names = sorted(printable(entry.name) for entry in path.iterdir())
+    except OSError as error:
+        return f"a folder that cannot be listed ({error.strerror})"
     shown = ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
     return f"a folder with {shown}" if names else "an empty folder"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import lzma
 import sys
 import tarfile
 import zlib
@@ -15,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datasets_prep._build import PrepOptions, build
-from datasets_prep._source import Item, digest_of, found_in, from_pixels, require_source
+from datasets_prep._source import Item, SourceDefaults, digest_of, found_in, from_pixels, require_same, require_source
 from drl_dist.cli import door, parse_options
 from drl_dist.errors import UserError
 
@@ -46,32 +47,35 @@ class CifarPart:
     split: str
     start: int
     stop: int
+    digest: str
 
     def items(self) -> Iterator[Item]:
         """Its images in order."""
         records = _records(self.path, self.split)
+        require_same(_digest(self.path, self.split), self.digest, self.path)
         for index in range(self.start, self.stop):
             pixels = records[index, 1:].reshape(3, 32, 32).transpose(1, 2, 0)
             yield Item(f"{self.split}/{index}", lambda pixels=pixels: from_pixels(pixels), int(records[index, 0]))
 
 
-class Cifar10:
+class Cifar10(SourceDefaults):
     """One split of the data set in an archive or a folder."""
 
     name, channels = "cifar10", 3
 
     def __init__(self, path: Path, split: str) -> None:
         self.split, self._path = split, path
-        records = _records(path, split)
-        self._length = len(records)
-        self.digest = digest_of([records.tobytes()])
+        for cached in (_records, _digest):
+            cached.cache_clear()
+        self._length = len(_records(path, split))
+        self.digest = _digest(path, split)
 
     def __len__(self) -> int:
         return self._length
 
     def part(self, start: int, stop: int) -> CifarPart:
         """Images `start` to `stop`."""
-        return CifarPart(self._path, self.split, start, stop)
+        return CifarPart(self._path, self.split, start, stop, self.digest)
 
 
 @lru_cache(maxsize=1)
@@ -98,10 +102,18 @@ def _records(path: Path, split: str) -> NDArray[np.uint8]:
     return np.frombuffer(b"".join(files[name] for name in wanted), dtype=np.uint8).reshape(-1, RECORD)
 
 
+@lru_cache(maxsize=1)
+def _digest(path: Path, split: str) -> str:
+    return digest_of([_records(path, split).tobytes()])
+
+
 def _from_folder(path: Path, wanted: tuple[str, ...]) -> dict[str, bytes]:
     inner = path / "cifar-10-batches-bin"
     folder = inner if inner.is_dir() else path
-    return {name: (folder / name).read_bytes() for name in wanted if (folder / name).is_file()}
+    try:
+        return {name: (folder / name).read_bytes() for name in wanted if (folder / name).is_file()}
+    except OSError as error:
+        raise _unsound(path, error) from error
 
 
 def _from_archive(path: Path, wanted: tuple[str, ...]) -> dict[str, bytes]:
@@ -113,12 +125,21 @@ def _from_archive(path: Path, wanted: tuple[str, ...]) -> dict[str, bytes]:
                 if member.isreg() and name in wanted and member.size <= MAX_MEMBER_BYTES:
                     file = archive.extractfile(member)
                     assert file is not None
-                    files[name] = file.read()
-    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
-        raise UserError(
-            f"source {path}", got=f"no sound archive ({error})", expected=NEEDS, remedy="download it again"
-        ) from error
+                    data = file.read()
+                    if files.setdefault(name, data) != data:
+                        raise UserError(
+                            f"source {path}",
+                            got=f"two different files named {name}",
+                            expected="one file of each name",
+                            remedy="download it again",
+                        )
+    except (tarfile.TarError, OSError, EOFError, ValueError, zlib.error, lzma.LZMAError) as error:
+        raise _unsound(path, error) from error
     return files
+
+
+def _unsound(path: Path, error: Exception) -> UserError:
+    return UserError(f"source {path}", got=f"no sound archive ({error})", expected=NEEDS, remedy="download it again")
 
 
 def main() -> int:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datasets_prep._build import PrepOptions, build
-from datasets_prep._source import Item, digest_of, from_pixels
+from datasets_prep._source import Item, SourceDefaults, digest_of, from_pixels
 from drl_dist.cli import door, parse_options
 
 BRIGHTEST = 16
@@ -44,7 +44,7 @@ class DigitsPart:
             yield Item(f"digits/{index}", lambda index=index: from_pixels(pixels[index]), int(labels[index]))
 
 
-class Digits:
+class Digits(SourceDefaults):
     """All digits."""
 
     name, split, channels = "digits", "train", 1

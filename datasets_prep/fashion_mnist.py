@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datasets_prep._build import PrepOptions, build
-from datasets_prep._source import Item, digest_of, found_in, from_pixels, require_source
+from datasets_prep._source import Item, SourceDefaults, digest_of, found_in, from_pixels, require_same, require_source
 from drl_dist.cli import door, parse_options
 from drl_dist.errors import UserError
 
@@ -48,32 +48,35 @@ class FashionPart:
     split: str
     start: int
     stop: int
+    digest: str
 
     def items(self) -> Iterator[Item]:
         """Its images in order."""
         pixels, labels = _arrays(self.folder, self.split)
+        require_same(_digest(self.folder, self.split), self.digest, self.folder)
         for index in range(self.start, self.stop):
             framed = np.pad(pixels[index], MARGIN)
             yield Item(f"{self.split}/{index}", lambda framed=framed: from_pixels(framed), int(labels[index]))
 
 
-class FashionMnist:
+class FashionMnist(SourceDefaults):
     """One split of the data set in a folder."""
 
     name, channels = "fashion_mnist", 1
 
     def __init__(self, folder: Path, split: str) -> None:
         self.split, self._folder = split, folder
-        pixels, labels = _arrays(folder, split)
-        self._length = len(labels)
-        self.digest = digest_of([pixels.tobytes(), labels.tobytes()])
+        for cached in (_arrays, _digest):
+            cached.cache_clear()
+        self._length = len(_arrays(folder, split)[1])
+        self.digest = _digest(folder, split)
 
     def __len__(self) -> int:
         return self._length
 
     def part(self, start: int, stop: int) -> FashionPart:
         """Images `start` to `stop`."""
-        return FashionPart(self._folder, self.split, start, stop)
+        return FashionPart(self._folder, self.split, start, stop, self.digest)
 
 
 @lru_cache(maxsize=1)
@@ -88,6 +91,11 @@ def _arrays(folder: Path, split: str) -> tuple[NDArray[np.uint8], NDArray[np.uin
             remedy="download the files again",
         )
     return pixels, labels
+
+
+@lru_cache(maxsize=1)
+def _digest(folder: Path, split: str) -> str:
+    return digest_of(array.tobytes() for array in _arrays(folder, split))
 
 
 def _read_idx(folder: Path, name: str, dimensions: int) -> NDArray[np.uint8]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import sys
 from collections.abc import Iterator
@@ -9,20 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from PIL import Image, ImageOps
-
-from datasets_prep._build import PrepOptions, build
-from datasets_prep._source import Item, centre_square, digest_of, found_in, require_source
+from datasets_prep._build import PictureOptions, build
+from datasets_prep._files import current_stamp, file_item
+from datasets_prep._listing import Listing, counted, list_images, picture_formats, printable
+from datasets_prep._source import Encoded, Item, SourceDefaults, centre_square, digest_of, found_in, require_source
 from drl_dist.cli import door, parse_options
-from drl_dist.data.reading import open_verified
 from drl_dist.errors import UserError
 
-SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
-NEEDS = "a folder with images (" + ", ".join(SUFFIXES) + ")"
+NEEDS = "a folder with images (.jpg, .png, .webp, .avif, .bmp, .gif, .tif and others that Pillow reads)"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(PrepOptions):
+class Options(PictureOptions):
     """Options of a folder of images."""
 
     source: str = ""
@@ -37,19 +36,23 @@ class Options(PrepOptions):
 
 @dataclass(frozen=True)
 class FolderPart:
-    """A run of image files."""
+    """A run of image files, with their sizes when they were listed."""
 
     folder: Path
-    names: tuple[str, ...]
+    files: tuple[tuple[str, int], ...]
 
     def items(self) -> Iterator[Item]:
         """Its images in order."""
-        for name in self.names:
-            yield Item(name, lambda name=name: _load(self.folder / name))
+        for name, size in self.files:
+            yield file_item(name, self.folder / name, size, _load)
 
 
-class ImageFolder:
-    """All image files below a folder."""
+class ImageFolder(SourceDefaults):
+    """The image files below a folder.
+
+    Raises:
+        UserError: the names cannot be used, or there is no image.
+    """
 
     def __init__(self, folder: Path, name: str, split: str, channels: int) -> None:
         self.name, self.split, self.channels, self._folder = name, split, channels, folder
@@ -60,32 +63,43 @@ class ImageFolder:
                 )
         if not folder.is_dir():
             raise UserError("--source", got=found_in(folder), expected=NEEDS, remedy="give the folder")
-        paths = sorted(
-            path.relative_to(folder).as_posix()
-            for path in folder.rglob("*")
-            if path.suffix.lower() in SUFFIXES and path.is_file()
-        )
-        if not paths:
+        now, self._earlier = list_images(folder)
+        if not now.sizes:
+            kinds = counted(now.left_out)
             raise UserError(
-                f"source {folder}", got=found_in(folder), expected=NEEDS, remedy="give the folder of the images"
+                f"source {printable(str(folder))}",
+                got=f"no image that is taken, but {kinds}" if kinds else found_in(folder),
+                expected=NEEDS,
+                remedy="give the folder of the images",
             )
-        self._paths = tuple(paths)
-        self.digest = digest_of(
-            f"{path} {(folder / path).stat().st_size}".encode("utf-8", "surrogateescape") for path in paths
-        )
+        self._choose(now)
+
+    def _choose(self, listing: Listing) -> None:
+        self.left_out, self._files = listing.left_out, tuple(listing.sizes.items())
+        self.digest = digest_of(f"{path} {size}".encode("utf-8", "surrogateescape") for path, size in self._files)
 
     def __len__(self) -> int:
-        return len(self._paths)
+        return len(self._files)
 
     def part(self, start: int, stop: int) -> FolderPart:
         """Images `start` to `stop`."""
-        return FolderPart(self._folder, self._paths[start:stop])
+        return FolderPart(self._folder, self._files[start:stop])
+
+    def stamps(self, start: int, stop: int) -> bytes:
+        """Of the files."""
+        return b"".join(current_stamp(self._folder / name) for name, _ in self._files[start:stop])
+
+    def as_earlier(self) -> ImageFolder | None:
+        """With fewer kinds of files, and with hidden files and those of other programs."""
+        if not self._earlier.sizes or dict(self._files) == self._earlier.sizes:
+            return None
+        other = copy.copy(self)
+        other._choose(self._earlier)
+        return other
 
 
-def _load(path: Path) -> Image.Image:
-    with open_verified(path.read_bytes()) as image:
-        # Cameras store which way is up beside the pixels.
-        return centre_square(ImageOps.exif_transpose(image))
+def _load(data: bytes) -> Encoded:
+    return Encoded(data, centre_square, picture_formats())
 
 
 def main() -> int:

@@ -3,35 +3,73 @@
 from __future__ import annotations
 
 import hashlib
-import io
-import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import lmdb
-from PIL import Image
 
-from datasets_prep._build import PrepOptions, build
-from datasets_prep._source import Item, centre_square, found_in, require_source
+from datasets_prep._build import PictureOptions, build
+from datasets_prep._files import content_of, current_stamp, settled_stamp
+from datasets_prep._listing import picture_formats, printable
+from datasets_prep._lmdb_keys import read_keys
+from datasets_prep._source import Encoded, Item, SourceDefaults, centre_square, found_in, require_source
 from drl_dist.cli import door, parse_options
 from drl_dist.errors import UserError
 
 NEEDS = "the unpacked LSUN folder <category>_<split>_lmdb (with data.mdb in it), or the folder that holds it"
+Category = Literal[
+    "church_outdoor",
+    "bedroom",
+    "bridge",
+    "classroom",
+    "conference_room",
+    "dining_room",
+    "kitchen",
+    "living_room",
+    "restaurant",
+    "tower",
+    "airplane",
+    "bicycle",
+    "bird",
+    "boat",
+    "bottle",
+    "bus",
+    "car",
+    "cat",
+    "chair",
+    "cow",
+    "dining_table",
+    "dog",
+    "horse",
+    "motorbike",
+    "person",
+    "potted_plant",
+    "sheep",
+    "sofa",
+    "train",
+    "tv-monitor",
+]
+DATABASE = "data.mdb"
+TEST_FOLDER = "test_lmdb"
+OBJECTS = get_args(Category)[10:]
+"""Published as <category>.zip without a split."""
+ALL_SCENES = "all"
+"""The category of the test split, whose images are of all scenes and unlabelled."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(PrepOptions):
+class Options(PictureOptions):
     """Options of LSUN."""
 
     source: str = ""
-    """Folder <category>_<split>_lmdb, or the folder that holds it."""
-    category: Literal["church_outdoor", "bedroom"] = "church_outdoor"
-    """Which scenes."""
-    split: Literal["train", "val"] = "train"
-    """Part of the data set."""
+    """Folder <category>_<split>_lmdb, or the folder that holds it; of an object, also <category> or <category>_lmdb."""
+    category: Category = "church_outdoor"
+    """Which of the ten scenes or twenty objects; the test split has none."""
+    split: Literal["train", "val", "test"] = "train"
+    """Part of the data set; objects have "train" alone, and "test" is of all scenes."""
 
 
 @dataclass(frozen=True)
@@ -40,57 +78,60 @@ class LsunPart:
 
     path: Path
     first_key: bytes
+    last_key: bytes
     count: int
 
     def items(self) -> Iterator[Item]:
         """Its images in order of their keys."""
         try:
+            stamp = settled_stamp((self.path / DATABASE).stat())
             with _open(self.path) as database, database.begin() as view, view.cursor() as cursor:
-                found = cursor.set_key(self.first_key)
+                found, key = cursor.set_key(self.first_key), b""
                 for _ in range(self.count):
                     if not found:
-                        raise UserError(
-                            f"source {self.path}",
-                            got="fewer images than at the start",
-                            expected="a database that nobody writes to",
-                            remedy="run the command again",
-                        )
-                    data = cursor.value()
-                    yield Item(cursor.key().decode("ascii", "backslashreplace"), lambda data=data: _load(data))
+                        raise _other_images(self.path)
+                    key, data = cursor.key(), cursor.value()
+                    name = key.decode("ascii", "backslashreplace")
+                    yield Item(name, lambda data=data: _load(data), content=content_of(data), stamp=stamp)
                     found = cursor.next()
-        except lmdb.Error as error:
+                if key != self.last_key:
+                    raise _other_images(self.path)
+        except (lmdb.Error, OSError) as error:
             raise _damaged(self.path, error) from error
 
 
-class Lsun:
-    """One category and split."""
+class Lsun(SourceDefaults):
+    """One category and split.
+
+    Raises:
+        UserError: the database is damaged or empty.
+    """
 
     channels = 3
 
     def __init__(self, path: Path, category: str, split: str) -> None:
-        self.name, self.split, self._path = f"lsun_{category}", split, path
-        digest = hashlib.sha256()
-        self._keys: list[bytes] = []
+        self.name, self.split, self._path = f"lsun_{category.replace('-', '_')}", split, path
         try:
-            with _open(path) as database, database.begin() as view, view.cursor() as cursor:
+            with _open(path) as database:
                 # Reading past the end of a database that was cut off would kill the process.
                 size = (database.info()["last_pgno"] + 1) * database.stat()["psize"]
-                if (held := (path / "data.mdb").stat().st_size) < size:
+                if (held := (path / DATABASE).stat().st_size) < size:
                     raise UserError(
                         f"source {path}",
                         got=f"data.mdb of {held} bytes",
                         expected=f"{size} bytes",
                         remedy="download it again",
                     )
-                for key in cursor.iternext(keys=True, values=False):
-                    digest.update(len(key).to_bytes(2, "little") + key)
-                    self._keys.append(bytes(key))
-        except lmdb.Error as error:
+            self._keys = read_keys(path)
+        except (lmdb.Error, OSError, ValueError) as error:
             raise _damaged(path, error) from error
         if not self._keys:
             raise UserError(
                 f"source {path}", got="a database without images", expected=NEEDS, remedy="download it again"
             )
+        digest = hashlib.sha256()
+        for key in self._keys:
+            digest.update(len(key).to_bytes(2, "little") + key)
         self.digest = digest.hexdigest()
 
     def __len__(self) -> int:
@@ -98,31 +139,71 @@ class Lsun:
 
     def part(self, start: int, stop: int) -> LsunPart:
         """Images `start` to `stop`."""
-        return LsunPart(self._path, self._keys[start], stop - start)
+        return LsunPart(self._path, self._keys[start], self._keys[stop - 1], stop - start)
+
+    def stamps(self, start: int, stop: int) -> bytes:
+        """Of the database, for each image."""
+        return current_stamp(self._path / DATABASE) * (stop - start)
 
 
 def find(source: Path, category: str, split: str) -> Path:
     """The folder of the database.
 
     Raises:
-        UserError: it is not there, or its name says another category or split.
+        UserError: it is not there, its name says another category or split, or this category has no such split.
     """
-    wanted = f"{category}_{split}_lmdb"
-    path = source / wanted if (source / wanted).is_dir() else source
-    if not (path / "data.mdb").is_file():
-        packed = " (unpack it first)" if found_in(source).endswith(".zip") else ""
+    names = _names(category, split)
+    path = next((source / name for name in names if (source / name / DATABASE).is_file()), source)
+    if not (path / DATABASE).is_file():
+        packed = next((f"{name}.zip" for name in names if (source / f"{name}.zip").is_file()), "")
+        got = f"{packed}, which is not unpacked" if packed else found_in(source)
+        if source.suffix.lower() == ".zip":
+            got += ", which is not unpacked"
         raise UserError(
-            f"source {source}",
-            got=found_in(source) + packed,
-            expected=f"{NEEDS}; here {wanted}",
-            remedy="give the unpacked folder of this category and split",
+            f"source {printable(str(source))}",
+            got=got,
+            expected=f"{NEEDS}; here {' or '.join(names)}",
+            remedy="unpack it, and give the folder"
+            if "not unpacked" in got
+            else "give the folder of this category and split",
         )
-    named = re.fullmatch(r"(.+_(?:train|val))_lmdb", path.resolve().name)
-    if named and named[1] != f"{category}_{split}":
+    name = path.resolve().name
+    published = {other for kind in get_args(Category) for part in ("train", "val") for other in _names(kind, part)}
+    if name not in names and name in published | {TEST_FOLDER}:
         raise UserError(
-            f"source {source}", got=named[0], expected=wanted, remedy="correct --source, --category or --split"
+            f"source {source}", got=name, expected=" or ".join(names), remedy="correct --source, --category or --split"
         )
     return path
+
+
+def _names(category: str, split: str) -> tuple[str, ...]:
+    """What the folder of a category and split is called."""
+    if split == "test":
+        return (TEST_FOLDER,)
+    objects = (category, f"{category}_lmdb") if category in OBJECTS and split == "train" else ()
+    return (f"{category}_{split}_lmdb", *objects)
+
+
+def _check_split(category: str, split: str) -> str:
+    """The category that the data set is named after.
+
+    Raises:
+        UserError: it has no such split.
+    """
+    if split == "test":
+        if category != Options.category:
+            raise UserError(
+                "--category",
+                got=f"{category} with --split test",
+                expected=f"no category, since {TEST_FOLDER} holds unlabelled images of all scenes",
+                remedy="leave --category out",
+            )
+        return ALL_SCENES
+    if category in OBJECTS and split != "train":
+        raise UserError(
+            "--split", got=split, expected=f"train, the only part of LSUN's {category}", remedy="leave --split out"
+        )
+    return category
 
 
 def _open(path: Path) -> lmdb.Environment:
@@ -132,22 +213,31 @@ def _open(path: Path) -> lmdb.Environment:
         raise _damaged(path, error) from error
 
 
-def _damaged(path: Path, error: lmdb.Error) -> UserError:
+def _other_images(path: Path) -> UserError:
+    return UserError(
+        f"source {path}",
+        got="other images than at the start",
+        expected="a database that nobody writes to",
+        remedy="run the command again",
+    )
+
+
+def _damaged(path: Path, error: Exception) -> UserError:
     return UserError(
         f"source {path}", got=f"no sound LMDB database ({error})", expected=NEEDS, remedy="download it again"
     )
 
 
-def _load(data: bytes) -> Image.Image:
-    with Image.open(io.BytesIO(data)) as image:
-        return centre_square(image)
+def _load(data: bytes) -> Encoded:
+    return Encoded(data, centre_square, picture_formats())
 
 
 def main() -> int:
     """The command."""
     options = parse_options(Options, Options(), sys.argv[1:], description=__doc__ or "")
+    category = _check_split(options.category, options.split)
     path = find(require_source(options.source, NEEDS), options.category, options.split)
-    return build(Lsun(path, options.category, options.split), options)
+    return build(Lsun(path, category, options.split), options)
 
 
 if __name__ == "__main__":

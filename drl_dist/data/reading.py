@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import io
 import re
-import struct
-import zlib
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 from webdataset.gopen import gopen_schemes
 from webdataset.tariterators import group_by_keys, tar_file_expander
@@ -20,21 +17,11 @@ from drl_dist.data.cache import OpenShard, ShardCache
 from drl_dist.data.damage import DamageError
 from drl_dist.data.filesystem import open_filesystem
 from drl_dist.data.index import ShardIndex
+from drl_dist.data.pictures import PictureError, bits_of_colour, decoding, open_verified
 from drl_dist.data.shards import MAX_SAMPLE_ID
 
 MEMBERS = {"png", "json"}
 _MODES = {1: "L", 3: "RGB"}
-# What Pillow's PNG reader raises for damaged data, its chunks included.
-DECODE_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    IndexError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-)
 
 
 def read_image(shard: OpenShard, sample: int, index: ShardIndex) -> NDArray[np.uint8]:
@@ -47,32 +34,25 @@ def read_image(shard: OpenShard, sample: int, index: ShardIndex) -> NDArray[np.u
     if "png" not in data:
         raise _damaged(shard, sample, index.url, f"members {sorted(data)}", "a png member")
     try:
-        with open_verified(data["png"], formats=("PNG",)) as image:
-            # Only the header has been read: nothing larger than the index allows is ever decoded.
-            found = (image.size, image.mode)
-            wanted = ((index.resolution, index.resolution), _MODES[index.channels])
-            if found != wanted:
-                raise _damaged(shard, sample, index.url, f"an image of size and mode {found}", str(wanted))
+        with decoding():
+            image = open_verified(data["png"], formats=("PNG",))
+            transparent, bits = image.has_transparency_data, bits_of_colour(image)
+        # Only the header has been read: nothing larger than the index allows is ever decoded.
+        found = (image.size, image.mode)
+        wanted = ((index.resolution, index.resolution), _MODES[index.channels])
+        if found != wanted:
+            raise _damaged(shard, sample, index.url, f"an image of size and mode {found}", str(wanted))
+        # Pillow would cut the values off, or show the colours below.
+        if transparent or bits != 8:
+            got = "transparent pixels" if transparent else f"{bits} bits a channel"
+            raise _damaged(shard, sample, index.url, f"an image with {got}", "8 bits a channel and no transparency")
+        with decoding():
             pixels = np.asarray(image)
-    except DECODE_ERRORS as error:
+    except PictureError as error:
         # Pillow names the buffer by its address, which is another one on every worker.
         what = re.sub(r" <_io.BytesIO[^>]*>", "", str(error))
         raise _damaged(shard, sample, index.url, f"a damaged image ({what})", "a sound PNG") from error
     return pixels[None] if index.channels == 1 else pixels.transpose(2, 0, 1)
-
-
-def open_verified(data: bytes, formats: tuple[str, ...] | None = None) -> Image.Image:
-    """An opened image whose checksums agree, if its format has any; it is decoded when its pixels are asked for.
-
-    Pillow ignores the checksum of a PNG's pixels when it decodes them, and makes another image of damaged ones.
-
-    Raises:
-        OSError, SyntaxError: from Pillow, for what is no image or a damaged one.
-    """
-    with Image.open(io.BytesIO(data), formats=formats) as image:
-        image.verify()
-    # A verified image cannot be used any more.
-    return Image.open(io.BytesIO(data), formats=formats)
 
 
 def parse_sample(shard: OpenShard, sample: int, url: str) -> dict[str, bytes]:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from drl_dist.data.filesystem import Folder, check_reachable
-from drl_dist.data.reading import open_verified
+from drl_dist.data.pictures import PictureError, PixelRules, decoding, open_verified, read_picture
 from drl_dist.editing.options import random_share
 from drl_dist.errors import UserError, file_of
 from drl_dist.noise import Noise, Purpose
@@ -85,15 +84,20 @@ def _read(place: str, size: int) -> Tensor:
     except FileNotFoundError as error:
         raise _wrong(place, "no such file", "a PNG file") from error
     try:
-        with open_verified(data, formats=("PNG",)) as image:
-            # Only the header has been read: nothing larger than the images is ever decoded.
-            if image.size != (size, size):
-                width, height = image.size
-                raise _wrong(place, f"{width}x{height} pixels", f"{size}x{size} pixels as the model has")
-            if image.mode not in _MODES or "transparency" in image.info:
-                raise _wrong(place, f"mode {image.mode}", "black and white without transparency")
-            pixels = np.asarray(image.convert("L"))
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        with decoding():
+            image = open_verified(data, formats=("PNG",))
+            transparent = image.has_transparency_data
+        # Only the header has been read: nothing larger than the images is ever decoded.
+        if image.size != (size, size):
+            width, height = image.size
+            raise _wrong(place, f"{width}x{height} pixels", f"{size}x{size} pixels as the model has")
+        if image.mode not in _MODES or transparent:
+            mode = f"mode {image.mode}" + (" with a transparent colour" if image.mode in _MODES else "")
+            raise _wrong(place, mode, "black and white without transparency")
+        picture = read_picture(data, PixelRules(), formats=("PNG",))
+        with decoding():
+            pixels = np.asarray(picture.image.convert("L"))
+    except PictureError as error:
         raise _wrong(place, f"bytes that are no picture ({error})", "a PNG file") from error
     return torch.from_numpy(pixels >= _WHITE)
 

@@ -63,10 +63,11 @@ def test_preparing_into_a_folder_that_holds_notes(
     keep_notes(out)
     keep_notes(out / "_progress")
     (out / ".images-train-00000.tar.0123abcd.part").write_text("half")
+    (out / ".source.parquet.0123abcd.part").write_text("half")
     assert prepare(pictures, str(out), monkeypatch) == 0
     assert_notes(out)
     assert {path.name for path in (out / "_progress").iterdir()} == set(NOTES)
-    made = {"images-train-00000.tar", "images-train-00001.tar", "index.parquet", "_progress"}
+    made = {"images-train-00000.tar", "images-train-00001.tar", "index.parquet", "source.parquet", "_progress"}
     assert {path.name for path in out.iterdir()} == made | set(NOTES)
     # A second start has nothing to make, and nothing of its own to remove.
     (out / "_progress" / "00000.json").write_text("mine")

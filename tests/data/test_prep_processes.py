@@ -130,7 +130,7 @@ def test_into_object_storage_the_bytes_are_the_same(tmp_path: Path, gcs_bucket: 
     ("arguments", "message"),
     [
         (command("lsun", "--source", "/nowhere", "--out", "/nowhere/out"), "--source: got /nowhere"),
-        (command("lsun", "--category", "kitchen"), "one of church_outdoor, bedroom"),
+        (command("lsun", "--category", "attic"), "one of church_outdoor, bedroom"),
         (command("digits", "--resolutoin", "8"), "did you mean --resolution"),
         (command("digits", "--out", "gs://no-such-bucket/x"), "no such bucket"),
         (command("digits", "--out", "/proc/nowhere"), "/proc/nowhere"),

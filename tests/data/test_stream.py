@@ -21,7 +21,8 @@ from drl_dist.data import stream as stream_module
 from drl_dist.data.filesystem import Folder
 from drl_dist.data.index import ShardIndex, open_index, write_index
 from drl_dist.data.order import SampleOrder, flips
-from drl_dist.data.reading import DECODE_ERRORS, open_verified, read_image, read_images
+from drl_dist.data.pictures import PictureError, decoding, open_verified
+from drl_dist.data.reading import read_image, read_images
 from drl_dist.data.shards import Sample, ShardRow, encode_png, pack_shard
 from drl_dist.data.stream import ShardStream
 from drl_dist.errors import UserError
@@ -247,8 +248,9 @@ def test_no_flipped_bit_makes_another_image() -> None:
         damaged = bytearray(png)
         damaged[bit // 8] ^= 1 << bit % 8
         try:
-            decoded = np.asarray(open_verified(bytes(damaged), formats=("PNG",)))
-        except DECODE_ERRORS:
+            with decoding():
+                decoded = np.asarray(open_verified(bytes(damaged), formats=("PNG",)))
+        except PictureError:
             found += 1
         else:
             assert np.array_equal(decoded, pixels[0]), f"bit {bit}"

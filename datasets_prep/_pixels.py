@@ -1,0 +1,113 @@
+"""From a source's images to square pixels of 8 bits, and what is told of those whose pixels needed more than that."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageColor
+
+from datasets_prep._source import Encoded
+from drl_dist.data.depth import CLIPPED, DARK, SCALED
+from drl_dist.data.pictures import TRANSPARENT, PixelRules, decoding, read_picture
+from drl_dist.errors import UserError
+
+
+def pixel_rules(options: object) -> PixelRules:
+    """The rules that a command's options give; the default where it has none.
+
+    Raises:
+        UserError: a colour or a range that is none.
+    """
+    background, value_range = getattr(options, "background", None), getattr(options, "value_range", None)
+    if value_range is not None and not (all(map(math.isfinite, value_range)) and value_range[0] < value_range[1]):
+        raise UserError(
+            "--value-range",
+            got=" ".join(f"{value:g}" for value in value_range),
+            expected="the value of black, then the larger one of white",
+            remedy="correct it",
+        )
+    colour = PixelRules().background if background is None else _colour(background)
+    return PixelRules(colour, value_range)
+
+
+def rule_parameters(rules: PixelRules) -> dict[str, Any]:
+    """What tells an output from one by other rules: nothing for the default, as in outputs of earlier versions."""
+    default = PixelRules()
+    background = {} if rules.background == default.background else {"background": list(rules.background)}
+    values = {} if rules.value_range is None else {"value_range": [float(value) for value in rules.value_range]}
+    return background | values
+
+
+def square_pixels(
+    source: Encoded | Image.Image, rules: PixelRules, channels: int, resolution: int
+) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
+    """An image's pixels, uint8 (C, R, R), and what was done to them besides, in the words of `drl_dist.data.pictures`.
+
+    Raises:
+        PictureError: the image cannot be decoded.
+        ValueError: it is none of the data set's.
+        MemoryError: there is too little memory.
+    """
+    if isinstance(source, Image.Image):
+        image, treated = source, ()
+    else:
+        picture = read_picture(source.data, rules, source.formats)
+        image, treated = source.cut(picture.image), picture.treated
+    with decoding():
+        image = image.convert("L" if channels == 1 else "RGB")
+        if image.size != (resolution, resolution):
+            # Pillow widens the bilinear kernel when it shrinks, which is the antialiasing the paper's resize has.
+            image = image.resize((resolution, resolution), Image.Resampling.BILINEAR)
+        pixels = np.asarray(image)
+    return (pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)), treated
+
+
+def sum_treated(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    """The number of images of each kind over all shards, in order of kind."""
+    total: Counter[str] = Counter()
+    for count in counts:
+        total.update(count)
+    return dict(sorted(total.items()))
+
+
+def tell_treated(treated: Mapping[str, int]) -> None:
+    """Say how many images of each kind there were, and which option changes what was done."""
+    if not treated:
+        return
+    print("Images by kind: " + "; ".join(f"{count} {kind}" for kind, count in treated.items()) + ".", file=sys.stderr)
+    if TRANSPARENT in treated:
+        print("--background names another colour below transparent pixels.", file=sys.stderr)
+    if treated.keys() & {SCALED, CLIPPED, *DARK.values()}:
+        print("--value-range gives the values of black and white, e.g. 0 4095 for 12 bits.", file=sys.stderr)
+
+
+def tell_untreated(records: Iterable[Mapping[str, Any]]) -> None:
+    """Say which of the finished shards are of an earlier version, which did not treat such images."""
+    if earlier := sum("treated" not in record for record in records):
+        print(
+            f"{earlier} of them were made by an earlier version, which cut values of more than 8 bits off and showed "
+            "the colours of transparent pixels; if the source has such images, choose another --out.",
+            file=sys.stderr,
+        )
+
+
+def _colour(text: str) -> tuple[int, int, int]:
+    try:
+        numbers = text.split(",")
+        colour = tuple(map(int, numbers)) if len(numbers) == 3 and "(" not in text else ImageColor.getrgb(text)
+    except ValueError:
+        colour = ()
+    if len(colour) != 3 or not all(0 <= value <= 255 for value in colour):
+        raise UserError(
+            "--background",
+            got=repr(text),
+            expected="a colour such as white, #ffffff or 255,255,255",
+            remedy="correct it",
+        )
+    return colour[0], colour[1], colour[2]

@@ -1,0 +1,118 @@
+"""What an output folder holds already: finished data, shards of an earlier start, or something else."""
+
+from __future__ import annotations
+
+import json
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from datasets_prep._identity import NOTE_NAME, Change, Seen, compare_with_prepared, drop_changed
+from datasets_prep._listing import counted, printable
+from datasets_prep._pixels import tell_treated
+from datasets_prep._source import Source
+from drl_dist.config import differences
+from drl_dist.data.filesystem import Folder
+from drl_dist.data.index import INDEX_NAME, ShardIndex, open_index
+from drl_dist.errors import UserError
+
+UNREADABLE_NAME = "unreadable.json"
+PARAMETERS_NAME = "parameters.json"
+
+
+def begun(folder: Folder, records: Folder) -> tuple[ShardIndex | None, dict[str, Any] | None]:
+    """The index of the output if it is finished, and the identity of what it was begun with; None for what it lacks."""
+    if INDEX_NAME in folder.sizes():
+        index = open_index(folder.url)
+        made = {"name": index.name, "split": index.split, "channels": index.channels} | dict(index.made_by)
+        for told in ("unreadable", "treated"):
+            made.pop(told, None)
+        return index, made
+    if PARAMETERS_NAME in records.sizes():
+        return None, json.loads(records.read(PARAMETERS_NAME))
+    return None, None
+
+
+def tell_prepared(folder: Folder, index: ShardIndex, source: Source, shard_size: int) -> None:
+    """Say that there is nothing to do.
+
+    Raises:
+        UserError: images have changed since.
+    """
+    said = compare_with_prepared(source, shard_size, folder, folder.sizes().get(NOTE_NAME))
+    print(f"{folder.url} already holds these {index.num_samples} images; nothing to do.", file=sys.stderr)
+    if said:
+        print(said, file=sys.stderr)
+    tell_treated(index.made_by.get("treated", {}))
+    tell_left_out(source, index.made_by.get("unreadable", 0))
+
+
+def resume(folder: Folder, records: Folder, identity: dict[str, Any], source: Source) -> dict[int, dict[str, Any]]:
+    """The records of the shards that an earlier start finished, by number."""
+    names = records.sizes()
+    if PARAMETERS_NAME not in names:
+        records.write(PARAMETERS_NAME, json.dumps(identity, sort_keys=True).encode())
+        return {}
+    sizes = folder.sizes()
+    count = -(-identity["images"] // identity["shard_size"])
+    numbers = [number for number in range(count) if f"{number:05d}.json" in names]
+    with ThreadPoolExecutor(8) as threads:
+        found = dict(
+            zip(
+                numbers,
+                threads.map(lambda number: json.loads(records.read(f"{number:05d}.json")), numbers),
+                strict=True,
+            )
+        )
+    kept = {
+        number: record
+        for number, record in found.items()
+        if not record["row"] or sizes.get(record["row"]["name"]) == record["row"]["size"]
+    }
+    print(f"going on with {folder.url}: {len(kept)} shards are finished.", file=sys.stderr)
+    untold = sum(Seen.from_record(record) is None for record in kept.values())
+    if untold and source.stamps(0, 0) is not None:
+        print(
+            f"{untold} of them are from an earlier version: whether the content of their images has changed since "
+            "could not be told.",
+            file=sys.stderr,
+        )
+    return kept
+
+
+def forget_changed(
+    folder: Folder, source: Source, shard_size: int, finished: dict[int, dict[str, Any]]
+) -> list[Change]:
+    """Take shards whose images have changed out of the finished ones, and say so."""
+    rows = {number: record["row"] for number, record in finished.items()}
+    changes = drop_changed(source, shard_size, finished)
+    for change in changes:
+        if rows[change.number]:
+            folder.remove(rows[change.number]["name"])
+    if changes:
+        print(
+            f"{len(changes)} finished shards are made again, since their images have changed (the first: "
+            f"{printable(changes[0].image)}).",
+            file=sys.stderr,
+        )
+    return changes
+
+
+def refuse_other(folder: Folder, found: dict[str, Any], wanted: dict[str, Any]) -> None:
+    if found.get("source") not in (None, wanted["source"]):
+        # Two checksums say nothing to a reader.
+        found = found | {"source": "other names, sizes or content of its images"}
+        wanted = wanted | {"source": "those found now"}
+    if other := differences(found, wanted):
+        raise UserError(
+            f"output {folder.url}",
+            got="data prepared with other options or from another source (" + ", ".join(other) + ")",
+            expected="an empty folder, or one prepared with these options",
+            remedy="choose another --out, or remove this folder",
+        )
+
+
+def tell_left_out(source: Source, unreadable: int) -> None:
+    read = [f"{unreadable} that could not be read ({UNREADABLE_NAME} lists them)"] if unreadable else []
+    kinds = [counted(source.left_out)] if any(source.left_out.values()) else []
+    print(f"Left out: {', '.join(read + kinds) or 'nothing'}.", file=sys.stderr)

@@ -1,0 +1,161 @@
+"""Grey values of more than 8 bits become 8, over the range that the file or the user says they have."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+SCALED = "grey of 16 bits scaled to 8"
+RANGED = "grey values of a range scaled to 8 bits"
+CLIPPED = "values outside the range clipped"
+_DARK_BITS = (10, 12, 14)
+DARK = {bits: f"grey of 16 bits with no value above {2**bits - 1}, therefore dark" for bits in _DARK_BITS}
+"""By number of bits in use: of an image that may have fewer than 16 bits, without saying so."""
+_BITS, _PHOTOMETRIC, _MIN, _MAX, _FORMAT, _SMIN, _SMAX = 258, 262, 280, 281, 339, 340, 341
+_UNSIGNED, _SIGNED = 1, 2
+_WHITE_IS_ZERO = 0
+PNG_START = b"\x89PNG\r\n\x1a\n"
+
+
+class PictureError(ValueError):
+    """A picture that cannot be taken; the message says why, and names the exception if a decoder raised it."""
+
+
+def is_deep(image: Image.Image) -> bool:
+    """Whether an opened image holds grey values that are not 0 (black) to 255 (white)."""
+    return image.mode.startswith(("I", "F")) or _signed_bytes(image)
+
+
+def to_8_bits(
+    image: Image.Image, data: bytes, maximum: int | None, value_range: tuple[float, float] | None
+) -> tuple[NDArray[np.uint8], list[str]]:
+    """Grey values as 0 (black) to 255 (white).
+
+    Args:
+        image: decoded, of which `is_deep` holds.
+        data: the file.
+        maximum: the largest value that a PPM file allows; Pillow scales values to 16 bits by it.
+        value_range: the values of black and white; if None, what the file says, or all of 16 bits without a sign.
+
+    Returns:
+        uint8 (H, W), and what was done, in the words of the constants above.
+
+    Raises:
+        PictureError: the values have no range, or some are no numbers.
+    """
+    values = _values(image)
+    done: list[str] = []
+    if value_range is not None:
+        if maximum is not None:
+            # Back to the values of the file.
+            values = np.rint(values * (maximum / 65535))
+        low, high = value_range
+        done.append(RANGED)
+    elif (said := _said_range(image, data, values)) is not None:
+        low, high = said
+        done.append(RANGED)
+    elif image.mode.startswith("I;16") or maximum is not None:
+        low, high = 0.0, 65535.0
+        # Where a PPM file says that it has fewer bits, Pillow has scaled them up.
+        is_whole = maximum in (None, 65535)
+        bits = next((bits for bits in _DARK_BITS if is_whole and values.max() < 2**bits), None)
+        done.append(SCALED if bits is None else DARK[bits])
+    else:
+        raise PictureError(
+            f"{_kind(image)} without a range that says what is black and what is white (an option can give one)"
+        )
+    if np.isnan(values).any():
+        raise PictureError("pixels that are no numbers")
+    scaled = (values.astype(np.float64) - low) * 255 / (high - low)
+    if scaled.min() < 0 or scaled.max() > 255:
+        done.append(CLIPPED)
+    pixels = np.rint(np.clip(scaled, 0, 255)).astype(np.uint8)
+    return (255 - pixels if _tag(image, _PHOTOMETRIC) == _WHITE_IS_ZERO else pixels), done
+
+
+def png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes, bool]]:
+    """Type, all bytes and whether the checksum agrees of each chunk of a PNG file, up to the first that is cut off."""
+    place = len(PNG_START)
+    while place + 12 <= len(data):
+        (length,) = struct.unpack_from(">I", data, place)
+        whole = data[place : place + 12 + length]
+        if len(whole) < 12 + length:
+            return
+        yield whole[4:8], whole, zlib.crc32(whole[4:-4]) == int.from_bytes(whole[-4:], "big")
+        place += 12 + length
+
+
+def _values(image: Image.Image) -> NDArray[Any]:
+    values = np.asarray(image)
+    if _signed_bytes(image):
+        return values.view(np.int8)
+    # Pillow keeps 32 bits without a sign in numbers with one.
+    return values.view(np.uint32) if _unsigned_32(image) else values
+
+
+def _said_range(image: Image.Image, data: bytes, values: NDArray[Any]) -> tuple[float, float] | None:
+    if image.format == "PNG":
+        return _png_range(data, values)
+    if image.format != "TIFF":
+        return None
+    # SMinSampleValue and SMaxSampleValue are there to give a range; MinSampleValue and MaxSampleValue are statistics
+    # by the standard, and a picture must not be stretched by its own: only a number of bits is believed.
+    low, high = _number(_tag(image, _SMIN)), _number(_tag(image, _SMAX))
+    if low is not None and high is not None and np.isfinite([low, high]).all() and low < high:
+        return low, high
+    if image.mode.startswith("I;16"):
+        bits = _number(_tag(image, _BITS))
+        maximum = 2.0**bits - 1 if bits is not None and bits < 16 else _number(_tag(image, _MAX))
+        if maximum is not None and maximum in [2**bits - 1 for bits in range(9, 16)] and values.max() <= maximum:
+            return 0.0, maximum
+    return None
+
+
+def _png_range(data: bytes, values: NDArray[Any]) -> tuple[float, float] | None:
+    """0 to 2**sBIT - 1, if the values are those of that many bits.
+
+    By the standard a writer scales its values up to 16 bits and repeats their upper bits below, so that 16 bits are
+    the range whatever sBIT says. Some writers store the values as they are.
+    """
+    bits = next((whole[8] for name, whole, _ in png_chunks(data) if name == b"sBIT" and len(whole) > 12), 16)
+    if not 8 < bits < 16 or values.max() >= 2**bits:
+        return None
+    numbers = values.astype(np.uint32)
+    is_scaled_up = not (numbers & (2 ** (16 - bits) - 1) & ~(numbers >> bits)).any()
+    return None if is_scaled_up and numbers.any() else (0.0, 2.0**bits - 1)
+
+
+def _signed_bytes(image: Image.Image) -> bool:
+    # Pillow takes them for bytes without a sign.
+    return image.mode == "L" and image.format == "TIFF" and _number(_tag(image, _FORMAT)) == _SIGNED
+
+
+def _unsigned_32(image: Image.Image) -> bool:
+    bits, kind = _number(_tag(image, _BITS)), _number(_tag(image, _FORMAT))
+    return image.mode == "I" and image.format == "TIFF" and bits == 32 and kind in (None, _UNSIGNED)
+
+
+def _tag(image: Image.Image, number: int) -> object:
+    return getattr(image, "tag_v2", {}).get(number)
+
+
+def _number(value: object) -> float | None:
+    if isinstance(value, tuple) and value:
+        value = value[0]
+    try:
+        return float(value)  # pyright: ignore[reportArgumentType]
+    except (TypeError, ValueError, ZeroDivisionError):
+        return None
+
+
+def _kind(image: Image.Image) -> str:
+    if image.mode.startswith("F"):
+        return "floating-point values"
+    bits = {"TIFF": _number(_tag(image, _BITS))}.get(image.format or "")
+    return "whole numbers" + (f" of {bits:.0f} bits" if bits else "") + ("" if _unsigned_32(image) else " with a sign")

@@ -1,0 +1,324 @@
+"""From the bytes of somebody's picture to 8-bit pixels without transparency, the right way up.
+
+Whatever is done to the pixels besides is told by name, so that whoever reads many pictures can count it.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import cast
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, ImageCms, ImageFile, TiffTags
+
+from drl_dist.data.depth import PNG_START, PictureError, is_deep, png_chunks, to_8_bits
+
+TRANSPARENT = "transparent, shown over the background"
+KEY_16 = "a transparent colour of 16 bits, compared by its upper 8"
+COLOUR_16 = "16 bits a channel, of which the upper 8 are kept"
+DARK_COLOUR_16 = "16 bits a channel with the upper 2 unused, therefore dark"
+EXIF = "EXIF data without a readable orientation, taken for upright"
+METADATA = "damaged metadata beside sound pixels, left aside"
+FRAMES = "several pictures in one file, of which the first is taken"
+PROFILE = "a colour profile other than sRGB, colours kept as stored"
+GAMMA = "a gamma other than sRGB's, values kept as stored"
+INKS = "CMYK, made RGB without its profile"
+LAB = "CIELAB, made RGB"
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_WITH_ALPHA = ("LA", "La", "PA", "RGBA", "RGBa")
+_GAMMA = 0.45455
+_PNG_METADATA = {b"bKGD", b"cHRM", b"gAMA", b"hIST", b"iCCP", b"pHYs", b"sPLT", b"sRGB", b"tIME"} | {
+    b"iTXt",
+    b"tEXt",
+    b"zTXt",
+}
+# What Pillow logs comes as an exception, too; without a handler it would be printed for each image.
+logging.getLogger("PIL").addHandler(logging.NullHandler())
+
+
+@dataclass(frozen=True)
+class PixelRules:
+    """What to do where a file leaves pixels open."""
+
+    background: tuple[int, int, int] = (255, 255, 255)
+    """RGB colour below transparent pixels."""
+    value_range: tuple[float, float] | None = None
+    """Values of black and of white in grey pictures of more than 8 bits; None for what their files say."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A decoded picture."""
+
+    image: Image.Image
+    """8 bits a channel, opaque, upright; `convert` makes it L or RGB."""
+    treated: tuple[str, ...] = ()
+    """What was done to its pixels, or left undone, in the words of the constants of this module and of `depth`."""
+
+
+@contextmanager
+def decoding() -> Iterator[None]:
+    """Turn whatever a decoder raises into `PictureError`; nothing but decoders may run inside.
+
+    Lack of memory says nothing about the picture, and goes through.
+    """
+    try:
+        yield
+    except (MemoryError, PictureError):
+        raise
+    except Exception as error:
+        # Pillow's decoders raise what comes to them, down to AttributeError.
+        raise PictureError(f"{type(error).__name__}: {error}") from error
+
+
+def open_verified(data: bytes, formats: tuple[str, ...] | None = None) -> ImageFile.ImageFile:
+    """An opened image whose checksums agree, if its format has any; it is decoded when its pixels are asked for.
+
+    Pillow ignores the checksum of a PNG's pixels when it decodes them, and makes another image of damaged ones.
+
+    Raises:
+        Exception: of any class, from Pillow, for what is no image or a damaged one; see `decoding`.
+    """
+    image = Image.open(io.BytesIO(data), formats=formats)
+    if image.format != "PNG":
+        return image
+    with image:
+        image.verify()
+    # A verified image cannot be used any more.
+    return Image.open(io.BytesIO(data), formats=formats)
+
+
+def read_picture(data: bytes, rules: PixelRules, formats: tuple[str, ...] | None = None) -> Picture:
+    """Decode a picture.
+
+    Args:
+        data: a file's content.
+        rules: what to do with transparency and depth.
+        formats: Pillow's names of the formats that may be read; all if None.
+
+    Raises:
+        PictureError: it cannot be decoded, or its values have no range.
+        MemoryError: there is too little memory.
+    """
+    with decoding(), warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        try:
+            return _read(data, rules, formats, heard)
+        except (MemoryError, PictureError):
+            raise
+        except Exception as error:
+            bare = _without_metadata(data)
+            if bare is None:
+                raise
+            try:
+                picture = _read(bare, rules, formats, heard)
+            except MemoryError:
+                raise
+            except Exception:  # noqa: BLE001 - see `decoding`; the damage is not in the metadata
+                raise error from None
+            return Picture(picture.image, (*picture.treated, METADATA))
+
+
+def bits_of_colour(image: ImageFile.ImageFile) -> int:
+    """Bits of each channel of an opened RGB or RGBA image in its file, before it is decoded to 8."""
+    for tile in image.tile:
+        args = cast(tuple[object, ...], tile[3] if isinstance(tile[3], tuple) else (tile[3],))
+        if any(isinstance(part, str) and ";16" in part for part in args):
+            return 16
+        if tile[0].startswith("ppm") and args and isinstance(args[-1], int) and args[-1] > 255:
+            return 16
+    return 8
+
+
+def _read(
+    data: bytes, rules: PixelRules, formats: tuple[str, ...] | None, heard: list[warnings.WarningMessage]
+) -> Picture:
+    image = open_verified(data, formats)
+    if 0 in image.size:
+        raise PictureError(f"{image.width}x{image.height} pixels")
+    treated: list[str] = [FRAMES] if _has_more_frames(image) else []
+    deep, bits = is_deep(image), bits_of_colour(image)
+    maximum = _ppm_maximum(image)
+    key_bits = _key_bits(image)
+    if image.format == "TIFF":
+        # Pillow turns a TIFF while it decodes it, and reads all EXIF data before, which may be damaged.
+        orientation = _orientation(image, heard)
+        exif = image.getexif()
+        for group in TiffTags.TAGS_V2_GROUPS:
+            if group in exif:
+                del exif[group]
+        image.load()
+    else:
+        image.load()
+        orientation = _orientation(image, heard)
+    treated += _colour_notes(image)
+    alpha, compared = _alpha(image, key_bits)
+    if deep:
+        pixels, done = to_8_bits(image, data, maximum, rules.value_range)
+        treated += done
+        flat: Image.Image = Image.fromarray(pixels)
+    else:
+        if bits == 16 and image.mode in ("RGB", "RGBA", "CMYK"):
+            treated.append(_colour_16(image))
+        flat = image
+    if alpha is not None:
+        flat = _over(flat, alpha, rules.background)
+        treated += [TRANSPARENT, *compared]
+    elif flat.mode == "LAB":
+        flat = flat.convert("RGB")
+    if orientation is None:
+        treated.append(EXIF)
+    elif orientation in _TURNS and image.format != "TIFF":
+        flat = flat.transpose(_TURNS[orientation])
+    return Picture(flat, tuple(treated))
+
+
+def _has_more_frames(image: ImageFile.ImageFile) -> bool:
+    try:
+        return bool(getattr(image, "is_animated", False))
+    except MemoryError:
+        raise
+    except Exception:  # noqa: BLE001 - see `decoding`; a later frame is damaged, the first one may be sound
+        return True
+
+
+def _ppm_maximum(image: ImageFile.ImageFile) -> int | None:
+    """The largest value that a grey PPM file of more than 8 bits allows."""
+    if image.format != "PPM" or image.mode != "I":
+        return None
+    args = image.tile[0][3]
+    return args[-1] if isinstance(args, tuple) and isinstance(args[-1], int) else 65535
+
+
+def _orientation(image: Image.Image, heard: list[warnings.WarningMessage]) -> int | None:
+    """EXIF orientation, 1 to 8; 1 if there is none, None if it cannot be read."""
+    damaged = False
+    try:
+        exif = image.getexif()
+    except MemoryError:
+        raise
+    except Exception:  # noqa: BLE001 - see `decoding`; the pixels may be sound
+        # What could be read before the damage.
+        damaged, exif = True, image.getexif()
+    damaged |= "exif" in image.info and not len(exif)
+    damaged |= any("EXIF" in str(warning.message) for warning in heard)
+    value = exif.get(ExifTags.Base.Orientation)
+    if value is None:
+        return None if damaged else 1
+    return value if type(value) is int and 1 <= value <= 8 else None
+
+
+def _colour_notes(image: Image.Image) -> list[str]:
+    notes: list[str] = []
+    profile, gamma = image.info.get("icc_profile"), image.info.get("gamma")
+    if image.mode == "CMYK":
+        notes.append(INKS)
+    elif image.mode == "LAB":
+        notes.append(LAB)
+    elif isinstance(profile, bytes) and profile:
+        notes += [] if _is_srgb(profile) else [PROFILE]
+    elif "srgb" not in image.info and isinstance(gamma, float) and abs(gamma - _GAMMA) > 0.01:
+        notes.append(GAMMA)
+    return notes
+
+
+@lru_cache(maxsize=64)
+def _is_srgb(profile: bytes) -> bool:
+    try:
+        name = ImageCms.getProfileDescription(ImageCms.ImageCmsProfile(io.BytesIO(profile))).strip().lower()
+    except MemoryError:
+        raise
+    except Exception:  # noqa: BLE001 - see `decoding`; what cannot be read is not known to be sRGB
+        return False
+    # "c2" and "uRGB" are small copies of sRGB that photo sites embed.
+    return "srgb" in name or name in ("c2", "c2ci", "urgb")
+
+
+def _colour_16(image: Image.Image) -> str:
+    extrema = image.getextrema()
+    colours = extrema[:3] if image.mode != "CMYK" else extrema
+    return DARK_COLOUR_16 if all(high < 64 for _, high in colours) else COLOUR_16  # pyright: ignore
+
+
+def _key_bits(image: ImageFile.ImageFile) -> int:
+    """Bits of a value in the file, which a transparent grey value counts in."""
+    raw = image.tile[0][3] if image.tile else None
+    return {"1": 1, "L;2": 2, "L;4": 4, "I;16B": 16, "RGB;16B": 16}.get(raw if isinstance(raw, str) else "", 8)
+
+
+def _alpha(image: Image.Image, key_bits: int) -> tuple[NDArray[np.uint8] | None, list[str]]:
+    """How opaque each pixel is, uint8 (H, W), None if all are wholly; and whether a key was not compared whole."""
+    key, notes = image.info.get("transparency"), []
+    if image.mode in _WITH_ALPHA or (image.mode == "P" and image.has_transparency_data):
+        alpha = np.asarray(image.convert("RGBA").getchannel("A"))
+    elif image.format == "PNG" and isinstance(key, int):
+        # Pillow compares values of 8 bits with the key of 2 or 4 bits that the file has.
+        scale = {1: 255, 2: 85, 4: 17}.get(key_bits, 1)
+        key = min(key, 1) if image.mode == "1" else (key & (2**key_bits - 1)) * scale
+        values = np.asarray(image)
+        alpha = np.where(values == (bool(key) if image.mode == "1" else key), 0, 255).astype(np.uint8)
+    elif image.mode == "RGB" and isinstance(key, tuple):
+        colour = [part >> 8 if key_bits == 16 else part & 255 for part in key]
+        alpha = np.where((np.asarray(image) == colour).all(axis=2), 0, 255).astype(np.uint8)
+        notes = [KEY_16] if key_bits == 16 else []
+    elif image.has_transparency_data:
+        alpha = np.asarray(image.convert("RGBA").getchannel("A"))
+    else:
+        return None, []
+    return (None, []) if alpha.min() == 255 else (alpha, notes)
+
+
+def _over(image: Image.Image, alpha: NDArray[np.uint8], background: tuple[int, int, int]) -> Image.Image:
+    # By way of RGBA, which takes premultiplied colours back to their own.
+    colours = image.convert("RGBA").convert("RGB") if image.mode in _WITH_ALPHA else image.convert("RGB")
+    canvas = Image.new("RGB", image.size, background)
+    canvas.paste(colours, mask=Image.fromarray(alpha))
+    return canvas
+
+
+def _without_metadata(data: bytes) -> bytes | None:
+    """A PNG or JPEG file without what says nothing of its pixels; None if there is no such, or it is no such file."""
+    if data.startswith(PNG_START):
+        chunks = list(png_chunks(data))
+        if not chunks or chunks[-1][0] != b"IEND":
+            return None
+        bare = PNG_START + b"".join(whole for name, whole, sound in chunks if _says_of_pixels(name, sound))
+    elif data.startswith(b"\xff\xd8"):
+        # JFIF (APP0), Exif (in APP1) and Adobe's colour transform (APP14) stay.
+        bare, place = b"\xff\xd8", 2
+        while segment := re.compile(rb"\xff([\xc0-\xfe])(..)", re.DOTALL).match(data, place):
+            marker, end = segment[1][0], place + 2 + int.from_bytes(segment[2], "big")
+            part = data[place:end]
+            if marker == 0xDA:
+                break
+            if marker in (0xE0, 0xEE) or not 0xE0 <= marker <= 0xFE or part[4:10] == b"Exif\0\0":
+                bare += part
+            place = end
+        bare += data[place:]
+    else:
+        return None
+    return bare if len(bare) < len(data) else None
+
+
+def _says_of_pixels(name: bytes, sound: bool) -> bool:
+    if name in (b"eXIf", b"sBIT"):
+        return sound
+    # A chunk of any other name whose checksum is wrong may have been one of pixels: it stays, and is refused.
+    return name not in _PNG_METADATA and not (sound and name[:1].islower() and name != b"tRNS")
