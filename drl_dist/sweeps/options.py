@@ -35,7 +35,7 @@ class SweepOptions:
     space_file: str | None = None
     """The same as a YAML or JSON file: a path or a URL."""
     search: Literal["grid", "random", "optuna"] = "random"
-    """grid: all combinations; random: draws keyed by --seed; optuna: told the scores of earlier trials."""
+    """grid: all combinations; random: draws keyed by --search-seed; optuna: told the scores of earlier trials."""
     num_samples: int | None = None
     """Trials in all; by default 16, and all combinations for a grid."""
     max_concurrent: int | None = None
