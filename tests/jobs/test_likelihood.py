@@ -183,6 +183,55 @@ def test_a_killed_job_ends_where_it_would_have(finished: Path, made: Made, capsy
 
 
 @pytest.mark.integration
+def test_a_likelihood_is_there_without_the_server_and_logged_when_it_is_back(
+    made: Made,
+    checkpoint: Path,
+    mlflow_server: MlflowServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from drl_dist.tracking import likelihood as tracking
+    from drl_dist.tracking.client import connect
+    from drl_dist.tracking.registry import register_checkpoint
+    from drl_dist.tracking.runs import open_run
+
+    client = connect(mlflow_server.uri)
+    register_checkpoint(client, "away", open_run(mlflow_server.uri, "away", "trained", {}), 3, checkpoint, {})
+    given = dataclasses.replace(
+        made.options, model="models:/away@latest", out=str(tmp_path / "out"), tracking_uri=mlflow_server.uri
+    )
+    output = LikelihoodOutput(given.out, made.request, 6)
+    output.begin()
+    output.write_schedule(made.schedule)
+    maker = made.maker()
+    for unit in range(len(made.request.units())):
+        output.note(unit, made.result(maker, unit))
+
+    def away(*_: object, **__: object) -> str:
+        raise UserError("MLflow server", got="no answer", expected="one", remedy="start it")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(tracking, "link_likelihood", away)
+        assert likelihood_run(given) == 0
+    printed = capsys.readouterr()
+    assert printed.err.splitlines()[-1].startswith(
+        "warning: the likelihood is not logged to MLflow: MLflow server: got no"
+    )
+    before = json.loads((tmp_path / "out" / REPORT_NAME).read_text())
+    assert before.pop("mlflow_run", "") is None
+
+    assert likelihood_run(given) == 0
+    run_id = capsys.readouterr().out.partition("logged to MLflow as run ")[2].partition(",")[0]
+    after = json.loads((tmp_path / "out" / REPORT_NAME).read_text())
+    assert after.pop("mlflow_run") == run_id and after == before
+    assert client.get_run(run_id).data.metrics["likelihood/bits_per_dim_lower"] == after["at_data"]["lower"]
+    assert likelihood_run(given) == 0
+    assert "nothing to do" in capsys.readouterr().out
+    assert not (tmp_path / "out" / "_progress").exists()
+
+
+@pytest.mark.integration
 def test_a_job_on_ray_killed_and_run_again_finds_the_same_numbers(
     finished: Path,
     made: Made,

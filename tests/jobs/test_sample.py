@@ -199,8 +199,15 @@ def test_shards_are_a_data_set(undisturbed: Path) -> None:
 
 @pytest.mark.integration
 def test_a_registered_model_is_sampled_and_linked(
-    checkpoint: Path, ray_head: RayHead, mlflow_server: MlflowServer, server_environment: dict[str, str], tmp_path: Path
+    checkpoint: Path,
+    ray_head: RayHead,
+    mlflow_server: MlflowServer,
+    server_environment: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    from drl_dist.tracking import samples as tracking
     from drl_dist.tracking.client import connect
     from drl_dist.tracking.registry import register_checkpoint
     from drl_dist.tracking.runs import open_run
@@ -220,7 +227,33 @@ def test_a_registered_model_is_sampled_and_linked(
     assert run.data.params["seed"] == "5"
     assert "samples.png" in [item.path for item in client.list_artifacts(run_id)]
     tags = client.get_model_version("tiny", str(version)).tags
-    assert tags[f"samples.{run.data.tags['drl_dist.run_name']}"] == run_id
+    name = f"samples.{run.data.tags['drl_dist.run_name']}"
+    assert tags[name] == run_id
+
+    # As if the server had gone away before the images were logged: a warning, and the same command logs them later.
+    client.delete_model_version_tag("tiny", str(version), f"{name}.url")
+    options = SampleOptions(
+        model="models:/tiny@latest",
+        out=str(tmp_path / "out"),
+        num_images=12,
+        shard_size=SHARD_SIZE,
+        batch_size=6,
+        seed=5,
+        tracking_uri=mlflow_server.uri,
+    )
+
+    def away(*_: object, **__: object) -> str:
+        raise UserError("MLflow server", got="no answer", expected="one", remedy="start it")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(tracking, "link_samples", away)
+        assert sample_run(options) == 0
+    assert "warning: the images are not logged to MLflow: MLflow server: got no answer" in capsys.readouterr().err
+    assert sample_run(options) == 0
+    assert f"logged to MLflow as run {run_id}" in capsys.readouterr().out
+    assert f"{name}.url" in client.get_model_version("tiny", str(version)).tags
+    assert sample_run(options) == 0
+    assert "logged" not in capsys.readouterr().out
 
     missing = sample(server_environment, "models:/nonesuch@latest", tmp_path / "none")
     assert (missing.returncode, missing.stderr.count("\n")) == (2, 1), missing.stderr

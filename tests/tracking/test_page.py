@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 from pathlib import Path
+from urllib.parse import urljoin
 
 import numpy as np
 import pytest
@@ -46,7 +47,6 @@ def test_a_picture_is_what_a_person_sees_first(mlflow_server: MlflowServer, tmp_
     for step in range(1, 51):
         tracker.log_metrics(step, {"loss": math.exp(-step / 20), "log_density_gap/level_0": 1 / step})
     assert tracker.close("FINISHED")
-    experiment = client_of(mlflow_server.uri).get_run(run_id).info.experiment_id
 
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=str(chromium), args=ARGUMENTS)
@@ -64,8 +64,12 @@ def test_a_picture_is_what_a_person_sees_first(mlflow_server: MlflowServer, tmp_
         expect_seen(page, page.locator("img[src^='blob:']").first, grids[1], tmp_path / "step.png")
 
         # From the list of runs, by a click on the run's name.
-        page.goto(f"{mlflow_server.uri}/#/experiments/{experiment}")
+        fresh = browser.new_context(viewport={"width": 1300, "height": 1100})
+        page = fresh.new_page()
+        page.set_default_timeout(60_000)
+        page.goto(f"{mlflow_server.uri}/#/experiments")
         page.get_by_text("Model training", exact=True).click()
+        page.get_by_role("link", name="page", exact=True).first.click()
         page.get_by_role("link", name="page-run").first.click()
         expect(page.get_by_text("About this run")).to_be_visible()
         expect_training_side(page)
@@ -73,7 +77,10 @@ def test_a_picture_is_what_a_person_sees_first(mlflow_server: MlflowServer, tmp_
         page.get_by_text("Show more").click()
         expect_seen(page, page.locator("img[src*='path=samples.png']"), grids[-1], tmp_path / "overview.png")
 
-        page.get_by_role("link", name="charts").click()
+        place = page.get_by_role("link", name="charts").get_attribute("href")
+        assert place is not None and "workflowType=machine_learning" in place
+        page.goto(urljoin(f"{mlflow_server.uri}/", place))
+        page.reload()
         expect(page.locator("svg.main-svg").first).to_be_visible(timeout=60_000)
         # No chart of images: it would show the 71 parameters and not the image.
         expect(page.get_by_role("slider")).to_have_count(0)
