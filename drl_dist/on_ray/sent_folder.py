@@ -1,4 +1,4 @@
-"""The working folder that Ray sent along with a submitted job: told where it is large, since every submission sends it again."""
+"""The working folder that a submitted job came with: told where it is large, since every submission sends it again."""
 
 from __future__ import annotations
 
