@@ -148,7 +148,7 @@ def build(source: Source, options: PrepOptions) -> int:
     _clean_up(folder, records, source, options)
     _report(index, unreadable)
     if repeated := copies(seen):
-        print(f"{repeated} of them have the same bytes as another one.", file=sys.stderr)
+        print(f"Copies among these images (same bytes as an earlier one): {repeated}.", file=sys.stderr)
     tell_treated(treated)
     tell_left_out(source, len(unreadable))
     return 0

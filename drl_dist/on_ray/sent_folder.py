@@ -1,4 +1,4 @@
-"""What ``ray job submit --working-dir`` sent along: told where it is large, since every submission sends it again."""
+"""The working folder that a submitted job came with: told where it is large, since every submission sends it again."""
 
 from __future__ import annotations
 

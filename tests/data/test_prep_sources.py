@@ -214,4 +214,5 @@ def test_copies_are_counted(
     write_all(tmp_path / "photos", "a.png", "b.png", "c.png")
     prepare_folder(monkeypatch, tmp_path / "photos", tmp_path / "out")
     shown = capsys.readouterr().err
-    assert "2 of them have the same bytes as another one" in shown and shown.endswith("Left out: nothing.\n")
+    assert "\nCopies among these images (same bytes as an earlier one): 2.\n" in shown
+    assert shown.endswith("Left out: nothing.\n")

@@ -83,6 +83,8 @@ def is_command(line: str) -> bool:
     words = line.removeprefix("$ ").removeprefix("time ").split()
     if not words:
         return False
+    if "://" in words[0]:  # An address such as https://host/mlflow, which is no path of a program.
+        return False
     return Path(words[0]).name in PROGRAMS or (len(words) > 1 and _SCRIPT.fullmatch(words[0]) is not None)
 
 

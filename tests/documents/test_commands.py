@@ -18,6 +18,7 @@ from drl_dist.config import RunConfig, flatten, to_dict
 from drl_dist.presets import preset
 from drl_dist.sweeps.options import SweepOptions
 from drl_dist.sweeps.space import LEVEL_SCALE
+from drl_dist.tracking.spool import Spool
 from tests.data.published import encoded, photo, write_celeba, write_cifar10, write_fashion, write_lsun
 from tests.documents import programs
 from tests.documents.pages import (
@@ -124,7 +125,8 @@ def check_path(word: str, tree: Path) -> None:
 def with_stand_ins(words: tuple[str, ...], folder: Path, made: Path) -> tuple[str, ...]:
     """A command of ``datasets_prep`` with folders for buckets and a small source; a spool for ``--spool``."""
     if "--spool" in words[:-1]:
-        made.mkdir(parents=True, exist_ok=True)
+        # As training leaves it, with its log.
+        Spool(made).close()
         (made / "run.json").write_text('{"uri": "http://127.0.0.1:9", "run_id": "run"}')
         return tuple(
             str(made) if before == "--spool" else word for before, word in zip(("", *words), words, strict=False)

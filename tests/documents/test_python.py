@@ -38,14 +38,18 @@ def test_what_it_imports_is_there(page: str, line: int, body: str) -> None:
     exec(compile(ast.Module(imports, []), page, "exec"), {})
 
 
-def test_any_webdataset_reader_opens_a_shard(digits: Path) -> None:
+def test_any_webdataset_reader_opens_a_shard(digits: Path, tmp_path: Path) -> None:
+    # The folder that tests share has blanks, colons and brackets in its name. Those are webdataset's own notation for
+    # several shards, and its reader, not ours, is at work here: give it the same folder under a plain name.
+    plain = tmp_path / "digits"
+    plain.symlink_to(digits)
     ((_, _, body),) = [block for block in PYTHON if block[0] == "docs/data.md"]
-    shards = sorted(name for name in Folder(str(digits)).sizes() if name.endswith(".tar"))
+    shards = sorted(name for name in Folder(str(plain)).sizes() if name.endswith(".tar"))
     documented = "gs://bucket/cifar10/cifar10-train-{00000..00024}.tar"
     assert documented in body
     last = shards[-1].removeprefix("digits-train-").removesuffix(".tar")
     names: dict[str, object] = {}
-    exec(body.replace(documented, f"{digits}/digits-train-{{00000..{last}}}.tar"), names)
+    exec(body.replace(documented, f"{plain}/digits-train-{{00000..{last}}}.tar"), names)
     first, *rest = list(names["samples"])  # type: ignore[call-overload]
     assert len(rest) == 1796
     assert first["png"].size == (8, 8) and first["json"]["source"] == "digits/0" and first["__key__"] == "000000000"
