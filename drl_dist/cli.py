@@ -5,6 +5,7 @@ Nothing heavy is imported before the options are understood, so that a mistyped 
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import difflib
 import json
@@ -21,6 +22,7 @@ from tyro import _errors as tyro_errors
 from drl_dist.checks import check_run
 from drl_dist.config import Experiment, RunConfig, flatten, to_dict
 from drl_dist.errors import UserError, door
+from drl_dist.option_values import registry, switches_as_flags
 from drl_dist.presets import SETTINGS, preset
 from drl_dist.stopping import stop_on_signals
 
@@ -43,7 +45,7 @@ class TrainOptions(RunConfig):
     experiment: Annotated[ExperimentOptions, tyro.conf.arg(name="")]
     setting: str = "t6"
     """t6, t1k, t1k_dsm or t1: the settings of section 4 and Table 2, each a set of defaults (docs/training.md)."""
-    dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    dry_run: bool = False
     """Print the fully resolved config as JSON and start nothing."""
 
 
@@ -60,17 +62,25 @@ def parse_options(kind: type[Options], default: Options, argv: Sequence[str], *,
         UserError: an unknown option, a missing value, or a value of another type.
         SystemExit: ``--help`` was asked for.
     """
-    known = [
-        "--" + name.removeprefix("experiment.").removeprefix("sweep.").replace("_", "-")
-        for name in flatten(to_dict(default))
+    fields = {
+        "--" + name.removeprefix("experiment.").removeprefix("sweep.").replace("_", "-"): value
+        for name, value in flatten(to_dict(default)).items()
         if name != "experiment.preset"
-    ]
+    }
 
     def refuse(event: tyro_errors.ParseErrorEvent) -> None:
-        raise _as_user_error(event, known)
+        raise _as_user_error(event, list(fields))
 
+    switches = [name for name, value in fields.items() if isinstance(value, bool)]
     with tyro_errors.on_parse_error(refuse):
-        return tyro.cli(kind, default=default, args=list(argv), prog=Path(sys.argv[0]).name, description=description)
+        return tyro.cli(
+            kind,
+            default=default,
+            args=switches_as_flags(argv, switches),
+            prog=Path(sys.argv[0]).name,
+            description=description,
+            registry=registry(),
+        )
 
 
 def parse_train(name: str, argv: Sequence[str], categories: Mapping[str, str] | None = None) -> tuple[RunConfig, bool]:
@@ -106,7 +116,7 @@ def train_door(name: str, categories: Mapping[str, str] | None = None) -> NoRetu
     def command() -> int:
         run, is_dry_run = parse_train(name, sys.argv[1:], categories)
         if is_dry_run:
-            print(json.dumps(to_dict(run), indent=2))
+            print(json.dumps(to_dict(run), indent=2, allow_nan=False))
             return 0
         stop_on_signals()
         from drl_dist.on_ray.train_driver import train_run
@@ -175,7 +185,7 @@ def _as_user_error(event: tyro_errors.ParseErrorEvent, known: Sequence[str]) -> 
     if isinstance(event, tyro_errors.InstantiationFailure) and event.argument is not None:
         return UserError(
             f"option {event.argument.display_name()}",
-            got=event.message,
+            got=_values_in(event.message),
             expected=event.argument.lowered.metavar or "a value",
             remedy="give a value of this type",
         )
@@ -187,3 +197,10 @@ def _as_user_error(event: tyro_errors.ParseErrorEvent, known: Sequence[str]) -> 
     return UserError(
         "command line", got=type(event).__name__, expected="options as --help lists them", remedy="correct the options"
     )
+
+
+def _values_in(message: str) -> str:
+    """The words that the parser could not make a value of, where its message lists them, on one line."""
+    line = " ".join(message.split())
+    listed = re.search(r"\['.*?'\]", line)
+    return line if listed is None else " ".join(ast.literal_eval(listed[0]))

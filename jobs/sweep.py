@@ -14,7 +14,7 @@ def main() -> int:
     """The command."""
     plan, is_dry_run = parse_sweep(sys.argv[1:])
     if is_dry_run:
-        print(json.dumps(plan.as_json(), indent=2))
+        print(json.dumps(plan.as_json(), indent=2, allow_nan=False))
         return 0
     # Heavy imports wait until the options are understood.
     from drl_dist.on_ray.sweep_driver import sweep_run

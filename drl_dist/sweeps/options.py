@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from dataclasses import dataclass, replace
 from typing import Any, Literal
-
-import yaml
 
 from drl_dist.config import RunConfig, to_dict
 from drl_dist.data.filesystem import Folder
 from drl_dist.errors import UserError, file_of
 from drl_dist.sweeps.proposals import grid_size
 from drl_dist.sweeps.space import Space, default_space, parse_space
+from drl_dist.sweeps.space_text import SpaceTextError, from_file, from_json
 
 DEFAULT_TRIALS = 16
 REPORTS = 10
@@ -33,7 +31,7 @@ class SweepOptions:
     """What is varied, as JSON: dotted fields and lists of values or ranges (docs/sweeps.md); by default N, beta1 and
     c_t."""
     space_file: str | None = None
-    """The same as a YAML or JSON file: a path or a URL."""
+    """The same as a YAML (1.2) or JSON file: a path or a URL."""
     search: Literal["grid", "random", "optuna"] = "random"
     """grid: all combinations; random: draws keyed by --search-seed; optuna: told the scores of earlier trials."""
     num_samples: int | None = None
@@ -146,22 +144,20 @@ def _given_space(options: SweepOptions, base: RunConfig) -> object:
         )
     if options.space is not None:
         try:
-            return json.loads(options.space)
-        except ValueError as error:
+            return from_json(options.space)
+        except SpaceTextError as error:
             raise UserError(
-                "option --space", got=f"no JSON ({error})", expected="an object of fields", remedy="correct the option"
+                "option --space", got=error, expected="a JSON object of fields", remedy="correct the option"
             ) from error
     if options.space_file is None:
         return default_space(base)
+    folder, name = file_of(options.space_file, "option --space-file")
     try:
-        folder, name = file_of(options.space_file, "option --space-file")
-        text = Folder(folder).read(name)
-        # The safe loader makes plain values only, and reads JSON too.
-        return yaml.safe_load(text)
-    except (OSError, yaml.YAMLError) as error:
+        return from_file(Folder(folder).read(name))
+    except (OSError, SpaceTextError) as error:
         raise UserError(
             "option --space-file",
-            got=f"{options.space_file}: {' '.join(str(error).split())[:160]}",
+            got=f"{options.space_file}: {' '.join(str(error).split())[:200]}",
             expected="a YAML or JSON file of fields",
             remedy="correct the option or the file",
         ) from error
