@@ -8,7 +8,8 @@ from decimal import Decimal, InvalidOperation
 
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-_WORDS = dict.fromkeys(("true", "yes", "on", "1"), True) | dict.fromkeys(("false", "no", "off", "0"), False)
+_WORDS: dict[str, bool] = {word: True for word in ("true", "yes", "on", "1")}
+_WORDS |= {word: False for word in ("false", "no", "off", "0")}
 _NONE = ("none", "null")
 # Decimal("1e999999999") is small until it becomes an int of a gigabyte.
 _MAX_DIGITS = 30
