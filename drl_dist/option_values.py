@@ -52,7 +52,7 @@ def registry() -> ConstructorRegistry:
     made = ConstructorRegistry()
 
     @made.primitive_rule
-    def rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[object] | None:  # pyright: ignore[reportUnusedFunction]
+    def rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[object] | None:
         if info.type is int:
             return PrimitiveConstructorSpec(
                 nargs=1,
