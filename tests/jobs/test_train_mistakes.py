@@ -46,7 +46,7 @@ DEAD = "http://127.0.0.1:9"
         (("--tracking.uri", DEAD), {}, f"MLflow server {DEAD}: got no answer"),
         ((), {"MLFLOW_TRACKING_URI": ""}, "MLflow server: got no address"),
         (("--storage", "gs://nowhere/runs"), {"STORAGE_EMULATOR_HOST": DEAD}, "storage gs://nowhere/runs: got "),
-        (("--storage", "ftp://host/runs"), {}, "storage URL: got 'ftp://host/runs'"),
+        (("--storage", "ftp://host/runs"), {}, "config field storage: got ftp://host/runs, expected a path"),
         (("--storage", "/proc/runs"), {}, "writing /proc/runs/"),
         ((), {"RAY_ADDRESS": "127.0.0.1:9"}, "Ray cluster: got no answer"),
     ],

@@ -174,7 +174,7 @@ def test_what_was_left_is_sent_first_by_the_next_start_or_by_sync(
 
     leave(range(11, 16))
     with pytest.raises(SystemExit) as ended:
-        main(tmp_path / run_id)
+        main(str(tmp_path / run_id))
     told = capsys.readouterr().err
     assert ended.value.code == 2 and away in told and "no answer" in told and "Traceback" not in told
     command = [sys.executable, "-m", "drl_dist.tracking.sync", "--spool", str(tmp_path / run_id)]
