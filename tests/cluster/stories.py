@@ -38,7 +38,7 @@ class Part:
         until: the one that it ends with.
         minutes: how long it lasts; None as long as was recorded.
         values: numbers put in the place of recorded ones, by names without `drl_`.
-        frozen: timestamps that stay as they are at the part's beginning.
+        frozen: timestamps that stay as they are at the story's beginning, whichever process tells them.
     """
 
     since: tuple[str, float]
@@ -55,7 +55,9 @@ def _at(event: tuple[str, float]) -> int:
 Key = tuple[str, tuple[tuple[str, str], ...]]
 
 
-OF_JOBS = {one["labels"]["WorkerId"] for one in RECORDED["series"] if one["name"] == "drl_started_timestamp_seconds"} | {
+OF_JOBS = {
+    one["labels"]["WorkerId"] for one in RECORDED["series"] if one["name"] == "drl_started_timestamp_seconds"
+} | {
     one["labels"]["WorkerId"]
     for one in RECORDED["series"]
     # Ray's controller tells of checkpoints alone.
@@ -80,7 +82,11 @@ class Story:
     """
 
     def __init__(
-        self, parts: Sequence[Part], run: str = "church", of: str = "church", quiet_minutes: tuple[float, float] = (0, 0)
+        self,
+        parts: Sequence[Part],
+        run: str = "church",
+        of: str = "church",
+        quiet_minutes: tuple[float, float] = (0, 0),
     ) -> None:
         self.run = run
         self.series: dict[Key, dict[int, float]] = {}
@@ -118,17 +124,18 @@ class Story:
         self, key: Key, part: Part, values: list[float], look: int, scrape: int, begin: int, played: int
     ) -> float:
         """A recorded timestamp in the story's time."""
-        shift = self.end * SCRAPE - begin * LOOK
-        is_constant = len({value for value in values if value is not None}) == 1
-        if is_constant or key[0].removeprefix("drl_") in part.frozen:
-            # Of when the process began, or of the part's beginning.
-            name = (key[0], key[1] if is_constant else ())
-            return self._first.setdefault(name, max(0.0, values[look] + shift))
-        grows = look >= 6 and values[look - 6] is not None and values[look] > values[look - 6]
-        return values[look] + shift + (max(0, played - look) * LOOK if grows else 0.0)
+        # Ray exports every ten seconds.
+        before, now = values[look - 3], values[look]
+        grown = max(0, played - look) * LOOK if before is not None and now > before else 0.0
+        told = max(0.0, now + self.end * SCRAPE - begin * LOOK + grown)
+        # Of a process that lives as long as its job, and says when something was before all parts.
+        if dict(key[1])["WorkerId"] in OF_JOBS and len(set(values) - {None}) == 1:
+            told = self._first.setdefault(key, told)
+        first = self._first.setdefault((key[0], ()), told)
+        return first if key[0].removeprefix("drl_") in part.frozen else told
 
     def written(self) -> list[dict[str, str]]:
-        """As `promtool test rules` takes it; a series that goes is marked stale, as Prometheus does at the next scrape."""
+        """As `promtool test rules` takes it; a series that goes is marked stale, as Prometheus does."""
         found: list[dict[str, str]] = []
         for (name, labels), values in self.series.items():
             told = ",".join(f'{label}="{word}"' for label, word in labels)
@@ -149,7 +156,11 @@ def firing(folder: Path, stories: Sequence[Story], minutes: Sequence[float]) -> 
     rules = folder / "alerts.yaml"
     rules.write_text(ALERTS.read_text())
     asked = [
-        {"expr": EXPRESSION, "eval_time": f"{round(minute * 60)}s", "exp_samples": [{"labels": "{none=\"1\"}", "value": 1}]}
+        {
+            "expr": EXPRESSION,
+            "eval_time": f"{round(minute * 60)}s",
+            "exp_samples": [{"labels": '{none="1"}', "value": 1}],
+        }
         for minute in minutes
     ]
     series = [one for story in stories for one in story.written()]
