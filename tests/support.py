@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 NEEDED = {
     "chromium": Path("/usr/bin/chromium"),
     "dataset-fashion-mnist": Path("/usr/share/datasets/fashion-mnist"),
-    "prometheus": Path("/usr/bin/prometheus"),
+    "prometheus": Path("/usr/bin/promtool"),
 }
 """Debian packages that tests use, and where each is found."""
 

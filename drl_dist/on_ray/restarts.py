@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ray.exceptions import RayTaskError
 from ray.train import Checkpoint, UserCallback
 
 from drl_dist.errors import UserError
@@ -76,10 +77,7 @@ class RestartPolicy(UserCallback):
                 print(f"{error}; all restart from the checkpoint that is just complete", flush=True)
                 return
         self._failures += 1
-        told = {
-            rank: f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-            for rank, error in sorted(worker_exceptions.items())
-        }
+        told = {rank: _told(error) for rank, error in sorted(worker_exceptions.items())}
         if self._failures > MAX_FAILURES:
             raise NoProgressError(self._failures, "; ".join(told.values()))
         for rank, what in told.items():
@@ -88,3 +86,9 @@ class RestartPolicy(UserCallback):
                 f"{self._failures} of at most {MAX_FAILURES} without a further checkpoint)",
                 flush=True,
             )
+
+
+def _told(error: Exception) -> str:
+    # From another actor, such as the one by which ranks wait for each other, an error comes wrapped in a traceback.
+    cause = error.cause if isinstance(error, RayTaskError) else error
+    return f"{type(cause).__name__}: {' '.join(str(cause).split())[:300]}"

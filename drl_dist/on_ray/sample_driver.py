@@ -18,7 +18,7 @@ from drl_dist.data.manifest import MANIFEST_NAME
 from drl_dist.errors import UserError
 from drl_dist.models import TrainedModel, load_model
 from drl_dist.on_ray.common import check_capacity, cluster
-from drl_dist.on_ray.exported import Exporter
+from drl_dist.on_ray.exported import job_exported
 from drl_dist.on_ray.sample_options import SampleOptions
 from drl_dist.on_ray.sample_output import DEVICES_BETWEEN, GRID_NAME, SampleOutput
 from drl_dist.on_ray.sample_unit import PROGRESSION_NAME, SampleRequest, UnitMaker, UnitRecord
@@ -100,8 +100,12 @@ def _make(
             new_maker=UnitMaker,
             arguments=(model.experiment, model.ema, request, options.out, output.aside, output.replaced),
         )
-        exporter, began, before = Exporter(options.out), time.monotonic(), done
-        with closing(pool), progress("sampling", request.num_images, done, "images") as advance:
+        began, before = time.monotonic(), done
+        with (
+            job_exported(options.out) as exporter,
+            closing(pool),
+            progress("sampling", request.num_images, done, "images") as advance,
+        ):
             for unit, record in pool.run(missing, advance):
                 output.note(unit, record)
                 records[unit] = record

@@ -25,8 +25,10 @@ from drl_dist.data.filesystem import check_reachable
 from drl_dist.data.index import ShardIndex, open_index
 from drl_dist.errors import Stopped
 from drl_dist.on_ray.common import check_capacity, cluster, is_loopback
+from drl_dist.on_ray.exported import Exporter, job_exported
 from drl_dist.on_ray.restarts import FINAL_ERRORS, NoProgressError, RestartPolicy
 from drl_dist.on_ray.storage import drop_stale_snapshot, ray_filesystem
+from drl_dist.on_ray.train_metrics import CheckpointTimes
 from drl_dist.on_ray.train_rollback import fit_with_rollbacks
 from drl_dist.on_ray.train_stop import StopNote, stoppable
 from drl_dist.on_ray.train_worker import WorkerTask, train_worker
@@ -51,6 +53,8 @@ CONTROLLER_ENVIRONMENT = {
     "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
     # It makes every printed line come twice.
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    # Ranks that are in `report` wait for the others without end by default.
+    "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": str(COLLECTIVE_SECONDS),
 }
 ELASTIC_ENVIRONMENT = {
     # Just after a machine was lost Ray still counts on it; it looks again when this is over.
@@ -192,9 +196,12 @@ def fit_run(prepared: PreparedRun, trial: TrialPart | None = None) -> None:
             # A trial is stopped by Ray Tune.
             stop_note=None if trial else StopNote(),
         )
-        with status_kept(uri, tracking_run):
+        # A trial may be ended from outside at any time, as one that is not worth going on with.
+        exported = Exporter(run.run_name) if trial else job_exported(run.run_name)
+        with exported as exporter, status_kept(uri, tracking_run):
             callbacks = trial.callbacks if trial else ()
-            fit_with_rollbacks(task, lambda task: _fit(task, callbacks))
+            exporter.set(mlflow_told_timestamp_seconds=time.time())
+            fit_with_rollbacks(task, lambda task: _fit(task, exporter, callbacks))
         _remove_leftovers(prepared.run_url, run.checkpoint.keep, newest_checkpoint(prepared.run_url))
     print(
         f"run {run.run_name} has made its {experiment.train.num_steps} steps; checkpoints in {prepared.run_url}, model "
@@ -218,13 +225,15 @@ def _beginning(run: RunConfig, newest: StoredCheckpoint | None) -> str:
     return f"starting from {run.start_from}" if run.start_from else "starting"
 
 
-def _fit(task: WorkerTask, callbacks: Sequence[UserCallback]) -> None:
+def _fit(task: WorkerTask, exporter: Exporter, callbacks: Sequence[UserCallback]) -> None:
     """Run Ray Train to its end; what ends it for good comes out as it was raised in the worker.
 
     Raises:
         Stopped: a signal ended it before all steps were made.
     """
     run = task.run
+    # Where there are no workers that could tell, these grow old.
+    exporter.set(workers=0, step_timestamp_seconds=time.time(), checkpoint_timestamp_seconds=time.time())
     for name, value in (CONTROLLER_ENVIRONMENT | (ELASTIC_ENVIRONMENT if run.min_workers else {})).items():
         os.environ.setdefault(name, value)
     if is_loopback():
@@ -247,7 +256,7 @@ def _fit(task: WorkerTask, callbacks: Sequence[UserCallback]) -> None:
             storage_filesystem=filesystem,
             checkpoint_config=CheckpointConfig(num_to_keep=run.checkpoint.keep),
             failure_config=FailureConfig(max_failures=-1),
-            callbacks=[RestartPolicy(), *callbacks],
+            callbacks=[RestartPolicy(), CheckpointTimes(run.run_name), *callbacks],
             # Its console output is what `RestartPolicy` says; its log files hold everything.
             logging_config=LoggingConfig(log_level="CRITICAL"),
             # Otherwise gloo listens on the address of the machine's name.

@@ -102,7 +102,8 @@ def train_worker(task: WorkerTask) -> int:
         step = TrainStep(state, experiment, run.engine, wishes, seed)
         listeners: list[Listener] = []
         show, register, log = None, None, None
-        clock = Clock()
+        clock, exporter = Clock(), stack.enter_context(Exporter(run.run_name))
+        exporter.set(workers=1)
         if rank == 0:
             take_access(task.access)
             tracker = Tracker(run.tracking.uri, task.tracking_run)
@@ -112,11 +113,14 @@ def train_worker(task: WorkerTask) -> int:
             if task.num_rollbacks:
                 log(state.step, {"rollbacks": task.num_rollbacks})
             exports = Exports(
-                Exporter(run.run_name),
+                exporter,
                 clock,
                 started=task.started,
                 first_step=task.first_step,
-                unsent_bytes=lambda: tracker.unsent_bytes,
+                backlog=lambda: {
+                    "spool_unsent_bytes": tracker.unsent_bytes,
+                    "mlflow_told_timestamp_seconds": tracker.told_at,
+                },
                 log=log,
                 log_every=run.tracking.log_every_steps,
             )

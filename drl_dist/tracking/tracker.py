@@ -59,6 +59,7 @@ class Tracker:
         self._spool = Spool((spools or default_spools()) / run_id)
         (self._spool.folder / "run.json").write_text(json.dumps({"uri": self._uri, "run_id": run_id}))
         self._sender = Sender(self._uri, run_id, self._spool)
+        self._told_at = 0.0
         # An earlier process may have left a status to be sent; the run runs again.
         self._spool.append(StatusRecord("RUNNING"))
         self._wake, self._closing, self._abandoned = threading.Event(), threading.Event(), threading.Event()
@@ -74,6 +75,12 @@ class Tracker:
     def unsent_bytes(self) -> int:
         """Bytes of what the server is still to be told."""
         return self._spool.unsent_bytes
+
+    @property
+    def told_at(self) -> float:
+        """When the server last took a record of this process, or there was none to be sent, in seconds since 1970; 0
+        before."""
+        return self._told_at
 
     def log_metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Numbers of a step; one that is not finite shows as a gap. A step may be logged again after a restart."""
@@ -175,6 +182,9 @@ class Tracker:
             raise ServerAway(trouble.got)
         while self._spool.unsent_bytes and not self._abandoned.is_set():
             self._sender.send_some()
+            self._told_at = time.time()
+        if not self._spool.unsent_bytes:
+            self._told_at = time.time()
 
 
 def default_spools() -> Path:

@@ -15,20 +15,26 @@ from typing import Any
 import pytest
 
 from drl_dist.localhost import RayHead
-from drl_dist.on_ray.exported import EXPORTED
+from drl_dist.on_ray.exported import COUNTED, EXPORTED
 from tests.cluster.facts import CLUSTER, documents
-from tests.support import ROOT, subprocess_environment
+from tests.support import ROOT, subprocess_environment, wait_for
 
 DASHBOARD: dict[str, Any] = json.loads((CLUSTER / "monitoring" / "grafana.json").read_text())
 RAY = Path(sys.prefix) / "lib" / f"python3.{sys.version_info.minor}" / "site-packages" / "ray"
 NAME = re.compile(r"\bray_[a-z0-9_]+")
 EXPORT = """
-import sys, time, ray
-from drl_dist.on_ray.exported import EXPORTED, Exporter
+import sys, ray
+from drl_dist.on_ray.exported import COUNTED, EXPORTED, Exporter
 ray.init()
-Exporter("church-1").set(**{name.removeprefix("drl_"): 1.5 + i for i, name in enumerate(EXPORTED)})
-print("set", flush=True)
-sys.stdin.read()
+with Exporter("church-1") as exporter:
+    gauges = [name.removeprefix("drl_") for name in EXPORTED if name not in COUNTED]
+    exporter.set(**{name: 1.5 + i for i, name in enumerate(gauges)})
+    exporter.ask(lambda: {"step": 7})
+    print("set", flush=True)
+    # Longer than Ray keeps a gauge that is not set.
+    sys.stdin.readline()
+    exporter.count("ended")
+ray.shutdown()
 """
 
 
@@ -39,7 +45,9 @@ def rules() -> list[dict[str, Any]]:
 
 def named(text: str) -> set[str]:
     """Names of metrics in PromQL, as they are in the code."""
-    return {name.removeprefix("ray_") if name.startswith("ray_drl_") else name for name in NAME.findall(text)}
+    ours = {name.removeprefix("ray_").removesuffix("_total") for name in NAME.findall(text) if "_drl_" in name}
+    assert all(f"ray_{name}_total" in text for name in ours & COUNTED)
+    return ours | {name for name in NAME.findall(text) if "_drl_" not in name}
 
 
 def test_every_panel_shows_what_is_exported() -> None:
@@ -50,11 +58,22 @@ def test_every_panel_shows_what_is_exported() -> None:
             assert names, panel["title"]
             shown |= names
     ours = {name for name in shown if name.startswith("drl_")}
-    assert ours == EXPORTED.keys()
+    asked = {name for rule in rules() for name in named(rule["expr"])}
+    assert ours | asked == EXPORTED.keys()
+    assert asked - ours == {"drl_started_timestamp_seconds", "drl_ended"}
     # Ray's own, as its own dashboards name them.
     templates = "".join(path.read_text() for path in (RAY / "dashboard" / "modules" / "metrics").rglob("*.py"))
     for name in shown - ours:
         assert name in templates
+
+
+def test_every_panel_asks_for_a_run_whichever_process_tells_of_it() -> None:
+    """Each restart is another process, which would be another line."""
+    for panel in DASHBOARD["panels"]:
+        for target in panel["targets"]:
+            if "ray_drl_" in target["expr"]:
+                assert re.match(r"(time\(\) - )?(max|sum) by \(run\) \(", target["expr"]), panel["title"]
+                assert target["legendFormat"] == "{{run}}"
 
 
 def test_panels_have_numbers_and_places_of_their_own() -> None:
@@ -94,13 +113,23 @@ def test_a_job_s_numbers_are_served_for_prometheus(ray_head: RayHead) -> None:
     ) as job:
         assert job.stdin is not None and job.stdout is not None
         assert job.stdout.readline() == "set\n"
-        deadline, found = time.monotonic() + 90, dict[str, float]()
-        while found.keys() != EXPORTED.keys() and time.monotonic() < deadline:
+        gauges = [name for name in EXPORTED if name not in COUNTED]
+        expected = {name: 1.5 + number for number, name in enumerate(gauges)} | {"drl_step": 7}
+        wait_for(lambda: served(ray_head) == expected, 90)
+        for _ in range(30):
             time.sleep(1)
-            with urllib.request.urlopen(ray_head.metrics_address, timeout=10) as answer:
-                for line in answer.read().decode().splitlines():
-                    if line.startswith("ray_drl_"):
-                        assert 'run="church-1"' in line
-                        found[line[4:].split("{")[0]] = float(line.rsplit(" ", 1)[1])
-        job.stdin.close()
-    assert found == {name: 1.5 + number for number, name in enumerate(EXPORTED)}
+            assert served(ray_head) == expected
+        job.stdin.write("\n")
+        job.stdin.flush()
+        assert job.wait(60) == 0
+    # Ray has sent the last of it at the process's end; counters stay, gauges do not.
+    assert served(ray_head) == expected | {"drl_ended_total": 1}
+    wait_for(lambda: served(ray_head) == {"drl_ended_total": 1}, 40)
+
+
+def served(head: RayHead) -> dict[str, float]:
+    """What Prometheus would read of a run's numbers now."""
+    with urllib.request.urlopen(head.metrics_address, timeout=10) as answer:
+        lines = answer.read().decode().splitlines()
+    ours = [line for line in lines if line.startswith("ray_drl_") and 'run="church-1"' in line]
+    return {line[4:].split("{")[0]: float(line.rsplit(" ", 1)[1]) for line in ours}

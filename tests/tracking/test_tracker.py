@@ -111,12 +111,15 @@ def test_an_outage_loses_and_doubles_nothing(tmp_path: Path) -> None:
         assert tracker.flush(30)
         os.kill(server.pid, signal.SIGKILL)
         server.stop()
+        away_since = time.time()
         for step in range(100, 700):
             tracker.log_metrics(step, {"loss": float(step), "grad_norm": 1.0})
         tracker.log_image("samples", 700, np.zeros((8, 8, 3), np.uint8))
         assert not tracker.flush(3)
+        assert away_since - 30 < tracker.told_at < away_since
         server.start()
         assert tracker.flush(60)
+        assert away_since < tracker.told_at <= time.time()
         assert tracker.close("FINISHED")
         for name in ("loss", "grad_norm"):
             expected = [(step, float(step) if name == "loss" else 1.0) for step in range(700)]
