@@ -25,6 +25,7 @@ from drl_dist.errors import UserError, door
 from drl_dist.option_values import registry, switches_as_flags
 from drl_dist.presets import SETTINGS, preset
 from drl_dist.stopping import stop_on_signals
+from drl_dist.tracking.option import choose_option
 
 Options = TypeVar("Options")
 Plain = TypeVar("Plain", Experiment, RunConfig)
@@ -71,6 +72,7 @@ def parse_options(kind: type[Options], default: Options, argv: Sequence[str], *,
     def refuse(event: tyro_errors.ParseErrorEvent) -> None:
         raise _as_user_error(event, list(fields))
 
+    choose_option(fields)
     switches = [name for name, value in fields.items() if isinstance(value, bool)]
     with tyro_errors.on_parse_error(refuse):
         return tyro.cli(

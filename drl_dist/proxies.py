@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import urllib.request
 from collections.abc import MutableMapping
 from urllib.parse import urlsplit
 
@@ -38,6 +39,16 @@ def proxy_variable(url: str) -> str | None:
     if parts.hostname in LOOPBACK:
         return None
     return next((name for name in _variables(parts.scheme) if os.environ.get(name)), None)
+
+
+def through_proxy(url: str) -> str:
+    """Words for the proxy that urllib takes, which is often what is wrong; empty if it takes none."""
+    parts = urlsplit(url)
+    # urllib knows no proxy for all schemes.
+    names = [name for name in _variables(parts.scheme)[:2] if os.environ.get(name)]
+    if not names or urllib.request.proxy_bypass(parts.netloc.rpartition("@")[2]):
+        return ""
+    return f" through the proxy that {names[0]} names"
 
 
 def _variables(scheme: str) -> tuple[str, ...]:

@@ -55,7 +55,10 @@ class RayHead(RayServer):
         start_seconds: float = 300,
     ) -> None:
         # Unix sockets lie far below this folder and their paths end at 107 bytes: not $TMPDIR, which may be long.
-        self.folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
+        try:
+            self.folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
+        except OSError as error:
+            raise StartError(f"Ray head: no folder for its sockets and logs can be made in /tmp ({error})") from error
         super().__init__("Ray head", self.folder / "head.log", start_seconds)
         self.num_cpus, self.object_store_bytes = num_cpus, object_store_bytes
         self._extra = dict(environment or {})

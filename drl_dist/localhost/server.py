@@ -110,20 +110,23 @@ class LocalServer(ABC):
             StartError: it ended, or did not answer in time; nothing is left running.
         """
         assert self._process is None, f"{self.name} is running already"
-        self.log.parent.mkdir(parents=True, exist_ok=True)
         environment = self.server_environment()
         # What it starts speaks to it, and to its neighbours, on this machine.
         spare_loopback(environment)
-        with self.log.open("ab") as output:
-            self._process = subprocess.Popen(
-                self.command(),
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                cwd=self.working_directory,
-                env=environment,
-                start_new_session=True,
-            )
+        try:
+            self.log.parent.mkdir(parents=True, exist_ok=True)
+            with self.log.open("ab") as output:
+                self._process = subprocess.Popen(
+                    self.command(),
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    cwd=self.working_directory,
+                    env=environment,
+                    start_new_session=True,
+                )
+        except OSError as error:
+            raise StartError(f"{self.name} could not be started: {error}") from error
         try:
             self._wait_until_ready(self._process)
         except BaseException:

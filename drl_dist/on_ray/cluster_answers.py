@@ -6,6 +6,7 @@ import socket
 import time
 from urllib.parse import urlsplit
 
+from ray._private.services import canonicalize_bootstrap_address
 from ray._raylet import GcsClient  # pyright: ignore[reportAttributeAccessIssue]
 from ray.exceptions import AuthenticationError, RayError
 
@@ -21,12 +22,15 @@ _REMEDY = "start the cluster, or correct or unset RAY_ADDRESS"
 
 
 def check_answers(address: str) -> None:
-    """Return if `address` is that of a cluster with a living node; ``auto`` and ``local`` are left to Ray.
+    """Return if `address` is that of a cluster with a living node; of ``auto``, the one that Ray finds on this machine.
 
     Raises:
         UserError: it is not.
     """
-    if address in ("auto", "local"):
+    if address == "local":
+        return
+    if address == "auto":
+        _check_found()
         return
     host, port = _host_and_port(address)
     try:
@@ -52,6 +56,18 @@ def check_answers(address: str) -> None:
             "a head without a living node: its raylet has died",
             "start the cluster again (`ray stop`, `ray start`)",
         )
+
+
+def _check_found() -> None:
+    try:
+        found = canonicalize_bootstrap_address("auto")
+    except ConnectionError as error:
+        raise _refusal("auto", "none that runs on this machine") from error
+    assert found is not None, "Ray raises where it finds none"
+    try:
+        check_answers(found)
+    except UserError as error:
+        raise _refusal("auto", f"{error.got} at {found}", error.remedy) from error
 
 
 def _host_and_port(address: str) -> tuple[str, int]:

@@ -18,6 +18,7 @@ from drl_dist.likelihood.report import Report, report
 from drl_dist.mcmc.adaptation import StepSizeSchedule
 from drl_dist.models import TrainedModel, load_model
 from drl_dist.on_ray.common import check_capacity, cluster
+from drl_dist.on_ray.exported import job_exported
 from drl_dist.on_ray.likelihood_options import LikelihoodOptions
 from drl_dist.on_ray.likelihood_output import (
     FIGURE_NAME,
@@ -74,9 +75,10 @@ def likelihood_run(options: LikelihoodOptions) -> int:
         with cluster():
             check_capacity(options.num_workers, cpus=options.cpus_per_worker, gpus=int(options.use_gpu))
             output.begin()
-            schedule = schedule or given or _adapt(options, model, request)
-            output.write_schedule(schedule)
-            _make(options, model, index, request, schedule, output, results, missing)
+            with job_exported(options.out):
+                schedule = schedule or given or _adapt(options, model, request)
+                output.write_schedule(schedule)
+                _make(options, model, index, request, schedule, output, results, missing)
     _finish(options, model, index, request, output, units, results)
     return 0
 

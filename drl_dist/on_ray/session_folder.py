@@ -15,6 +15,7 @@ SOCKET_BYTES = 107
 # Ray's part of it: /ray, the folder of the session with date, time and process id, the name of the longest socket.
 _BELOW = len("/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store.1")
 _SHORT = Path("/tmp")
+_VARIABLES = ("RAY_TMPDIR", "TMPDIR")
 
 
 def session_folder() -> str | None:
@@ -26,7 +27,7 @@ def session_folder() -> str | None:
     Raises:
         UserError: no folder can be made where RAY_TMPDIR, TMPDIR or /tmp says.
     """
-    variable = next((name for name in ("RAY_TMPDIR", "TMPDIR") if name in os.environ), None)
+    variable = next((name for name in _VARIABLES if os.environ.get(name)), None)
     base = Path(os.environ[variable]) if variable else _SHORT
     # Ray makes a folder that is missing.
     above = next(folder for folder in (base, *base.parents) if folder.exists())
@@ -40,7 +41,8 @@ def session_folder() -> str | None:
     session = base / "ray"
     is_usable = not session.exists() or _is_writable(session)
     if is_usable and len(os.fsencode(base)) + _BELOW <= SOCKET_BYTES:
-        return None
+        # Ray takes a variable that is empty for the folder that it works in.
+        return str(session) if any(os.environ.get(name) == "" for name in _VARIABLES) else None
     try:
         short = Path(tempfile.mkdtemp(prefix="ray-", dir=_SHORT))
     except OSError as error:

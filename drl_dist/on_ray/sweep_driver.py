@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -15,22 +16,24 @@ from ray.tune.experiment import Trial
 
 from drl_dist.data.index import ShardIndex
 from drl_dist.data.reading import read_images
+from drl_dist.errors import UserError
 from drl_dist.on_ray.common import capacity, check_capacity, cluster
+from drl_dist.on_ray.exported import job_exported
 from drl_dist.on_ray.sweep_rescore import kept_rescores, rescore_trial
-from drl_dist.on_ray.sweep_result import finish_sweep, sweep_rows
+from drl_dist.on_ray.sweep_result import finish_sweep, sweep_rows, tell_outcome
 from drl_dist.on_ray.sweep_search import SweepNews, SweepSearch, make_scheduler, replay
 from drl_dist.on_ray.sweep_trial import TrialLaunch, plain_fields
 from drl_dist.on_ray.train_driver import ENVIRONMENT, prepare_run
 from drl_dist.scores.images import check_count
 from drl_dist.sweeps.options import SweepPlan
 from drl_dist.sweeps.proposals import make_proposer
-from drl_dist.sweeps.record import BAD_SCORE, Outcome, SweepFolder
+from drl_dist.sweeps.record import Outcome, SweepFolder
 from drl_dist.sweeps.space import apply
 from drl_dist.sweeps.table import Row, ranked
 from drl_dist.tracking.access import access, take_access
 from drl_dist.tracking.client import connect
 from drl_dist.tracking.runs import status_kept
-from drl_dist.tracking.sweeps import end_trial, open_sweep, trial_run
+from drl_dist.tracking.sweeps import open_sweep
 from drl_dist.training.watch import DivergenceLimits, saturated_share
 
 TRIAL_BYTES = 256 * 2**20
@@ -58,7 +61,7 @@ def sweep_run(plan: SweepPlan) -> int:
         plan: checked; see `drl_dist.sweeps.options.plan_sweep`.
 
     Returns:
-        0 if every trial has ended and one of them has made all its steps, else 1.
+        0 if every trial has ended, one of them has made all its steps, and MLflow knows the winner; else 1.
 
     Raises:
         UserError: something that the user gave cannot be used.
@@ -86,7 +89,7 @@ def sweep_run(plan: SweepPlan) -> int:
         params |= {f"space.{field}": value for field, value in plan.space.as_json().items()}
         params |= {f"sweep.{field}": value for field, value in dataclasses.asdict(plan.options).items()}
         sweep_id = open_sweep(uri, tracking.experiment, name, params)
-        with status_kept(uri, sweep_id):
+        with job_exported(name), status_kept(uri, sweep_id):
             launch = TrialLaunch(folder=folder, sweep_run=sweep_id, limits=_limits(plan, index))
             _run_trials(folder, launch)
             _rescore(folder, index, num_images, sweep_rows(folder, num_images))
@@ -126,13 +129,13 @@ def _run_trials(folder: SweepFolder, launch: TrialLaunch) -> None:
         f"{at_once} at a time on {plan.base.num_workers} workers each; everything is kept in {folder.url}",
         flush=True,
     )
-    tracking = plan.base.tracking
 
     def told(number: int, outcome: Outcome) -> None:
-        run_id = trial_run(tracking.uri, tracking.experiment, folder.run_name(number))
-        if run_id is not None:
-            score = outcome.score if outcome.score < BAD_SCORE else None
-            end_trial(tracking.uri, run_id, outcome.status, outcome.reason, score)
+        try:
+            tell_outcome(folder, number, outcome)
+        except UserError as error:
+            # At the sweep's end it is told again.
+            print(f"trial {number}: how it ended is not on the MLflow page yet: {error}", file=sys.stderr, flush=True)
 
     for name, value in TUNE_ENVIRONMENT.items():
         os.environ.setdefault(name, value)

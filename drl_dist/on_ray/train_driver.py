@@ -35,7 +35,7 @@ from drl_dist.on_ray.train_worker import WorkerTask, train_worker
 from drl_dist.scores.images import check_count
 from drl_dist.scores.options import parse_features
 from drl_dist.tracking.access import access
-from drl_dist.tracking.client import connect
+from drl_dist.tracking.client import connect, server_uri, through_outage
 from drl_dist.tracking.runs import describe_by_picture, open_run, status_kept
 from drl_dist.training.guard import DivergedError
 from drl_dist.training.watch import DivergenceLimits
@@ -163,7 +163,8 @@ def fit_run(prepared: PreparedRun, trial: TrialPart | None = None) -> None:
     """
     run, experiment, started = prepared.run, prepared.run.experiment, time.time()
     # Workers may not have the variable that names the server.
-    uri = connect(run.tracking.uri).tracking_uri
+    # In mid-sweep the server may be away for a while, which must not cost a trial.
+    uri = server_uri(run.tracking.uri) if trial else connect(run.tracking.uri).tracking_uri
     run = dataclasses.replace(run, tracking=dataclasses.replace(run.tracking, uri=uri))
     model_name = trial.model_name if trial else experiment.preset
     with cluster(ENVIRONMENT):
@@ -174,8 +175,12 @@ def fit_run(prepared: PreparedRun, trial: TrialPart | None = None) -> None:
         _remove_leftovers(prepared.run_url, run.checkpoint.keep, prepared.newest)
         params = {name.removeprefix("experiment."): value for name, value in flatten(to_dict(run)).items()}
         params["data_fingerprint"] = prepared.fingerprint
-        tracking_run = open_run(uri, run.tracking.experiment, run.run_name, params, trial.tags if trial else None)
-        page = describe_by_picture(uri, tracking_run)
+
+        def opened() -> tuple[str, str]:
+            found = open_run(uri, run.tracking.experiment, run.run_name, params, trial.tags if trial else None)
+            return found, describe_by_picture(uri, found)
+
+        tracking_run, page = through_outage(uri, opened) if trial else opened()
         newest = prepared.newest
         print(
             f"run {run.run_name}: {_beginning(run, newest)}, "

@@ -18,6 +18,7 @@ from torch import Tensor
 from drl_dist.data.filesystem import REQUEST_BYTES, Folder, check_reachable, write_local
 from drl_dist.errors import UserError, file_of
 from drl_dist.progress import progress
+from drl_dist.proxies import through_proxy
 
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 INCEPTION_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{INCEPTION_FILE}"
@@ -98,7 +99,7 @@ def _download(url: str, *, max_bytes: int) -> bytes:
     except (urllib.error.URLError, OSError, ValueError) as error:
         raise UserError(
             f"weights {url}",
-            got=f"no answer ({' '.join(str(error).split())[:120]})",
+            got=f"no answer{through_proxy(url)} ({' '.join(str(error).split())[:120]})",
             expected=f"a file within {ANSWER_SECONDS:.0f} s of silence",
             remedy="on a machine without internet bring the file there and name it, as in --features inception=PATH",
         ) from error

@@ -17,6 +17,7 @@ from mlflow.utils.rest_utils import http_request
 
 from drl_dist.data.filesystem import within
 from drl_dist.proxies import proxy_variable
+from drl_dist.tracking.option import address_option
 
 PROBE_SECONDS = 10.0
 DEADLINE_SECONDS = 25.0
@@ -24,7 +25,6 @@ DEADLINE_SECONDS = 25.0
 OLDEST_SERVER = (2, 9)
 """From here on a server knows ``models:/NAME@latest``."""
 _SEARCH = "/api/2.0/mlflow/experiments/search"
-_ADDRESS_REMEDY = "start the server or correct the URI (--tracking.uri or MLFLOW_TRACKING_URI)"
 _LOGIN = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
 _AUTHORITY = "set MLFLOW_TRACKING_SERVER_CERT_PATH to a PEM file with the certificate of the authority that signed it"
 
@@ -54,7 +54,7 @@ def probe(uri: str, seconds: float = PROBE_SECONDS) -> Trouble | None:
     try:
         return within(DEADLINE_SECONDS, lambda: _probe(uri, seconds))
     except TimeoutError as error:
-        return Trouble(f"no answer ({error}){_through_proxy(uri)}", _ADDRESS_REMEDY)
+        return Trouble(f"no answer ({error}){_through_proxy(uri)}", _address_remedy())
 
 
 def refusal(error: MlflowException | requests.RequestException, uri: str) -> Trouble:
@@ -77,7 +77,7 @@ def _probe(uri: str, seconds: float) -> Trouble | None:
     except MlflowException as error:
         return _unanswered(error.__cause__ or error.__context__ or error, uri)
     except OSError as error:  # a credentials file that may not be read, say
-        return Trouble(_words(error), _ADDRESS_REMEDY)
+        return Trouble(_words(error), _address_remedy())
     if (trouble := _answered(answer, uri)) is not None:
         return trouble
     version = _version(uri)
@@ -121,7 +121,7 @@ def _answered(answer: requests.Response, uri: str) -> Trouble | None:
         return Trouble(f"status {status}{proxy}", "wait until the server is up, look at its log, or correct the URI")
     if status == 404 and (version := _version(uri)):
         return _too_old(version)
-    return Trouble(f"status {status} from something that is not an MLflow server{proxy}", _ADDRESS_REMEDY)
+    return Trouble(f"status {status} from something that is not an MLflow server{proxy}", _address_remedy())
 
 
 def _redirected(answer: requests.Response) -> Trouble:
@@ -176,7 +176,7 @@ def _unanswered(error: BaseException, uri: str) -> Trouble:
         return Trouble(_words(error), "correct the address, or the MLFLOW_TRACKING_ variables")
     kinds = [type(one).__name__ for one in chain]
     why = next((kind for kind in kinds if "Timeout" in kind), kinds[0])
-    return Trouble(f"no answer ({why}){proxy}", _ADDRESS_REMEDY)
+    return Trouble(f"no answer ({why}){proxy}", _address_remedy())
 
 
 def _tls_trouble(chain: list[BaseException]) -> Trouble | None:
@@ -214,6 +214,10 @@ def _chain(error: BaseException) -> list[BaseException]:
         if below is None:
             return found
         found.append(below)
+
+
+def _address_remedy() -> str:
+    return f"start the server or correct the URI ({address_option()} or MLFLOW_TRACKING_URI)"
 
 
 def _words(error: BaseException) -> str:

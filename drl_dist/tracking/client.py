@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
@@ -14,8 +16,13 @@ from mlflow.exceptions import MlflowException, RestException
 
 from drl_dist.errors import UserError
 from drl_dist.tracking.answers import probe, refusal
+from drl_dist.tracking.option import address_option
 
 Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+OUTAGE_SECONDS = 12 * 3600.0
+"""Longest wait of a trial of a sweep for a server that went away in mid-sweep."""
 
 # What another attempt would not change; everything else may be an outage.
 _FINAL = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
@@ -45,7 +52,7 @@ def server_uri(uri: str | None) -> str:
             "MLflow server",
             got="no address",
             expected="the address of a running server",
-            remedy="give --tracking.uri http://HOST:PORT or set MLFLOW_TRACKING_URI",
+            remedy=f"give {address_option()} http://HOST:PORT or set MLFLOW_TRACKING_URI",
         )
     try:
         parts = urlsplit(found)
@@ -93,6 +100,35 @@ def user_errors(uri: str) -> Iterator[None]:
         raise UserError(
             f"MLflow server {uri}", got=trouble.got, expected="the request to succeed", remedy=trouble.remedy
         ) from error
+
+
+def through_outage(
+    uri: str, call: Callable[[], Result], *, seconds: float = OUTAGE_SECONDS, pause: float = 30.0
+) -> Result:
+    """What a call that speaks to the server returns, repeated while the server is away; a line on stderr tells of it.
+
+    Args:
+        uri: the server.
+        call: may be repeated.
+        seconds: longest wait.
+        pause: between tries, in seconds.
+
+    Raises:
+        UserError: from the call, if the server is there or does not come back.
+    """
+    deadline, is_told = time.monotonic() + seconds, False
+    while True:
+        try:
+            return call()
+        except UserError as error:
+            if time.monotonic() > deadline or probe(uri) is None:
+                raise
+            if not is_told:
+                print(
+                    f"waiting for the server, for {seconds / 3600:.3g} h at most: {error}", file=sys.stderr, flush=True
+                )
+                is_told = True
+            time.sleep(pause)
 
 
 def is_final(error: MlflowException) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 
 from drl_dist.errors import UserError
 from drl_dist.tracking.client import connect, user_errors
+from drl_dist.tracking.option import address_option
 from drl_dist.tracking.runs import finish_run, log_results, open_run
 
 
@@ -48,7 +49,7 @@ def find_scored_model(uri: str | None, name: str, version: int, ema_sha256: str 
             f"model models:/{name}/{version}",
             got=f"other weights at {client.tracking_uri}",
             expected="the weights that made the samples",
-            remedy="give the server that knows them as --tracking-uri",
+            remedy=f"give the server that knows them as {address_option()}",
         )
     return ScoredModel(name, version, int(found.tags["step"]), found.run_id)
 

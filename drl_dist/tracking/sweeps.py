@@ -12,7 +12,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from drl_dist.checkpoints.remote import StoredCheckpoint, fetch_checkpoint
 from drl_dist.tracking.client import connect, user_errors
 from drl_dist.tracking.registry import register_checkpoint
-from drl_dist.tracking.runs import experiment_named, finish_run, open_run, run_named
+from drl_dist.tracking.runs import RunStatus, experiment_named, open_run, run_named
 
 BEST = "best"
 """Alias of the model version that won its sweep."""
@@ -44,22 +44,34 @@ def trial_run(uri: str | None, experiment: str, run_name: str) -> str | None:
     return run.info.run_id if run else None
 
 
-def end_trial(uri: str | None, run_id: str, status: str, reason: str, score: float | None) -> None:
-    """Mark how a trial ended.
+def end_trial(uri: str | None, experiment: str, run_name: str, status: str, reason: str, score: float | None) -> None:
+    """Mark how a trial ended; a trial that is marked so already, or has no run, stays as it is.
 
     Args:
-        run_id: of the trial's run.
+        experiment: MLflow experiment of the sweep.
+        run_name: of the trial.
         status: finished, stopped, diverged or failed.
         reason: why.
         score: its last; logged as the metric ``sweep_score``, by which the page sorts children. None for no score.
+
+    Raises:
+        UserError: the server does not answer; what it was told may be told again.
     """
     client = connect(uri)
+    ended: RunStatus = "FINISHED" if status == "finished" else "KILLED" if status == "stopped" else "FAILED"
     with user_errors(client.tracking_uri):
-        client.set_tag(run_id, _STATUS_TAG, status)
-        client.set_tag(run_id, _REASON_TAG, reason)
+        run = run_named(client, experiment_named(client, experiment), run_name)
+        if run is None:
+            return
+        told = {name: run.data.tags.get(name) for name in (_STATUS_TAG, _REASON_TAG)}
+        if run.info.status == ended and told == {_STATUS_TAG: status, _REASON_TAG: reason}:
+            return
         if score is not None:
-            client.log_metric(run_id, "sweep_score", score)
-    finish_run(uri, run_id, {"finished": "FINISHED", "stopped": "KILLED"}.get(status, "FAILED"))  # pyright: ignore
+            client.log_metric(run.info.run_id, "sweep_score", score)
+        client.set_terminated(run.info.run_id, ended)
+        # Last, since they say that all was told.
+        client.set_tag(run.info.run_id, _REASON_TAG, reason)
+        client.set_tag(run.info.run_id, _STATUS_TAG, status)
 
 
 def log_files(uri: str | None, run_id: str, files: Mapping[str, bytes], texts: Mapping[str, str]) -> None:

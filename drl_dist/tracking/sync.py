@@ -11,6 +11,7 @@ import tyro
 
 from drl_dist.errors import EXIT_USER_ERROR, UserError, local_of
 from drl_dist.tracking.client import connect
+from drl_dist.tracking.option import choose_option
 from drl_dist.tracking.sending import Sender, ServerAway
 from drl_dist.tracking.spool import Spool
 
@@ -86,6 +87,7 @@ def main(spool: str, uri: str | None = None) -> None:
         spool: folder that the training run named when it ended.
         uri: another server than the one that the run used.
     """
+    choose_option(["--uri"])
     try:
         sent = sync(local_of(spool, "--spool"), uri)
     except UserError as error:
