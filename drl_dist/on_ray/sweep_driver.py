@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -130,13 +131,6 @@ def _run_trials(folder: SweepFolder, launch: TrialLaunch) -> None:
         flush=True,
     )
 
-    def told(number: int, outcome: Outcome) -> None:
-        try:
-            tell_outcome(folder, number, outcome)
-        except UserError as error:
-            # At the sweep's end it is told again.
-            print(f"trial {number}: how it ended is not on the MLflow page yet: {error}", file=sys.stderr, flush=True)
-
     for name, value in TUNE_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     # It would say that no trial has left Ray Tune a file of results.
@@ -167,10 +161,18 @@ def _run_trials(folder: SweepFolder, launch: TrialLaunch) -> None:
                 name="sweep",
                 storage_path=str(Path(temporary).resolve()),
                 failure_config=tune.FailureConfig(max_failures=MAX_FAILURES),
-                callbacks=[SweepNews(folder, told)],
+                callbacks=[SweepNews(folder, partial(tell_now_or_later, folder))],
                 verbose=0,
             ),
         ).fit()
+
+
+def tell_now_or_later(folder: SweepFolder, number: int, outcome: Outcome) -> None:
+    """Mark on the MLflow page how a trial ended; what fails now is told again at the sweep's end."""
+    try:
+        tell_outcome(folder, number, outcome)
+    except UserError as error:
+        print(f"trial {number}: how it ended is not on the MLflow page yet: {error}", file=sys.stderr, flush=True)
 
 
 def _rescore(folder: SweepFolder, index: ShardIndex, num_images: int, rows: list[Row]) -> None:

@@ -5,15 +5,20 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
+from unittest.mock import MagicMock
 
 import pytest
 
 from drl_dist.errors import Stopped, UserError
-from drl_dist.on_ray import exported, train_metrics
+from drl_dist.on_ray import exported, likelihood_driver, sweep_driver, train_metrics
 from drl_dist.on_ray.exported import Exporter, job_exported
+from drl_dist.on_ray.likelihood_options import LikelihoodOptions
 from drl_dist.on_ray.train_metrics import CheckpointTimes, Clock, Exports
+from tests.sweeps.makers import plan
 
 
 class Kept:
@@ -121,6 +126,56 @@ def test_a_job_counts_as_ended_if_it_ended_as_it_should(kept: dict[str, list[flo
         with pytest.raises(type(error)), job_exported("church"):
             raise error
         assert "ended" not in kept
+
+
+def test_likelihood_jobs_and_sweeps_export_that_they_ended(
+    kept: dict[str, list[float]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for module in (likelihood_driver, sweep_driver):
+        monkeypatch.setattr(module, "cluster", lambda *_: nullcontext())
+        monkeypatch.setattr(module, "check_capacity", lambda *_, **__: None)
+
+    # Everything but the order of what happens is stood in for.
+    for name in (
+        "load_model",
+        "open_index",
+        "check_count",
+        "likelihood_request",
+        "_make",
+        "_finish",
+        "LikelihoodOutput",
+    ):
+        monkeypatch.setattr(likelihood_driver, name, MagicMock())
+    output = cast(Any, likelihood_driver.LikelihoodOutput).return_value
+    output.finished_report.return_value = None
+    request = cast(Any, likelihood_driver.likelihood_request).return_value
+    request.units.return_value = [0]
+    output.finished.return_value = {}
+    options = LikelihoodOptions(model="m", data="d", out="church")
+    assert likelihood_driver.likelihood_run(options) == 0
+    assert kept["ended"] == [1] and "started_timestamp_seconds" in kept
+    kept.clear()
+    cast(Any, likelihood_driver._make).side_effect = RuntimeError("broken")
+    with pytest.raises(RuntimeError):
+        likelihood_driver.likelihood_run(options)
+    assert "ended" not in kept and "started_timestamp_seconds" in kept
+
+    kept.clear()
+    for name in ("prepare_run", "connect", "open_sweep", "_limits", "_run_trials", "_rescore", "_rescore_images"):
+        monkeypatch.setattr(sweep_driver, name, MagicMock())
+    cast(Any, sweep_driver.prepare_run).return_value.index.fingerprint = "f"
+    cast(Any, sweep_driver.connect).return_value.tracking_uri = "http://host"
+    monkeypatch.setattr(sweep_driver, "status_kept", lambda *_: nullcontext())
+    monkeypatch.setattr(sweep_driver, "sweep_rows", lambda *_: [])
+    monkeypatch.setattr(sweep_driver, "finish_sweep", lambda *_: 0)
+    swept = plan(tmp_path, "--sweep-name", "church")
+    assert sweep_driver.sweep_run(swept) == 0
+    assert kept["ended"] == [1] and "started_timestamp_seconds" in kept
+    kept.clear()
+    cast(Any, sweep_driver._run_trials).side_effect = RuntimeError("broken")
+    with pytest.raises(RuntimeError):
+        sweep_driver.sweep_run(swept)
+    assert "ended" not in kept and "started_timestamp_seconds" in kept
 
 
 def test_ray_s_controller_tells_of_checkpoints(kept: dict[str, list[float]]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -11,9 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from ray._private import services
 
 from drl_dist.errors import UserError
-from drl_dist.localhost import RayHead
+from drl_dist.localhost import MlflowServer, RayHead, StartError
 from drl_dist.on_ray.cluster_answers import check_answers
 from drl_dist.on_ray.sent_folder import LARGE_BYTES, large_entries
 from drl_dist.on_ray.session_folder import SOCKET_BYTES, session_folder
@@ -99,6 +101,42 @@ def test_a_folder_that_is_none_is_told(place: str, no_folders: pytest.MonkeyPatc
 def test_an_address_that_is_none_is_told(address: str) -> None:
     with pytest.raises(UserError, match="got no address of a cluster, expected HOST:PORT"):
         check_answers(address)
+
+
+@pytest.mark.parametrize("variable", ["TMPDIR", "RAY_TMPDIR"])
+def test_a_variable_that_is_empty_counts_as_none(variable: str, no_folders: pytest.MonkeyPatch) -> None:
+    """Ray would take it for the folder that it works in."""
+    no_folders.setenv(variable, "")
+    given = session_folder()
+    assert given is not None and Path(given).is_relative_to("/tmp")
+
+
+def test_auto_is_looked_up_and_tried_as_any_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        dead = f"127.0.0.1:{closed.getsockname()[1]}"
+    monkeypatch.setattr(services, "find_gcs_addresses", lambda: {dead})
+    monkeypatch.setattr(services, "find_bootstrap_address", lambda _folder: None)  # pyright: ignore[reportUnknownLambdaType]
+    with pytest.raises(
+        UserError, match=rf"got no answer .* at \S+:{dead[10:]}, expected a cluster at RAY_ADDRESS=auto"
+    ):
+        check_answers("auto")
+    monkeypatch.setattr(services, "find_gcs_addresses", set)
+    with pytest.raises(UserError, match="got none that runs on this machine, expected a cluster at RAY_ADDRESS=auto"):
+        check_answers("auto")
+
+
+def test_a_head_that_finds_no_folder_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def refuse(prefix: str, dir: str) -> str:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tempfile, "mkdtemp", refuse)
+        with pytest.raises(StartError, match=r"no folder for its .* in /tmp \(.*No space left"):
+            RayHead(num_cpus=1)
+    (tmp_path / "file").touch()
+    with pytest.raises(StartError, match=r"MLflow server could not be started: .*Not a directory"):
+        MlflowServer(tmp_path / "file" / "below").start()
 
 
 @pytest.mark.integration

@@ -130,6 +130,18 @@ def test_inception_is_downloaded_once(as_published: Path, web: str, monkeypatch:
     assert not kept.exists()
 
 
+def test_a_download_that_fails_names_the_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HTTPS_PROXY", "http://user:pass-word@127.0.0.1:9")
+    with pytest.raises(UserError, match=r"got no answer through the proxy that HTTPS_PROXY names \(") as caught:
+        weights.read_weights("https://weights.invalid/w.pth")
+    assert "pass-word" not in str(caught.value)
+    monkeypatch.setenv("NO_PROXY", "weights.invalid")
+    with pytest.raises(UserError, match=r"got no answer \("):
+        weights.read_weights("https://weights.invalid/w.pth")
+
+
 def test_other_weights_than_the_published_are_refused_before_they_are_decoded(tmp_path: Path) -> None:
     # Decoding this pickle makes a file.
     class Trap:

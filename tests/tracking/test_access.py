@@ -10,14 +10,20 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from drl_dist.cli import parse_options, parse_train
+from drl_dist.config import RunConfig
 from drl_dist.errors import UserError
 from drl_dist.localhost import MlflowServer
+from drl_dist.on_ray.sample_options import SampleOptions
+from drl_dist.tracking import option
 from drl_dist.tracking.access import access, take_access
 from drl_dist.tracking.client import connect
+from drl_dist.tracking.curves import CurvesOptions
 from drl_dist.tracking.registry import resolve_model
 from drl_dist.tracking.runs import open_run
 from drl_dist.tracking.tracker import Tracker
@@ -228,6 +234,24 @@ def test_what_answers_in_its_place(answers: dict[str, tuple[int, str]], sentence
 def test_addresses_that_are_none(uri: str, sentence: str) -> None:
     told = refused(uri)
     assert sentence in told and "pass-word" not in told
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [(SampleOptions(), "--tracking-uri"), (CurvesOptions(), "--uri"), (RunConfig, "--tracking.uri")],
+)
+def test_the_option_is_called_what_the_command_calls_it(
+    options: Any, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(option, "_chosen", ["--nonesuch"])
+    if options is RunConfig:
+        parse_train("digits", ["--dry-run"])
+    else:
+        parse_options(type(options), options, [], description="")
+    assert f"give {name} http://HOST:PORT or set MLFLOW_TRACKING_URI" in refused("")
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    assert f"correct the URI ({name} or MLFLOW_TRACKING_URI)" in refused(f"http://127.0.0.1:{port}")
 
 
 def test_a_server_that_says_nothing_is_given_up_within_half_a_minute() -> None:
