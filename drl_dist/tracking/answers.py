@@ -10,7 +10,14 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import requests
-from mlflow.environment_variables import MLFLOW_TRACKING_AUTH, MLFLOW_TRACKING_TOKEN
+from mlflow.environment_variables import (
+    MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR,
+    MLFLOW_HTTP_REQUEST_BACKOFF_JITTER,
+    MLFLOW_HTTP_REQUEST_MAX_RETRIES,
+    MLFLOW_HTTP_REQUEST_TIMEOUT,
+    MLFLOW_TRACKING_AUTH,
+    MLFLOW_TRACKING_TOKEN,
+)
 from mlflow.exceptions import MlflowException
 from mlflow.utils.credentials import get_default_host_creds, read_mlflow_creds
 from mlflow.utils.rest_utils import http_request
@@ -29,6 +36,14 @@ _LOGIN = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACK
 _AUTHORITY = "set MLFLOW_TRACKING_SERVER_CERT_PATH to a PEM file with the certificate of the authority that signed it"
 
 _CLIENT_CERTIFICATE = "set MLFLOW_TRACKING_CLIENT_CERT_PATH to a PEM file with certificate and key"
+
+# The first request here does without them.
+_NUMBERS = (
+    MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR,
+    MLFLOW_HTTP_REQUEST_BACKOFF_JITTER,
+    MLFLOW_HTTP_REQUEST_MAX_RETRIES,
+    MLFLOW_HTTP_REQUEST_TIMEOUT,
+)
 
 
 @dataclass(frozen=True)
@@ -73,11 +88,16 @@ def refusal(error: MlflowException | requests.RequestException, uri: str) -> Tro
 
 def _probe(uri: str, seconds: float) -> Trouble | None:
     try:
+        for variable in _NUMBERS:
+            variable.get()
         answer = _ask(uri, _SEARCH, "POST", seconds, json={"max_results": 1})
     except MlflowException as error:
         return _unanswered(error.__cause__ or error.__context__ or error, uri)
     except OSError as error:  # a credentials file that may not be read, say
         return Trouble(_words(error), _address_remedy())
+    except (ValueError, ImportError) as error:
+        # A variable with a value that MLflow does not read, or one that wants a package that is not there.
+        return Trouble(_words(error), "correct the MLFLOW_ variable, or install what it needs")
     if (trouble := _answered(answer, uri)) is not None:
         return trouble
     version = _version(uri)
@@ -172,6 +192,12 @@ def _unanswered(error: BaseException, uri: str) -> Trouble:
         )
     if (trouble := _tls_trouble(chain)) is not None:
         return trouble
+    if any(isinstance(one, requests.exceptions.InvalidHeader | UnicodeError) for one in chain):
+        # What exactly is wrong with it would show it.
+        return Trouble(
+            "a login that no request can carry, as one with a line break or letters beyond Latin-1",
+            "correct MLFLOW_TRACKING_TOKEN",
+        )
     if isinstance(error, MlflowException | requests.exceptions.InvalidURL):
         return Trouble(_words(error), "correct the address, or the MLFLOW_TRACKING_ variables")
     kinds = [type(one).__name__ for one in chain]
@@ -188,7 +214,12 @@ def _tls_trouble(chain: list[BaseException]) -> Trouble | None:
         )
     if "CERTIFICATE_VERIFY_FAILED" in texts:
         reason = next((one.verify_message for one in chain if isinstance(one, ssl.SSLCertVerificationError)), "")
-        return Trouble(f"a TLS certificate that is not trusted ({reason or 'verification failed'})", _AUTHORITY)
+        got = f"a TLS certificate that is not trusted ({reason or 'verification failed'})"
+        if "expired" in reason or "not yet valid" in reason:
+            return Trouble(got, "renew the server's certificate, or correct this machine's clock")
+        if "mismatch" in reason:
+            return Trouble(got, "use a name of the server that its certificate holds")
+        return Trouble(got, _AUTHORITY)
     # Since TLS 1.3 a server that misses a certificate may just close the connection.
     if "CERTIFICATE_REQUIRED" in texts or "HANDSHAKE_FAILURE" in texts or "EOF occurred" in texts:
         return Trouble(

@@ -187,6 +187,62 @@ def test_a_certificate_of_the_client(
     assert "an answer that is no TLS" in refused(mlflow_server.uri.replace("http", "https"))
 
 
+def self_signed(folder: Path, days: int) -> Path:
+    """A folder with a server.pem for 127.0.0.1 that signs itself."""
+    folder.mkdir()
+    (folder / "names").write_text("subjectAltName=IP:127.0.0.1\n")
+    for words in (
+        ("req", "-newkey", "rsa:2048", "-nodes", "-keyout", "key", "-out", "csr", "-subj", "/CN=s"),
+        ("x509", "-req", "-in", "csr", "-signkey", "key", "-days", str(days), "-out", "crt", "-extfile", "names"),
+    ):
+        subprocess.run(["openssl", *words], cwd=folder, check=True, capture_output=True)
+    (folder / "server.pem").write_text((folder / "crt").read_text() + (folder / "key").read_text())
+    return folder
+
+
+def test_certificates_that_sign_themselves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = {SEARCH: (200, "{}"), "/version": (200, "3.1.0")}
+    sound = self_signed(tmp_path / "with space", 2)
+    monkeypatch.setenv("MLFLOW_TRACKING_SERVER_CERT_PATH", str(sound / "crt"))
+    with Front("", certificates=sound, answers=answers) as front:
+        connect(front.uri)
+        told = refused(front.uri.replace("127.0.0.1", "localhost"))
+        assert "Hostname mismatch" in told and "use a name of the server that its certificate holds" in told
+        monkeypatch.setenv("MLFLOW_TRACKING_INSECURE_TLS", "true")
+        told = refused(front.uri)
+        assert "MLFLOW_TRACKING_INSECURE_TLS" in told and "correct the address, or the MLFLOW_TRACKING_" in told
+        monkeypatch.delenv("MLFLOW_TRACKING_SERVER_CERT_PATH")
+        connect(front.uri)
+        monkeypatch.delenv("MLFLOW_TRACKING_INSECURE_TLS")
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(sound / "crt"))
+        connect(front.uri)
+    monkeypatch.delenv("REQUESTS_CA_BUNDLE")
+    old = self_signed(tmp_path / "old", -1)
+    monkeypatch.setenv("MLFLOW_TRACKING_SERVER_CERT_PATH", str(old / "crt"))
+    with Front("", certificates=old, answers=answers) as front:
+        told = refused(front.uri)
+        assert "certificate has expired" in told and "renew the server's certificate" in told
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "sentence"),
+    [
+        ("MLFLOW_TRACKING_INSECURE_TLS", "yes", "MLFLOW_TRACKING_INSECURE_TLS value must be one of"),
+        ("MLFLOW_TRACKING_AWS_SIGV4", "true", "No module named 'requests_auth_aws_sigv4'"),
+        ("MLFLOW_HTTP_REQUEST_TIMEOUT", "long", "MLFLOW_HTTP_REQUEST_TIMEOUT"),
+        ("MLFLOW_TRACKING_TOKEN", "secret\n", "got a login that no request can carry"),
+        ("MLFLOW_TRACKING_TOKEN", "secret…", "correct MLFLOW_TRACKING_TOKEN"),
+    ],
+)
+def test_variables_that_the_client_cannot_use(
+    name: str, value: str, sentence: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+    with Front("", answers={SEARCH: (200, "{}"), "/version": (200, "3.1.0")}) as front:
+        told = refused(front.uri)
+    assert sentence in told and "secret" not in told and "start the server" not in told
+
+
 @pytest.mark.integration
 def test_redirects(mlflow_server: MlflowServer) -> None:
     with Front("", redirect=(308, mlflow_server.uri)) as front:
