@@ -213,13 +213,7 @@ def _tls_trouble(chain: list[BaseException]) -> Trouble | None:
             "correct MLFLOW_TRACKING_SERVER_CERT_PATH, MLFLOW_TRACKING_CLIENT_CERT_PATH or REQUESTS_CA_BUNDLE",
         )
     if "CERTIFICATE_VERIFY_FAILED" in texts:
-        reason = next((one.verify_message for one in chain if isinstance(one, ssl.SSLCertVerificationError)), "")
-        got = f"a TLS certificate that is not trusted ({reason or 'verification failed'})"
-        if "expired" in reason or "not yet valid" in reason:
-            return Trouble(got, "renew the server's certificate, or correct this machine's clock")
-        if "mismatch" in reason:
-            return Trouble(got, "use a name of the server that its certificate holds")
-        return Trouble(got, _AUTHORITY)
+        return _not_trusted(chain)
     # Since TLS 1.3 a server that misses a certificate may just close the connection.
     if "CERTIFICATE_REQUIRED" in texts or "HANDSHAKE_FAILURE" in texts or "EOF occurred" in texts:
         return Trouble(
@@ -233,6 +227,16 @@ def _tls_trouble(chain: list[BaseException]) -> Trouble | None:
             "look at MLFLOW_TRACKING_SERVER_CERT_PATH and MLFLOW_TRACKING_CLIENT_CERT_PATH, which must name PEM files",
         )
     return None
+
+
+def _not_trusted(chain: list[BaseException]) -> Trouble:
+    reason = next((one.verify_message for one in chain if isinstance(one, ssl.SSLCertVerificationError)), "")
+    got = f"a TLS certificate that is not trusted ({reason or 'verification failed'})"
+    if "expired" in reason or "not yet valid" in reason:
+        return Trouble(got, "renew the server's certificate, or correct this machine's clock")
+    if "mismatch" in reason:
+        return Trouble(got, "use a name of the server that its certificate holds")
+    return Trouble(got, _AUTHORITY)
 
 
 def _chain(error: BaseException) -> list[BaseException]:
