@@ -204,5 +204,5 @@ def _as_user_error(event: tyro_errors.ParseErrorEvent, known: Sequence[str]) -> 
 def _values_in(message: str) -> str:
     """The words that the parser could not make a value of, where its message lists them, on one line."""
     line = " ".join(message.split())
-    listed = re.search(r"\['.*?'\]", line)
-    return line if listed is None else " ".join(ast.literal_eval(listed[0]))
+    listed = re.search(r"\['.*?'\]|(?<= from )\[\]", line)
+    return line if listed is None else " ".join(ast.literal_eval(listed[0])) or "no value"

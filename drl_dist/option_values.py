@@ -24,9 +24,9 @@ def whole_number(text: str) -> int:
     try:
         number = Decimal(text)
     except InvalidOperation:
-        raise ValueError(f"{text} is not a whole number") from None
+        raise ValueError(f"{text}, which is not a whole number") from None
     if not number.is_finite() or number.adjusted() >= _MAX_DIGITS or number != number.to_integral_value():
-        raise ValueError(f"{text} is not a whole number")
+        raise ValueError(f"{text}, which is not a whole number")
     return int(number)
 
 
@@ -36,15 +36,18 @@ def finite_number(text: str) -> float:
     Raises:
         ValueError: it is not a finite number.
     """
-    number = float(text)
+    try:
+        number = float(text)
+    except ValueError:
+        raise ValueError(f"{text}, which is not a number") from None
     if not math.isfinite(number):
-        raise ValueError(f"{text} is not a finite number")
+        raise ValueError(f"{text}, which is not a finite number")
     return number
 
 
 def _nothing(text: str) -> None:
     if text.lower() not in _NONE:
-        raise ValueError(f"{text} is not none")
+        raise ValueError(f"{text}, which is not none")
 
 
 def registry() -> ConstructorRegistry:

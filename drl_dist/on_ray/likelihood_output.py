@@ -138,6 +138,8 @@ class LikelihoodOutput:
         if REQUEST_NAME in self._records.folder.sizes():
             units = range(len(self._request.units()))
             self._records.remove([*(f"{unit:06d}.safetensors" for unit in units), REQUEST_NAME])
+        # A kill before the folder itself was removed leaves it empty.
+        self._records.folder.remove_if_empty()
 
     def _refuse_other(self, found: Any) -> None:
         request = found if isinstance(found, dict) else {}

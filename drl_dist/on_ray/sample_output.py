@@ -287,8 +287,12 @@ class SampleOutput:
         shards = [shard_name(self._request.preset, SPLIT, unit) for unit in units]
         self._folder.remove_parts([*shards, PROGRESSION_NAME, GRID_NAME, MANIFEST_NAME, INDEX_NAME])
         begun = read_json(self._records.folder, REQUEST_NAME)
+        if begun is None:
+            # A kill before the folder itself was removed leaves it empty.
+            self._records.folder.remove_if_empty()
+            return
         # Records of an extension that waits for its own command stay.
-        if begun is None or begun.get("num_images") != self._request.num_images:
+        if begun.get("num_images") != self._request.num_images:
             return
         # The request goes last: without it, nobody knows whose the others are.
         self._records.remove([*(f"{unit:05d}.json" for unit in units), *shards, PROGRESSION_NAME, REQUEST_NAME])

@@ -134,7 +134,7 @@ def test_a_single_damaged_image_is_replaced_alone(tmp_path: Path) -> None:
     assert sorted(one.sample for one in substitutes) == [4, 9]
     reasons = {one.sample: one.reason for one in substitutes}
     # The same words on every worker: no address of a buffer.
-    assert reasons[9] == "a damaged image (cannot identify image file)"
+    assert reasons[9] == "a damaged image (UnidentifiedImageError: cannot identify image file)"
     assert "0x" not in reasons[4]
 
 

@@ -75,7 +75,7 @@ def python(words: Sequence[str], folder: Path) -> None:
             ends = program.startswith("datasets_prep.") or not {"--help", "-h", "--dry-run"}.isdisjoint(arguments)
             if end.code in (0, None) and ends:
                 return
-            missing = re.match(r"option (--[\w.-]+): |command line: got no (--[\w.-]+)", told.getvalue())
+            missing = re.match(r"(?:option )?(--[\w.-]+): |command line: got no (--[\w.-]+)", told.getvalue())
             if is_partial and missing and not {missing[1] or missing[2]} & set(arguments):
                 return
             raise Refused(f"status {end.code}: {told.getvalue().strip() or 'its work was not noticed'}") from None
@@ -160,7 +160,7 @@ def filled(word: str) -> str:
         return HERE
     if re.fullmatch(r"\w+=PATH", word):
         return word.replace("PATH", HERE)
-    return {"N": "3", "MIN:MAX": "2:8", "random-NN%": "random-30%"}.get(word, word)
+    return {"N": "3", "LOW": "0", "HIGH": "4095", "MIN:MAX": "2:8", "random-NN%": "random-30%"}.get(word, word)
 
 
 def ray(words: Sequence[str], folder: Path) -> None:
@@ -246,7 +246,7 @@ def uv(words: Sequence[str], folder: Path) -> None:
 
 def prometheus(words: Sequence[str], folder: Path) -> None:
     """Flags that Prometheus has, and a configuration that `promtool` accepts."""
-    program = require("prometheus")
+    program = require("prometheus").with_name("prometheus")
     help_text = _help((str(program),))
     for word in words:
         name, _, value = word.partition("=")
@@ -258,7 +258,7 @@ def prometheus(words: Sequence[str], folder: Path) -> None:
 
 def promtool(words: Sequence[str], folder: Path) -> None:
     """Really run: it reads files and changes nothing."""
-    program = require("prometheus").with_name("promtool")
+    program = require("prometheus")
     done = subprocess.run([program, *words], cwd=folder, capture_output=True, text=True, check=False)
     if done.returncode:
         raise Refused(done.stderr.strip() or done.stdout.strip())

@@ -248,7 +248,7 @@ def test_a_result_depends_on_its_image_and_its_number_alone(checkpoint: Path, da
             "--noise-std: got 1.0, expected more than 1.28 and less than 2.007e\\+04",
         ),
         ({"use_gpu": True}, "--use-gpu: got it on a machine without a GPU"),
-        ({"out": "ftp://host/out"}, "storage URL: got 'ftp://host/out'"),
+        ({"out": "ftp://host/out"}, "option --out: got ftp://host/out, expected a path"),
     ],
 )
 def test_what_cannot_be_used_is_told_before_anything_is_written(

@@ -50,13 +50,13 @@ def test_the_usual_spellings_are_understood(words: list[str], field: str, value:
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["--train.num-steps", "1.5"], "option --train.num-steps: got 1.5 is not a whole number, expected INT"),
-        (["--train.num-steps", "1e999999999"], "got 1e999999999 is not a whole number"),
-        (["--train.num-steps", "inf"], "got inf is not a whole number"),
+        (["--train.num-steps", "1.5"], "option --train.num-steps: got 1.5, which is not a whole number, expected INT"),
+        (["--train.num-steps", "1e999999999"], "got 1e999999999, which is not a whole number"),
+        (["--train.num-steps", "inf"], "got inf, which is not a whole number"),
         (["--optim.max-grad-norm", "inf"], r"option --optim.max-grad-norm: got inf, expected none\|FLOAT"),
-        (["--loader.cache-gib", "nan"], "option --loader.cache-gib: got nan is not a finite number, expected FLOAT"),
+        (["--loader.cache-gib", "nan"], "option --loader.cache-gib: got nan, which is not a finite number, expected FLOAT"),
         (["--mcmc.level-scale-values", "1", "1e400"], "option --mcmc.level-scale-values: got 1 1e400, expected"),
-        (["--train.num-steps", "none"], "option --train.num-steps: got none is not a whole number"),
+        (["--train.num-steps", "none"], "option --train.num-steps: got none, which is not a whole number"),
         (["--train.horizontal-flip", "maybe"], "option: got maybe"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 import tarfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -118,12 +119,15 @@ def test_a_kill_at_any_write_leaves_the_old_images_or_what_resumes(
 
         return cut_short
 
-    assert sample(checkpoint, out, 10) == 0
-    before = images(out)
+    assert sample(checkpoint, tmp_path / "ten", 10) == 0
+    assert sample(checkpoint, tmp_path / "once", 20) == 0
+    before = images(tmp_path / "ten")
     monkeypatch.setattr(Folder, "write", counted(write))
     monkeypatch.setattr(Folder, "remove", counted(remove))
     seen: list[str] = []
     for after in range(1, 100):
+        shutil.rmtree(out, ignore_errors=True)
+        shutil.copytree(tmp_path / "ten", out)
         left = after
         try:
             assert sample(checkpoint, out, 20) == 0
@@ -144,9 +148,10 @@ def test_a_kill_at_any_write_leaves_the_old_images_or_what_resumes(
                 sample(checkpoint, out, 10)
         with pytest.raises(UserError, match=r"got other images \(seed: 5 -> 6\)"):
             sample(checkpoint, out, 20, seed=6)
-    assert {"10 images", "resumes"} <= set(seen), seen
+        assert sample(checkpoint, out, 20) == 0
+        assert contents(out) == contents(tmp_path / "once")
+    assert set(seen) == {"10 images", "resumes", "20 images"}, seen
     left = 0
-    assert sample(checkpoint, tmp_path / "once", 20) == 0
     assert contents(out) == contents(tmp_path / "once")
     assert not (out / "_progress").exists()
 
