@@ -105,7 +105,7 @@ class Spool:
         self._log = (folder / "records.jsonl").open("a+b", buffering=0)
         self._drop_torn_line()
         self._end = self._synced = self._log.seek(0, os.SEEK_END)
-        self._sent = json.loads(self._sent_path.read_text())["offset"] if self._sent_path.exists() else 0
+        self._sent = self._read_sent()
         if self._sent > self._end:  # ended between the two moves of a restart of the log
             self._sent = 0
 
@@ -195,6 +195,13 @@ class Spool:
         self.sync()
         self._log.close()
         self._lock_file.close()
+
+    def _read_sent(self) -> int:
+        """Bytes of the log that were sent; 0 if that is not known, as after a crash of the machine: twice is once."""
+        try:
+            return int(json.loads(self._sent_path.read_bytes())["offset"])
+        except (FileNotFoundError, ValueError, TypeError, KeyError):
+            return 0
 
     def _take_lock(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds

@@ -54,7 +54,10 @@ def test_the_usual_spellings_are_understood(words: list[str], field: str, value:
         (["--train.num-steps", "1e999999999"], "got 1e999999999, which is not a whole number"),
         (["--train.num-steps", "inf"], "got inf, which is not a whole number"),
         (["--optim.max-grad-norm", "inf"], r"option --optim.max-grad-norm: got inf, expected none\|FLOAT"),
-        (["--loader.cache-gib", "nan"], "option --loader.cache-gib: got nan, which is not a finite number, expected FLOAT"),
+        (
+            ["--loader.cache-gib", "nan"],
+            "option --loader.cache-gib: got nan, which is not a finite number, expected FLOAT",
+        ),
         (["--mcmc.level-scale-values", "1", "1e400"], "option --mcmc.level-scale-values: got 1 1e400, expected"),
         (["--train.num-steps", "none"], "option --train.num-steps: got none, which is not a whole number"),
         (["--train.horizontal-flip", "maybe"], "option: got maybe"),

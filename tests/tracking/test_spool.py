@@ -49,6 +49,19 @@ def test_a_line_that_was_cut_short_is_dropped_and_the_next_one_is_whole(tmp_path
     again.close()
 
 
+@pytest.mark.parametrize("text", ["", '{"offset"', "[]", "{}", '{"offset": null}'])
+def test_what_was_sent_is_sent_again_if_the_note_of_it_is_damaged(tmp_path: Path, text: str) -> None:
+    spool = Spool(tmp_path)
+    for step in range(2):
+        spool.append(metrics(step))
+    spool.commit(spool.read()[0][1])
+    spool.close()
+    (tmp_path / "sent.json").write_text(text)
+    again = Spool(tmp_path)
+    assert [record for record, _ in again.read()] == [metrics(0), metrics(1)]
+    again.close()
+
+
 def test_a_log_that_was_all_sent_starts_anew_and_one_that_was_not_does_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
