@@ -17,8 +17,13 @@ def warn_of_large_folder() -> None:
     """A line on stderr if this is a submitted job whose working folder is large."""
     job = json.loads(os.environ.get(RAY_JOB_CONFIG_JSON_ENV_VAR, "{}"))
     sent = (job.get("runtime_env") or {}).get("working_dir") or ""
-    # Ray keeps what was sent under this scheme, unpacked in the job's working folder; other places were not sent.
-    if sent.startswith("gcs://") and (told := large_entries(Path.cwd())):
+    # Ray keeps what was sent under this scheme; other places were not sent.
+    if not sent.startswith("gcs://"):
+        return
+    # It is unpacked in a folder of the package's name, in which the job begins; the command may go elsewhere.
+    name, here = Path(sent.removeprefix("gcs://")).stem, Path.cwd()
+    folder = next((folder for folder in (here, *here.parents) if folder.name == name), None)
+    if folder is not None and (told := large_entries(folder)):
         print(told, file=sys.stderr, flush=True)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -17,7 +18,7 @@ from ray._private import services
 from drl_dist.errors import UserError
 from drl_dist.localhost import MlflowServer, RayHead, StartError
 from drl_dist.on_ray.cluster_answers import check_answers
-from drl_dist.on_ray.sent_folder import LARGE_BYTES, large_entries
+from drl_dist.on_ray.sent_folder import LARGE_BYTES, large_entries, warn_of_large_folder
 from drl_dist.on_ray.session_folder import SOCKET_BYTES, session_folder
 from drl_dist.proxies import LOOPBACK, proxy_variable, spare_loopback
 from tests.support import subprocess_environment, titled, wait_for
@@ -175,6 +176,28 @@ def test_a_large_working_folder_is_told_with_its_largest_entries(tmp_path: Path)
     assert told.startswith("--working-dir sent 21 MiB (data 20.0 MiB, mlflow.db 1.0 MiB, jobs 0.0 MiB)")
     (tmp_path / "data" / "a.tar").unlink()
     assert large_entries(tmp_path) is None
+
+
+def test_only_what_was_sent_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sent, elsewhere = tmp_path / "working_dir_files" / "_ray_pkg_0123", tmp_path / "elsewhere"
+    for folder in (sent / "jobs", elsewhere):
+        folder.mkdir(parents=True)
+        with (folder / "large").open("wb") as file:
+            file.truncate(LARGE_BYTES + 1)
+
+    def told(folder: Path, uri: str = "gcs://_ray_pkg_0123.zip") -> str:
+        monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps({"runtime_env": {"working_dir": uri}}))
+        monkeypatch.chdir(folder)
+        warn_of_large_folder()
+        return capsys.readouterr().err
+
+    assert told(sent).startswith("--working-dir sent 20 MiB (jobs 20.0 MiB)")
+    assert told(sent / "jobs") == told(sent)
+    # `cd DATA && python …`: nobody sent that, and looking through it may take hours.
+    assert told(elsewhere) == ""
+    assert told(sent, "https://host/_ray_pkg_0123.zip") == ""
 
 
 def test_this_machine_is_added_to_what_needs_no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
