@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import re
+import shlex
 import tempfile
 import threading
 import time
@@ -140,7 +141,7 @@ class Tracker:
                 "--spool %s` when it answers",
                 self._uri,
                 self.run_id,
-                self._spool.folder,
+                shlex.quote(str(self._spool.folder)),
             )
             return False
         return True

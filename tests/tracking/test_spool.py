@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
+import socket
 import subprocess
 import sys
 import time
@@ -157,6 +160,16 @@ def test_logging_does_not_wait_for_a_server_that_does_not_answer(tmp_path: Path)
     assert time.monotonic() - began < 10
     lines = (tracker.spool / "records.jsonl").read_text().splitlines()
     assert [json.loads(line)["kind"] for line in lines] == ["status"] + 201 * ["metrics"] + ["image", "status"]
+
+
+def test_the_command_that_sends_the_rest_can_be_copied(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        uri = f"http://127.0.0.1:{closed.getsockname()[1]}"
+    tracker = Tracker(uri, "run", tmp_path / "it's a folder")
+    assert not tracker.close("FINISHED", 0.1)
+    (command,) = re.findall(r"run `(.*)` when it answers", caplog.text)
+    words = ["python", "-m", "drl_dist.tracking.sync", "--spool", str(tracker.spool)]
+    assert shlex.split(command) == words
 
 
 def test_names_that_the_server_would_refuse_are_refused_at_once(tmp_path: Path) -> None:
