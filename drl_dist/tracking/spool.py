@@ -96,6 +96,8 @@ class Spool:
 
     def __init__(self, folder: Path, *, lock_seconds: float = 15) -> None:
         self.folder = folder
+        self.num_refused = 0
+        """Records that were refused since it was opened."""
         self.payload = folder / "payload"
         self.payload.mkdir(parents=True, exist_ok=True)
         self._lock_file = (folder / "lock").open("a")
@@ -155,6 +157,7 @@ class Spool:
 
     def refuse(self, record: Record, reason: str) -> None:
         """Keep a record that the server will never take, with the reason."""
+        self.num_refused += 1
         with (self.folder / "refused.jsonl").open("a") as refused:
             refused.write(json.dumps({"reason": reason, "kind": _NAMES[type(record)], **asdict(record)}) + "\n")
 

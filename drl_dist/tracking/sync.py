@@ -27,7 +27,7 @@ def sync(spool: Path, uri: str | None = None) -> int:
         bytes of records sent.
 
     Raises:
-        UserError: this is no spool, its training still runs, or the server does not answer.
+        UserError: this is no spool, its training still runs, or the server does not answer or does not take all.
     """
     run = _run_of(spool)
     client = connect(uri or run["uri"])
@@ -56,6 +56,13 @@ def sync(spool: Path, uri: str | None = None) -> int:
                 )
     finally:
         log.close()
+    if log.num_refused:
+        raise UserError(
+            f"MLflow server {client.tracking_uri}",
+            got=f"a refusal for good (records: {log.num_refused})",
+            expected="all records taken",
+            remedy=f"look at {spool / 'refused.jsonl'}, which keeps them with the reasons; the rest is sent",
+        )
     return total
 
 

@@ -19,8 +19,10 @@ from drl_dist.tracking import spool as spool_module
 from drl_dist.tracking.metrics import METRICS, describe
 from drl_dist.tracking.sending import METRICS_PER_REQUEST, _groups
 from drl_dist.tracking.spool import ImageRecord, MetricsRecord, Spool, StatusRecord
+from drl_dist.tracking.sync import sync
 from drl_dist.tracking.tracker import Tracker
 from tests.support import ROOT, subprocess_environment
+from tests.tracking.front import Front
 
 
 def metrics(step: int, count: int = 1) -> MetricsRecord:
@@ -170,6 +172,22 @@ def test_the_command_that_sends_the_rest_can_be_copied(tmp_path: Path, caplog: p
     (command,) = re.findall(r"run `(.*)` when it answers", caplog.text)
     words = ["python", "-m", "drl_dist.tracking.sync", "--spool", str(tracker.spool)]
     assert shlex.split(command) == words
+
+
+def test_a_server_that_takes_some_of_it_is_no_success(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text(json.dumps({"uri": "http://127.0.0.1:9", "run_id": "run"}))
+    spool = Spool(tmp_path)
+    spool.append(metrics(1))
+    spool.close()
+    answers = {
+        "/api/2.0/mlflow/experiments/search": (200, "{}"),
+        "/version": (200, "3.1.0"),
+        "/api/2.0/mlflow/runs/log-batch": (400, '{"error_code": "INVALID_PARAMETER_VALUE", "message": "deleted"}'),
+    }
+    with Front("", answers=answers) as front, pytest.raises(UserError) as caught:
+        sync(tmp_path, front.uri)
+    assert "got a refusal for good (records: 1)" in str(caught.value)
+    assert json.loads((tmp_path / "refused.jsonl").read_text())["step"] == 1
 
 
 def test_names_that_the_server_would_refuse_are_refused_at_once(tmp_path: Path) -> None:
