@@ -21,6 +21,15 @@ _ATTEMPTS = 3
 LOOPBACK_ONLY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 
 
+# Ray's dashboard starts processes by a socket in TMPDIR, pymp-xxxxxxxx/listener-xxxxxxxx; a path ends at 107 bytes.
+_LONGEST_TMPDIR = 70
+
+
+def short_tmpdir() -> dict[str, str]:
+    """A TMPDIR for Ray's own processes where this process's is too long for their sockets; empty where it is not."""
+    return {"TMPDIR": "/tmp"} if len(os.fsencode(os.environ.get("TMPDIR", ""))) > _LONGEST_TMPDIR else {}
+
+
 class RayServer(LocalServer):
     """A node of a Ray cluster; started again where this machine was too slow for it."""
 
@@ -132,7 +141,7 @@ class RayHead(RayServer):
         }
         del mine["RAY_ADDRESS"]  # `ray start --head` refuses to join another cluster
         inherited.pop("RAY_ADDRESS", None)
-        return inherited | self._extra | mine | {"PATH": path}
+        return inherited | short_tmpdir() | self._extra | mine | {"PATH": path}
 
     def is_ready(self) -> bool:
         try:

@@ -17,6 +17,7 @@ from ray._private.state import state as cluster_state
 
 from drl_dist.data.filesystem import ADDRESS_VARIABLES
 from drl_dist.errors import UserError
+from drl_dist.localhost.ray_head import short_tmpdir
 from drl_dist.on_ray.cluster_answers import check_answers
 from drl_dist.on_ray.sent_folder import warn_of_large_folder
 from drl_dist.on_ray.session_folder import session_folder
@@ -76,16 +77,30 @@ def _signals_kept() -> Iterator[None]:
         signal.signal(signal.SIGTERM, ours)
 
 
+@contextmanager
+def _tmpdir_of_ray(short: Mapping[str, str]) -> Iterator[None]:
+    """Start Ray's own processes with another TMPDIR; the workers get this process's own by the runtime environment."""
+    kept = {name: os.environ[name] for name in short}
+    os.environ.update(short)
+    try:
+        yield
+    finally:
+        os.environ.update(kept)
+
+
 def _join(address: str | None, variables: Mapping[str, str]) -> None:
+    short = {} if address else short_tmpdir()
+    variables = {name: os.environ[name] for name in short} | dict(variables)
+    folder = None if address else session_folder()
     for attempts_left in reversed(range(_START_ATTEMPTS)):
         try:
             # A running Ray that happens to be on this machine is somebody else's.
-            with _signals_kept():
+            with _signals_kept(), _tmpdir_of_ray(short):
                 ray.init(
                     address=address or "local",
                     logging_level=logging.WARNING,
                     runtime_env={"env_vars": dict(variables)},
-                    _temp_dir=None if address else session_folder(),
+                    _temp_dir=folder,
                 )
             return
         except Exception as error:

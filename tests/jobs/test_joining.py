@@ -24,12 +24,18 @@ from drl_dist.proxies import LOOPBACK, proxy_variable, spare_loopback
 from tests.support import subprocess_environment, titled, wait_for
 
 JOIN = """
+import os
 import ray
 from drl_dist.errors import door
 from drl_dist.on_ray.common import cluster
 def join():
     with cluster():
         print("joined", ray._private.worker.global_worker.node.get_session_dir_path())
+        @ray.remote
+        def folders():
+            of_raylet = open(f"/proc/{os.getppid()}/environ").read().split("\\0")
+            return [os.environ.get("TMPDIR")] + [line for line in of_raylet if line.startswith("TMPDIR=")]
+        print(*ray.get(folders.remote()), os.environ.get("TMPDIR"))
     return 0
 door(join)
 """
@@ -56,6 +62,19 @@ def test_a_long_folder_of_temporary_files_and_a_proxy_do_not_matter(tmp_path: Pa
     session = Path(joined.stdout.split()[1])
     assert session.is_relative_to("/tmp") and not session.is_relative_to(long)
     assert not session.parent.exists()
+    # Ray's own processes listen in it; what workers write there may need the room that it has.
+    assert joined.stdout.split()[2:] == [str(long), "TMPDIR=/tmp", str(long)]
+
+
+def test_a_head_does_not_take_a_long_folder_of_temporary_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    head = RayHead(num_cpus=1)
+    try:
+        monkeypatch.setenv("TMPDIR", "/" + "a" * 100)
+        assert head.server_environment()["TMPDIR"] == "/tmp"
+        monkeypatch.setenv("TMPDIR", "/scratch")
+        assert head.server_environment()["TMPDIR"] == "/scratch"
+    finally:
+        head.stop()
 
 
 @pytest.fixture
