@@ -16,7 +16,7 @@ folder=$(mktemp -d /tmp/XXXXXX)
 ray="$folder/env/bin/ray"
 head=
 # The head ends its own processes when it is told to; `ray stop` would end those of other clusters, too.
-trap 'test -z "$head" || { kill "$head"; wait "$head" || true; }; rm -rf "$folder"' EXIT
+trap 'test -z "$head" || { kill "$head" 2>/dev/null || tail -n 1 "$folder/start.log" >&2; wait "$head" || true; }; rm -rf "$folder"' EXIT
 python3 -m venv "$folder/env"
 "$folder/env/bin/pip" install --quiet 'ray[default]==2.60.0'
 export RAY_USAGE_STATS_ENABLED=0
