@@ -223,7 +223,7 @@ def test_a_file_in_the_place_of_a_record_is_no_record(checkpoint: Path, tmp_path
     before = contents(tmp_path)
     # Complete, so that there is nothing to write.
     assert sample(checkpoint, tmp_path, 4) == 0
-    with pytest.raises(UserError, match="got _progress/00000.json of something else"):
+    with pytest.raises(UserError, match=r"got _progress/00000.json of something else"):
         sample(checkpoint, tmp_path, 20)
     assert contents(tmp_path) == before
     for text in (b"mine", b"{}"):
