@@ -8,6 +8,8 @@ from decimal import Decimal, InvalidOperation
 
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
+from drl_dist.places import shown
+
 _WORDS: dict[str, bool] = {word: True for word in ("true", "yes", "on", "1")}
 _WORDS |= {word: False for word in ("false", "no", "off", "0")}
 _NONE = ("none", "null")
@@ -24,7 +26,7 @@ def whole_number(text: str) -> int:
     try:
         number = Decimal(text)
     except InvalidOperation:
-        raise ValueError(f"{text} is not a whole number") from None
+        raise ValueError(f"{shown(text)} is not a whole number") from None
     if not number.is_finite() or number.adjusted() >= _MAX_DIGITS or number != number.to_integral_value():
         raise ValueError(f"{text} is not a whole number")
     return int(number)
@@ -36,7 +38,10 @@ def finite_number(text: str) -> float:
     Raises:
         ValueError: it is not a finite number.
     """
-    number = float(text)
+    try:
+        number = float(text)
+    except ValueError:
+        raise ValueError(f"{shown(text)} is not a number") from None
     if not math.isfinite(number):
         raise ValueError(f"{text} is not a finite number")
     return number
