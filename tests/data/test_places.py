@@ -248,5 +248,5 @@ def test_a_source_given_as_a_url_is_judged_as_one(tmp_path: Path) -> None:
     assert require_source(f"file://{tmp_path}/a b", "pictures") == tmp_path / "a b"
     assert require_source(f"{tmp_path}/a%20b", "pictures") == tmp_path / "a%20b"
     for url in (f"file://{tmp_path}/a%20b", f"file://{tmp_path.name}", f"file://localhost{tmp_path}"):
-        with pytest.raises(UserError, match="^--source: got file://"):
+        with pytest.raises(UserError, match=r"^--source: got file://"):
             require_source(url, "pictures")
