@@ -15,6 +15,7 @@ import argparse
 import dataclasses
 import json
 import math
+import re
 import statistics
 import time
 from pathlib import Path
@@ -25,6 +26,7 @@ from PIL import Image
 from torch import Tensor
 
 from benchmarks.digit_features import digits, train_feature_network
+from benchmarks.results import open_results
 from drl_dist.config import EngineConfig, Experiment
 from drl_dist.evaluation.features import FeatureNetwork, features_of
 from drl_dist.evaluation.grids import grid, to_uint8, to_unit_range
@@ -55,6 +57,8 @@ FORWARDS_OF_T6 = 66
 NUM_IMAGES = 1024
 SHOWN = 24
 CURVE_POINTS = 5
+TABLE, CURVES = "table.md", "ablation_curves.png"
+_RESULT = re.compile(rf"({'|'.join(SETTINGS)})-\d+-\d+\.json")
 CURVE_IMAGES = 128
 
 
@@ -70,7 +74,11 @@ def main() -> None:
     if arguments.budget < 100:
         parser.error(f"--budget: got {arguments.budget}, expected at least 100; give more")
     torch.set_num_threads(arguments.threads)
-    arguments.out.mkdir(parents=True, exist_ok=True)
+    names = [f"{name}-{seed}-{arguments.budget}" for name in arguments.settings for seed in arguments.seeds]
+    summary = [TABLE, CURVES, *(f"{name}.png" for name in names)]
+    # Those of other settings, seeds and budgets count as well.
+    earlier = [path.name for path in arguments.out.glob("*.json") if _RESULT.fullmatch(path.name)]
+    open_results(parser, arguments.out, earlier, summary)
     real, labels = digits()
     network, accuracy = train_feature_network(real, labels, seed=0)
     print(f"feature network: {accuracy:.1%} of held-out digits right")
@@ -88,9 +96,9 @@ def main() -> None:
         for name in arguments.settings
     }
     text = table(results, real, network)
-    (arguments.out / "table.md").write_text(text)
+    (arguments.out / TABLE).write_text(text)
     print(text)
-    draw_curves(results, arguments.out / "ablation_curves.png")
+    draw_curves(results, arguments.out / CURVES)
 
 
 def experiment_of(name: str, seed: int, budget: int) -> Experiment:

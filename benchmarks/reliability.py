@@ -27,6 +27,7 @@ from mlflow import MlflowClient
 from pyarrow import parquet
 
 from benchmarks.faults import Command, Fault, sample_under_kills, train_under_kills
+from benchmarks.results import open_results
 from drl_dist.checkpoints.files import PARTS, part_file
 from drl_dist.checkpoints.remote import checkpoint_name
 from drl_dist.data.ledger import audit, read_ledger
@@ -233,7 +234,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     out: Path = arguments.out.resolve()
-    out.mkdir(parents=True, exist_ok=True)
+    open_results(parser, out, [f"{name}.json" for name in PARTS_OF_BENCH], ["table.md"])
     results: dict[str, Any] = {}
     with ExitStack() as stack:
         bench: Bench | None = None

@@ -22,18 +22,19 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import wait as wait_for_end
 from typing import Any
 
-import numpy as np
-
 from datasets_prep._identity import NOTE_NAME, Change, Seen, copies, write_note
 from datasets_prep._listing import printable
 from datasets_prep._pixels import pixel_rules, rule_parameters, square_pixels, sum_treated, tell_treated, tell_untreated
 from datasets_prep._resume import (
     PARAMETERS_NAME,
+    PROGRESS_FOLDER,
     UNREADABLE_NAME,
     begun,
     forget_changed,
+    refuse_foreign,
     refuse_other,
     resume,
+    row_of,
     tell_left_out,
     tell_prepared,
 )
@@ -41,12 +42,12 @@ from datasets_prep._source import Part, Source
 from drl_dist.data.filesystem import Folder, check_reachable
 from drl_dist.data.index import INDEX_NAME, MAX_RESOLUTION, MAX_SHARDS, ShardIndex, write_index
 from drl_dist.data.pictures import PictureError, PixelRules
-from drl_dist.data.shards import MAX_SAMPLE_ID, Sample, ShardRow, encode_png, pack_shard, shard_name
+from drl_dist.data.shards import MAX_SAMPLE_ID, Sample, encode_png, pack_shard, shard_name
 from drl_dist.errors import UserError, place_of
+from drl_dist.job_folder import Records
 from drl_dist.places import joined
 from drl_dist.progress import progress
 
-PROGRESS_FOLDER = "_progress"
 MAX_ROUNDS = 3
 """Times that a shard is made because its images change meanwhile."""
 
@@ -107,11 +108,13 @@ def build(source: Source, options: PrepOptions) -> int:
             )
         source = earlier
     identity = _identity(source, options)
-    if held is not None:
+    if held is None:
+        refuse_foreign(folder, records, source, -(-len(source) // options.shard_size))
+    else:
         refuse_other(folder, held, identity)
     if index is not None:
         tell_prepared(folder, index, source, options.shard_size)
-        _clean_up(folder, records, source, options)
+        _clean_up(folder, records, source, options, identity)
         return 0
     finished = resume(folder, records, identity, source)
     if isinstance(options, PictureOptions):
@@ -119,7 +122,7 @@ def build(source: Source, options: PrepOptions) -> int:
     forget_changed(folder, source, options.shard_size, finished)
     _make_until_still(folder, source, options, finished)
 
-    rows = [_row(finished[number]["row"]) for number in sorted(finished) if finished[number]["row"]]
+    rows = [row_of(finished[number]) for number in sorted(finished) if finished[number]["row"]]
     unreadable = [entry for number in sorted(finished) for entry in finished[number]["unreadable"]]
     treated = sum_treated(record.get("treated", {}) for record in finished.values())
     if not rows:
@@ -146,7 +149,7 @@ def build(source: Source, options: PrepOptions) -> int:
     if seen:
         write_note(folder, seen)
     write_index(index)
-    _clean_up(folder, records, source, options)
+    _clean_up(folder, records, source, options, identity)
     _report(index, unreadable)
     if repeated := copies(seen):
         print(f"Copies among these images (same bytes as an earlier one): {repeated}.", file=sys.stderr)
@@ -318,15 +321,11 @@ def _make_shard(task: _Task) -> tuple[int, dict[str, Any]]:
     return task.number, record
 
 
-def _row(row: dict[str, Any]) -> ShardRow:
-    return ShardRow(row["name"], row["size"], row["sha256"], np.array(row["offsets"], dtype=np.int64))
-
-
-def _clean_up(folder: Folder, records: Folder, source: Source, options: PrepOptions) -> None:
+def _clean_up(folder: Folder, records: Folder, source: Source, options: PrepOptions, identity: dict[str, Any]) -> None:
     """Remove the records of these shards, and what a killed writer of their files left; nothing else."""
     numbers = range(-(-len(source) // options.shard_size))
     # The parameters go last: without them, nobody knows whose the others are.
-    if PARAMETERS_NAME in records.sizes():
+    if Records(folder.url).are_of(identity, PARAMETERS_NAME):
         records.remove_written([*(f"{number:05d}.json" for number in numbers), PARAMETERS_NAME])
     records.remove_if_empty()
     shards = (shard_name(source.name, source.split, number) for number in numbers)

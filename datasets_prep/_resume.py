@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+
+import numpy as np
 
 from datasets_prep._identity import NOTE_NAME, Change, Seen, compare_with_prepared, drop_changed
 from datasets_prep._listing import counted, printable
@@ -14,10 +17,13 @@ from datasets_prep._source import Source
 from drl_dist.config import differences
 from drl_dist.data.filesystem import Folder
 from drl_dist.data.index import INDEX_NAME, ShardIndex, open_index
+from drl_dist.data.shards import ShardRow, shard_name
 from drl_dist.errors import UserError
+from drl_dist.job_folder import RECORDS_FOLDER, read_json, refuse_without_request
 
 UNREADABLE_NAME = "unreadable.json"
 PARAMETERS_NAME = "parameters.json"
+PROGRESS_FOLDER = RECORDS_FOLDER
 
 
 def begun(folder: Folder, records: Folder) -> tuple[ShardIndex | None, dict[str, Any] | None]:
@@ -28,9 +34,21 @@ def begun(folder: Folder, records: Folder) -> tuple[ShardIndex | None, dict[str,
         for told in ("unreadable", "treated"):
             made.pop(told, None)
         return index, made
-    if PARAMETERS_NAME in records.sizes():
-        return None, json.loads(records.read(PARAMETERS_NAME))
-    return None, None
+    return None, read_json(records, PARAMETERS_NAME)
+
+
+def refuse_foreign(folder: Folder, records: Folder, source: Source, num_shards: int) -> None:
+    """Return if a folder that nothing says is ours holds no file that these shards would be written over.
+
+    Raises:
+        UserError: it does.
+    """
+    shards = {shard_name(source.name, source.split, number) for number in range(num_shards)}
+    noted = {f"{number:05d}.json" for number in range(num_shards)}
+    names = folder.sizes()
+    own = map(re.escape, [UNREADABLE_NAME, NOTE_NAME, *(shards & names.keys())])
+    below = {PROGRESS_FOLDER: list(map(re.escape, noted & records.sizes().keys()))}
+    refuse_without_request(folder.url, names, own, below=below)
 
 
 def tell_prepared(folder: Folder, index: ShardIndex, source: Source, shard_size: int) -> None:
@@ -58,11 +76,7 @@ def resume(folder: Folder, records: Folder, identity: dict[str, Any], source: So
     numbers = [number for number in range(count) if f"{number:05d}.json" in names]
     with ThreadPoolExecutor(8) as threads:
         found = dict(
-            zip(
-                numbers,
-                threads.map(lambda number: json.loads(records.read(f"{number:05d}.json")), numbers),
-                strict=True,
-            )
+            zip(numbers, threads.map(lambda number: _read_record(records, f"{number:05d}.json"), numbers), strict=True)
         )
     kept = {
         number: record
@@ -78,6 +92,35 @@ def resume(folder: Folder, records: Folder, identity: dict[str, Any], source: So
             file=sys.stderr,
         )
     return kept
+
+
+def _read_record(records: Folder, name: str) -> dict[str, Any]:
+    """The record of a shard.
+
+    Raises:
+        UserError: it is not what `drl_dist` writes.
+    """
+    try:
+        record = json.loads(records.read(name))
+        if record["row"]:
+            row_of(record)
+        Seen.from_record(record)
+        if all(isinstance(entry["source"], str) and entry["reason"] for entry in record["unreadable"]):
+            return record
+    except (ValueError, TypeError, KeyError, AttributeError):
+        pass
+    raise UserError(
+        f"record {records.url_of(name)}",
+        got="something else",
+        expected="what a finished shard was made of, as JSON",
+        remedy="remove this file to make its shard again, or choose another --out",
+    )
+
+
+def row_of(record: dict[str, Any]) -> ShardRow:
+    """The row of a shard in the index, as its record has it."""
+    row = record["row"]
+    return ShardRow(row["name"], row["size"], row["sha256"], np.array(row["offsets"], dtype=np.int64))
 
 
 def forget_changed(

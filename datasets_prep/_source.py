@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from datasets_prep._listing import printable
-from drl_dist.errors import UserError
+from drl_dist.errors import UserError, local_of
 
 
 @dataclass(frozen=True)
@@ -139,9 +139,9 @@ def require_source(source: str, needs: str) -> Path:
         needs: what should lie there, in words.
 
     Raises:
-        UserError: nothing lies there.
+        UserError: nothing lies there, or it is a URL of another machine's or one with escapes.
     """
-    path = Path(source.removeprefix("file://"))
+    path = local_of(source, "--source") if source.startswith("file://") else Path(source)
     try:
         if source:
             path.stat()

@@ -131,7 +131,7 @@ def train_door(name: str, categories: Mapping[str, str] | None = None) -> NoRetu
 def _split_workers(argv: Sequence[str]) -> list[str]:
     """``--num-workers MIN:MAX`` in its long form."""
     joined = re.sub(
-        r"(^|\0)--num-workers[\0=](\d+):(\d+)(?=\0|$)", r"\1--min-workers\0\2\0--num-workers\0\3", "\0".join(argv)
+        r"(^|\0)--num[-_]workers[\0=](\d+):(\d+)(?=\0|$)", r"\1--min-workers\0\2\0--num-workers\0\3", "\0".join(argv)
     )
     return joined.split("\0") if joined else []
 

@@ -12,6 +12,7 @@ import re
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,6 +33,8 @@ SAVE_SECONDS = 10.0
 _COST = 20
 """A record may take one part in so many of the time."""
 _THREADS = 8
+# That of safetensors' own reader.
+_MAX_HEADER_BYTES = 100_000_000
 
 
 def as_json(value: Any) -> Any:
@@ -97,19 +100,28 @@ def refuse_other(
         )
 
 
-def refuse_without_request(url: str, names: Collection[str], written: Iterable[str]) -> None:
+def refuse_without_request(
+    url: str,
+    names: Collection[str],
+    written: Iterable[str],
+    *,
+    below: Mapping[str, Iterable[str]] = MappingProxyType({}),
+) -> None:
     """Return if a folder that holds no request holds nothing that a job would write over; other files do no harm.
 
     Args:
         url: the folder.
         names: of its files.
         written: regular expressions of what the job at hand writes there.
+        below: the same of its subfolders, by their names.
 
     Raises:
-        UserError: it does, or it is the folder of another job or data set.
+        UserError: it does, or it is the folder of another job or data set; or the storage does not answer.
     """
-    pattern = re.compile("|".join([*written, re.escape(REQUEST_NAME), re.escape(INDEX_NAME)]))
-    if found := sorted(name for name in names if pattern.fullmatch(name)):
+    found = _matching(names, written)
+    for subfolder, patterns in below.items():
+        found += [f"{subfolder}/{name}" for name in _matching(Folder(joined(url, subfolder)).sizes(), patterns)]
+    if found:
         more = f" and {len(found) - 3} more" if len(found) > 3 else ""
         raise UserError(
             f"output {url}",
@@ -117,6 +129,11 @@ def refuse_without_request(url: str, names: Collection[str], written: Iterable[s
             expected="an empty folder, or one that this command began",
             remedy="choose another --out",
         )
+
+
+def _matching(names: Iterable[str], patterns: Iterable[str]) -> list[str]:
+    pattern = re.compile("|".join([*patterns, re.escape(REQUEST_NAME), re.escape(INDEX_NAME)]))
+    return sorted(name for name in names if pattern.fullmatch(name))
 
 
 class Record(NamedTuple):
@@ -162,6 +179,14 @@ class Records:
         with ThreadPoolExecutor(_THREADS) as threads:
             return list(threads.map(self.folder.read, names))
 
+    def are_of(self, request: Mapping[str, Any], name: str = REQUEST_NAME) -> bool:
+        """Whether the records are those of a request, which the file `name` beside them holds."""
+        try:
+            found = json.loads(self.folder.read(name))
+        except (FileNotFoundError, NotADirectoryError, ValueError):
+            return False
+        return found == as_json(request)
+
     def write(self, records: Mapping[str, bytes]) -> None:
         """Write records, each of them whole or not at all."""
         with ThreadPoolExecutor(_THREADS) as threads:
@@ -189,6 +214,32 @@ class Records:
         self.folder.remove_written(names)
         self.folder.remove_if_empty()
 
+    def remove_bound(self, names: Sequence[str], request: str) -> None:
+        """As `remove`, but of records as `Record.to_bytes` makes them, and only those of one request.
+
+        Args:
+            names: as for `remove`.
+            request: its digest; a file of the same name that does not name it is somebody else's.
+        """
+        self.folder.remove_parts(names)
+        there = self.folder.sizes()
+        present = [name for name in names if name in there]
+        with ThreadPoolExecutor(_THREADS) as threads:
+            bound = list(threads.map(self._request_of, present))
+        if own := [name for name, found in zip(present, bound, strict=True) if found == request]:
+            self.folder.remove_written(own)
+        self.folder.remove_if_empty()
+
+    def _request_of(self, name: str) -> str | None:
+        """The request that a record names, without reading its arrays."""
+        size = int.from_bytes(self.folder.read(name, 0, 8), "little")
+        if not 0 < size <= _MAX_HEADER_BYTES:
+            return None
+        try:
+            return json.loads(self.folder.read(name, 8, 8 + size))["__metadata__"]["request"]
+        except (ValueError, KeyError, TypeError):
+            return None
+
 
 class JobFolder:
     """An output folder with its request in ``request.json``, written before anything else.
@@ -198,16 +249,25 @@ class JobFolder:
         job: what is made there, e.g. ``drl_dist.long_run``.
         result: the file that is written last, whose presence says that the folder is complete.
         written: regular expressions of the names of all other files that the job writes there.
+        below: the same of its subfolders, by their names.
         noun: what another request is called.
     """
 
     def __init__(
-        self, url: str, job: str, *, result: str, written: Collection[str] = (), noun: str = "another request"
+        self,
+        url: str,
+        job: str,
+        *,
+        result: str,
+        written: Collection[str] = (),
+        below: Mapping[str, Collection[str]] = MappingProxyType({}),
+        noun: str = "another request",
     ) -> None:
         self.url = url.rstrip("/") or "/"
         self.files, self.records = Folder(self.url), Records(self.url)
         self._head = {"format": job, "version": 1}
         self._result, self._written, self._noun = result, [re.escape(result), *written], noun
+        self._below = {RECORDS_FOLDER: (), **below}
 
     def check(self, fields: Mapping[str, Any]) -> None:
         """Return if the folder holds nothing, or a request that agrees in some fields: those known before a model is.
@@ -241,8 +301,7 @@ class JobFolder:
         check_reachable(self.url)
         names = self.files.sizes()
         if REQUEST_NAME not in names:
-            others = [name for name in self.records.folder.sizes() if name == REQUEST_NAME]
-            refuse_without_request(self.url, [*names, *others], self._written)
+            refuse_without_request(self.url, names, self._written, below=self._below)
             return None
         found = read_json(self.files, REQUEST_NAME)
         assert found is not None

@@ -8,6 +8,8 @@ from decimal import Decimal, InvalidOperation
 
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
+from drl_dist.places import shown
+
 _WORDS: dict[str, bool] = {word: True for word in ("true", "yes", "on", "1")}
 _WORDS |= {word: False for word in ("false", "no", "off", "0")}
 _NONE = ("none", "null")
@@ -22,11 +24,12 @@ def whole_number(text: str) -> int:
         ValueError: it is no number, no whole one, or one of more than thirty digits.
     """
     try:
-        number = Decimal(text)
-    except InvalidOperation:
-        raise ValueError(f"{text}, which is not a whole number") from None
+        # Decimal takes underscores anywhere, int between digits alone.
+        number = Decimal(text if "_" not in text else int(text))
+    except (InvalidOperation, ValueError):
+        raise ValueError(f"{shown(text)}, which is not a whole number") from None
     if not number.is_finite() or number.adjusted() >= _MAX_DIGITS or number != number.to_integral_value():
-        raise ValueError(f"{text}, which is not a whole number")
+        raise ValueError(f"{shown(text)}, which is not a whole number")
     return int(number)
 
 
@@ -39,9 +42,9 @@ def finite_number(text: str) -> float:
     try:
         number = float(text)
     except ValueError:
-        raise ValueError(f"{text}, which is not a number") from None
+        raise ValueError(f"{shown(text)}, which is not a number") from None
     if not math.isfinite(number):
-        raise ValueError(f"{text}, which is not a finite number")
+        raise ValueError(f"{shown(text)}, which is not a finite number")
     return number
 
 

@@ -13,14 +13,14 @@ import torch
 
 from drl_dist.analysis.long_run_options import LongRunOptions
 from drl_dist.analysis.long_run_output import DIAGNOSTICS_NAME, LongRunOutput, table
-from drl_dist.analysis.long_run_progress import Batch, LongRunProgress, Watch
-from drl_dist.analysis.long_run_request import JOB, known_request, whole_request, written_files
+from drl_dist.analysis.long_run_progress import Batch, LongRunProgress, Watch, record_files
+from drl_dist.analysis.long_run_request import JOB, known_request, whole_request, written_files, written_shards
 from drl_dist.checkpoints.schedules import SCHEDULE_NAME, read_schedule, write_schedule
 from drl_dist.config import EngineConfig
 from drl_dist.diagnostics import Mixing, mixing
 from drl_dist.errors import UserError
 from drl_dist.evaluation.grids import to_uint8
-from drl_dist.job_folder import JobFolder, digest_of
+from drl_dist.job_folder import RECORDS_FOLDER, JobFolder, digest_of
 from drl_dist.mcmc.adaptation import StepSizeSchedule, kernel_named
 from drl_dist.mcmc.record import ChainSummary, summarise_closed
 from drl_dist.models import TrainedModel, averaged_network, load_model
@@ -62,7 +62,13 @@ def long_run(options: LongRunOptions) -> int:
     """
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    folder = JobFolder(options.out, JOB, result=DIAGNOSTICS_NAME, written=written_files(options))
+    folder = JobFolder(
+        options.out,
+        JOB,
+        result=DIAGNOSTICS_NAME,
+        written=written_files(options),
+        below={RECORDS_FOLDER: record_files(), **written_shards(options)},
+    )
     folder.check(known_request(options))
     model = load_model(options.model, options.tracking_uri)
     ladder = build_ladder(model.experiment.diffusion)

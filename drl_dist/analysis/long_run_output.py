@@ -18,6 +18,7 @@ from drl_dist.data.index import ShardIndex, write_index
 from drl_dist.data.shards import Sample, ShardRow, encode_png, pack_shard, shard_name
 from drl_dist.evaluation.grids import beside, grid
 from drl_dist.mcmc.adaptation import AdaptationConfig, StepSizeSchedule
+from drl_dist.places import joined
 
 DIAGNOSTICS_NAME = "diagnostics.json"
 FIGURE_NAME = "step_sizes.png"
@@ -26,7 +27,7 @@ SHEET_IMAGES = 64
 STAGE_IMAGES = 8
 _SHARD_IMAGES = 256
 _SHOWN_PIXELS = 32
-_SPLIT = "generated"
+SPLIT = "generated"
 
 # Title, width, and how a level's row fills the column.
 _COLUMNS: tuple[tuple[str, int, str], ...] = (
@@ -90,25 +91,30 @@ class LongRunOutput:
 
     def _write_shards(self, length: int, images: Tensor) -> None:
         """A folder in the project's own data format, for whatever scores images."""
-        model, url = self._experiment.model, f"{self.url}/steps_{length}"
+        model, url = self._experiment.model, joined(self.url, shards_folder(length))
         rows: list[ShardRow] = []
         for unit, part in enumerate(images.split(_SHARD_IMAGES)):
             first = unit * _SHARD_IMAGES
             samples = (Sample(first + i, encode_png(pixels)) for i, pixels in enumerate(part.numpy()))
-            data, row = pack_shard(shard_name(self._experiment.preset, _SPLIT, unit), samples)
+            data, row = pack_shard(shard_name(self._experiment.preset, SPLIT, unit), samples)
             Folder(url).write(row.name, data)
             rows.append(row)
         write_index(
             ShardIndex(
                 url=url,
                 name=self._experiment.preset,
-                split=_SPLIT,
+                split=SPLIT,
                 resolution=model.resolution,
                 channels=model.channels,
                 shards=tuple(rows),
                 made_by={**self._origin, "steps_per_level": length},
             )
         )
+
+
+def shards_folder(length: int) -> str:
+    """Name of the folder of the images of one chain length."""
+    return f"steps_{length}"
 
 
 def figure(schedule: StepSizeSchedule, config: AdaptationConfig) -> bytes:

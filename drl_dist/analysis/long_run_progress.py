@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -148,7 +149,7 @@ class LongRunProgress:
             num_batches: of each length.
         """
         names = [_batch_name(length, number) for length in lengths for number in range(num_batches)]
-        self._records.remove([*names, CHAINS_NAME, ADAPTATION_NAME])
+        self._records.remove_bound([*names, CHAINS_NAME, ADAPTATION_NAME], self._request)
 
     def _write(self, name: str, record: Record, began: float) -> None:
         self._records.write({name: record.to_bytes(self._request)})
@@ -213,6 +214,11 @@ class Watch:
             self._record = None
         if t > 0 and self._progress.clock.is_due():
             self._progress.keep(self._length, self._number, self.batch, Position(t - 1, x), None)
+
+
+def record_files() -> list[str]:
+    """Regular expressions of the names of all records."""
+    return [re.escape(ADAPTATION_NAME), re.escape(CHAINS_NAME), r"\d+-\d{6,}\.safetensors"]
 
 
 def _batch_name(length: int, number: int) -> str:

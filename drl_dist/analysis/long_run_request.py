@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 from drl_dist.analysis.long_run_options import LongRunOptions
-from drl_dist.analysis.long_run_output import COMPARISON_NAME, FIGURE_NAME
+from drl_dist.analysis.long_run_output import COMPARISON_NAME, FIGURE_NAME, SPLIT, shards_folder
 from drl_dist.checkpoints.schedules import SCHEDULE_NAME
 from drl_dist.job_folder import as_json, digest_of
 from drl_dist.mcmc.adaptation import StepSizeSchedule
@@ -60,3 +60,8 @@ def written_files(options: LongRunOptions) -> list[str]:
     """Regular expressions of the names of what the job writes, beside its folders of shards."""
     names = [FIGURE_NAME, COMPARISON_NAME, *([SCHEDULE_NAME] if options.schedule is None else [])]
     return [*(name.replace(".", r"\.") for name in names), r"samples_\d+\.png", r"stages_\d+\.png"]
+
+
+def written_shards(options: LongRunOptions) -> dict[str, list[str]]:
+    """The names of its folders of shards, and regular expressions of the names of the shards."""
+    return {shards_folder(length): [rf".*-{SPLIT}-\d{{5,}}\.tar"] for length in options.chain_lengths}

@@ -6,11 +6,16 @@ import json
 from typing import Any
 
 from drl_dist.checkpoints.files import parse_json_object
+from drl_dist.checkpoints.leftovers import SNAPSHOT
+from drl_dist.checkpoints.rollbacks import ROLLBACKS
 from drl_dist.config import Experiment, differences, to_dict
+from drl_dist.data.damage import LEDGER
 from drl_dist.data.filesystem import Folder
 from drl_dist.errors import UserError
 
 RECORD = "experiment.json"
+# What a run writes over, or removes where it is of no use to Ray Train.
+_WRITTEN = {LEDGER, ROLLBACKS, SNAPSHOT}
 # A run may be made longer: no step depends on how many follow.
 _MAY_CHANGE = "experiment.train.num_steps"
 
@@ -22,11 +27,19 @@ def check_record(run_url: str, experiment: Experiment, data_fingerprint: str, st
         start_from: checkpoint of another run that this one goes on from.
 
     Raises:
-        UserError: it holds another one; the message lists every field that differs.
+        UserError: it holds another one; the message lists every field that differs. Or it holds files of the names
+            that a run writes, and no record that says what they are.
     """
     try:
         text = Folder(run_url).read(RECORD)
     except FileNotFoundError:
+        if found := sorted(_WRITTEN & Folder(run_url).sizes().keys()):
+            raise UserError(
+                f"run {run_url}",
+                got=f"{', '.join(found)} of something else, without {RECORD}",
+                expected="a new folder, or one of this run",
+                remedy="give the run another name, or another --storage",
+            ) from None
         return
     stored = parse_json_object(text, source=f"record {run_url}/{RECORD}")
     changed = [

@@ -26,7 +26,8 @@ class EditOutput:
     """
 
     def __init__(self, url: str, sheet: str, request: Mapping[str, Any]) -> None:
-        self._folder = JobFolder(url, JOB, result=sheet, noun="other images")
+        below = {IMAGES_FOLDER: [r"\d{5,}-(\d{3,}|given|original|result-\d{3,})\.png"]}
+        self._folder = JobFolder(url, JOB, result=sheet, below=below, noun="other images")
         self._images = Folder(f"{self._folder.url}/{IMAGES_FOLDER}")
         self._sheet, self._request = sheet, request
 

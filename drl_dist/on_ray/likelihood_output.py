@@ -18,6 +18,7 @@ from safetensors.numpy import save
 from drl_dist.checkpoints.schedules import SCHEDULE_NAME, read_schedule, write_schedule
 from drl_dist.data.filesystem import Folder, check_reachable
 from drl_dist.job_folder import (
+    RECORDS_FOLDER,
     REQUEST_NAME,
     Records,
     read_json,
@@ -76,7 +77,8 @@ class LikelihoodOutput:
         else:
             # Such as the step sizes of a long run; ours would take their place.
             own = (re.escape(name) for name in (SCHEDULE_NAME, WEIGHTS_NAME, FIGURE_NAME))
-            refuse_without_request(self.url, self._folder.sizes(), own)
+            records = {RECORDS_FOLDER: [r"\d{6,}\.safetensors"]}
+            refuse_without_request(self.url, self._folder.sizes(), own, below=records)
         return None
 
     def begin(self) -> None:
@@ -135,10 +137,10 @@ class LikelihoodOutput:
         """Remove the records of this request, and what a killed writer of its files left; nothing else."""
         self._folder.remove_parts([SCHEDULE_NAME, WEIGHTS_NAME, FIGURE_NAME, REPORT_NAME])
         # The request goes last: without it, nobody knows whose the others are.
-        if REQUEST_NAME in self._records.folder.sizes():
+        if self._records.are_of(dataclasses.asdict(self._request)):
             units = range(len(self._request.units()))
             self._records.remove([*(f"{unit:06d}.safetensors" for unit in units), REQUEST_NAME])
-        # A kill before the folder itself was removed leaves it empty.
+        # Of a clean-up that was killed.
         self._records.folder.remove_if_empty()
 
     def _refuse_other(self, found: Any) -> None:

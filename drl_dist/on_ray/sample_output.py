@@ -25,6 +25,7 @@ from drl_dist.data.shards import Sample, ShardRow, pack_shard, shard_name
 from drl_dist.errors import UserError
 from drl_dist.evaluation.grids import beside, enlargement, grid
 from drl_dist.job_folder import (
+    RECORDS_FOLDER,
     REQUEST_NAME,
     Records,
     read_json,
@@ -90,10 +91,13 @@ class SampleOutput:
             if index.num_samples == self._request.num_images:
                 return True
             self._complete = index
-        elif REQUEST_NAME not in self._records.folder.sizes():
+        if REQUEST_NAME not in self._records.folder.sizes():
             shards = rf"{re.escape(self._request.preset)}-{SPLIT}-\d+\.tar"
             own = (re.escape(name) for name in (GRID_NAME, PROGRESSION_NAME, MANIFEST_NAME))
-            refuse_without_request(self.url, names, [*own, shards])
+            records = [r"\d{5,}\.json", shards, re.escape(PROGRESSION_NAME)]
+            # In a complete folder all but the records is this job's.
+            there = names if self._complete is None else ()
+            refuse_without_request(self.url, there, [*own, shards], below={RECORDS_FOLDER: records})
         return False
 
     def finished(self) -> dict[int, UnitRecord]:
@@ -128,9 +132,9 @@ class SampleOutput:
         Raises:
             UserError: it cannot.
         """
-        # The request last: where it is, so are they.
-        self._records.write({f"{unit:05d}.json": record.to_json(self._request) for unit, record in records.items()})
+        # The request first: records without one are somebody else's.
         self._records.write({REQUEST_NAME: json.dumps(dataclasses.asdict(self._request)).encode()})
+        self._records.write({f"{unit:05d}.json": record.to_json(self._request) for unit, record in records.items()})
 
     def note(self, unit: int, record: UnitRecord) -> None:
         """Keep the record of a finished unit, so that a later start skips it."""
@@ -286,13 +290,10 @@ class SampleOutput:
         units = range(self._request.num_units)
         shards = [shard_name(self._request.preset, SPLIT, unit) for unit in units]
         self._folder.remove_parts([*shards, PROGRESSION_NAME, GRID_NAME, MANIFEST_NAME, INDEX_NAME])
-        begun = read_json(self._records.folder, REQUEST_NAME)
-        if begun is None:
-            # A kill before the folder itself was removed leaves it empty.
-            self._records.folder.remove_if_empty()
-            return
         # Records of an extension that waits for its own command stay.
-        if begun.get("num_images") != self._request.num_images:
+        if not self._records.are_of(dataclasses.asdict(self._request)):
+            # Or a clean-up that was killed has left an empty folder.
+            self._records.folder.remove_if_empty()
             return
         # The request goes last: without it, nobody knows whose the others are.
         self._records.remove([*(f"{unit:05d}.json" for unit in units), *shards, PROGRESSION_NAME, REQUEST_NAME])

@@ -21,7 +21,7 @@ from drl_dist.errors import UserError
 from drl_dist.on_ray.common import capacity, check_capacity, cluster
 from drl_dist.on_ray.exported import job_exported
 from drl_dist.on_ray.sweep_rescore import kept_rescores, rescore_trial
-from drl_dist.on_ray.sweep_result import finish_sweep, sweep_rows, tell_outcome
+from drl_dist.on_ray.sweep_result import RESULTS, finish_sweep, sweep_rows, tell_outcome
 from drl_dist.on_ray.sweep_search import SweepNews, SweepSearch, make_scheduler, replay
 from drl_dist.on_ray.sweep_trial import TrialLaunch, plain_fields
 from drl_dist.on_ray.train_driver import ENVIRONMENT, prepare_run
@@ -72,7 +72,7 @@ def sweep_run(plan: SweepPlan) -> int:
     index = prepare_run(dataclasses.replace(plan.base, run_name=name, storage=_url(plan))).index
     num_images = _rescore_images(plan, index)
     folder = SweepFolder(plan, index.fingerprint)
-    folder.check()
+    folder.check(RESULTS)
     trials = folder.trials()
     # A space that changed its meaning since would otherwise be found by every trial by itself.
     for trial in trials:

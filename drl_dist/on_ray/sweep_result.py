@@ -11,13 +11,15 @@ from drl_dist.data.filesystem import Folder
 from drl_dist.errors import UserError
 from drl_dist.on_ray.sweep_rescore import kept_rescores
 from drl_dist.on_ray.sweep_trial import trial_config
-from drl_dist.sweeps.plots import make_plots
+from drl_dist.sweeps.plots import PLOTS, make_plots
 from drl_dist.sweeps.record import BAD_SCORE, OUTCOME, Outcome, SweepFolder, read
 from drl_dist.sweeps.table import Row, as_csv, as_parquet, as_text, best, make_table
 from drl_dist.sweeps.winner import submitted, train_words, values_text
 from drl_dist.tracking.sweeps import BEST, end_trial, log_files, mark_best, trial_run
 
 TABLE_CSV, TABLE_PARQUET = "table.csv", "table.parquet"
+RESULTS = (TABLE_CSV, TABLE_PARQUET, *PLOTS)
+"""All files of the result."""
 
 
 def sweep_rows(folder: SweepFolder, num_images: int) -> list[Row]:

@@ -143,8 +143,8 @@ def prepare_run(run: RunConfig) -> PreparedRun:
     if run.tracking.score_every_steps is not None:
         parse_features(run.tracking.score_features)
         check_count(index, run.tracking.score_num_images, what="data")
-    check_reachable(run.storage)
     run_url = f"{run.storage.rstrip('/')}/{run.run_name}"
+    check_reachable(run_url)
     check_record(run_url, experiment, index.fingerprint, run.start_from)
     newest = newest_sound_checkpoint(run_url)
     if run.start_from is not None and newest is None:

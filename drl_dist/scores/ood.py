@@ -19,7 +19,7 @@ from drl_dist.data.index import ShardIndex, open_index
 from drl_dist.energy.wide_resnet import WideResNet
 from drl_dist.errors import UserError
 from drl_dist.evaluation.ood import auroc, log_densities
-from drl_dist.job_folder import JobFolder, Record, SaveClock, digest_of
+from drl_dist.job_folder import RECORDS_FOLDER, JobFolder, Record, SaveClock, digest_of
 from drl_dist.models import averaged_network, load_model
 from drl_dist.noise import PhiloxNoise
 from drl_dist.progress import progress
@@ -55,7 +55,13 @@ def ood_run(options: OodOptions) -> int:
         "seed": options.seed,
         "device": device.type,
     }
-    folder = JobFolder(options.out, JOB, result=REPORT_NAME, written=[re.escape(HISTOGRAM_NAME)])
+    folder = JobFolder(
+        options.out,
+        JOB,
+        result=REPORT_NAME,
+        written=[re.escape(HISTOGRAM_NAME)],
+        below={RECORDS_FOLDER: list(map(re.escape, _RECORDS))},
+    )
     folder.check(request)
     check_count(inside, count, what="data")
     check_count(outside, count, what="other images")
@@ -69,7 +75,7 @@ def ood_run(options: OodOptions) -> int:
         "config_sha256": model.config_sha256,
     }
     if folder.is_complete(request):
-        folder.records.remove(_RECORDS)
+        folder.records.remove_bound(_RECORDS, digest_of(request))
         print(f"{options.out} already holds this comparison, in {REPORT_NAME}; nothing to do", flush=True)
         return 0
     network = averaged_network(model.experiment, model.ema, device)
@@ -90,7 +96,7 @@ def ood_run(options: OodOptions) -> int:
         histogram_png(values, others, area, (f"{inside.name} {inside.split}", f"{outside.name} {outside.split}")),
     )
     folder.files.write(REPORT_NAME, (json.dumps(report, indent=2) + "\n").encode())
-    folder.records.remove(_RECORDS)
+    folder.records.remove_bound(_RECORDS, digest_of(request))
     print(f"AUROC {area:.4f}: the chance that an image of {inside.url} has a higher log-density than one of")
     print(f"{outside.url}; {count} images of each, {HISTOGRAM_NAME} and {REPORT_NAME} in {options.out}", flush=True)
     return 0

@@ -12,6 +12,8 @@ import numpy as np
 from drl_dist.sweeps.space import Range, Space
 from drl_dist.sweeps.table import Row
 
+PLOTS = ("score_against_hyperparameters.png", "parallel_coordinates.png", "learning_curves.png")
+"""Names of the pictures."""
 COLOURS = {
     "finished": "tab:blue",
     "stopped": "tab:orange",
@@ -40,11 +42,8 @@ def make_plots(rows: Sequence[Row], space: Space) -> dict[str, bytes]:
     import matplotlib as mpl
 
     mpl.use("Agg")
-    return {
-        "score_against_hyperparameters.png": _against(rows, space),
-        "parallel_coordinates.png": _parallel(rows, space),
-        "learning_curves.png": _curves(rows),
-    }
+    pictures = (_against(rows, space), _parallel(rows, space), _curves(rows))
+    return dict(zip(PLOTS, pictures, strict=True))
 
 
 def places(name: str, space: Space, values: Sequence[Any]) -> tuple[np.ndarray, list[float], list[str]]:

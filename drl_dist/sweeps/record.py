@@ -14,12 +14,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from drl_dist.checkpoints.files import parse_json_object
+from drl_dist.checkpoints.record import RECORD
 from drl_dist.config import differences, to_dict
 from drl_dist.data.filesystem import Folder
 from drl_dist.errors import UserError
@@ -158,15 +160,29 @@ class SweepFolder:
         """Folder of a trial, which is its run's folder."""
         return f"{self.url}/{self.run_name(number)}"
 
-    def check(self) -> None:
+    def check(self, results: Collection[str] = ()) -> None:
         """Return if the folder is new or holds this sweep.
 
+        Args:
+            results: names of the files that the sweep writes there in the end.
+
         Raises:
-            UserError: it holds another one; the message lists every field that differs.
+            UserError: it holds another one; the message lists every field that differs. Or it holds files of these
+                names, or a first trial, and no record that says of which sweep.
         """
         try:
             text = Folder(self.url).read(SWEEP)
         except FileNotFoundError:
+            first = Folder(self.trial_url(0)).sizes()
+            found = sorted(set(results) & Folder(self.url).sizes().keys())
+            found += [f"{self.run_name(0)}/{name}" for name in (TRIAL, CURVE, OUTCOME, RECORD) if name in first]
+            if found:
+                raise UserError(
+                    f"sweep {self.url}",
+                    got=f"{', '.join(found[:3])} of something else, without {SWEEP}",
+                    expected="a new folder, or one of this sweep",
+                    remedy="give the sweep another --sweep-name, or another --storage",
+                ) from None
             return
         stored = parse_json_object(text, source=f"record {self.url}/{SWEEP}")
         changed = [line for line in differences(stored, self._facts()) if not line.startswith(_MAY_CHANGE)]

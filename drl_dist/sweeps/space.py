@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_type_hints
 
 from drl_dist.checkpoints.configs import config_from_dict
 from drl_dist.checks import check_run
-from drl_dist.config import RunConfig, flatten, to_dict
+from drl_dist.config import Experiment, RunConfig, flatten, to_dict
 from drl_dist.errors import UserError
 
 LEVEL_SCALE = "mcmc.level_scale"
@@ -107,7 +108,7 @@ def parse_space(given: object, run: RunConfig) -> Space:
     known = {name.removeprefix("experiment.") for name in flatten(to_dict(run))}
     for name in given:
         _check_name(str(name), known)
-    space = Space({str(name): _dimension(str(name), value) for name, value in given.items()})
+    space = Space({str(name): _dimension(str(name), _in_whole_numbers(name, value)) for name, value in given.items()})
     overlapping = {_MULTIPLIER, _POWER, _VALUES} & given.keys()
     if LEVEL_SCALE in given and overlapping:
         raise UserError(
@@ -173,6 +174,28 @@ def fields_of(name: str, value: Any) -> dict[str, Any]:
         expected='a number, {"power": p}, {"power": p, "multiplier": m} or a list of one number per level',
         remedy="correct the space",
     )
+
+
+def _in_whole_numbers(name: str, given: object) -> object:
+    """What to try for a field, with ``8.0`` and ``1e1`` as whole numbers where the field is one, as options have it."""
+    if isinstance(given, dict):
+        return {kind: _whole(ends) if kind == "integer" else ends for kind, ends in given.items()}
+    return _whole(given) if _is_whole_field(name) else given
+
+
+def _whole(value: object) -> object:
+    if isinstance(value, list):
+        return [_whole(one) for one in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _is_whole_field(name: str) -> bool:
+    """Whether a field holds whole numbers, or none, by its type."""
+    first, *_ = parts = name.split(".")
+    kind: Any = Experiment if first in get_type_hints(Experiment) else RunConfig
+    for part in parts:
+        kind = get_type_hints(kind).get(part) if dataclasses.is_dataclass(kind) else None
+    return kind is int or {*get_args(kind)} in ({int, type(None)}, {int, ...})
 
 
 def _dimension(name: str, given: object) -> Choice | Range:

@@ -12,6 +12,8 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 MAX_BYTES = 2**20
 """Size of a space file; one that is larger is something else."""
 _MAX_VALUES = 100_000
+# Python writes no number of 4300 digits or more, and no field has a use for one of thirty.
+_BOUND = 10**30
 
 
 class SpaceTextError(ValueError):
@@ -31,7 +33,7 @@ def from_json(text: str) -> Any:
 
 
 def from_file(data: bytes) -> Any:
-    """Values of a YAML 1.2 file, of which JSON is a part: ``1e-5`` is a number, tabs may indent JSON, ``no`` is a word.
+    """Values of a JSON or a YAML 1.2 file: ``1e-5`` is a number in both, tabs may indent JSON, ``no`` is a word.
 
     Raises:
         SpaceTextError: it is neither, is too large, holds a key twice, or what JSON does not know: dates, sets, keys
@@ -40,10 +42,19 @@ def from_file(data: bytes) -> Any:
     if len(data) > MAX_BYTES:
         raise SpaceTextError(f"{len(data):,} bytes")
     try:
-        # The safe loader makes plain values only.
-        return _checked(YAML(typ="safe", pure=True).load(data.decode("utf-8-sig")))
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise SpaceTextError(f"no UTF-8 text ({error.reason} at byte {error.start})") from error
+    try:
+        # Nearly all JSON is YAML, but not all: surrogate pairs, long keys, a colon on the next line, NaN.
+        return _checked(json.loads(text, object_pairs_hook=_object))
+    except json.JSONDecodeError:
+        pass
+    except (ValueError, RecursionError) as error:
+        raise SpaceTextError(" ".join(str(error).split())[:200]) from error
+    try:
+        # The safe loader makes plain values only.
+        return _checked(YAML(typ="safe", pure=True).load(text))
     except MarkedYAMLError as error:
         where = "" if error.problem_mark is None else f"line {error.problem_mark.line + 1}: "
         raise SpaceTextError(where + str(error.problem or error.context).partition(" with value ")[0]) from error
@@ -75,6 +86,8 @@ def _checked(whole: Any) -> Any:
             waiting += value
         elif isinstance(value, float) and not math.isfinite(value):
             raise SpaceTextError(f"the number {value}, which is not finite")
+        elif isinstance(value, int) and abs(value) >= _BOUND:
+            raise SpaceTextError("a whole number of more than thirty digits")
         elif value is not None and not isinstance(value, str | bool | int | float):
             raise SpaceTextError(f"a {type(value).__name__} ({value}), which JSON does not know")
     return whole

@@ -15,6 +15,7 @@ from drl_dist.checkpoints.remote import FILES, StoredCheckpoint, checkpoint_name
 from drl_dist.data.cache import ShardCache
 from drl_dist.data.filesystem import Folder
 from drl_dist.data.index import open_index
+from drl_dist.errors import UserError
 from tests.data.sets import write_set
 
 NOTES = ("notes.txt", ".notes.txt.0123abcd.part", ".swap.part", "00000.json.bak", "99999.json", "photo.tar")
@@ -74,6 +75,59 @@ def test_preparing_into_a_folder_that_holds_notes(
     assert prepare(pictures, str(out), monkeypatch) == 0
     assert (out / "_progress" / "00000.json").read_text() == "mine"
     assert_notes(out / "_progress")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "told"),
+    [
+        ("images-train-00001.tar", "mine", "got images-train-00001.tar of something else"),
+        ("unreadable.json", "mine", "got unreadable.json of something else"),
+        ("source.parquet", "mine", "got source.parquet of something else"),
+        ("request.json", "{}", "got request.json of something else"),
+        ("_progress/00001.json", '{"row": null}', "got _progress/00001.json of something else"),
+        ("_progress/request.json", "{}", "got _progress/request.json of something else"),
+        ("_progress/parameters.json", "mine", "got a damaged parameters.json"),
+        ("_progress/parameters.json", "[]", "got a damaged parameters.json"),
+        ("_progress/parameters.json", "{}", "got data prepared with other options"),
+    ],
+)
+def test_preparing_writes_over_nothing_of_others(
+    name: str, text: str, told: str, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "out" / name
+    path.parent.mkdir(parents=True)
+    path.write_text(text)
+    with pytest.raises(UserError, match=told):
+        prepare(pictures, f"{tmp_path}/out", monkeypatch)
+    assert [one.relative_to(tmp_path / "out") for one in (tmp_path / "out").rglob("*.*")] == [Path(name)]
+    assert path.read_text() == text
+
+
+@pytest.mark.parametrize("text", ["mine", "[]", "{}", '{"row": {"name": "a"}, "unreadable": []}', '{"row": null}'])
+def test_a_record_that_is_none_is_told(
+    text: str, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("datasets_prep._build.write_index", _killed)
+        prepare(pictures, f"{tmp_path}/out", monkeypatch)
+    record = tmp_path / "out" / "_progress" / "00001.json"
+    record.write_text(text)
+    with pytest.raises(UserError, match=r"record .*/_progress/00001.json: got something else, .* remove this file"):
+        prepare(pictures, f"{tmp_path}/out", monkeypatch)
+    assert record.read_text() == text
+    record.unlink()
+    assert prepare(pictures, f"{tmp_path}/out", monkeypatch) == 0
+
+
+def test_parameters_of_others_beside_finished_data_stay(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for text in (None, "mine", "{}"):
+        assert prepare(pictures, f"{tmp_path}/out", monkeypatch) == 0
+        if text is not None:
+            assert (tmp_path / "out" / "_progress" / "parameters.json").read_text() == text
+        (tmp_path / "out" / "_progress").mkdir(exist_ok=True)
+        (tmp_path / "out" / "_progress" / "parameters.json").write_text({None: "mine", "mine": "{}"}.get(text, ""))
 
 
 def test_notes_are_not_taken_for_records(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from datasets_prep._source import require_source
 from drl_dist.data.cache import ShardCache
 from drl_dist.data.filesystem import Folder, check_reachable, open_filesystem, write_local
 from drl_dist.data.index import open_index
@@ -239,3 +240,13 @@ def test_a_bucket_holds_a_name_as_it_is(name: str, gcs_bucket: str) -> None:
     # An object in the folder's place is no file in it.
     Folder(gcs_bucket).write("object", b"x")
     assert Folder(f"{gcs_bucket}/object").sizes() == {}
+
+
+def test_a_source_given_as_a_url_is_judged_as_one(tmp_path: Path) -> None:
+    (tmp_path / "a%20b").mkdir()
+    (tmp_path / "a b").mkdir()
+    assert require_source(f"file://{tmp_path}/a b", "pictures") == tmp_path / "a b"
+    assert require_source(f"{tmp_path}/a%20b", "pictures") == tmp_path / "a%20b"
+    for url in (f"file://{tmp_path}/a%20b", f"file://{tmp_path.name}", f"file://localhost{tmp_path}"):
+        with pytest.raises(UserError, match=r"^--source: got file://"):
+            require_source(url, "pictures")

@@ -6,11 +6,14 @@ import dataclasses
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from ray import cloudpickle
 
 from drl_dist.checkpoints.remote import FILES, StoredCheckpoint, checkpoint_name
+from drl_dist.editing.output import EditOutput
 from drl_dist.errors import UserError
+from drl_dist.job_folder import Record, Records
 from drl_dist.on_ray.likelihood_output import LikelihoodOutput
 from drl_dist.on_ray.likelihood_unit import LikelihoodRequest
 from drl_dist.on_ray.sample_output import SampleOutput
@@ -84,6 +87,42 @@ def test_records_go_and_notes_stay(job: str, tmp_path: Path) -> None:
         path.unlink()
     output.clean_up()
     assert not (out / "_progress").exists()
+
+
+@pytest.mark.parametrize(
+    ("job", "name"),
+    [
+        ("edit", "images/00000-given.png"),
+        ("edit", "images/00003-007.png"),
+        ("edit", "inpainting.png"),
+        ("edit", "_progress/request.json"),
+        ("likelihood", "_progress/000000.safetensors"),
+        ("likelihood", "log_z.png"),
+        ("sample", "_progress/00001.json"),
+        ("sample", "_progress/digits-generated-00000.tar"),
+    ],
+)
+def test_files_of_others_are_not_written_over(job: str, name: str, tmp_path: Path) -> None:
+    keep_notes(tmp_path / "images")
+    checks = {
+        "edit": EditOutput(str(tmp_path), "inpainting.png", {"seed": 1}).is_complete,
+        "likelihood": LikelihoodOutput(str(tmp_path), LIKELIHOOD, 6).finished_report,
+        "sample": SampleOutput(str(tmp_path), preset("digits"), SAMPLES).is_complete,
+    }
+    assert not checks[job]()
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("{")
+    with pytest.raises(UserError, match=rf"got ({name}|a damaged request.json)"):
+        checks[job]()
+
+
+def test_records_of_another_request_stay(tmp_path: Path) -> None:
+    records = Records(str(tmp_path))
+    ours, theirs = (Record({"x": np.zeros(3)}, {}).to_bytes(digest) for digest in ("a" * 64, "b" * 64))
+    files = {"1": ours, "2": theirs, "3": b"mine", "4": b"", "5": ours, "6": b"\xff" * 20}
+    records.write(files)
+    records.remove_bound(["1", "2", "3", "4", "6", "7"], "a" * 64)
+    assert {path.name for path in (tmp_path / "_progress").iterdir()} == {"2", "3", "4", "5", "6"}
 
 
 @pytest.mark.parametrize("job", ["sample", "likelihood"])

@@ -40,6 +40,7 @@ def parsed(*words: str) -> dict[str, Any]:
         (["--model.spectral-norm", "off", "--use-gpu"], "experiment.model.spectral_norm", False),
         (["--use-gpu", "0"], "use_gpu", False),
         (["--use-gpu=1"], "use_gpu", True),
+        (["--num_workers", "2:3"], "min_workers", 2),
     ],
 )
 def test_the_usual_spellings_are_understood(words: list[str], field: str, value: object) -> None:
@@ -52,6 +53,9 @@ def test_the_usual_spellings_are_understood(words: list[str], field: str, value:
     [
         (["--train.num-steps", "1.5"], "option --train.num-steps: got 1.5, which is not a whole number, expected INT"),
         (["--train.num-steps", "1e999999999"], "got 1e999999999, which is not a whole number"),
+        (["--train.num-steps", "1__0"], "got 1__0, which is not a whole number"),
+        (["--train.num-steps", ""], "got '', which is not a whole number"),
+        (["--optim.learning-rate", "1,5"], "option --optim.learning-rate: got 1,5, which is not a number, expected FLOAT"),
         (["--train.num-steps", "inf"], "got inf, which is not a whole number"),
         (["--optim.max-grad-norm", "inf"], r"option --optim.max-grad-norm: got inf, expected none\|FLOAT"),
         (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import importlib
 import json
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.results import open_results
 from drl_dist.analysis import long_run_options
 from drl_dist.cli import parse_train
 from drl_dist.cli_sweep import parse_sweep
@@ -211,3 +213,22 @@ def test_benchmarks_refuse_before_they_write(name: str, tmp_path: Path, monkeypa
             module.main()
         assert ended.value.code == 2
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["benchmarks.ablation", "benchmarks.reliability"])
+def test_benchmarks_leave_a_table_of_others(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = importlib.import_module(name)
+    (tmp_path / "table.md").write_text("mine")
+    monkeypatch.setattr(sys, "argv", [name, "--out", str(tmp_path)])
+    with pytest.raises(SystemExit) as ended:
+        module.main()
+    assert ended.value.code == 2
+    assert "with table.md of something else, expected a new folder" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["table.md"]
+    # Beside a result of an earlier start it is the benchmark's own.
+    parser = argparse.ArgumentParser()
+    open_results(parser, tmp_path, ["table.md"], ["table.md"])
+    with pytest.raises(SystemExit):
+        open_results(parser, tmp_path, ["other.json"], ["table.md"])

@@ -120,8 +120,8 @@ def test_a_kill_at_any_write_leaves_the_old_images_or_what_resumes(
         return cut_short
 
     assert sample(checkpoint, tmp_path / "ten", 10) == 0
-    assert sample(checkpoint, tmp_path / "once", 20) == 0
     before = images(tmp_path / "ten")
+    assert sample(checkpoint, tmp_path / "once", 20) == 0
     monkeypatch.setattr(Folder, "write", counted(write))
     monkeypatch.setattr(Folder, "remove", counted(remove))
     seen: list[str] = []
@@ -148,12 +148,11 @@ def test_a_kill_at_any_write_leaves_the_old_images_or_what_resumes(
                 sample(checkpoint, out, 10)
         with pytest.raises(UserError, match=r"got other images \(seed: 5 -> 6\)"):
             sample(checkpoint, out, 20, seed=6)
+        left = 0
         assert sample(checkpoint, out, 20) == 0
         assert contents(out) == contents(tmp_path / "once")
-    assert set(seen) == {"10 images", "resumes", "20 images"}, seen
-    left = 0
-    assert contents(out) == contents(tmp_path / "once")
-    assert not (out / "_progress").exists()
+        assert not (out / "_progress").exists()
+    assert {"10 images", "resumes", "20 images"} == set(seen), seen
 
 
 def test_a_job_in_its_middle_is_extended_too(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,6 +204,8 @@ def test_images_that_were_there_keep_their_bytes_whatever_their_batch_rounds(
         ("tiny-generated-00000.tar", "got tiny-generated-00000.tar of something else"),
         ("request.json", "got request.json of something else"),
         ("_progress/request.json", "got a damaged request.json"),
+        ("_progress/00000.json", "got _progress/00000.json of something else"),
+        ("_progress/progression.png", "got _progress/progression.png of something else"),
     ],
 )
 def test_what_something_else_left_is_not_written_over(checkpoint: Path, tmp_path: Path, name: str, told: str) -> None:
@@ -213,6 +214,22 @@ def test_what_something_else_left_is_not_written_over(checkpoint: Path, tmp_path
     with pytest.raises(UserError, match=told):
         sample(checkpoint, tmp_path, 4)
     assert contents(tmp_path) == {name: b"?"}
+
+
+def test_a_file_in_the_place_of_a_record_is_no_record(checkpoint: Path, tmp_path: Path) -> None:
+    assert sample(checkpoint, tmp_path, 4) == 0
+    (tmp_path / "_progress").mkdir()
+    (tmp_path / "_progress" / "00000.json").write_bytes(b"mine")
+    before = contents(tmp_path)
+    # Complete, so that there is nothing to write.
+    assert sample(checkpoint, tmp_path, 4) == 0
+    with pytest.raises(UserError, match=r"got _progress/00000.json of something else"):
+        sample(checkpoint, tmp_path, 20)
+    assert contents(tmp_path) == before
+    for text in (b"mine", b"{}"):
+        (tmp_path / "_progress" / "request.json").write_bytes(text)
+        assert sample(checkpoint, tmp_path, 4) == 0
+        assert (tmp_path / "_progress" / "request.json").read_bytes() == text
 
 
 def test_files_of_others_stay(checkpoint: Path, tmp_path: Path) -> None:

@@ -219,7 +219,11 @@ def test_the_same_weights_at_another_address_are_the_same_request(
         ("request.json", b'{"seed": 7', "got a damaged request.json, expected JSON that says what was asked for"),
         ("request.json", b"[]", "got a damaged request.json"),
         ("request.json", b'{"format": "drl_dist.edit"}', r"got the output of another job \(drl_dist.edit\)"),
-        ("_progress/request.json", b"{}", "got request.json of something else"),
+        ("_progress/request.json", b"{}", "got _progress/request.json of something else"),
+        ("_progress/chains.safetensors", b"", "got _progress/chains.safetensors of something else"),
+        ("_progress/2-000000.safetensors", b"", "got _progress/2-000000.safetensors of something else"),
+        ("steps_2/index.parquet", b"", "got steps_2/index.parquet of something else"),
+        ("steps_2/x-generated-00000.tar", b"", "got steps_2/x-generated-00000.tar of something else"),
     ],
 )
 def test_what_another_job_or_an_older_one_left_is_not_written_over(

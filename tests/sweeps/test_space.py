@@ -70,6 +70,23 @@ def test_c_t_is_a_multiplier_a_power_or_one_value_per_level(base: SweepPlan) -> 
     torch.testing.assert_close(c_t([1, 2, 3, 4, 5, 6.5], base), torch.tensor([1, 2, 3, 4, 5, 6.5], dtype=torch.float64))
 
 
+def test_whole_numbers_in_any_spelling_of_json(base: SweepPlan) -> None:
+    given = {
+        "model.num_res_blocks": [1.0, 2, 1e1],
+        "model.width_multipliers": [[1.0, 2], [1, 1e0]],
+        "optim.warmup_steps": {"integer": [1e1, 2e1]},
+        "optim.beta1": [0.0, 0.5],
+    }
+    space = parse_space(given, base.base)
+    assert repr(space.dimensions["model.num_res_blocks"]) == "Choice(values=(1, 2, 10))"
+    assert repr(space.dimensions["model.width_multipliers"]) == "Choice(values=([1, 2], [1, 1]))"
+    assert repr(space.dimensions["optim.warmup_steps"]) == "Range(kind='integer', low=10, high=20)"
+    assert repr(space.dimensions["optim.beta1"]) == "Choice(values=(0.0, 0.5))"
+    for wrong in ({"model.num_res_blocks": [1, 1.0]}, {"model.num_res_blocks": [True]}):
+        with pytest.raises(UserError, match=r"space, field model\.num_res_blocks"):
+            parse_space(wrong, base.base)
+
+
 def test_any_field_by_its_dotted_name(base: SweepPlan) -> None:
     run = apply(
         {"optim.half_life_steps": None, "model.width_multipliers": [1, 1], "engine.precision": "bfloat16"}, base.base

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,14 @@ def test_a_json_file_is_read_as_json_and_yaml_by_its_newer_rules() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    "text",
+    ['{"a": ["\\u00e9\\ud83d\\ude00"]}', '{"a"\n:\n[1]}', '{"%s": [1]}' % ("k" * 2000), '{"a": ["\x7f\x85"]}'],
+)
+def test_json_that_is_no_yaml_is_json(text: str) -> None:
+    assert from_file(text.encode()) == json.loads(text)
+
+
 TWICE = b"a: [1]\nb: [2]\na: [3]\n"
 MANY = b"a: &x [1,1,1,1,1,1,1,1,1,1]\n" + b"\n".join(
     b"%c: &%c [%s]" % (name, name, b",".join([b"*%c" % before] * 10))
@@ -38,7 +47,10 @@ MANY = b"a: &x [1,1,1,1,1,1,1,1,1,1]\n" + b"\n".join(
     ("data", "got"),
     [
         (TWICE, r'^line 3: found duplicate key "a"$'),
-        (b'{"a": [1], "a": [2]}', r'^line 1: found duplicate key "a"$'),
+        (b'{"a": [1], "a": [2]}', r"^the key 'a' twice$"),
+        (b'{"a": [NaN]}', r"^the number nan, which is not finite$"),
+        (b'{"a": [1%s]}' % (b"0" * 30), r"^a whole number of more than thirty digits$"),
+        (b"a: [0x%s]" % (b"f" * 5000), r"^a whole number of more than thirty digits$"),
         (b"a: [.inf]", r"^the number inf, which is not finite$"),
         (b'{"a": [1e999]}', r"^the number inf, which is not finite$"),
         (b"a: [2001-01-01]", r"^a date \(2001-01-01\), which JSON does not know$"),

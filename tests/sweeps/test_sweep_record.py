@@ -18,6 +18,7 @@ from drl_dist.cli import parse_train
 from drl_dist.cli_sweep import parse_sweep
 from drl_dist.config import Experiment
 from drl_dist.errors import UserError
+from drl_dist.on_ray.sweep_result import RESULTS
 from drl_dist.presets import preset
 from drl_dist.sweeps.options import plan_sweep
 from drl_dist.sweeps.plots import label, make_plots, places
@@ -44,6 +45,20 @@ def test_a_name_cannot_come_to_mean_another_sweep(tmp_path: Path) -> None:
         SweepFolder(plan(tmp_path, space=SPACE | {"model.num_res_blocks": [1, 3]}), "f").check()
     with pytest.raises(UserError, match=r"data_fingerprint: f -> g"):
         SweepFolder(plan(tmp_path), "g").check()
+
+
+@pytest.mark.parametrize("name", ["table.csv", "learning_curves.png", "s-0000/experiment.json", "s-0000/trial.json"])
+def test_a_folder_of_something_else_is_no_sweep(name: str, tmp_path: Path) -> None:
+    folder = SweepFolder(plan(tmp_path), "f")
+    path = tmp_path / folder.url / name.replace("s-0000", folder.run_name(0))
+    path.parent.mkdir(parents=True)
+    (path.parent / "notes.txt").write_text("mine")
+    folder.check(RESULTS)
+    path.write_text("mine")
+    with pytest.raises(UserError, match=rf"got .*{path.name} of something else, without sweep.json"):
+        folder.check(RESULTS)
+    folder.begin()
+    folder.check(RESULTS)
 
 
 def test_records_come_back_and_damaged_ones_are_told(tmp_path: Path) -> None:
