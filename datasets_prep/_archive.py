@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -59,7 +60,10 @@ def _open(path: Path, stamp: bytes) -> Archive:
     for info in file.infolist():
         if info.is_dir():
             continue
-        *folders, name = info.filename.split("/")
+        # Some programs of Windows write its own separator, against the standard.
+        *folders, name = re.split(r"[/\\]", info.filename)
+        if not name:
+            continue
         by_program = next((folder for folder in folders if folder.lower() in BY_PROGRAMS), None)
         if by_program is not None:
             left_out[f"in {printable(by_program)}"] += 1

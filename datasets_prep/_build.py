@@ -99,11 +99,12 @@ def build(source: Source, options: PrepOptions) -> int:
     folder, records = Folder(options.out), Folder(joined(options.out, PROGRESS_FOLDER))
     index, held = begun(folder, records)
     if (earlier := source.as_earlier()) is not None and held == _identity(earlier, options):
-        print(
-            f"{folder.url} was begun by an earlier version and keeps its choice of files: {len(earlier)} images, where "
-            f"this version takes {len(source)}.",
-            file=sys.stderr,
-        )
+        if earlier.left_out != source.left_out:
+            print(
+                f"{folder.url} was begun by an earlier version and keeps its choice of files: {len(earlier)} images, "
+                f"where this version takes {len(source)}.",
+                file=sys.stderr,
+            )
         source = earlier
     identity = _identity(source, options)
     if held is not None:

@@ -33,10 +33,10 @@ def refuse_misread(image: ImageFile.ImageFile, components: Sequence[Component]) 
     if image.mode in ("P", "PA") and any(component.bits != 8 for component in components):
         raise PictureError(f"JPEG 2000 with a palette and {most} bits, which Pillow decodes to wrong colours")
     if image.format == "TIFF" and getattr(image, "tag_v2", {}).get(_PLANES) == _SEPARATE:
-        raw = [str(tile[3][0]) for tile in image.tile if tile[0] == "raw" and isinstance(tile[3], tuple)]
+        is_raw = any(tile[0] == "raw" for tile in image.tile)
         # It reads planes of 16 bits as if they had 8, planes of grey and alpha as if they alternated, and a* and b*
         # without their sign.
-        if image.mode in ("LA", "La", "PA", "LAB") or (raw and _has_16_bits(image)):
+        if image.mode in ("LA", "La", "PA", "LAB") or (is_raw and _has_16_bits(image)):
             raise PictureError(
                 f"TIFF of mode {image.mode} with separate planes, which Pillow decodes to wrong values; stored with "
                 "contiguous samples it could be taken"
