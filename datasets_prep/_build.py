@@ -232,7 +232,7 @@ def _make_all(
                 options.out,
             )
 
-    pool = _pool(min(options.workers, max(1, len(numbers))))
+    pool = _pool(min(options.workers, max(1, len(numbers))), apart=source.may_end_process)
     bad = sum(len(record["unreadable"]) for record in finished.values())
     done = sum(count(number) for number in finished)
     try:
@@ -256,14 +256,15 @@ def _make_all(
             "worker process",
             got="its sudden end",
             expected="a finished shard",
-            remedy="run the command again to go on, with fewer --workers if memory is short",
+            remedy="run the command again to go on, with fewer --workers if memory is short"
+            + ("; if it ends here again, the database is damaged: download it again" if source.may_end_process else ""),
         ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _pool(workers: int) -> Executor:
-    if workers == 1:
+def _pool(workers: int, *, apart: bool) -> Executor:
+    if workers == 1 and not apart:
         return ThreadPoolExecutor(1)
     return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker)
 

@@ -261,6 +261,20 @@ def test_a_damaged_page_of_an_lmdb_is_told_by_another_process(tmp_path: Path, mo
     assert any("Assertion" in message for message in ended), ended
 
 
+def test_a_value_of_an_lmdb_that_reaches_beyond_its_file_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = tmp_path / "church_outdoor_train_lmdb"
+    write_lsun(database, {b"first": bytes(9000), b"second": bytes(9000)})
+    whole = (database / "data.mdb").read_bytes()
+    entry = whole.rindex(b"second") - 8
+    assert int.from_bytes(whole[entry : entry + 4], "little") == 9000
+    (database / "data.mdb").write_bytes(whole[:entry] + len(whole).to_bytes(4, "little") + whole[entry + 4 :])
+    # Whoever reads the value is ended by a signal.
+    with pytest.raises(UserError, match=r"worker process: got its sudden end.*the database is damaged"):
+        prepare("lsun", monkeypatch, "--source", database, "--out", tmp_path / "out", "--workers", 1)
+
+
 # CIFAR-10 and Fashion-MNIST
 
 
