@@ -26,7 +26,15 @@ import numpy as np
 
 from datasets_prep._identity import NOTE_NAME, Change, Seen, copies, write_note
 from datasets_prep._listing import printable
-from datasets_prep._pixels import pixel_rules, rule_parameters, square_pixels, sum_treated, tell_treated, tell_untreated
+from datasets_prep._pixels import (
+    pixel_rules,
+    rule_parameters,
+    square_pixels,
+    sum_treated,
+    tell_treated,
+    tell_untreated,
+    tell_untreated_output,
+)
 from datasets_prep._resume import (
     PARAMETERS_NAME,
     UNREADABLE_NAME,
@@ -111,6 +119,8 @@ def build(source: Source, options: PrepOptions) -> int:
         refuse_other(folder, held, identity)
     if index is not None:
         tell_prepared(folder, index, source, options.shard_size)
+        if isinstance(options, PictureOptions) and NOTE_NAME not in folder.sizes():
+            tell_untreated_output()
         _clean_up(folder, records, source, options)
         return 0
     finished = resume(folder, records, identity, source)
