@@ -24,7 +24,15 @@ from typing import Any
 
 from datasets_prep._identity import NOTE_NAME, Change, Seen, copies, write_note
 from datasets_prep._listing import printable
-from datasets_prep._pixels import pixel_rules, rule_parameters, square_pixels, sum_treated, tell_treated, tell_untreated
+from datasets_prep._pixels import (
+    pixel_rules,
+    rule_parameters,
+    square_pixels,
+    sum_treated,
+    tell_treated,
+    tell_untreated,
+    tell_untreated_output,
+)
 from datasets_prep._resume import (
     PARAMETERS_NAME,
     PROGRESS_FOLDER,
@@ -114,6 +122,8 @@ def build(source: Source, options: PrepOptions) -> int:
         refuse_other(folder, held, identity)
     if index is not None:
         tell_prepared(folder, index, source, options.shard_size)
+        if isinstance(options, PictureOptions) and NOTE_NAME not in folder.sizes():
+            tell_untreated_output()
         _clean_up(folder, records, source, options, identity)
         return 0
     finished = resume(folder, records, identity, source)
@@ -235,7 +245,7 @@ def _make_all(
                 options.out,
             )
 
-    pool = _pool(min(options.workers, max(1, len(numbers))))
+    pool = _pool(min(options.workers, max(1, len(numbers))), apart=source.may_end_process)
     bad = sum(len(record["unreadable"]) for record in finished.values())
     done = sum(count(number) for number in finished)
     try:
@@ -259,14 +269,15 @@ def _make_all(
             "worker process",
             got="its sudden end",
             expected="a finished shard",
-            remedy="run the command again to go on, with fewer --workers if memory is short",
+            remedy="run the command again to go on, with fewer --workers if memory is short"
+            + ("; if it ends here again, the database is damaged: download it again" if source.may_end_process else ""),
         ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _pool(workers: int) -> Executor:
-    if workers == 1:
+def _pool(workers: int, *, apart: bool) -> Executor:
+    if workers == 1 and not apart:
         return ThreadPoolExecutor(1)
     return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker)
 

@@ -97,6 +97,15 @@ def tell_untreated(records: Iterable[Mapping[str, Any]]) -> None:
         )
 
 
+def tell_untreated_output() -> None:
+    """Say of a finished output without what this version writes beside it that such images may not be treated."""
+    print(
+        "If an earlier version prepared it, values of more than 8 bits were cut off and the colours of transparent "
+        "pixels shown; if the source has such images, choose another --out.",
+        file=sys.stderr,
+    )
+
+
 def _colour(text: str) -> tuple[int, int, int]:
     try:
         numbers = text.split(",")

@@ -77,6 +77,11 @@ class Source(Protocol):
         ...
 
     @property
+    def may_end_process(self) -> bool:
+        """Whether damage in it can end the process that reads it, which must then be no other than a worker."""
+        ...
+
+    @property
     def left_out(self) -> Mapping[str, int]:
         """Number of files of each kind that are not among its images."""
         ...
@@ -100,6 +105,7 @@ class SourceDefaults:
     """What holds for a source whose digest is one of its content."""
 
     left_out: Mapping[str, int] = MappingProxyType({})
+    may_end_process: bool = False
 
     def stamps(self, start: int, stop: int) -> bytes | None:
         """None: the digest tells all changes."""

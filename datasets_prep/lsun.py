@@ -108,6 +108,7 @@ class Lsun(SourceDefaults):
     """
 
     channels = 3
+    may_end_process = True
 
     def __init__(self, path: Path, category: str, split: str) -> None:
         self.name, self.split, self._path = f"lsun_{category.replace('-', '_')}", split, path

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,19 +22,48 @@ _BITS, _PHOTOMETRIC, _MIN, _MAX, _FORMAT, _SMIN, _SMAX = 258, 262, 280, 281, 339
 _UNSIGNED, _SIGNED = 1, 2
 _WHITE_IS_ZERO = 0
 PNG_START = b"\x89PNG\r\n\x1a\n"
+_JPEG2000_SIZES = b"\xff\x4f\xff\x51"
 
 
 class PictureError(ValueError):
     """A picture that cannot be taken; the message says why, and names the exception if a decoder raised it."""
 
 
-def is_deep(image: Image.Image) -> bool:
-    """Whether an opened image holds grey values that are not 0 (black) to 255 (white)."""
-    return image.mode.startswith(("I", "F")) or _signed_bytes(image)
+@dataclass(frozen=True)
+class Component:
+    """What a JPEG 2000 file says of one of its channels."""
+
+    bits: int
+    signed: bool
+
+
+def jpeg2000_components(data: bytes) -> tuple[Component, ...]:
+    """The channels of a JPEG 2000 file, in order; none if its header cannot be found."""
+    start = data.find(_JPEG2000_SIZES)
+    if start < 0 or len(data) < start + 42:
+        return ()
+    (count,) = struct.unpack_from(">H", data, start + 40)
+    sizes = data[start + 42 : start + 42 + 3 * count : 3]
+    return tuple(Component((size & 0x7F) + 1, bool(size & 0x80)) for size in sizes)
+
+
+def is_deep(image: Image.Image, components: Sequence[Component]) -> bool:
+    """Whether an opened image holds grey values that are not 0 (black) to 255 (white).
+
+    Args:
+        image: not decoded yet.
+        components: of a JPEG 2000 file.
+    """
+    is_signed = image.mode == "L" and (_signed_bytes(image) or any(component.signed for component in components))
+    return image.mode.startswith(("I", "F")) or is_signed
 
 
 def to_8_bits(
-    image: Image.Image, data: bytes, maximum: int | None, value_range: tuple[float, float] | None
+    image: Image.Image,
+    data: bytes,
+    maximum: int | None,
+    value_range: tuple[float, float] | None,
+    component: Component | None,
 ) -> tuple[NDArray[np.uint8], list[str]]:
     """Grey values as 0 (black) to 255 (white).
 
@@ -41,6 +71,7 @@ def to_8_bits(
         image: decoded, of which `is_deep` holds.
         data: the file.
         maximum: the largest value that a PPM file allows; Pillow scales values to 16 bits by it.
+        component: the only one of a JPEG 2000 file; Pillow shifts values up to 8 or 16 bits, and signed ones above 0.
         value_range: the values of black and white; if None, what the file says, or all of 16 bits without a sign.
 
     Returns:
@@ -49,13 +80,18 @@ def to_8_bits(
     Raises:
         PictureError: the values have no range, or some are no numbers.
     """
-    values = _values(image)
+    values = _values(image) if component is None else _jpeg2000_values(image, component)
     done: list[str] = []
     if value_range is not None:
         if maximum is not None:
             # Back to the values of the file.
             values = np.rint(values * (maximum / 65535))
         low, high = value_range
+        done.append(RANGED)
+    elif component is not None and component.signed:
+        raise PictureError(_without_range(image, component))
+    elif component is not None and component.bits < 16:
+        low, high = 0.0, 2.0**component.bits - 1
         done.append(RANGED)
     elif (said := _said_range(image, data, values)) is not None:
         low, high = said
@@ -67,9 +103,7 @@ def to_8_bits(
         bits = next((bits for bits in _DARK_BITS if is_whole and values.max() < 2**bits), None)
         done.append(SCALED if bits is None else DARK[bits])
     else:
-        raise PictureError(
-            f"{_kind(image)} without a range that says what is black and what is white (an option can give one)"
-        )
+        raise PictureError(_without_range(image, component))
     if np.isnan(values).any():
         raise PictureError("pixels that are no numbers")
     scaled = (values.astype(np.float64) - low) * 255 / (high - low)
@@ -97,6 +131,11 @@ def _values(image: Image.Image) -> NDArray[Any]:
         return values.view(np.int8)
     # Pillow keeps 32 bits without a sign in numbers with one.
     return values.view(np.uint32) if _unsigned_32(image) else values
+
+
+def _jpeg2000_values(image: Image.Image, component: Component) -> NDArray[Any]:
+    values = np.asarray(image).astype(np.int32) >> ((8 if image.mode == "L" else 16) - component.bits)
+    return values - 2 ** (component.bits - 1) if component.signed else values
 
 
 def _said_range(image: Image.Image, data: bytes, values: NDArray[Any]) -> tuple[float, float] | None:
@@ -152,6 +191,11 @@ def _number(value: object) -> float | None:
         return float(value)  # pyright: ignore[reportArgumentType]
     except (TypeError, ValueError, ZeroDivisionError):
         return None
+
+
+def _without_range(image: Image.Image, component: Component | None) -> str:
+    kind = f"whole numbers of {component.bits} bits with a sign" if component is not None else _kind(image)
+    return f"{kind} without a range that says what is black and what is white (an option can give one)"
 
 
 def _kind(image: Image.Image) -> str:

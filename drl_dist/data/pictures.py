@@ -19,9 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageCms, ImageFile, TiffTags
 
-from drl_dist.data.depth import PNG_START, PictureError, is_deep, png_chunks, to_8_bits
+from drl_dist.data.depth import PNG_START, PictureError, is_deep, jpeg2000_components, png_chunks, to_8_bits
+from drl_dist.data.misread import put_right, refuse_misread
 
 TRANSPARENT = "transparent, shown over the background"
+CLEAR = "transparent everywhere, therefore nothing but background"
 KEY_16 = "a transparent colour of 16 bits, compared by its upper 8"
 COLOUR_16 = "16 bits a channel, of which the upper 8 are kept"
 DARK_COLOUR_16 = "16 bits a channel with the upper 2 unused, therefore dark"
@@ -44,6 +46,8 @@ _TURNS = {
 }
 _WITH_ALPHA = ("LA", "La", "PA", "RGBA", "RGBa")
 _GAMMA = 0.45455
+_PRIMARIES = (0.3127, 0.329, 0.64, 0.33, 0.3, 0.6, 0.15, 0.06)
+"""Of sRGB: x and y of its white, red, green and blue."""
 _PNG_METADATA = {b"bKGD", b"cHRM", b"gAMA", b"hIST", b"iCCP", b"pHYs", b"sPLT", b"sRGB", b"tIME"} | {
     b"iTXt",
     b"tEXt",
@@ -140,7 +144,8 @@ def bits_of_colour(image: ImageFile.ImageFile) -> int:
     """Bits of each channel of an opened RGB or RGBA image in its file, before it is decoded to 8."""
     for tile in image.tile:
         args = cast(tuple[object, ...], tile[3] if isinstance(tile[3], tuple) else (tile[3],))
-        if any(isinstance(part, str) and ";16" in part for part in args):
+        # "BGR;16" has 5 or 6 bits a channel.
+        if any(isinstance(part, str) and ";16" in part and part != "BGR;16" for part in args) or tile[0] == "SGI16":
             return 16
         if tile[0].startswith("ppm") and args and isinstance(args[-1], int) and args[-1] > 255:
             return 16
@@ -153,10 +158,12 @@ def _read(
     image = open_verified(data, formats)
     if 0 in image.size:
         raise PictureError(f"{image.width}x{image.height} pixels")
+    components = jpeg2000_components(data) if image.format == "JPEG2000" else ()
+    refuse_misread(image, components)
     treated: list[str] = [FRAMES] if _has_more_frames(image) else []
-    deep, bits = is_deep(image), bits_of_colour(image)
+    deep, bits = is_deep(image, components), bits_of_colour(image)
     maximum = _ppm_maximum(image)
-    key_bits = _key_bits(image)
+    key_bits, covered = _key_bits(image), _covered(image)
     if image.format == "TIFF":
         # Pillow turns a TIFF while it decodes it, and reads all EXIF data before, which may be damaged.
         orientation = _orientation(image, heard)
@@ -168,19 +175,18 @@ def _read(
     else:
         image.load()
         orientation = _orientation(image, heard)
-    treated += _colour_notes(image)
-    alpha, compared = _alpha(image, key_bits)
+    treated += _colour_notes(image, data)
+    flat = put_right(image, components)
+    alpha, compared = _alpha(flat, key_bits, covered)
     if deep:
-        pixels, done = to_8_bits(image, data, maximum, rules.value_range)
+        pixels, done = to_8_bits(image, data, maximum, rules.value_range, components[0] if components else None)
         treated += done
-        flat: Image.Image = Image.fromarray(pixels)
-    else:
-        if bits == 16 and image.mode in ("RGB", "RGBA", "CMYK"):
-            treated.append(_colour_16(image))
-        flat = image
+        flat = Image.fromarray(pixels)
+    elif bits == 16 and image.mode in ("L", "RGB", "RGBA", "CMYK"):
+        treated.append(_colour_16(image))
     if alpha is not None:
         flat = _over(flat, alpha, rules.background)
-        treated += [TRANSPARENT, *compared]
+        treated += [TRANSPARENT, *compared, *([] if alpha.any() else [CLEAR])]
     elif flat.mode == "LAB":
         flat = flat.convert("RGB")
     if orientation is None:
@@ -188,6 +194,11 @@ def _read(
     elif orientation in _TURNS and image.format != "TIFF":
         flat = flat.transpose(_TURNS[orientation])
     return Picture(flat, tuple(treated))
+
+
+def _covered(image: ImageFile.ImageFile) -> tuple[int, int, int, int] | None:
+    """Left, top, right and bottom of the first frame of a GIF in its screen, the rest of which is transparent."""
+    return image.tile[0][1] if image.format == "GIF" and image.tile else None
 
 
 def _has_more_frames(image: ImageFile.ImageFile) -> bool:
@@ -225,7 +236,7 @@ def _orientation(image: Image.Image, heard: list[warnings.WarningMessage]) -> in
     return value if type(value) is int and 1 <= value <= 8 else None
 
 
-def _colour_notes(image: Image.Image) -> list[str]:
+def _colour_notes(image: Image.Image, data: bytes) -> list[str]:
     notes: list[str] = []
     profile, gamma = image.info.get("icc_profile"), image.info.get("gamma")
     if image.mode == "CMYK":
@@ -234,9 +245,21 @@ def _colour_notes(image: Image.Image) -> list[str]:
         notes.append(LAB)
     elif isinstance(profile, bytes) and profile:
         notes += [] if _is_srgb(profile) else [PROFILE]
-    elif "srgb" not in image.info and isinstance(gamma, float) and abs(gamma - _GAMMA) > 0.01:
-        notes.append(GAMMA)
+    elif image.format == "PNG" and b"cICP" in data and not _is_srgb_by_numbers(data):
+        notes.append(PROFILE)
+    elif "srgb" not in image.info:
+        primaries = image.info.get("chromaticity", _PRIMARIES)
+        if not np.allclose(primaries, _PRIMARIES, atol=0.005):
+            notes.append(PROFILE)
+        if isinstance(gamma, float) and abs(gamma - _GAMMA) > 0.01:
+            notes.append(GAMMA)
     return notes
+
+
+def _is_srgb_by_numbers(data: bytes) -> bool:
+    """Whether a PNG file names no other colour space by the code points of ITU-T H.273 than sRGB."""
+    said = (whole[8:12] for name, whole, sound in png_chunks(data) if name == b"cICP" and sound)
+    return all(numbers == bytes([1, 13, 0, 1]) for numbers in said)
 
 
 @lru_cache(maxsize=64)
@@ -252,9 +275,9 @@ def _is_srgb(profile: bytes) -> bool:
 
 
 def _colour_16(image: Image.Image) -> str:
-    extrema = image.getextrema()
-    colours = extrema[:3] if image.mode != "CMYK" else extrema
-    return DARK_COLOUR_16 if all(high < 64 for _, high in colours) else COLOUR_16  # pyright: ignore
+    bands = image.split()[: 4 if image.mode == "CMYK" else 3]
+    highest = max(int(np.asarray(band).max()) for band in bands)
+    return DARK_COLOUR_16 if highest < 64 else COLOUR_16
 
 
 def _key_bits(image: ImageFile.ImageFile) -> int:
@@ -263,7 +286,9 @@ def _key_bits(image: ImageFile.ImageFile) -> int:
     return {"1": 1, "L;2": 2, "L;4": 4, "I;16B": 16, "RGB;16B": 16}.get(raw if isinstance(raw, str) else "", 8)
 
 
-def _alpha(image: Image.Image, key_bits: int) -> tuple[NDArray[np.uint8] | None, list[str]]:
+def _alpha(
+    image: Image.Image, key_bits: int, covered: tuple[int, int, int, int] | None
+) -> tuple[NDArray[np.uint8] | None, list[str]]:
     """How opaque each pixel is, uint8 (H, W), None if all are wholly; and whether a key was not compared whole."""
     key, notes = image.info.get("transparency"), []
     if image.mode in _WITH_ALPHA or (image.mode == "P" and image.has_transparency_data):
@@ -280,8 +305,16 @@ def _alpha(image: Image.Image, key_bits: int) -> tuple[NDArray[np.uint8] | None,
         notes = [KEY_16] if key_bits == 16 else []
     elif image.has_transparency_data:
         alpha = np.asarray(image.convert("RGBA").getchannel("A"))
+    elif covered not in (None, (0, 0, *image.size)):
+        alpha = np.full((image.height, image.width), 255, np.uint8)
     else:
         return None, []
+    if covered is not None:
+        left, top, right, bottom = covered
+        alpha = np.pad(
+            alpha[top:bottom, left:right],
+            ((top, image.height - bottom), (left, image.width - right)),
+        )
     return (None, []) if alpha.min() == 255 else (alpha, notes)
 
 

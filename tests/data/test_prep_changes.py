@@ -318,6 +318,7 @@ def test_a_folder_of_an_earlier_version_is_recognised_and_gone_on_with(
     shown = capsys.readouterr().err
     assert ("keeps its choice of files: 6 images, where this version takes 6" in shown) == odd
     assert "could not be " in shown and (("nothing to do" in shown) == finished)
+    assert "cut" in shown and "colours of transparent pixels" in shown
     assert open_index(str(out)).fingerprint == expected.fingerprint
     assert preparing(monkeypatch, source, out)() == 0
 
@@ -344,6 +345,8 @@ def test_a_damaged_note_is_told_and_compared_with_nothing(
     write_photos(tmp_path / "photos", [1, 2, 3])
     run = preparing(monkeypatch, tmp_path / "photos", tmp_path / "out")
     assert run() == 0
+    assert run() == 0
+    assert "earlier version" not in capsys.readouterr().err
     (tmp_path / "out" / "source.parquet").write_bytes(b"hello")
     assert run() == 0
     assert "content is could not be compared, since source.parquet is missing" in capsys.readouterr().err

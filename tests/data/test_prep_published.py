@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import codecs
 import gzip
+import hashlib
 import io
 import json
 import zipfile
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from PIL import EpsImagePlugin, Image
 
 from datasets_prep.celeba import read_partition
 from drl_dist.data import depth, pictures
-from drl_dist.data.index import open_index
+from drl_dist.data.index import open_index, write_index
 from drl_dist.data.reading import read_images
 from drl_dist.errors import UserError
 from tests.data.published import encoded, write_celeba, write_cifar10, write_fashion, write_lsun
@@ -84,6 +86,45 @@ def test_kaggles_celeba_and_what_does_not_fit_its_partition(
         line = last_line(capsys)
         assert "1 that could not be read" in line and "2 not in the partition" in line
         assert ("1 in __MACOSX" in line and "1 repeated in the archive" in line) == packed
+
+
+def test_a_partition_in_another_form_is_the_same_source(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / "celeba"
+    write_celeba(source, [0, 1, 0], packed=False)
+    run = ("--source", source, "--out", tmp_path / "out", "--partition")
+    official = source / "list_eval_partition.txt"
+    assert prepare("celeba", monkeypatch, *run, official) == 0
+    lines = official.read_text().splitlines()
+    table = tmp_path / "table.csv"
+    table.write_bytes(codecs.BOM_UTF8 + b"".join(line.replace(" ", ",").encode() + b"\r\n" for line in lines))
+    assert prepare("celeba", monkeypatch, *run, table) == 0
+    # The digest of the official file has not changed, and one of another file's bytes is still recognised.
+    sizes = "".join(f"\n00000{n}.jpg {(source / f'img_align_celeba/00000{n}.jpg').stat().st_size}" for n in (1, 3))
+    index = open_index(str(tmp_path / "out"))
+    assert index.made_by["source"] == hashlib.sha256(official.read_bytes() + sizes.encode()).hexdigest()
+    by_bytes = dict(index.made_by) | {"source": hashlib.sha256(table.read_bytes() + sizes.encode()).hexdigest()}
+    write_index(replace(index, made_by=by_bytes))
+    capsys.readouterr()
+    assert prepare("celeba", monkeypatch, *run, table) == 0
+    assert "earlier version" not in capsys.readouterr().err
+    with pytest.raises(UserError, match="another source"):
+        prepare("celeba", monkeypatch, *run, official)
+
+
+def test_an_archive_with_the_separators_of_windows_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tmp_path / "celeba"
+    write_celeba(source, [0, 0], packed=True)
+    with zipfile.ZipFile(source / "img_align_celeba.zip") as archive:
+        members = [(info.filename, archive.read(info)) for info in archive.infolist()]
+    with zipfile.ZipFile(source / "img_align_celeba.zip", "w") as archive:
+        for name, data in [*members, ("__MACOSX/img_align_celeba/._000001.jpg", b"x")]:
+            info = zipfile.ZipInfo()
+            info.filename = name.replace("/", "\\")
+            archive.writestr(info, data)
+    assert prepare("celeba", monkeypatch, "--source", source, "--out", tmp_path / "out") == 0
+    assert [entry["source"] for entry in facts(open_index(str(tmp_path / "out")))] == ["000001.jpg", "000002.jpg"]
 
 
 def with_flags(path: Path, name: str, *, flags: int = 0, method: int | None = None) -> None:
@@ -218,6 +259,20 @@ def test_a_damaged_page_of_an_lmdb_is_told_by_another_process(tmp_path: Path, mo
         ended.add(str(caught.value))
     # One of these kinds makes LMDB end its own process.
     assert any("Assertion" in message for message in ended), ended
+
+
+def test_a_value_of_an_lmdb_that_reaches_beyond_its_file_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = tmp_path / "church_outdoor_train_lmdb"
+    write_lsun(database, {b"first": bytes(9000), b"second": bytes(9000)})
+    whole = (database / "data.mdb").read_bytes()
+    entry = whole.rindex(b"second") - 8
+    assert int.from_bytes(whole[entry : entry + 4], "little") == 9000
+    (database / "data.mdb").write_bytes(whole[:entry] + len(whole).to_bytes(4, "little") + whole[entry + 4 :])
+    # Whoever reads the value is ended by a signal.
+    with pytest.raises(UserError, match=r"worker process: got its sudden end.*the database is damaged"):
+        prepare("lsun", monkeypatch, "--source", database, "--out", tmp_path / "out", "--workers", 1)
 
 
 # CIFAR-10 and Fashion-MNIST
