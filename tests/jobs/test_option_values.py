@@ -55,7 +55,10 @@ def test_the_usual_spellings_are_understood(words: list[str], field: str, value:
         (["--train.num-steps", "1e999999999"], "got 1e999999999, which is not a whole number"),
         (["--train.num-steps", "1__0"], "got 1__0, which is not a whole number"),
         (["--train.num-steps", ""], "got '', which is not a whole number"),
-        (["--optim.learning-rate", "1,5"], "option --optim.learning-rate: got 1,5, which is not a number, expected FLOAT"),
+        (
+            ["--optim.learning-rate", "1,5"],
+            "option --optim.learning-rate: got 1,5, which is not a number, expected FLOAT",
+        ),
         (["--train.num-steps", "inf"], "got inf, which is not a whole number"),
         (["--optim.max-grad-norm", "inf"], r"option --optim.max-grad-norm: got inf, expected none\|FLOAT"),
         (
