@@ -88,8 +88,10 @@ def decoding() -> Iterator[None]:
     except (MemoryError, PictureError):
         raise
     except Exception as error:
-        # Pillow's decoders raise what comes to them, down to AttributeError.
-        raise PictureError(f"{type(error).__name__}: {error}") from error
+        # Pillow's decoders raise what comes to them, down to AttributeError, and name a buffer by its
+        # address, which is another one in every process.
+        what = re.sub(r" <_io\.BytesIO[^>]*>", "", str(error))
+        raise PictureError(f"{type(error).__name__}: {what}") from error
 
 
 def open_verified(data: bytes, formats: tuple[str, ...] | None = None) -> ImageFile.ImageFile:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import re
 from typing import Any
 
 import numpy as np
@@ -49,9 +48,7 @@ def read_image(shard: OpenShard, sample: int, index: ShardIndex) -> NDArray[np.u
         with decoding():
             pixels = np.asarray(image)
     except PictureError as error:
-        # Pillow names the buffer by its address, which is another one on every worker.
-        what = re.sub(r" <_io.BytesIO[^>]*>", "", str(error))
-        raise _damaged(shard, sample, index.url, f"a damaged image ({what})", "a sound PNG") from error
+        raise _damaged(shard, sample, index.url, f"a damaged image ({error})", "a sound PNG") from error
     return pixels[None] if index.channels == 1 else pixels.transpose(2, 0, 1)
 
 
