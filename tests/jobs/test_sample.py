@@ -278,7 +278,7 @@ def test_more_workers_than_the_cluster_has_are_told_before_anything_is_written(
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"out": "ftp://host/out"}, "option --out: got ftp://host/out, expected a path"),
+        ({"out": "ftp://host/out"}, "storage URL: got ftp://host/out, expected a path"),
         ({"model": "/nonesuch"}, "checkpoint /nonesuch: got no complete checkpoint"),
         ({"model": "models:/tiny@latest", "tracking_uri": "http://127.0.0.1:9"}, "MLflow server http:.*:9: got no"),
         ({"real": "/nonesuch"}, "data /nonesuch: got an empty or missing folder"),
