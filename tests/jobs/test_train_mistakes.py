@@ -45,7 +45,7 @@ DEAD = "http://127.0.0.1:9"
         (("--use-gpu",), {}, "1 workers of 1 GPU: got a cluster with 0 GPU"),
         (("--tracking.uri", DEAD), {}, f"MLflow server {DEAD}: got no answer"),
         ((), {"MLFLOW_TRACKING_URI": ""}, "MLflow server: got no address"),
-        (("--storage", "gs://nowhere/runs"), {"STORAGE_EMULATOR_HOST": DEAD}, "storage gs://nowhere/runs: got "),
+        (("--storage", "gs://nowhere/runs"), {"STORAGE_EMULATOR_HOST": DEAD}, "storage gs://nowhere/runs/bad: got "),
         (("--storage", "ftp://host/runs"), {}, "config field storage: got ftp://host/runs, expected a path"),
         (("--storage", "/proc/runs"), {}, "writing /proc/runs/"),
         ((), {"RAY_ADDRESS": "127.0.0.1:9"}, "Ray cluster: got no answer"),
