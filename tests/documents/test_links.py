@@ -12,6 +12,8 @@ from tests.documents.pages import blocks, inline_code, pages
 from tests.support import ROOT
 
 PAGES = pages()
+SOURCES = {"benchmarks", "cluster", "datasets_prep", "docs", "drl_dist", "findings", "jobs", "tests"}
+"""Folders that are part of the project."""
 
 
 def without_code(text: str) -> str:
@@ -88,7 +90,8 @@ def test_every_test_and_file_that_is_named_is_there(page: str) -> None:
     for line, code in inline_code(PAGES[page]):
         for word in code.split():
             found = re.fullmatch(r"(?:((?:\w+/)+[\w.-]+)|…)(?:(::?)(\w+))?", word)
-            if found is None or (found[1] and not (ROOT / found[1].partition("/")[0]).exists()):
+            # What commands leave in var/ is there on some machines and not on others.
+            if found is None or (found[1] and found[1].partition("/")[0] not in SOURCES):
                 continue
             path, colons, name = found.groups()
             # A folder may be one that is made; NAME is to be filled in.
