@@ -9,6 +9,7 @@ from drl_dist.checkpoints.remote import checkpoint_name, fetch_checkpoint, is_co
 from drl_dist.config import Experiment, differences, to_dict
 from drl_dist.data.filesystem import Folder
 from drl_dist.errors import UserError
+from drl_dist.places import joined
 
 
 def starting_point(url: str, experiment: Experiment, data_fingerprint: str) -> str:
@@ -50,4 +51,4 @@ def starting_point(url: str, experiment: Experiment, data_fingerprint: str) -> s
             expected=f"fewer than the {experiment.train.num_steps} of this run",
             remedy="ask for more with --train.num-steps",
         )
-    return url if is_complete(url) else f"{url.rstrip('/')}/{checkpoint_name(step)}"
+    return url if is_complete(url) else joined(url, checkpoint_name(step))

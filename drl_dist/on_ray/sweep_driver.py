@@ -25,6 +25,7 @@ from drl_dist.on_ray.sweep_result import RESULTS, finish_sweep, sweep_rows, tell
 from drl_dist.on_ray.sweep_search import SweepNews, SweepSearch, make_scheduler, replay
 from drl_dist.on_ray.sweep_trial import TrialLaunch, plain_fields
 from drl_dist.on_ray.train_driver import ENVIRONMENT, prepare_run
+from drl_dist.places import joined
 from drl_dist.scores.images import check_count
 from drl_dist.sweeps.options import SweepPlan
 from drl_dist.sweeps.proposals import make_proposer
@@ -211,7 +212,7 @@ def _rescore_images(plan: SweepPlan, index: ShardIndex) -> int:
 
 
 def _url(plan: SweepPlan) -> str:
-    return f"{plan.base.storage.rstrip('/')}/{plan.options.sweep_name}"
+    return joined(plan.base.storage, plan.options.sweep_name)
 
 
 def _trial_name(trial: Trial) -> str:

@@ -32,6 +32,7 @@ from drl_dist.on_ray.train_metrics import CheckpointTimes
 from drl_dist.on_ray.train_rollback import fit_with_rollbacks
 from drl_dist.on_ray.train_stop import StopNote, stoppable
 from drl_dist.on_ray.train_worker import WorkerTask, train_worker
+from drl_dist.places import joined
 from drl_dist.scores.images import check_count
 from drl_dist.scores.options import parse_features
 from drl_dist.tracking.access import access
@@ -143,7 +144,7 @@ def prepare_run(run: RunConfig) -> PreparedRun:
     if run.tracking.score_every_steps is not None:
         parse_features(run.tracking.score_features)
         check_count(index, run.tracking.score_num_images, what="data")
-    run_url = f"{run.storage.rstrip('/')}/{run.run_name}"
+    run_url = joined(run.storage, run.run_name)
     check_reachable(run_url)
     check_record(run_url, experiment, index.fingerprint, run.start_from)
     newest = newest_sound_checkpoint(run_url)

@@ -25,6 +25,7 @@ from drl_dist.checkpoints.record import RECORD
 from drl_dist.config import differences, to_dict
 from drl_dist.data.filesystem import Folder
 from drl_dist.errors import UserError
+from drl_dist.places import joined
 from drl_dist.sweeps.options import SweepPlan
 from drl_dist.sweeps.space import Values
 
@@ -150,7 +151,7 @@ class SweepFolder:
 
     def __init__(self, plan: SweepPlan, data_fingerprint: str) -> None:
         self.plan, self.fingerprint = plan, data_fingerprint
-        self.url = f"{plan.base.storage.rstrip('/')}/{plan.options.sweep_name}"
+        self.url = joined(plan.base.storage, plan.options.sweep_name)
 
     def run_name(self, number: int) -> str:
         """Name of a trial's run."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any, cast
 from unittest.mock import MagicMock
 
@@ -128,54 +128,50 @@ def test_a_job_counts_as_ended_if_it_ended_as_it_should(kept: dict[str, list[flo
         assert "ended" not in kept
 
 
-def test_likelihood_jobs_and_sweeps_export_that_they_ended(
+def assert_end_is_exported(kept: dict[str, list[float]], run: Callable[[], int], work: Any) -> None:
+    """It is if the work ends, and not if it breaks."""
+    assert run() == 0
+    assert kept["ended"] == [1] and "started_timestamp_seconds" in kept
+    kept.clear()
+    work.side_effect = RuntimeError("broken")
+    with pytest.raises(RuntimeError):
+        run()
+    assert "ended" not in kept and "started_timestamp_seconds" in kept
+
+
+def without_cluster(monkeypatch: pytest.MonkeyPatch, module: ModuleType, names: Sequence[str]) -> None:
+    """Stand in for everything but the order of what happens."""
+    monkeypatch.setattr(module, "cluster", lambda *_: nullcontext())
+    monkeypatch.setattr(module, "check_capacity", lambda *_, **__: None)
+    for name in names:
+        monkeypatch.setattr(module, name, MagicMock())
+
+
+def test_a_likelihood_job_exports_that_it_ended(kept: dict[str, list[float]], monkeypatch: pytest.MonkeyPatch) -> None:
+    module = likelihood_driver
+    prepared = ("load_model", "open_index", "check_count", "likelihood_request", "LikelihoodOutput")
+    without_cluster(monkeypatch, module, (*prepared, "_make", "_finish"))
+    output = cast(Any, module.LikelihoodOutput).return_value
+    output.finished_report.return_value = None
+    output.finished.return_value = {}
+    cast(Any, module.likelihood_request).return_value.units.return_value = [0]
+    options = LikelihoodOptions(model="m", data="d", out="church")
+    assert_end_is_exported(kept, lambda: module.likelihood_run(options), module._make)
+
+
+def test_a_sweep_exports_that_it_ended(
     kept: dict[str, list[float]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    for module in (likelihood_driver, sweep_driver):
-        monkeypatch.setattr(module, "cluster", lambda *_: nullcontext())
-        monkeypatch.setattr(module, "check_capacity", lambda *_, **__: None)
-
-    # Everything but the order of what happens is stood in for.
-    for name in (
-        "load_model",
-        "open_index",
-        "check_count",
-        "likelihood_request",
-        "_make",
-        "_finish",
-        "LikelihoodOutput",
-    ):
-        monkeypatch.setattr(likelihood_driver, name, MagicMock())
-    output = cast(Any, likelihood_driver.LikelihoodOutput).return_value
-    output.finished_report.return_value = None
-    request = cast(Any, likelihood_driver.likelihood_request).return_value
-    request.units.return_value = [0]
-    output.finished.return_value = {}
-    options = LikelihoodOptions(model="m", data="d", out="church")
-    assert likelihood_driver.likelihood_run(options) == 0
-    assert kept["ended"] == [1] and "started_timestamp_seconds" in kept
-    kept.clear()
-    cast(Any, likelihood_driver._make).side_effect = RuntimeError("broken")
-    with pytest.raises(RuntimeError):
-        likelihood_driver.likelihood_run(options)
-    assert "ended" not in kept and "started_timestamp_seconds" in kept
-
-    kept.clear()
-    for name in ("prepare_run", "connect", "open_sweep", "_limits", "_run_trials", "_rescore", "_rescore_images"):
-        monkeypatch.setattr(sweep_driver, name, MagicMock())
-    cast(Any, sweep_driver.prepare_run).return_value.index.fingerprint = "f"
-    cast(Any, sweep_driver.connect).return_value.tracking_uri = "http://host"
-    monkeypatch.setattr(sweep_driver, "status_kept", lambda *_: nullcontext())
-    monkeypatch.setattr(sweep_driver, "sweep_rows", lambda *_: [])
-    monkeypatch.setattr(sweep_driver, "finish_sweep", lambda *_: 0)
+    module = sweep_driver
+    prepared = ("prepare_run", "connect", "open_sweep", "_limits", "_rescore_images")
+    without_cluster(monkeypatch, module, (*prepared, "_run_trials", "_rescore"))
+    cast(Any, module.prepare_run).return_value.index.fingerprint = "f"
+    cast(Any, module.connect).return_value.tracking_uri = "http://host"
+    monkeypatch.setattr(module, "status_kept", lambda *_: nullcontext())
+    monkeypatch.setattr(module, "sweep_rows", lambda *_: [])
+    monkeypatch.setattr(module, "finish_sweep", lambda *_: 0)
     swept = plan(tmp_path, "--sweep-name", "church")
-    assert sweep_driver.sweep_run(swept) == 0
-    assert kept["ended"] == [1] and "started_timestamp_seconds" in kept
-    kept.clear()
-    cast(Any, sweep_driver._run_trials).side_effect = RuntimeError("broken")
-    with pytest.raises(RuntimeError):
-        sweep_driver.sweep_run(swept)
-    assert "ended" not in kept and "started_timestamp_seconds" in kept
+    assert_end_is_exported(kept, lambda: module.sweep_run(swept), module._run_trials)
 
 
 def test_ray_s_controller_tells_of_checkpoints(kept: dict[str, list[float]]) -> None:
