@@ -27,16 +27,16 @@ from torch import Tensor
 
 from benchmarks.digit_features import digits, train_feature_network
 from benchmarks.results import open_results
-from drl_dist.config import EngineConfig, Experiment
+from drl_dist.build import build_sampler
+from drl_dist.common.batch import Batch
+from drl_dist.common.images import grid, to_uint8, to_unit_range
+from drl_dist.common.places import path_here
+from drl_dist.common.progress import progress
+from drl_dist.config.presets import preset
+from drl_dist.config.tree import EngineConfig, Experiment
+from drl_dist.diffusion.noise import PhiloxNoise
+from drl_dist.evaluation.distances import fid, inception_score, kid
 from drl_dist.evaluation.features import FeatureNetwork, features_of
-from drl_dist.evaluation.grids import grid, to_uint8, to_unit_range
-from drl_dist.noise import PhiloxNoise
-from drl_dist.places import path_here
-from drl_dist.presets import preset
-from drl_dist.progress import progress
-from drl_dist.recipe import build_sampler
-from drl_dist.scores.distances import fid, inception_score, kid
-from drl_dist.training.batch import Batch
 from drl_dist.training.chain import GradientEngine
 from drl_dist.training.guard import DivergedError
 from drl_dist.training.state import TrainState

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from datasets_prep.digits import load_images
+from drl_dist.common.images import to_unit_range
 from drl_dist.evaluation.features import FeatureNetwork
-from drl_dist.evaluation.grids import to_unit_range
 
 _STEPS, _BATCH, _HELD_OUT = 1500, 128, 360
 

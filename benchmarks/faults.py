@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from drl_dist.checkpoints.remote import newest_checkpoint
+from drl_dist.checkpoints.storage import newest_checkpoint
 from drl_dist.localhost import RayHead, processes
 
 LONGEST_WAIT = 180.0

@@ -28,12 +28,12 @@ from pyarrow import parquet
 
 from benchmarks.faults import Command, Fault, sample_under_kills, train_under_kills
 from benchmarks.results import open_results
-from drl_dist.checkpoints.files import PARTS, part_file
-from drl_dist.checkpoints.remote import checkpoint_name
-from drl_dist.data.ledger import audit, read_ledger
+from drl_dist.checkpoints.format import PARTS, part_file
+from drl_dist.checkpoints.storage import checkpoint_name
+from drl_dist.common.places import path_here
+from drl_dist.data.audit import audit, read_ledger
 from drl_dist.data.manifest import MANIFEST_NAME
 from drl_dist.localhost import MlflowServer, RayHead
-from drl_dist.places import path_here
 
 ROOT = Path(__file__).resolve().parents[1]
 BATCH, NUM_DIGITS = 16, 1797

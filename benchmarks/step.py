@@ -24,11 +24,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.floor import BareConvolutions
 from benchmarks.memory import peak_bytes
-from drl_dist.config import EngineConfig, Experiment
-from drl_dist.diffusion import Pairs
-from drl_dist.places import path_here
-from drl_dist.presets import TABLE_6, preset
-from drl_dist.training.batch import Batch
+from drl_dist.common.batch import Batch
+from drl_dist.common.places import path_here
+from drl_dist.config.presets import TABLE_6, preset
+from drl_dist.config.tree import EngineConfig, Experiment
+from drl_dist.diffusion.ladder import Pairs
 from drl_dist.training.state import TrainState
 from drl_dist.training.step import TrainStep
 from tests.reference import ReferenceStep

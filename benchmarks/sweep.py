@@ -12,12 +12,12 @@ import subprocess
 import sys
 import time
 
-from drl_dist.cli_sweep import parse_sweep
+from drl_dist.common.program import door
 from drl_dist.data.index import open_index
-from drl_dist.errors import door
-from drl_dist.on_ray.sweep_trial import trial_config
-from drl_dist.sweeps.record import SweepFolder
-from drl_dist.sweeps.winner import train_words
+from drl_dist.jobs.sweep.entry import parse_sweep
+from drl_dist.jobs.sweep.record import SweepFolder
+from drl_dist.jobs.sweep.trial import trial_config
+from drl_dist.jobs.sweep.winner import train_words
 
 
 def main(argv: list[str]) -> int:

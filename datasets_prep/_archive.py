@@ -13,7 +13,7 @@ from pathlib import Path
 from datasets_prep._files import ABSENT, content_of_crc, stamp_of, unread_item
 from datasets_prep._listing import BY_PROGRAMS, printable, utf8
 from datasets_prep._source import Encoded, Item
-from drl_dist.errors import UserError
+from drl_dist.common.errors import UserError
 
 MAX_MEMBER_BYTES = 64 * 2**20
 READABLE_COMPRESSION = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)

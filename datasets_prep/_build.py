@@ -47,14 +47,15 @@ from datasets_prep._resume import (
     tell_prepared,
 )
 from datasets_prep._source import Part, Source
+from drl_dist.common.errors import UserError
+from drl_dist.common.places import joined
+from drl_dist.common.progress import progress
+from drl_dist.common.validation import place_of
 from drl_dist.data.filesystem import Folder, check_reachable
 from drl_dist.data.index import INDEX_NAME, MAX_RESOLUTION, MAX_SHARDS, ShardIndex, write_index
 from drl_dist.data.pictures import PictureError, PixelRules
 from drl_dist.data.shards import MAX_SAMPLE_ID, Sample, encode_png, pack_shard, shard_name
-from drl_dist.errors import UserError, place_of
-from drl_dist.job_folder import Records
-from drl_dist.places import joined
-from drl_dist.progress import progress
+from drl_dist.jobs.common.job_folder import Records
 
 MAX_ROUNDS = 3
 """Times that a shard is made because its images change meanwhile."""

@@ -22,9 +22,9 @@ import pyarrow.parquet as pq
 
 from datasets_prep._files import COARSE_SETTLES, FINE_SETTLES, UNKNOWN, WIDTH
 from datasets_prep._source import Source
+from drl_dist.common.errors import UserError
+from drl_dist.common.progress import progress
 from drl_dist.data.filesystem import Folder
-from drl_dist.errors import UserError
-from drl_dist.progress import progress
 
 NOTE_NAME = "source.parquet"
 """Lies beside the index and holds stamps and contents of all images."""

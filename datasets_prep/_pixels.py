@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageColor
 
 from datasets_prep._source import Encoded
+from drl_dist.common.errors import UserError
 from drl_dist.data.depth import CLIPPED, DARK, SCALED
 from drl_dist.data.pictures import TRANSPARENT, PixelRules, decoding, read_picture
-from drl_dist.errors import UserError
 
 
 def pixel_rules(options: object) -> PixelRules:

@@ -14,12 +14,12 @@ from datasets_prep._identity import NOTE_NAME, Change, Seen, compare_with_prepar
 from datasets_prep._listing import counted, printable
 from datasets_prep._pixels import tell_treated
 from datasets_prep._source import Source
-from drl_dist.config import differences
+from drl_dist.common.errors import UserError
+from drl_dist.config.tree import differences
 from drl_dist.data.filesystem import Folder
 from drl_dist.data.index import INDEX_NAME, ShardIndex, open_index
 from drl_dist.data.shards import ShardRow, shard_name
-from drl_dist.errors import UserError
-from drl_dist.job_folder import RECORDS_FOLDER, read_json, refuse_without_request
+from drl_dist.jobs.common.job_folder import RECORDS_FOLDER, read_json, refuse_without_request
 
 UNREADABLE_NAME = "unreadable.json"
 PARAMETERS_NAME = "parameters.json"

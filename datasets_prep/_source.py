@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from datasets_prep._listing import printable
-from drl_dist.errors import UserError, local_of
+from drl_dist.common.errors import UserError
+from drl_dist.common.validation import local_of
 
 
 @dataclass(frozen=True)

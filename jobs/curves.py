@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from drl_dist.cli import door, parse_options
+from drl_dist.jobs.common.options import door, parse_options
 from drl_dist.tracking.curves import CurvesOptions, curves
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from drl_dist.cli import door, parse_options
-from drl_dist.demo import DemoOptions, demo
+from drl_dist.jobs.common.options import door, parse_options
+from drl_dist.jobs.demo import DemoOptions, demo
 
 
 def main() -> int:

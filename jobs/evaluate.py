@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from drl_dist.cli import door, parse_options
-from drl_dist.scores.options import EvaluateOptions, check_evaluate
+from drl_dist.jobs.common.options import door, parse_options
+from drl_dist.jobs.evaluate.options import EvaluateOptions, check_evaluate
 
 
 def main() -> int:
@@ -18,7 +18,7 @@ def main() -> int:
     )
     check_evaluate(options)
     # Heavy imports wait until the options are understood.
-    from drl_dist.scores.evaluate import evaluate_run
+    from drl_dist.jobs.evaluate.driver import evaluate_run
 
     return evaluate_run(options)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from drl_dist.cli import door, parse_options
-from drl_dist.editing.options import InpaintOptions, check_inpaint
+from drl_dist.jobs.common.options import door, parse_options
+from drl_dist.jobs.edit.options import InpaintOptions, check_inpaint
 
 
 def main() -> int:
@@ -18,7 +18,7 @@ def main() -> int:
     )
     check_inpaint(options)
     # Heavy imports wait until the options are understood.
-    from drl_dist.editing.driver import inpaint_run
+    from drl_dist.jobs.edit.driver import inpaint_run
 
     return inpaint_run(options)
 

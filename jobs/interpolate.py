@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from drl_dist.cli import door, parse_options
-from drl_dist.editing.options import InterpolateOptions, check_interpolate
+from drl_dist.jobs.common.options import door, parse_options
+from drl_dist.jobs.edit.options import InterpolateOptions, check_interpolate
 
 
 def main() -> int:
@@ -18,7 +18,7 @@ def main() -> int:
     )
     check_interpolate(options)
     # Heavy imports wait until the options are understood.
-    from drl_dist.editing.driver import interpolate_run
+    from drl_dist.jobs.edit.driver import interpolate_run
 
     return interpolate_run(options)
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 
-from drl_dist.analysis.long_run_options import LongRunOptions, check_options
-from drl_dist.cli import door, parse_options
-from drl_dist.stopping import stop_on_signals
+from drl_dist.common.program import stop_on_signals
+from drl_dist.jobs.common.options import door, parse_options
+from drl_dist.jobs.long_run.options import LongRunOptions, check_options
 
 
 def main() -> int:
@@ -20,7 +20,7 @@ def main() -> int:
     )
     check_options(options)
     # Heavy imports wait until the options are understood.
-    from drl_dist.analysis.long_run_driver import long_run
+    from drl_dist.jobs.long_run.driver import long_run
 
     stop_on_signals()
     return long_run(options)

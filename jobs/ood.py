@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 
-from drl_dist.cli import door, parse_options
-from drl_dist.scores.options import OodOptions, check_ood
-from drl_dist.stopping import stop_on_signals
+from drl_dist.common.program import stop_on_signals
+from drl_dist.jobs.common.options import door, parse_options
+from drl_dist.jobs.ood.options import OodOptions, check_ood
 
 
 def main() -> int:
@@ -20,7 +20,7 @@ def main() -> int:
     )
     check_ood(options)
     # Heavy imports wait until the options are understood.
-    from drl_dist.scores.ood import ood_run
+    from drl_dist.jobs.ood.driver import ood_run
 
     stop_on_signals()
     return ood_run(options)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 
-from drl_dist.cli import door, parse_options
-from drl_dist.on_ray.sample_options import SampleOptions, check_options
-from drl_dist.stopping import stop_on_signals
+from drl_dist.common.program import stop_on_signals
+from drl_dist.jobs.common.options import door, parse_options
+from drl_dist.jobs.sample.options import SampleOptions, check_options
 
 
 def main() -> int:
@@ -19,7 +19,7 @@ def main() -> int:
     )
     check_options(options)
     # Heavy imports wait until the options are understood.
-    from drl_dist.on_ray.sample_driver import sample_run
+    from drl_dist.jobs.sample.driver import sample_run
 
     stop_on_signals()
     return sample_run(options)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import sys
 
-from drl_dist.cli import door
-from drl_dist.cli_sweep import parse_sweep
-from drl_dist.stopping import stop_on_signals
+from drl_dist.common.program import stop_on_signals
+from drl_dist.jobs.common.options import door
+from drl_dist.jobs.sweep.entry import parse_sweep
 
 
 def main() -> int:
@@ -17,7 +17,7 @@ def main() -> int:
         print(json.dumps(plan.as_json(), indent=2, allow_nan=False))
         return 0
     # Heavy imports wait until the options are understood.
-    from drl_dist.on_ray.sweep_driver import sweep_run
+    from drl_dist.jobs.sweep.driver import sweep_run
 
     stop_on_signals()
     return sweep_run(plan)

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from drl_dist.config import Experiment
-from drl_dist.noise import PhiloxNoise, Purpose
+from drl_dist.config.tree import Experiment
+from drl_dist.diffusion.noise import PhiloxNoise, Purpose
 
 Weights = dict[str, Tensor]
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from drl_dist.checkpoints.files import CheckpointState, write_checkpoint
-from drl_dist.config import Experiment, McmcConfig, ModelConfig, TrainConfig
+from drl_dist.checkpoints.format import CheckpointState, write_checkpoint
+from drl_dist.config.tree import Experiment, McmcConfig, ModelConfig, TrainConfig
 from drl_dist.localhost import RayHead, processes
 from drl_dist.training.state import TrainState
 

@@ -7,8 +7,8 @@ from typing import Any, TypeVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from drl_dist.config import Experiment, RunConfig
-from drl_dist.errors import UserError
+from drl_dist.common.errors import UserError
+from drl_dist.config.tree import Experiment, RunConfig
 
 Config = TypeVar("Config", Experiment, RunConfig)
 
@@ -21,7 +21,7 @@ _ADAPTERS = {
 
 
 def config_from_dict(kind: type[Config], values: dict[str, Any], *, source: str) -> Config:
-    """The inverse of `drl_dist.config.to_dict`.
+    """The inverse of `drl_dist.config.tree.to_dict`.
 
     Args:
         kind: `Experiment` or `RunConfig`.

@@ -6,9 +6,9 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 
-from drl_dist.checkpoints.files import parse_json_object
+from drl_dist.checkpoints.format import parse_json_object
+from drl_dist.common.errors import UserError
 from drl_dist.data.filesystem import Folder
-from drl_dist.errors import UserError
 
 ROLLBACKS = "rollbacks.json"
 

@@ -19,10 +19,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from drl_dist.data.damage import DamageError
+from drl_dist.common.errors import UserError
 from drl_dist.data.filesystem import REQUEST_BYTES, Folder
 from drl_dist.data.shards import ShardRow
-from drl_dist.errors import UserError
+from drl_dist.data.substitutes import DamageError
 
 ROOM_DEADLINE = 45.0
 """Seconds to wait for other processes to let go of their shards."""

@@ -1,7 +1,7 @@
 """Files on this machine, on gs:// and on s3://, behind deadlines.
 
-A place is a name, see `drl_dist.places`. Filesystems are therefore opened by their class and given paths, never URLs,
-and only those of their methods are used that take one name as it is: no ``rm``, no ``cat``, no ``glob``.
+A place is a name, see `drl_dist.common.places`. Filesystems are therefore opened by their class and given paths, never
+URLs, and only those of their methods are used that take one name as it is: no ``rm``, no ``cat``, no ``glob``.
 
 gcsfs waits up to five minutes on a stalled read, and longer on an address that does not answer. Here every request has
 its own deadline and a few retries, and an address can be checked once, within half a minute, before work starts.
@@ -26,9 +26,10 @@ import fsspec
 from fsspec.asyn import AsyncFileSystem, sync
 from fsspec.spec import AbstractFileSystem
 
-from drl_dist.errors import UserError, file_of, place_of
-from drl_dist.places import Place, joined
-from drl_dist.proxies import spare_loopback
+from drl_dist.common.errors import UserError
+from drl_dist.common.places import Place, joined
+from drl_dist.common.proxies import spare_loopback
+from drl_dist.common.validation import file_of, place_of
 
 # Emulators of storage run on this machine.
 spare_loopback(os.environ)

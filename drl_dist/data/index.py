@@ -14,9 +14,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from drl_dist.common.errors import UserError
 from drl_dist.data.filesystem import Folder, check_reachable
 from drl_dist.data.shards import ShardRow
-from drl_dist.errors import UserError
 
 INDEX_NAME = "index.parquet"
 FORMAT = "drl_dist.shards"

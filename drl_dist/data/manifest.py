@@ -11,9 +11,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from drl_dist.common.errors import UserError
 from drl_dist.data.filesystem import Folder
 from drl_dist.data.index import METADATA_KEY
-from drl_dist.errors import UserError
 
 MANIFEST_NAME = "manifest.parquet"
 MANIFEST_FORMAT, MANIFEST_VERSION = "drl_dist.samples", 1

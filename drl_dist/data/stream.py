@@ -15,15 +15,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from drl_dist.config import LoaderConfig
+from drl_dist.common.batch import Batch
+from drl_dist.common.errors import UserError
+from drl_dist.config.tree import LoaderConfig
 from drl_dist.data.cache import OpenShard, ShardCache
-from drl_dist.data.damage import DamageError, Substitute
+from drl_dist.data.decode import read_image
 from drl_dist.data.filesystem import Folder
 from drl_dist.data.index import ShardIndex
 from drl_dist.data.order import Places, SampleOrder, flips
-from drl_dist.data.reading import read_image
-from drl_dist.errors import UserError
-from drl_dist.training.batch import Batch
+from drl_dist.data.substitutes import DamageError, Substitute
 
 _FETCH_THREADS = 2
 _DECODED_OVERHEAD = 400

@@ -13,7 +13,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from drl_dist.diffusion import NoiseLadder
+from drl_dist.diffusion.ladder import NoiseLadder
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from drl_dist.errors import UserError
+from drl_dist.common.errors import UserError
 
 
 @dataclass(frozen=True, eq=False)

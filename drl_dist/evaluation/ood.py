@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from drl_dist.config import Experiment
-from drl_dist.diffusion import draw_pairs
+from drl_dist.build import build_ladder, build_levels
+from drl_dist.common.images import to_unit_range
+from drl_dist.config.tree import Experiment
+from drl_dist.diffusion.ladder import draw_pairs
+from drl_dist.diffusion.noise import Noise
 from drl_dist.energy.wide_resnet import WideResNet
-from drl_dist.evaluation.grids import to_unit_range
-from drl_dist.noise import Noise
-from drl_dist.recipe import build_ladder, build_levels
 
 
 def auroc(inside: Tensor, outside: Tensor) -> float:

@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from drl_dist.diffusion import NoiseLadder
+from drl_dist.diffusion.ladder import NoiseLadder
+from drl_dist.diffusion.noise import MAX_SAMPLE_IDS, PhiloxNoise, Purpose
+from drl_dist.diffusion.recovery import LogDensityAndGrad
 from drl_dist.likelihood.marginals import Marginals
 from drl_dist.mcmc.adaptation import AdaptationConfig, AdaptingChains, StepSizeSchedule, adapt_step_size
 from drl_dist.mcmc.hmc import Hmc
 from drl_dist.mcmc.kernel import KeyedChainNoise
-from drl_dist.noise import MAX_SAMPLE_IDS, PhiloxNoise, Purpose
-from drl_dist.recovery import LogDensityAndGrad
 from drl_dist.sampling.long_run import ADAPTATION_IDS
 
 LIKELIHOOD_IDS = ADAPTATION_IDS + MAX_SAMPLE_IDS // 4

@@ -14,10 +14,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from drl_dist.diffusion.recovery import LogDensityAndGrad
 from drl_dist.mcmc.hmc import Hmc
 from drl_dist.mcmc.kernel import ChainNoise, column
 from drl_dist.mcmc.leapfrog import Point
-from drl_dist.recovery import LogDensityAndGrad
 
 
 class Annealed(NamedTuple):

@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from drl_dist.diffusion import NoiseLadder
-from drl_dist.noise import Noise, Purpose
+from drl_dist.diffusion.ladder import NoiseLadder
+from drl_dist.diffusion.noise import Noise, Purpose
 
 HALF_RANGE = 127.5
 """Grey levels per unit of the data scale: x / 127.5 - 1 maps 0 to 255 to [-1, 1]."""

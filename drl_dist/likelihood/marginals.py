@@ -15,10 +15,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from drl_dist.diffusion.noise import Noise, Purpose
+from drl_dist.diffusion.recovery import Levels, LogDensityAndGrad, scaled_density
 from drl_dist.likelihood.annealing import anneal
 from drl_dist.mcmc.kernel import KeyedChainNoise, root_mean_square
-from drl_dist.noise import Noise, Purpose
-from drl_dist.recovery import Levels, LogDensityAndGrad, scaled_density
 from drl_dist.sampling.progressive import RawAtLevel
 
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from drl_dist.diffusion.recovery import Levels
 from drl_dist.likelihood.marginals import white_noise_log_z
 from drl_dist.likelihood.weights import effective_sample_size, is_carried_by_few, log_mean_exp, standard_error
-from drl_dist.recovery import Levels
 
 
 @dataclass(frozen=True, kw_only=True)

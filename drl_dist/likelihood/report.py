@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from drl_dist.diffusion import NoiseLadder
+from drl_dist.diffusion.ladder import NoiseLadder
+from drl_dist.diffusion.recovery import Levels
 from drl_dist.likelihood.bits import bits_per_dim, log_density_of_data
 from drl_dist.likelihood.partition import LogZ, annealed_log_density, lower_bound, upper_bound
 from drl_dist.likelihood.weights import curve, curve_sizes
-from drl_dist.recovery import Levels
 
 LARGEST_RMS = 1.5
 """Per pixel; data in [-1, 1] with any of the ladder's noise stays at 1 or below."""

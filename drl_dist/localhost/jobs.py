@@ -10,8 +10,8 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from drl_dist.common.proxies import spare_loopback
 from drl_dist.localhost.ray_head import RayHead
-from drl_dist.proxies import spare_loopback
 
 STOP_SECONDS = 300
 """How long ``ray job stop`` waits for a job before it kills it: a step, a checkpoint and its upload take longer than

@@ -16,8 +16,8 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Self
 
+from drl_dist.common.proxies import spare_loopback
 from drl_dist.localhost import processes
-from drl_dist.proxies import spare_loopback
 
 HOST = "127.0.0.1"
 # Below Linux's range for outgoing connections and above that of Ray's workers, so that nobody takes them meanwhile.

@@ -11,13 +11,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from drl_dist.errors import UserError
+from drl_dist.common.errors import UserError
+from drl_dist.diffusion.recovery import LogDensityAndGrad
 from drl_dist.mcmc.hmc import Hmc
 from drl_dist.mcmc.kernel import ChainNoise, Info, KernelAt, State
 from drl_dist.mcmc.leapfrog import Point
 from drl_dist.mcmc.mala import Mala
 from drl_dist.mcmc.nuts import Nuts
-from drl_dist.recovery import LogDensityAndGrad
 
 KernelName = Literal["hmc", "mala", "nuts"]
 DensityName = Literal["conditional", "marginal"]

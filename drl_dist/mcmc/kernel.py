@@ -9,8 +9,8 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from drl_dist.noise import Noise, Purpose
-from drl_dist.recovery import LogDensityAndGrad
+from drl_dist.diffusion.noise import Noise, Purpose
+from drl_dist.diffusion.recovery import LogDensityAndGrad
 
 # Noise is drawn for as many chain steps at once as stay below this many numbers: few small calls, bounded memory.
 _NUMBERS_PER_DRAW = 1 << 18

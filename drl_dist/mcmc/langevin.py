@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from drl_dist.diffusion.recovery import LogDensityAndGrad
 from drl_dist.mcmc.kernel import StepNoise, column
-from drl_dist.recovery import LogDensityAndGrad
 
 
 class Position(NamedTuple):

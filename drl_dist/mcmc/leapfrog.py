@@ -12,8 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from drl_dist.diffusion.recovery import LogDensityAndGrad
 from drl_dist.mcmc.kernel import Info, column
-from drl_dist.recovery import LogDensityAndGrad
 
 DIVERGENCE = 1000.0
 """Energy error, in nats, above which a trajectory has left the region that matters (as in Stan)."""

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from drl_dist.diffusion.recovery import LogDensityAndGrad
 from drl_dist.mcmc.kernel import Info, StepNoise, column
 from drl_dist.mcmc.leapfrog import Point, energy_error, kinetic_energy, locate, metropolis, select
-from drl_dist.recovery import LogDensityAndGrad
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from drl_dist.diffusion.recovery import LogDensityAndGrad
 from drl_dist.mcmc.kernel import StepNoise, column
 from drl_dist.mcmc.langevin import Position
-from drl_dist.recovery import LogDensityAndGrad
 
 
 @dataclass(frozen=True)

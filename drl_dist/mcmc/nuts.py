@@ -14,9 +14,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from drl_dist.diffusion.recovery import LogDensityAndGrad
 from drl_dist.mcmc.kernel import Info, StepNoise, column
 from drl_dist.mcmc.leapfrog import DIVERGENCE, Point, energy_error, leapfrog, locate, select, total_energy
-from drl_dist.recovery import LogDensityAndGrad
 
 
 class _End(NamedTuple):

@@ -27,12 +27,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from drl_dist.diffusion import NoiseLadder
+from drl_dist.diffusion.ladder import NoiseLadder
+from drl_dist.diffusion.noise import Noise, Purpose
+from drl_dist.diffusion.recovery import Levels, LogDensityAndGrad, conditional_density, scaled_density
 from drl_dist.mcmc.kernel import ChainNoise, KeyedChainNoise, StepNoise, run_chain
 from drl_dist.mcmc.langevin import UnadjustedLangevin
 from drl_dist.mcmc.normal_approximation import NormalApproximation
-from drl_dist.noise import Noise, Purpose
-from drl_dist.recovery import Levels, LogDensityAndGrad, conditional_density, scaled_density
 from drl_dist.sampling.progressive import RawAtLevel
 
 

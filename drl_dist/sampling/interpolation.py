@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from drl_dist.noise import Noise, Purpose
+from drl_dist.diffusion.noise import Noise, Purpose
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,13 +13,13 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from drl_dist.diffusion import NoiseLadder
+from drl_dist.diffusion.ladder import NoiseLadder
+from drl_dist.diffusion.noise import MAX_SAMPLE_IDS, Noise, PhiloxNoise, Purpose
+from drl_dist.diffusion.recovery import Levels, LogDensityAndGrad, conditional_density, scaled_density
 from drl_dist.mcmc.adaptation import AdaptationConfig, AdaptingChains, StepSizeSchedule, adapt_step_size
 from drl_dist.mcmc.hmc import Hmc
 from drl_dist.mcmc.kernel import KernelAt, KeyedChainNoise, Observer, run_chain
 from drl_dist.mcmc.normal_approximation import NormalApproximation
-from drl_dist.noise import MAX_SAMPLE_IDS, Noise, PhiloxNoise, Purpose
-from drl_dist.recovery import Levels, LogDensityAndGrad, conditional_density, scaled_density
 from drl_dist.sampling.progressive import RawAtLevel
 
 ADAPTATION_IDS = MAX_SAMPLE_IDS // 2

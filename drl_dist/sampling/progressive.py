@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from drl_dist.diffusion.noise import Noise, Purpose
+from drl_dist.diffusion.recovery import Levels, LogDensityAndGrad, conditional_density, scaled_density
 from drl_dist.mcmc.kernel import KeyedChainNoise, run_chain
 from drl_dist.mcmc.langevin import UnadjustedLangevin
 from drl_dist.mcmc.normal_approximation import NormalApproximation
-from drl_dist.noise import Noise, Purpose
-from drl_dist.recovery import Levels, LogDensityAndGrad, conditional_density, scaled_density
 
 RawAtLevel = Callable[[Tensor], LogDensityAndGrad]
 """Levels (B,) -> the raw output and its gradient as a function of y, with all that is fixed computed once."""

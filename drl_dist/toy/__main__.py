@@ -16,7 +16,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NoReturn
 
-from drl_dist.errors import UserError, door, local_of
+from drl_dist.common.errors import UserError
+from drl_dist.common.program import door
+from drl_dist.common.validation import local_of
 
 MAX_STEPS = 1_000_000
 MAX_LENGTHEN = 1000
@@ -42,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
     began = time.monotonic()
     options = _options(argv)
     # Heavy imports wait until the options are understood.
-    from drl_dist.progress import duration, progress
+    from drl_dist.common.progress import duration, progress
     from drl_dist.toy.density import Grid
     from drl_dist.toy.laws import law
     from drl_dist.toy.pictures import comparison_picture, levels_picture

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from drl_dist.diffusion import NoiseLadder
-from drl_dist.recovery import Levels, scaled_density
+from drl_dist.diffusion.ladder import NoiseLadder
+from drl_dist.diffusion.recovery import Levels, scaled_density
 from drl_dist.sampling.progressive import RawAtLevel
 from drl_dist.toy.laws import DataLaw
 

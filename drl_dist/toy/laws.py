@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from drl_dist.common.errors import UserError
+from drl_dist.diffusion.noise import Noise, Purpose
 from drl_dist.energy.analytic import GaussianMixture
-from drl_dist.errors import UserError
-from drl_dist.noise import Noise, Purpose
 
 _NODES = 300
 """Points that stand for a spiral arm, a third of the law's own std apart."""

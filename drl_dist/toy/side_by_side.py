@@ -13,8 +13,8 @@ from multiprocessing.context import SpawnProcess
 
 import torch
 
-from drl_dist.config import Experiment
-from drl_dist.errors import UserError
+from drl_dist.common.errors import UserError
+from drl_dist.config.tree import Experiment
 from drl_dist.toy.density import Grid
 from drl_dist.toy.laws import law
 from drl_dist.toy.study import Fit, Tell, fit

@@ -9,9 +9,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from drl_dist.config import Experiment
-from drl_dist.noise import PhiloxNoise
-from drl_dist.recovery import LogDensityAndGrad
+from drl_dist.config.tree import Experiment
+from drl_dist.diffusion.noise import PhiloxNoise
+from drl_dist.diffusion.recovery import LogDensityAndGrad
 from drl_dist.sampling.progressive import RawAtLevel
 from drl_dist.toy.density import Grid, exact_masses, kl_divergence, learned_masses, total_variation
 from drl_dist.toy.laws import DataLaw

@@ -13,15 +13,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from drl_dist.config import DiffusionConfig, Experiment, McmcConfig, ModelConfig, OptimConfig, TrainConfig
-from drl_dist.diffusion import NoiseLadder, draw_levels, draw_pairs
+from drl_dist.build import build_ladder, build_levels
+from drl_dist.common.errors import UserError
+from drl_dist.config.tree import DiffusionConfig, Experiment, McmcConfig, ModelConfig, OptimConfig, TrainConfig
+from drl_dist.diffusion.ladder import NoiseLadder, draw_levels, draw_pairs
+from drl_dist.diffusion.noise import Noise, PhiloxNoise, Purpose
+from drl_dist.diffusion.recovery import Levels, recovery_loss, scaled_density
 from drl_dist.energy.toy_mlp import ToyMlp
-from drl_dist.errors import UserError
 from drl_dist.mcmc.kernel import KeyedChainNoise, run_chain
 from drl_dist.mcmc.langevin import UnadjustedLangevin
-from drl_dist.noise import Noise, PhiloxNoise, Purpose
-from drl_dist.recipe import build_ladder, build_levels
-from drl_dist.recovery import Levels, recovery_loss, scaled_density
 from drl_dist.sampling.progressive import ProgressiveSampler, RawAtLevel
 from drl_dist.toy.laws import DataLaw
 from drl_dist.training.ema import Ema

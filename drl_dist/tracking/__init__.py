@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from drl_dist.proxies import spare_loopback
+from drl_dist.common.proxies import spare_loopback
 
 # By default a request to a server that went away is repeated for minutes. Ours are repeated by the spool, or fail; what
 # the user sets counts. mlflow reads these when it is imported or at each request.

@@ -22,8 +22,8 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils.credentials import get_default_host_creds, read_mlflow_creds
 from mlflow.utils.rest_utils import http_request
 
+from drl_dist.common.proxies import proxy_variable
 from drl_dist.data.filesystem import within
-from drl_dist.proxies import proxy_variable
 from drl_dist.tracking.option import address_option
 
 PROBE_SECONDS = 10.0

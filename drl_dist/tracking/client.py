@@ -14,7 +14,7 @@ import requests
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException, RestException
 
-from drl_dist.errors import UserError
+from drl_dist.common.errors import UserError
 from drl_dist.tracking.answers import probe, refusal
 from drl_dist.tracking.option import address_option
 

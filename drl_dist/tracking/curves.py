@@ -12,8 +12,9 @@ import numpy as np
 from mlflow import MlflowClient
 from numpy.typing import NDArray
 
+from drl_dist.common.errors import UserError
+from drl_dist.common.validation import local_of
 from drl_dist.data.filesystem import check_writable_file, write_local
-from drl_dist.errors import UserError, local_of
 from drl_dist.tracking.client import connect, user_errors
 from drl_dist.tracking.metrics import describe
 from drl_dist.tracking.runs import run_named

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from drl_dist.config import flatten
+from drl_dist.config.tree import flatten
 from drl_dist.likelihood.report import Report
 from drl_dist.tracking.client import connect, user_errors
 from drl_dist.tracking.registry import ResolvedModel

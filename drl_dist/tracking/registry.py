@@ -14,8 +14,8 @@ from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
-from drl_dist.checkpoints.files import CHECKSUMS, CONFIG, STATE, part_file, read_checkpoint
-from drl_dist.errors import UserError
+from drl_dist.checkpoints.format import CHECKSUMS, CONFIG, STATE, part_file, read_checkpoint
+from drl_dist.common.errors import UserError
 from drl_dist.tracking.client import connect, every, is_duplicate, is_missing, user_errors
 
 EMA = part_file("ema")

@@ -16,7 +16,7 @@ from mlflow.entities import Metric, Param, Run, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 
-from drl_dist.errors import UserError
+from drl_dist.common.errors import UserError
 from drl_dist.tracking.client import chunks, connect, is_duplicate, user_errors
 
 RunStatus = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]

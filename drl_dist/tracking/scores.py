@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from drl_dist.errors import UserError
+from drl_dist.common.errors import UserError
 from drl_dist.tracking.client import connect, user_errors
 from drl_dist.tracking.option import address_option
 from drl_dist.tracking.runs import finish_run, log_results, open_run

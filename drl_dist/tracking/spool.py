@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from drl_dist.errors import UserError
+from drl_dist.common.errors import UserError
 
 _PAYLOAD = re.compile(r"[0-9a-f]{32}(\.[a-z]+)?")
 # Once everything was sent and the log is longer than this, it starts anew.

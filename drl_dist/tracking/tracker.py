@@ -21,7 +21,7 @@ from drl_dist.tracking.answers import probe
 from drl_dist.tracking.client import server_uri
 from drl_dist.tracking.registry import REGISTERED_FILES
 from drl_dist.tracking.runs import RunStatus
-from drl_dist.tracking.sending import Sender, ServerAway
+from drl_dist.tracking.sender import Sender, ServerAway
 from drl_dist.tracking.spool import (
     CheckpointRecord,
     FolderRecord,

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from drl_dist.config import EngineConfig
+from drl_dist.config.tree import EngineConfig
+from drl_dist.diffusion.recovery import LogDensityAndGrad
 from drl_dist.energy.wide_resnet import EffectiveWeights, Prepared, WideResNet, evaluate
-from drl_dist.recovery import LogDensityAndGrad
 
 Evaluate = Callable[[Prepared, Tensor, str], Tensor]
 

@@ -9,8 +9,8 @@ from typing import Protocol
 
 from torch import Tensor
 
-from drl_dist.config import Experiment
-from drl_dist.training.batch import BatchSource
+from drl_dist.common.batch import BatchSource
+from drl_dist.config.tree import Experiment
 from drl_dist.training.guard import Interrupt
 from drl_dist.training.state import TrainState
 from drl_dist.training.step import StepResult, TrainStep

@@ -7,10 +7,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from drl_dist.config import Experiment
-from drl_dist.diffusion import NoiseLadder, Pairs
+from drl_dist.config.tree import Experiment
+from drl_dist.diffusion.ladder import NoiseLadder, Pairs
+from drl_dist.diffusion.recovery import Levels, matching_loss, recovery_loss
 from drl_dist.mcmc.kernel import column, root_mean_square
-from drl_dist.recovery import Levels, matching_loss, recovery_loss
 from drl_dist.training.chain import GradientEngine
 
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from drl_dist.config import Experiment
+from drl_dist.build import build_network
+from drl_dist.config.tree import Experiment
 from drl_dist.energy.wide_resnet import WideResNet
-from drl_dist.recipe import build_network
 from drl_dist.training.ema import Ema, load_averaged
 
 Parts = dict[str, dict[str, Tensor]]

@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from torch.distributed import all_reduce, is_initialized
 from torch.nn.parallel import DistributedDataParallel
 
-from drl_dist.config import EngineConfig, Experiment, OptimConfig
-from drl_dist.diffusion import Pairs, draw_levels, draw_pairs
-from drl_dist.evaluation.grids import to_unit_range
+from drl_dist.build import build_ladder, build_levels
+from drl_dist.common.batch import Batch
+from drl_dist.common.images import to_unit_range
+from drl_dist.config.tree import EngineConfig, Experiment, OptimConfig
+from drl_dist.diffusion.ladder import Pairs, draw_levels, draw_pairs
+from drl_dist.diffusion.noise import PhiloxNoise, Purpose
 from drl_dist.mcmc.kernel import KeyedChainNoise, StepNoise, column, run_chain
-from drl_dist.noise import PhiloxNoise, Purpose
-from drl_dist.recipe import build_ladder, build_levels
 from drl_dist.sampling.progressive import ProgressiveSampler
-from drl_dist.training.batch import Batch
 from drl_dist.training.chain import GradientEngine
 from drl_dist.training.guard import DivergedError, Interrupt, agree
 from drl_dist.training.objectives import Forward, matching_outcome, recovery_outcome

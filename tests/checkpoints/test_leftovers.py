@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from drl_dist.checkpoints.leftovers import SNAPSHOT, remove_leftovers
-from drl_dist.checkpoints.remote import StoredCheckpoint, checkpoint_name, stored_checkpoints, upload_checkpoint
+from drl_dist.checkpoints.retention import SNAPSHOT, remove_leftovers
+from drl_dist.checkpoints.storage import StoredCheckpoint, checkpoint_name, stored_checkpoints, upload_checkpoint
 from tests.checkpoints.test_sound import add
 
 

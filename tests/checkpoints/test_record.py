@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from drl_dist.checkpoints.record import check_record, write_record
-from drl_dist.config import TrainConfig
-from drl_dist.errors import UserError
-from drl_dist.presets import preset
+from drl_dist.checkpoints.run_record import check_record, write_record
+from drl_dist.common.errors import UserError
+from drl_dist.config.presets import preset
+from drl_dist.config.tree import TrainConfig
 
 
 def test_the_same_experiment_is_accepted_and_another_refused_with_its_differences(tmp_path: Path) -> None:

@@ -9,16 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from drl_dist.checkpoints.files import CheckpointState, read_checkpoint, write_checkpoint
-from drl_dist.checkpoints.remote import (
+from drl_dist.checkpoints.format import CheckpointState, read_checkpoint, write_checkpoint
+from drl_dist.checkpoints.storage import (
     checkpoint_name,
     complete_checkpoints,
     fetch_checkpoint,
     newest_checkpoint,
     upload_checkpoint,
 )
-from drl_dist.errors import UserError
-from drl_dist.presets import preset
+from drl_dist.common.errors import UserError
+from drl_dist.config.presets import preset
 
 
 def add(run: Path, step: int) -> Path:

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from drl_dist.checkpoints.files import PARTS
-from drl_dist.checkpoints.remote import StoredCheckpoint, checkpoint_name, upload_checkpoint
-from drl_dist.checkpoints.sound import newest_sound_checkpoint
-from drl_dist.errors import UserError
-from drl_dist.on_ray.storage import drop_stale_snapshot
+from drl_dist.checkpoints.format import PARTS
+from drl_dist.checkpoints.storage import StoredCheckpoint, checkpoint_name, upload_checkpoint
+from drl_dist.checkpoints.verify import newest_sound_checkpoint
+from drl_dist.common.errors import UserError
+from drl_dist.jobs.train.storage import drop_stale_snapshot
 from tests.checkpoints.test_remote import add
 from tests.support import flip_bit
 

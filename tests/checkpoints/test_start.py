@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from drl_dist.checkpoints.files import CheckpointState, write_checkpoint
-from drl_dist.checkpoints.remote import checkpoint_name
-from drl_dist.checkpoints.start import starting_point
-from drl_dist.config import Experiment, ModelConfig, OptimConfig, TrainConfig
-from drl_dist.errors import UserError
+from drl_dist.checkpoints.format import CheckpointState, write_checkpoint
+from drl_dist.checkpoints.storage import checkpoint_name
+from drl_dist.checkpoints.warm_start import starting_point
+from drl_dist.common.errors import UserError
+from drl_dist.config.tree import Experiment, ModelConfig, OptimConfig, TrainConfig
 from drl_dist.training.state import TrainState
 
 EXPERIMENT = Experiment(

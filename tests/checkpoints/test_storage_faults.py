@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from drl_dist.checkpoints.files import PARTS, read_checkpoint
-from drl_dist.checkpoints.remote import checkpoint_name, fetch_checkpoint, newest_checkpoint, upload_checkpoint
-from drl_dist.checkpoints.sound import newest_sound_checkpoint
+from drl_dist.checkpoints.format import PARTS, read_checkpoint
+from drl_dist.checkpoints.storage import checkpoint_name, fetch_checkpoint, newest_checkpoint, upload_checkpoint
+from drl_dist.checkpoints.verify import newest_sound_checkpoint
+from drl_dist.common.errors import UserError
 from drl_dist.data import filesystem
-from drl_dist.errors import UserError
-from drl_dist.on_ray import storage
-from drl_dist.on_ray.storage import Uploader
+from drl_dist.jobs.train import storage
+from drl_dist.jobs.train.storage import Uploader
 from tests.checkpoints.test_remote import add
 from tests.faulty_proxy import Fault, FaultyProxy
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from drl_dist.on_ray.exported import COUNTED, EXPORTED
+from drl_dist.jobs.common.prometheus import COUNTED, EXPORTED
 from tests.cluster.stories import OF_JOBS, RECORDED, SCRAPE, Part, Story, firing
 from tests.support import ROOT
 

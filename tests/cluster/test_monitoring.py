@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
+from drl_dist.jobs.common.prometheus import COUNTED, EXPORTED
 from drl_dist.localhost import RayHead
-from drl_dist.on_ray.exported import COUNTED, EXPORTED
 from tests.cluster.facts import CLUSTER, documents
 from tests.support import ROOT, subprocess_environment, wait_for
 
@@ -24,7 +24,7 @@ RAY = Path(sys.prefix) / "lib" / f"python3.{sys.version_info.minor}" / "site-pac
 NAME = re.compile(r"\bray_[a-z0-9_]+")
 EXPORT = """
 import sys, ray
-from drl_dist.on_ray.exported import COUNTED, EXPORTED, Exporter
+from drl_dist.jobs.common.prometheus import COUNTED, EXPORTED, Exporter
 ray.init()
 with Exporter("church-1") as exporter:
     gauges = [name.removeprefix("drl_") for name in EXPORTED if name not in COUNTED]

@@ -14,13 +14,13 @@ from typing import Any
 
 import pytest
 
-from drl_dist.config import LoaderConfig
+from drl_dist.common.errors import UserError
+from drl_dist.config.tree import LoaderConfig
 from drl_dist.data import cache as cache_module
 from drl_dist.data.cache import ShardCache
 from drl_dist.data.filesystem import Folder
 from drl_dist.data.index import ShardIndex
 from drl_dist.data.stream import ShardStream
-from drl_dist.errors import UserError
 from tests.data.sets import write_set
 from tests.gcs import GcsEmulator
 from tests.support import subprocess_environment
@@ -141,7 +141,7 @@ def test_a_shard_is_renamed_only_while_nobody_adds_up_the_files(
 READER = """
 import sys
 from itertools import islice
-from drl_dist.config import LoaderConfig
+from drl_dist.config.tree import LoaderConfig
 from drl_dist.data.index import open_index
 from drl_dist.data.stream import ShardStream
 url, folder, gib, rank = sys.argv[1:]

@@ -10,12 +10,12 @@ import pytest
 from PIL import Image
 
 from datasets_prep import folder as prepare_folder
-from drl_dist.checkpoints.leftovers import remove_leftovers
-from drl_dist.checkpoints.remote import FILES, StoredCheckpoint, checkpoint_name, remove_checkpoint, stored_checkpoints
+from drl_dist.checkpoints.retention import remove_leftovers
+from drl_dist.checkpoints.storage import FILES, StoredCheckpoint, checkpoint_name, remove_checkpoint, stored_checkpoints
+from drl_dist.common.errors import UserError
 from drl_dist.data.cache import ShardCache
 from drl_dist.data.filesystem import Folder
 from drl_dist.data.index import open_index
-from drl_dist.errors import UserError
 from tests.data.sets import write_set
 
 NOTES = ("notes.txt", ".notes.txt.0123abcd.part", ".swap.part", "00000.json.bak", "99999.json", "photo.tar")

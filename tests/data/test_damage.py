@@ -12,8 +12,14 @@ import numpy as np
 import pytest
 import torch
 
-from drl_dist.config import LoaderConfig
-from drl_dist.data.damage import (
+from drl_dist.common.errors import UserError
+from drl_dist.config.tree import LoaderConfig
+from drl_dist.data.filesystem import Folder
+from drl_dist.data.index import ShardIndex, write_index
+from drl_dist.data.order import SampleOrder
+from drl_dist.data.shards import Sample, pack_shard
+from drl_dist.data.stream import ShardStream
+from drl_dist.data.substitutes import (
     LEDGER,
     DamageError,
     Substitute,
@@ -21,12 +27,6 @@ from drl_dist.data.damage import (
     parse_ledger,
     read_ledger,
 )
-from drl_dist.data.filesystem import Folder
-from drl_dist.data.index import ShardIndex, write_index
-from drl_dist.data.order import SampleOrder
-from drl_dist.data.shards import Sample, pack_shard
-from drl_dist.data.stream import ShardStream
-from drl_dist.errors import UserError
 from tests.data.sets import pixels_of, sample_ids, sample_of, write_set
 from tests.faulty_proxy import FaultyProxy
 

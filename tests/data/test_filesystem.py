@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from drl_dist.common.errors import UserError
 from drl_dist.data import filesystem
 from drl_dist.data.filesystem import Folder, check_reachable, open_filesystem, within, write_local
 from drl_dist.data.index import open_index
-from drl_dist.errors import UserError
 from tests.data.sets import write_set
 from tests.gcs import GcsEmulator
 

@@ -14,10 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from drl_dist.common.errors import UserError
 from drl_dist.data import index as index_module
 from drl_dist.data.index import INDEX_NAME, METADATA_KEY, ShardIndex, open_index, write_index
 from drl_dist.data.shards import ShardRow
-from drl_dist.errors import UserError
 from tests.data.sets import write_set
 
 

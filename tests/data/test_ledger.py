@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from drl_dist.data.ledger import Audit, LedgerLine, audit, noted, read_ledger
+from drl_dist.common.batch import Batch
+from drl_dist.data.audit import Audit, LedgerLine, audit, noted, read_ledger
 from drl_dist.data.order import SampleOrder
-from drl_dist.training.batch import Batch
 
 COUNTS, BATCH = [5, 3, 4], 4
 ORDER = SampleOrder(COUNTS, 7, 2)

@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
 from datasets_prep import _pixels
+from drl_dist.common.errors import UserError
 from drl_dist.data import depth, pictures
-from drl_dist.data.damage import DamageError
+from drl_dist.data.decode import read_images
 from drl_dist.data.index import ShardIndex, open_index, write_index
 from drl_dist.data.pictures import PictureError, PixelRules, read_picture
-from drl_dist.data.reading import read_images
 from drl_dist.data.shards import Sample, pack_shard
-from drl_dist.errors import UserError
+from drl_dist.data.substitutes import DamageError
 
 RAMP = np.array([[0, 1, 128, 129, 256, 4095, 32768, 65535]], np.uint16)
 RAMP_8 = [[0, 0, 0, 1, 1, 16, 128, 255]]

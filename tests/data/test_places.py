@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 
 from datasets_prep._source import require_source
+from drl_dist.common.errors import UserError
+from drl_dist.common.places import Place, PlaceError, parse_file, parse_place
+from drl_dist.common.validation import file_rule, local_of, local_rule, place_rule
 from drl_dist.data.cache import ShardCache
 from drl_dist.data.filesystem import Folder, check_reachable, open_filesystem, write_local
 from drl_dist.data.index import open_index
-from drl_dist.errors import UserError, file_rule, local_of, local_rule, place_rule
-from drl_dist.places import Place, PlaceError, parse_file, parse_place
 from tests.data.sets import write_set
 
 ODD = (

@@ -18,10 +18,10 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from drl_dist.common.errors import UserError
 from drl_dist.data.cache import ShardCache
+from drl_dist.data.decode import parse_sample, read_images
 from drl_dist.data.index import ShardIndex, open_index
-from drl_dist.data.reading import parse_sample, read_images
-from drl_dist.errors import UserError
 from tests.data.published import encoded, photo, write_celeba, write_cifar10, write_fashion, write_lsun
 from tests.support import require
 

@@ -19,11 +19,11 @@ from PIL import Image
 
 import datasets_prep._build as build_module
 import datasets_prep._files as files_module
+from drl_dist.common.errors import UserError
+from drl_dist.data.decode import read_images
 from drl_dist.data.filesystem import Folder
 from drl_dist.data.index import ShardIndex, open_index, write_index
-from drl_dist.data.reading import read_images
 from drl_dist.data.shards import Sample, ShardRow, encode_png, pack_shard
-from drl_dist.errors import UserError
 from tests.data.published import encoded, photo, write_celeba, write_cifar10, write_lsun
 from tests.data.test_prep import prepare
 

@@ -17,10 +17,10 @@ import pytest
 from PIL import EpsImagePlugin, Image
 
 from datasets_prep.celeba import read_partition
+from drl_dist.common.errors import UserError
 from drl_dist.data import depth, pictures
+from drl_dist.data.decode import read_images
 from drl_dist.data.index import open_index, write_index
-from drl_dist.data.reading import read_images
-from drl_dist.errors import UserError
 from tests.data.published import encoded, write_celeba, write_cifar10, write_fashion, write_lsun
 from tests.data.test_prep import facts, prepare
 from tests.data.test_prep_sources import PNG, last_line

@@ -16,8 +16,8 @@ from PIL import Image
 
 import datasets_prep._files as files_module
 from datasets_prep._listing import counted, list_images, picture_suffixes
+from drl_dist.common.errors import UserError
 from drl_dist.data.index import open_index
-from drl_dist.errors import UserError
 from tests.data.published import encoded, photo
 from tests.data.test_prep import facts, prepare
 

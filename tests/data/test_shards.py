@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from webdataset import WebDataset
 
-from drl_dist.data.reading import register_webdataset_openers
+from drl_dist.data.decode import register_webdataset_openers
 from drl_dist.data.shards import Sample, encode_png, pack_shard
 from tests.data.sets import pixels_of, sample_ids, sample_of, write_set
 

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from drl_dist.config import LoaderConfig
+from drl_dist.common.batch import Batch
+from drl_dist.common.errors import UserError
+from drl_dist.config.tree import LoaderConfig
 from drl_dist.data import filesystem
 from drl_dist.data.filesystem import Folder
 from drl_dist.data.index import ShardIndex, open_index
 from drl_dist.data.stream import ShardStream
-from drl_dist.errors import UserError
-from drl_dist.training.batch import Batch
 from tests.data.sets import write_set
 from tests.faulty_proxy import Fault, FaultyProxy
 from tests.gcs import GcsEmulator
@@ -127,7 +127,7 @@ FULL = """
 import resource, signal, sys
 from pathlib import Path
 from drl_dist.data.index import open_index
-from drl_dist.errors import UserError
+from drl_dist.common.errors import UserError
 from tests.data.test_storage_faults import take
 url, folder, limit = sys.argv[1:]
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # so that writing fails, instead of the process

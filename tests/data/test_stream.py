@@ -16,17 +16,17 @@ import pytest
 import torch
 from PIL import Image
 
-from drl_dist.config import LoaderConfig
+from drl_dist.common.batch import Batch
+from drl_dist.common.errors import UserError
+from drl_dist.config.tree import LoaderConfig
 from drl_dist.data import stream as stream_module
+from drl_dist.data.decode import read_image, read_images
 from drl_dist.data.filesystem import Folder
 from drl_dist.data.index import ShardIndex, open_index, write_index
 from drl_dist.data.order import SampleOrder, flips
 from drl_dist.data.pictures import PictureError, decoding, open_verified
-from drl_dist.data.reading import read_image, read_images
 from drl_dist.data.shards import Sample, ShardRow, encode_png, pack_shard
 from drl_dist.data.stream import ShardStream
-from drl_dist.errors import UserError
-from drl_dist.training.batch import Batch
 from tests.data.sets import pixels_of, sample_ids, sample_of, tar_of, write_set
 
 COUNTS = (16, 16, 16, 5)

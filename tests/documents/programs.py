@@ -20,8 +20,8 @@ from typing import Any, NoReturn
 import click
 import pytest
 
-from drl_dist import stopping
-from drl_dist.errors import UserError
+from drl_dist.common import program as stopping
+from drl_dist.common.errors import UserError
 from tests.support import ROOT, require
 
 ELIDED = "…"
@@ -30,7 +30,7 @@ HERE = "/somewhere"
 """An absolute path, which every option that names a place accepts."""
 WORK = {
     "jobs/curves.py": "drl_dist.tracking.curves.connect",
-    "jobs/demo.py": "drl_dist.demo.demo",
+    "jobs/demo.py": "drl_dist.jobs.demo.demo",
     "drl_dist.tracking.sync": "drl_dist.tracking.client.connect",
     "benchmarks.sweep": "drl_dist.data.index.open_index",
 }
@@ -151,7 +151,7 @@ def _deferred_imports(source: Path) -> list[str]:
         return []
     functions = [node for node in ast.walk(ast.parse(source.read_text())) if isinstance(node, ast.FunctionDef)]
     inside = [node for function in functions for node in ast.walk(function) if isinstance(node, ast.ImportFrom)]
-    return [node.module for node in inside if node.module] + ["drl_dist.on_ray.train_driver"]
+    return [node.module for node in inside if node.module] + ["drl_dist.jobs.train.driver"]
 
 
 def filled(word: str) -> str:

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from drl_dist.config import RunConfig, flatten, to_dict
-from drl_dist.presets import preset
-from drl_dist.sweeps.options import SweepOptions
-from drl_dist.sweeps.space import LEVEL_SCALE
+from drl_dist.config.presets import preset
+from drl_dist.config.tree import RunConfig, flatten, to_dict
+from drl_dist.jobs.sweep.options import SweepOptions
+from drl_dist.jobs.sweep.space import LEVEL_SCALE
 from drl_dist.tracking.spool import Spool
 from tests.data.published import encoded, photo, write_celeba, write_cifar10, write_fashion, write_lsun
 from tests.documents import programs

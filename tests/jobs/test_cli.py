@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from drl_dist.checkpoints.configs import config_from_dict
-from drl_dist.cli import parse_train
-from drl_dist.config import RunConfig
-from drl_dist.errors import UserError
-from drl_dist.presets import TABLE_6, preset
+from drl_dist.common.errors import UserError
+from drl_dist.config.presets import TABLE_6, preset
+from drl_dist.config.tree import RunConfig
+from drl_dist.jobs.common.options import parse_train
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPLETE = ("--data", "/data", "--run-name", "a", "--storage", "/runs")
@@ -114,7 +114,7 @@ def test_a_range_of_workers(arguments: tuple[str, ...]) -> None:
 
 
 def _as_dict(run: RunConfig) -> dict[str, object]:
-    from drl_dist.config import to_dict
+    from drl_dist.config.tree import to_dict
 
     return to_dict(run)
 

@@ -15,22 +15,22 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from drl_dist.checkpoints.files import CheckpointState, read_checkpoint, write_checkpoint
-from drl_dist.config import EngineConfig, Experiment, McmcConfig, ModelConfig
-from drl_dist.editing.driver import inpaint_run, interpolate_run
-from drl_dist.editing.masks import hidden_pixels
-from drl_dist.editing.options import (
+from drl_dist.build import build_sampler
+from drl_dist.checkpoints.format import CheckpointState, read_checkpoint, write_checkpoint
+from drl_dist.common.errors import UserError
+from drl_dist.common.images import to_uint8
+from drl_dist.config.tree import EngineConfig, Experiment, McmcConfig, ModelConfig
+from drl_dist.diffusion.noise import PhiloxNoise
+from drl_dist.jobs.common.model import averaged_network, load_model
+from drl_dist.jobs.edit.driver import inpaint_run, interpolate_run
+from drl_dist.jobs.edit.masks import hidden_pixels
+from drl_dist.jobs.edit.options import (
     InpaintOptions,
     InterpolateOptions,
     check_inpaint,
     check_interpolate,
 )
-from drl_dist.editing.pixels import block_means, with_block_means
-from drl_dist.errors import UserError
-from drl_dist.evaluation.grids import to_uint8
-from drl_dist.models import averaged_network, load_model
-from drl_dist.noise import PhiloxNoise
-from drl_dist.recipe import build_sampler
+from drl_dist.jobs.edit.pixels import block_means, with_block_means
 from drl_dist.training.chain import GradientEngine
 from drl_dist.training.state import TrainState
 from tests.data.sets import pixels_of, write_set

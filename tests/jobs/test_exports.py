@@ -13,11 +13,15 @@ from unittest.mock import MagicMock
 
 import pytest
 
-from drl_dist.errors import Stopped, UserError
-from drl_dist.on_ray import exported, likelihood_driver, sweep_driver, train_metrics
-from drl_dist.on_ray.exported import Exporter, job_exported
-from drl_dist.on_ray.likelihood_options import LikelihoodOptions
-from drl_dist.on_ray.train_metrics import CheckpointTimes, Clock, Exports
+from drl_dist.common.errors import UserError
+from drl_dist.common.program import Stopped
+from drl_dist.jobs.common import prometheus as exported
+from drl_dist.jobs.common.prometheus import Exporter, job_exported
+from drl_dist.jobs.likelihood import driver as likelihood_driver
+from drl_dist.jobs.likelihood.options import LikelihoodOptions
+from drl_dist.jobs.sweep import driver as sweep_driver
+from drl_dist.jobs.train import metrics as train_metrics
+from drl_dist.jobs.train.metrics import CheckpointTimes, Clock, Exports
 from tests.sweeps.makers import plan
 
 

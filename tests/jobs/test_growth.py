@@ -6,10 +6,10 @@ from typing import Any, cast
 
 import pytest
 
-from drl_dist.config import RunConfig
-from drl_dist.on_ray.train_elastic import Growth, MoreWorkersError
-from drl_dist.on_ray.train_metrics import Clock
-from drl_dist.presets import preset
+from drl_dist.config.presets import preset
+from drl_dist.config.tree import RunConfig
+from drl_dist.jobs.train.elastic import Growth, MoreWorkersError
+from drl_dist.jobs.train.metrics import Clock
 from drl_dist.training.loop import StepReport
 
 NODES: dict[str, dict[str, float]] = {

@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 from ray import cloudpickle
 
-from drl_dist.checkpoints.remote import FILES, StoredCheckpoint, checkpoint_name
-from drl_dist.editing.output import EditOutput
-from drl_dist.errors import UserError
-from drl_dist.job_folder import Record, Records
-from drl_dist.on_ray.likelihood_output import LikelihoodOutput
-from drl_dist.on_ray.likelihood_unit import LikelihoodRequest
-from drl_dist.on_ray.sample_output import SampleOutput
-from drl_dist.on_ray.sample_unit import SampleRequest
-from drl_dist.on_ray.storage import drop_stale_snapshot, ray_filesystem
-from drl_dist.presets import preset
+from drl_dist.checkpoints.storage import FILES, StoredCheckpoint, checkpoint_name
+from drl_dist.common.errors import UserError
+from drl_dist.config.presets import preset
+from drl_dist.jobs.common.job_folder import Record, Records
+from drl_dist.jobs.edit.output import EditOutput
+from drl_dist.jobs.likelihood.output import LikelihoodOutput
+from drl_dist.jobs.likelihood.task import LikelihoodRequest
+from drl_dist.jobs.sample.output import SampleOutput
+from drl_dist.jobs.sample.task import SampleRequest
+from drl_dist.jobs.train.storage import drop_stale_snapshot, ray_filesystem
 from drl_dist.tracking.spool import FolderRecord, ImageRecord, Spool
 from drl_dist.tracking.sync import sync
 from tests.data.test_clean_up import assert_notes, checkpoint, keep_notes

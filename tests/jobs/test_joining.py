@@ -15,19 +15,19 @@ from pathlib import Path
 import pytest
 from ray._private import services
 
-from drl_dist.errors import UserError
+from drl_dist.common.errors import UserError
+from drl_dist.common.proxies import LOOPBACK, proxy_variable, spare_loopback
+from drl_dist.jobs.common.cluster_answers import check_answers
+from drl_dist.jobs.common.sent_folder import LARGE_BYTES, large_entries, warn_of_large_folder
+from drl_dist.jobs.common.session_folder import SOCKET_BYTES, session_folder
 from drl_dist.localhost import MlflowServer, RayHead, StartError
-from drl_dist.on_ray.cluster_answers import check_answers
-from drl_dist.on_ray.sent_folder import LARGE_BYTES, large_entries, warn_of_large_folder
-from drl_dist.on_ray.session_folder import SOCKET_BYTES, session_folder
-from drl_dist.proxies import LOOPBACK, proxy_variable, spare_loopback
 from tests.support import subprocess_environment, titled, wait_for
 
 JOIN = """
 import os
 import ray
-from drl_dist.errors import door
-from drl_dist.on_ray.common import cluster
+from drl_dist.common.errors import door
+from drl_dist.jobs.common.cluster import cluster
 def join():
     with cluster():
         print("joined", ray._private.worker.global_worker.node.get_session_dir_path())

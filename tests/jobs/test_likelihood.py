@@ -14,19 +14,19 @@ import torch
 from PIL import Image
 from safetensors.numpy import load_file
 
-from drl_dist.checkpoints.files import read_checkpoint
-from drl_dist.checkpoints.schedules import write_schedule
-from drl_dist.config import EngineConfig
+from drl_dist.build import build_ladder, build_levels, build_network
+from drl_dist.checkpoints.format import read_checkpoint
+from drl_dist.common.errors import UserError
+from drl_dist.config.tree import EngineConfig
 from drl_dist.data.index import open_index
-from drl_dist.errors import UserError
+from drl_dist.jobs.common.model import TrainedModel, load_model
+from drl_dist.jobs.common.step_sizes import write_schedule
+from drl_dist.jobs.likelihood.driver import likelihood_request, likelihood_run
+from drl_dist.jobs.likelihood.options import LikelihoodOptions, check_options
+from drl_dist.jobs.likelihood.output import FIGURE_NAME, REPORT_NAME, WEIGHTS_NAME, LikelihoodOutput
+from drl_dist.jobs.likelihood.task import LikelihoodMaker, StepSizeMaker, UnitResult
 from drl_dist.localhost import MlflowServer
 from drl_dist.mcmc.adaptation import AdaptationConfig, StepSizeSchedule
-from drl_dist.models import TrainedModel, load_model
-from drl_dist.on_ray.likelihood_driver import likelihood_request, likelihood_run
-from drl_dist.on_ray.likelihood_options import LikelihoodOptions, check_options
-from drl_dist.on_ray.likelihood_output import FIGURE_NAME, REPORT_NAME, WEIGHTS_NAME, LikelihoodOutput
-from drl_dist.on_ray.likelihood_unit import LikelihoodMaker, StepSizeMaker, UnitResult
-from drl_dist.recipe import build_ladder, build_levels, build_network
 from drl_dist.training.chain import GradientEngine
 from drl_dist.training.ema import load_averaged
 from tests.data.sets import write_set
@@ -132,7 +132,7 @@ def test_log_densities_are_those_of_the_averaged_network(made: Made, checkpoint:
     found = made.result(made.maker(), 0)
     assert not np.array_equal(found.arrays["at_data"], found.arrays["at_x_0"])
     # Image 0 of the data set: within what half a grey level of dequantisation changes.
-    from drl_dist.data.reading import read_images
+    from drl_dist.data.decode import read_images
 
     y = float(levels.transition_scale[0]) * (read_images(made.index, 1).double() - 127.5) / 127.5
     raw, gradient = GradientEngine(network, EngineConfig(), is_frozen=True).raw_at(torch.zeros(1, dtype=torch.int64))(y)

@@ -11,10 +11,10 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from drl_dist.editing.masks import hidden_pixels
-from drl_dist.editing.options import SHAPES
-from drl_dist.errors import UserError
-from drl_dist.noise import PhiloxNoise
+from drl_dist.common.errors import UserError
+from drl_dist.diffusion.noise import PhiloxNoise
+from drl_dist.jobs.edit.masks import hidden_pixels
+from drl_dist.jobs.edit.options import SHAPES
 
 
 def test_regions_are_where_they_are_called() -> None:

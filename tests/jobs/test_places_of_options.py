@@ -14,15 +14,18 @@ from typing import Any
 import pytest
 
 from benchmarks.results import open_results
-from drl_dist.analysis import long_run_options
-from drl_dist.cli import parse_train
-from drl_dist.cli_sweep import parse_sweep
-from drl_dist.config import RunConfig, flatten, to_dict
-from drl_dist.editing.options import InpaintOptions, InterpolateOptions, check_inpaint, check_interpolate
-from drl_dist.errors import UserError
-from drl_dist.on_ray import likelihood_options, sample_options
-from drl_dist.presets import preset
-from drl_dist.scores.options import EvaluateOptions, OodOptions, check_evaluate, check_ood, parse_features
+from drl_dist.common.errors import UserError
+from drl_dist.config.presets import preset
+from drl_dist.config.tree import RunConfig, flatten, to_dict
+from drl_dist.evaluation.feature_spec import parse_features
+from drl_dist.jobs.common.options import parse_train
+from drl_dist.jobs.edit.options import InpaintOptions, InterpolateOptions, check_inpaint, check_interpolate
+from drl_dist.jobs.evaluate.options import EvaluateOptions, check_evaluate
+from drl_dist.jobs.likelihood import options as likelihood_options
+from drl_dist.jobs.long_run import options as long_run_options
+from drl_dist.jobs.ood.options import OodOptions, check_ood
+from drl_dist.jobs.sample import options as sample_options
+from drl_dist.jobs.sweep.entry import parse_sweep
 from drl_dist.toy.__main__ import main as toy
 from drl_dist.tracking.curves import CurvesOptions, curves
 from drl_dist.tracking.sync import main as sync
@@ -186,10 +189,10 @@ def test_the_other_commands_refuse_before_they_write(tmp_path: Path, monkeypatch
 
 
 def _demo(folder: str) -> None:
-    from drl_dist.demo import DemoOptions, demo
+    from drl_dist.jobs.demo import DemoOptions, demo
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("drl_dist.demo.end_on_signals", lambda: None)
+        patch.setattr("drl_dist.jobs.demo.end_on_signals", lambda: None)
         demo(DemoOptions(folder=folder), Path())
 
 

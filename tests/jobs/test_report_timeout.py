@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from ray.train.v2._internal.constants import COLLECTIVE_TIMEOUT_S_ENV_VAR, ENV_VARS_TO_PROPAGATE
 
+from drl_dist.jobs.train.driver import COLLECTIVE_SECONDS, CONTROLLER_ENVIRONMENT
 from drl_dist.localhost import RayHead
-from drl_dist.on_ray.train_driver import COLLECTIVE_SECONDS, CONTROLLER_ENVIRONMENT
 from tests.support import subprocess_environment
 
 JOB = """
@@ -19,8 +19,8 @@ from pathlib import Path
 import ray, ray.train
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
-from drl_dist.on_ray.restarts import RestartPolicy
-from drl_dist.on_ray.train_driver import CONTROLLER_ENVIRONMENT
+from drl_dist.jobs.train.restarts import RestartPolicy
+from drl_dist.jobs.train.driver import CONTROLLER_ENVIRONMENT
 
 folder = sys.argv[1]
 def work():

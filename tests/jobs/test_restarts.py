@@ -7,9 +7,9 @@ import pickle  # noqa: TID251 - what Ray does with errors
 import pytest
 from ray.train import Checkpoint
 
-from drl_dist.errors import UserError
-from drl_dist.on_ray.restarts import MAX_FAILURES, NoProgressError, RestartPolicy
-from drl_dist.on_ray.train_elastic import MoreWorkersError
+from drl_dist.common.errors import UserError
+from drl_dist.jobs.train.elastic import MoreWorkersError
+from drl_dist.jobs.train.restarts import MAX_FAILURES, NoProgressError, RestartPolicy
 
 DEAD = {1: RuntimeError("The actor\ndied")}
 

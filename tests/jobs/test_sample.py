@@ -19,13 +19,13 @@ import pytest
 import webdataset
 from PIL import Image
 
+from drl_dist.common.errors import UserError
 from drl_dist.data.index import ShardIndex, open_index, write_index
 from drl_dist.data.shards import Sample, encode_png, pack_shard
 from drl_dist.data.stream import ShardStream
-from drl_dist.errors import UserError
+from drl_dist.jobs.sample.driver import sample_run
+from drl_dist.jobs.sample.options import SampleOptions, check_options
 from drl_dist.localhost import MlflowServer, RayHead
-from drl_dist.on_ray.sample_driver import sample_run
-from drl_dist.on_ray.sample_options import SampleOptions, check_options
 from tests.support import ROOT, subprocess_environment, titled, wait_for
 
 NUM_IMAGES, SHARD_SIZE = 84, 12

@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 
+from drl_dist.common.errors import UserError
+from drl_dist.common.progress import Advance
 from drl_dist.data.filesystem import Folder
 from drl_dist.data.index import open_index
-from drl_dist.errors import UserError
-from drl_dist.on_ray import sample_driver
-from drl_dist.on_ray.sample_driver import sample_run
-from drl_dist.on_ray.sample_options import SampleOptions
-from drl_dist.on_ray.sample_unit import UnitMaker
-from drl_dist.progress import Advance
+from drl_dist.jobs.sample import driver as sample_driver
+from drl_dist.jobs.sample.driver import sample_run
+from drl_dist.jobs.sample.options import SampleOptions
+from drl_dist.jobs.sample.task import UnitMaker
 from tests.support import write_tiny_checkpoint
 
 

@@ -9,15 +9,15 @@ import pytest
 import torch
 import webdataset
 
-from drl_dist.checkpoints.files import read_checkpoint
-from drl_dist.config import EngineConfig
+from drl_dist.build import build_sampler
+from drl_dist.checkpoints.format import read_checkpoint
+from drl_dist.common.errors import UserError
+from drl_dist.common.images import to_uint8
+from drl_dist.config.tree import EngineConfig
 from drl_dist.data.shards import Sample, pack_shard
-from drl_dist.errors import UserError
-from drl_dist.evaluation.grids import to_uint8
-from drl_dist.noise import PhiloxNoise
-from drl_dist.on_ray.sample_output import SampleOutput
-from drl_dist.on_ray.sample_unit import SampleRequest, UnitMaker, UnitRecord
-from drl_dist.recipe import build_sampler
+from drl_dist.diffusion.noise import PhiloxNoise
+from drl_dist.jobs.sample.output import SampleOutput
+from drl_dist.jobs.sample.task import SampleRequest, UnitMaker, UnitRecord
 from drl_dist.training.chain import GradientEngine
 from drl_dist.training.ema import load_averaged
 from drl_dist.training.state import TrainState

@@ -14,8 +14,8 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
-from drl_dist.checkpoints.files import PARTS, read_checkpoint
-from drl_dist.checkpoints.remote import checkpoint_name, complete_checkpoints, fetch_checkpoint
+from drl_dist.checkpoints.format import PARTS, read_checkpoint
+from drl_dist.checkpoints.storage import checkpoint_name, complete_checkpoints, fetch_checkpoint
 from drl_dist.data.index import open_index
 from drl_dist.localhost import MlflowServer, RayHead
 from drl_dist.tracking.registry import resolve_model

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from drl_dist.data.damage import LEDGER, read_ledger
 from drl_dist.data.order import SampleOrder
+from drl_dist.data.substitutes import LEDGER, read_ledger
 from drl_dist.localhost import MlflowServer
 from tests.data.sets import write_set
 from tests.jobs.training_jobs import run, tracked, words

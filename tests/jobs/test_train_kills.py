@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from drl_dist.checkpoints.remote import checkpoint_name, stored_checkpoints
+from drl_dist.checkpoints.storage import checkpoint_name, stored_checkpoints
 from drl_dist.localhost import MlflowServer, RayHead, processes
 from tests.jobs.training_jobs import EVERY, STEPS, Job, assert_equal_checkpoints, run, tracked, words
 from tests.support import ROOT, subprocess_environment

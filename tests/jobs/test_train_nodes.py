@@ -15,11 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from drl_dist.checkpoints.files import read_checkpoint
-from drl_dist.checkpoints.remote import checkpoint_name, complete_checkpoints, newest_checkpoint
+from drl_dist.checkpoints.format import read_checkpoint
+from drl_dist.checkpoints.storage import checkpoint_name, complete_checkpoints, newest_checkpoint
+from drl_dist.common.program import EXIT_STOPPED
+from drl_dist.data.audit import audit, read_ledger
 from drl_dist.data.index import open_index
-from drl_dist.data.ledger import audit, read_ledger
-from drl_dist.errors import EXIT_STOPPED
 from drl_dist.localhost import MlflowServer, RayHead, processes
 from tests.jobs.nodes import RayNode, nodes
 from tests.jobs.training_jobs import words

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from drl_dist.checkpoints.files import PARTS, CheckpointState, read_checkpoint, write_checkpoint
-from drl_dist.config import EngineConfig, Experiment, McmcConfig
+from drl_dist.checkpoints.format import PARTS, CheckpointState, read_checkpoint, write_checkpoint
+from drl_dist.common.batch import Batch
+from drl_dist.config.presets import preset
+from drl_dist.config.tree import EngineConfig, Experiment, McmcConfig
 from drl_dist.data.index import open_index
 from drl_dist.data.stream import ShardStream
-from drl_dist.presets import preset
-from drl_dist.training.batch import Batch
 from drl_dist.training.loop import StepReport, train
 from drl_dist.training.state import TrainState
 from drl_dist.training.step import TrainStep

@@ -10,16 +10,16 @@ from typing import Any
 import pytest
 import torch
 
-from drl_dist.checkpoints.files import CheckpointState, write_checkpoint
-from drl_dist.checkpoints.remote import checkpoint_name
+from drl_dist.checkpoints.format import CheckpointState, write_checkpoint
 from drl_dist.checkpoints.rollbacks import ROLLBACKS, Rollback, add_rollback, noise_seed, read_rollbacks
-from drl_dist.config import RunConfig
-from drl_dist.errors import UserError
+from drl_dist.checkpoints.storage import checkpoint_name
+from drl_dist.common.errors import UserError
+from drl_dist.config.tree import RunConfig
+from drl_dist.jobs.train import rollback as train_rollback
+from drl_dist.jobs.train.rollback import TAG, fit_with_rollbacks
+from drl_dist.jobs.train.stop import StopNote
+from drl_dist.jobs.train.worker import WorkerTask
 from drl_dist.localhost import MlflowServer
-from drl_dist.on_ray import train_rollback
-from drl_dist.on_ray.train_rollback import TAG, fit_with_rollbacks
-from drl_dist.on_ray.train_stop import StopNote
-from drl_dist.on_ray.train_worker import WorkerTask
 from drl_dist.training.guard import DivergedError
 from drl_dist.training.state import TrainState
 from drl_dist.training.step import TrainStep

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from drl_dist.checkpoints.remote import checkpoint_name, complete_checkpoints
-from drl_dist.errors import EXIT_STOPPED
+from drl_dist.checkpoints.storage import checkpoint_name, complete_checkpoints
+from drl_dist.common.program import EXIT_STOPPED
 from drl_dist.localhost import MlflowServer, RayHead
 from tests.jobs.training_jobs import STEPS, Job, assert_equal_checkpoints, run, submit, tracked, words, workers
 from tests.support import ROOT, wait_for

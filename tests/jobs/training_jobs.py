@@ -13,7 +13,7 @@ import torch
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from drl_dist.checkpoints.files import PARTS, read_checkpoint
+from drl_dist.checkpoints.format import PARTS, read_checkpoint
 from drl_dist.localhost import MlflowServer, RayHead, submit_job
 from tests.support import ROOT, titled
 

@@ -8,15 +8,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from drl_dist.diffusion import NoiseLadder
+from drl_dist.build import build_ladder, build_levels
+from drl_dist.config.presets import preset
+from drl_dist.diffusion.ladder import NoiseLadder
+from drl_dist.diffusion.noise import PhiloxNoise, Purpose
+from drl_dist.diffusion.recovery import Levels, LogDensityAndGrad
 from drl_dist.energy.analytic import Gaussian, GaussianMixture
 from drl_dist.likelihood.adaptation import MarginalAdaptation
 from drl_dist.likelihood.marginals import Marginals
 from drl_dist.mcmc.adaptation import AdaptationConfig
-from drl_dist.noise import PhiloxNoise, Purpose
-from drl_dist.presets import preset
-from drl_dist.recipe import build_ladder, build_levels
-from drl_dist.recovery import Levels, LogDensityAndGrad
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from drl_dist.diffusion.noise import PhiloxNoise, Purpose
+from drl_dist.diffusion.recovery import LogDensityAndGrad
 from drl_dist.energy.analytic import Gaussian
 from drl_dist.likelihood.annealing import anneal, betas, bridge_step
 from drl_dist.likelihood.weights import (
@@ -21,8 +23,6 @@ from drl_dist.likelihood.weights import (
 )
 from drl_dist.mcmc.hmc import Hmc
 from drl_dist.mcmc.kernel import KeyedChainNoise, run_chain
-from drl_dist.noise import PhiloxNoise, Purpose
-from drl_dist.recovery import LogDensityAndGrad
 
 WIDE = Gaussian(torch.zeros((), dtype=torch.float64), 1.0)
 NARROW = Gaussian(torch.tensor(0.2, dtype=torch.float64), 0.2)

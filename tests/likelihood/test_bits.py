@@ -7,11 +7,11 @@ import math
 import pytest
 import torch
 
-from drl_dist.evaluation.grids import to_unit_range
+from drl_dist.build import build_ladder
+from drl_dist.common.images import to_unit_range
+from drl_dist.config.presets import preset
+from drl_dist.diffusion.noise import PhiloxNoise
 from drl_dist.likelihood.bits import HALF_RANGE, bits_per_dim, dequantise, log_density_of_data, noisy_x_0
-from drl_dist.noise import PhiloxNoise
-from drl_dist.presets import preset
-from drl_dist.recipe import build_ladder
 
 
 def test_a_uniform_density_costs_eight_bits() -> None:

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from drl_dist.diffusion.noise import PhiloxNoise, Purpose
+from drl_dist.diffusion.recovery import LogDensityAndGrad
 from drl_dist.energy.analytic import Gaussian, GaussianMixture
 from drl_dist.mcmc.kernel import ChainNoise, Info, Kernel, KernelAt, KeyedChainNoise, StepNoise, run_chain
-from drl_dist.noise import PhiloxNoise, Purpose
-from drl_dist.recovery import LogDensityAndGrad
 
 
 def stretched(density: LogDensityAndGrad, scale: Tensor) -> LogDensityAndGrad:

@@ -11,10 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from drl_dist.checkpoints.schedules import SCHEDULE_NAME, read_schedule, write_schedule
-from drl_dist.diffusion import composed_ladder
+from drl_dist.common.errors import UserError
+from drl_dist.diffusion.ladder import composed_ladder
+from drl_dist.diffusion.noise import PhiloxNoise, Purpose
+from drl_dist.diffusion.recovery import LogDensityAndGrad
 from drl_dist.energy.analytic import Gaussian
-from drl_dist.errors import UserError
+from drl_dist.jobs.common.step_sizes import SCHEDULE_NAME, read_schedule, write_schedule
 from drl_dist.mcmc.adaptation import (
     AdaptationConfig,
     AdaptingChains,
@@ -25,8 +27,6 @@ from drl_dist.mcmc.adaptation import (
 )
 from drl_dist.mcmc.kernel import KeyedChainNoise
 from drl_dist.mcmc.langevin import UnadjustedLangevin
-from drl_dist.noise import PhiloxNoise, Purpose
-from drl_dist.recovery import LogDensityAndGrad
 from tests.mcmc.laws import expected_rate, run
 
 DIMS = 20

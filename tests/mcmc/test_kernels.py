@@ -11,6 +11,8 @@ from torch import Tensor
 import drl_dist.mcmc.hmc as hmc_module
 import drl_dist.mcmc.leapfrog as leapfrog_module
 import drl_dist.mcmc.mala as mala_module
+from drl_dist.diffusion.noise import PhiloxNoise, Purpose
+from drl_dist.diffusion.recovery import LogDensityAndGrad, conditional_density
 from drl_dist.energy.analytic import Gaussian
 from drl_dist.mcmc.adaptation import kernel_named
 from drl_dist.mcmc.hmc import Hmc
@@ -18,8 +20,6 @@ from drl_dist.mcmc.kernel import Info, Kernel, KernelAt, KeyedChainNoise, StepNo
 from drl_dist.mcmc.langevin import UnadjustedLangevin
 from drl_dist.mcmc.mala import Mala
 from drl_dist.mcmc.normal_approximation import NormalApproximation
-from drl_dist.noise import PhiloxNoise, Purpose
-from drl_dist.recovery import LogDensityAndGrad, conditional_density
 from tests.mcmc.laws import Law, ergodic_scores, gaussian, invariance_scores, make, mixture, run
 
 COUNT = 4000

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from drl_dist.diffusion.noise import PhiloxNoise, Purpose
 from drl_dist.energy.analytic import GaussianMixture
 from drl_dist.mcmc.leapfrog import DIVERGENCE, leapfrog, locate, metropolis, total_energy
-from drl_dist.noise import PhiloxNoise, Purpose
 from tests.mcmc.laws import stretched
 
 MIXTURE = GaussianMixture(torch.tensor([[-1.0, 0.0], [1.0, 0.5], [0.5, -1.5]], dtype=torch.float64), 0.7)

@@ -9,16 +9,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from drl_dist.config import DiffusionConfig, Experiment, McmcConfig
-from drl_dist.diffusion import NoiseLadder, linear_ladder
+from drl_dist.build import build_ladder, build_levels
+from drl_dist.common.errors import UserError
+from drl_dist.config.tree import DiffusionConfig, Experiment, McmcConfig
+from drl_dist.diffusion.ladder import NoiseLadder, linear_ladder
+from drl_dist.diffusion.noise import PhiloxNoise
+from drl_dist.diffusion.recovery import LogDensityAndGrad
 from drl_dist.energy.analytic import Gaussian
-from drl_dist.errors import UserError
 from drl_dist.mcmc.adaptation import AdaptationConfig, kernel_named
 from drl_dist.mcmc.kernel import Observer
 from drl_dist.mcmc.record import ChainRecord, summarise
-from drl_dist.noise import PhiloxNoise
-from drl_dist.recipe import build_ladder, build_levels
-from drl_dist.recovery import LogDensityAndGrad
 from drl_dist.sampling.long_run import LongRunSampler, Start, adapt_schedule, suitable_start
 from drl_dist.sampling.progressive import RawAtLevel
 from tests.mcmc.laws import expected_rate

@@ -15,19 +15,19 @@ import pytest
 import torch
 from PIL import Image
 
-from drl_dist.analysis.long_run_driver import long_run
-from drl_dist.analysis.long_run_options import LongRunOptions, check_options
-from drl_dist.analysis.long_run_output import figure, finite, table
-from drl_dist.checkpoints.files import read_checkpoint
-from drl_dist.config import EngineConfig
+from drl_dist.build import build_ladder, build_levels, build_network
+from drl_dist.checkpoints.format import read_checkpoint
+from drl_dist.common.errors import UserError
+from drl_dist.common.images import to_uint8
+from drl_dist.config.tree import EngineConfig
+from drl_dist.data.decode import read_images
 from drl_dist.data.index import open_index
-from drl_dist.data.reading import read_images
-from drl_dist.diagnostics import MIN_DRAWS, mixing
-from drl_dist.errors import UserError
-from drl_dist.evaluation.grids import to_uint8
+from drl_dist.diffusion.noise import PhiloxNoise
+from drl_dist.jobs.long_run.diagnostics import MIN_DRAWS, mixing
+from drl_dist.jobs.long_run.driver import long_run
+from drl_dist.jobs.long_run.options import LongRunOptions, check_options
+from drl_dist.jobs.long_run.output import figure, finite, table
 from drl_dist.mcmc.adaptation import AdaptationConfig, StepSizeSchedule, kernel_named
-from drl_dist.noise import PhiloxNoise
-from drl_dist.recipe import build_ladder, build_levels, build_network
 from drl_dist.sampling.long_run import LongRunSampler
 from drl_dist.training.chain import GradientEngine
 from drl_dist.training.ema import load_averaged

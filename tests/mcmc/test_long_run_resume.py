@@ -13,18 +13,18 @@ from pathlib import Path
 
 import pytest
 
-from drl_dist import job_folder
-from drl_dist.analysis import long_run_driver
-from drl_dist.analysis.long_run_driver import long_run
-from drl_dist.analysis.long_run_options import LongRunOptions
+from drl_dist.common.errors import UserError
 from drl_dist.data.filesystem import Folder
-from drl_dist.errors import UserError
+from drl_dist.jobs.common import job_folder
+from drl_dist.jobs.long_run import driver as long_run_driver
+from drl_dist.jobs.long_run.driver import long_run
+from drl_dist.jobs.long_run.options import LongRunOptions
 from drl_dist.mcmc.adaptation import AdaptationConfig
 from tests.support import ROOT, subprocess_environment, wait_for, write_tiny_checkpoint
 
 JOB = """
 import sys
-from drl_dist import job_folder
+from drl_dist.jobs.common import job_folder
 job_folder.SAVE_SECONDS, job_folder._COST = 0.0, 0
 sys.argv = ["long_run.py", *sys.argv[1:]]
 import runpy

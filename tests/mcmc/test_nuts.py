@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 import drl_dist.mcmc.nuts as nuts_module
+from drl_dist.diffusion.noise import PhiloxNoise, Purpose
+from drl_dist.diffusion.recovery import LogDensityAndGrad
 from drl_dist.energy.analytic import Gaussian
 from drl_dist.mcmc.kernel import KeyedChainNoise, StepNoise
 from drl_dist.mcmc.leapfrog import DIVERGENCE, leapfrog, locate, total_energy
 from drl_dist.mcmc.nuts import Nuts
-from drl_dist.noise import PhiloxNoise, Purpose
-from drl_dist.recovery import LogDensityAndGrad
 from tests.mcmc.laws import gaussian, invariance_scores, mixture, run
 
 

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from drl_dist import checks, noise
-from drl_dist.config import RunConfig, differences, flatten, to_dict
-from drl_dist.errors import UserError
-from drl_dist.evaluation.grids import beside, grid, to_uint8, to_unit_range
-from drl_dist.presets import TABLE_6, preset
+from drl_dist.common.errors import UserError
+from drl_dist.common.images import beside, grid, to_uint8, to_unit_range
+from drl_dist.config import rules as checks
+from drl_dist.config.presets import TABLE_6, preset
+from drl_dist.config.tree import RunConfig, differences, flatten, to_dict
+from drl_dist.diffusion import noise
 
 # Table 6 of the paper: N, beta1, batch size, thousands of training iterations.
 PAPER = {

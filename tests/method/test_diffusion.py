@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from drl_dist.diffusion import composed_ladder, draw_levels, draw_pairs, linear_ladder
-from drl_dist.noise import PhiloxNoise
+from drl_dist.diffusion.ladder import composed_ladder, draw_levels, draw_pairs, linear_ladder
+from drl_dist.diffusion.noise import PhiloxNoise
 from tests.reference import t6_ladder
 
 

@@ -7,11 +7,11 @@ import dataclasses
 import pytest
 import torch
 
-from drl_dist.config import EngineConfig
+from drl_dist.build import build_ladder, build_levels, build_network
+from drl_dist.config.presets import preset
+from drl_dist.config.tree import EngineConfig
 from drl_dist.energy.layers import Layer, sinusoidal_embedding
 from drl_dist.energy.wide_resnet import WideResNet
-from drl_dist.presets import preset
-from drl_dist.recipe import build_ladder, build_levels, build_network
 from drl_dist.training.chain import GradientEngine
 
 

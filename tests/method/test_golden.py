@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from drl_dist.config import EngineConfig
-from drl_dist.presets import TABLE_6, preset
-from drl_dist.training.batch import Batch
+from drl_dist.common.batch import Batch
+from drl_dist.config.presets import TABLE_6, preset
+from drl_dist.config.tree import EngineConfig
 from drl_dist.training.state import TrainState
 from drl_dist.training.step import TrainStep
 

@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from drl_dist.diffusion import composed_ladder
+from drl_dist.build import build_ladder, build_levels
+from drl_dist.config.presets import preset
+from drl_dist.diffusion.ladder import composed_ladder
+from drl_dist.diffusion.noise import PhiloxNoise, Purpose
+from drl_dist.diffusion.recovery import LogDensityAndGrad, conditional_density
 from drl_dist.energy.analytic import Gaussian, GaussianMixture
 from drl_dist.mcmc.kernel import KeyedChainNoise, run_chain
 from drl_dist.mcmc.langevin import UnadjustedLangevin
-from drl_dist.noise import PhiloxNoise, Purpose
-from drl_dist.presets import preset
-from drl_dist.recipe import build_ladder, build_levels
-from drl_dist.recovery import LogDensityAndGrad, conditional_density
 from drl_dist.sampling.progressive import ProgressiveSampler
 
 COUNT = 40_000

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from drl_dist.noise import PhiloxNoise, Purpose, philox
+from drl_dist.diffusion.noise import PhiloxNoise, Purpose, philox
 
 # Known-answer vectors of Philox4x32-10 published with Random123: (counter, key) -> words.
 VECTORS = [

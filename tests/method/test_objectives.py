@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from drl_dist.config import EngineConfig, Experiment
+from drl_dist.common.batch import Batch
+from drl_dist.common.images import to_unit_range
+from drl_dist.config.presets import SETTINGS, preset
+from drl_dist.config.tree import EngineConfig, Experiment
+from drl_dist.diffusion.noise import PhiloxNoise, Purpose
 from drl_dist.energy.wide_resnet import evaluate
-from drl_dist.evaluation.grids import to_unit_range
 from drl_dist.mcmc.kernel import column
-from drl_dist.noise import PhiloxNoise, Purpose
-from drl_dist.presets import SETTINGS, preset
-from drl_dist.training.batch import Batch
 from drl_dist.training.state import TrainState
 from drl_dist.training.step import TrainStep, level_bands
 

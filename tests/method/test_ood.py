@@ -7,11 +7,11 @@ import math
 import pytest
 import torch
 
-from drl_dist.config import EngineConfig
-from drl_dist.evaluation.grids import to_unit_range
+from drl_dist.build import build_ladder, build_levels
+from drl_dist.common.images import to_unit_range
+from drl_dist.config.tree import EngineConfig
+from drl_dist.diffusion.noise import PhiloxNoise, Purpose
 from drl_dist.evaluation.ood import auroc, log_densities
-from drl_dist.noise import PhiloxNoise, Purpose
-from drl_dist.recipe import build_ladder, build_levels
 from drl_dist.training.chain import GradientEngine
 from drl_dist.training.state import TrainState
 from tests.method.test_step import batch, tiny, waken

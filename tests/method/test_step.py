@@ -8,10 +8,10 @@ import warnings
 import pytest
 import torch
 
-from drl_dist.config import EngineConfig, Experiment, OptimConfig
+from drl_dist.common.batch import Batch
+from drl_dist.config.presets import preset
+from drl_dist.config.tree import EngineConfig, Experiment, OptimConfig
 from drl_dist.energy.layers import Layer
-from drl_dist.presets import preset
-from drl_dist.training.batch import Batch
 from drl_dist.training.chain import GradientEngine
 from drl_dist.training.ema import Ema
 from drl_dist.training.guard import DivergedError

@@ -31,12 +31,12 @@ import sys
 for name in {extras}:
     sys.modules[name] = None
 import torch
-from drl_dist.config import EngineConfig
+from drl_dist.config.tree import EngineConfig
 from drl_dist.likelihood import adaptation, bits, report
-from drl_dist.noise import PhiloxNoise
-from drl_dist.presets import preset
-from drl_dist.recipe import build_sampler
-from drl_dist.training.batch import Batch
+from drl_dist.diffusion.noise import PhiloxNoise
+from drl_dist.config.presets import preset
+from drl_dist.build import build_sampler
+from drl_dist.common.batch import Batch
 from drl_dist.training.chain import GradientEngine
 from drl_dist.training.loop import train
 from drl_dist.training.state import TrainState

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from drl_dist.config import EngineConfig
-from drl_dist.training.batch import Batch
+from drl_dist.common.batch import Batch
+from drl_dist.config.tree import EngineConfig
 from drl_dist.training.guard import DivergedError
 from drl_dist.training.state import TrainState
 from drl_dist.training.step import TrainStep

@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from drl_dist.config import EngineConfig
-from drl_dist.diffusion import composed_ladder, linear_ladder
+from drl_dist.build import build_network, build_posterior_sampler
+from drl_dist.common.images import to_uint8, to_unit_range
+from drl_dist.config.presets import preset
+from drl_dist.config.tree import EngineConfig
+from drl_dist.diffusion.ladder import composed_ladder, linear_ladder
+from drl_dist.diffusion.noise import PhiloxNoise
+from drl_dist.diffusion.recovery import LogDensityAndGrad
 from drl_dist.energy.analytic import CorrelatedGaussian, Gaussian
-from drl_dist.evaluation.grids import to_uint8, to_unit_range
-from drl_dist.noise import PhiloxNoise
-from drl_dist.presets import preset
-from drl_dist.recipe import build_network, build_posterior_sampler
-from drl_dist.recovery import LogDensityAndGrad
 from drl_dist.sampling.inpainting import (
     Observation,
     ObservedBlockMeans,

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from drl_dist.config import EngineConfig, McmcConfig
+from drl_dist.build import build_network, build_sampler
+from drl_dist.config.presets import preset
+from drl_dist.config.tree import EngineConfig, McmcConfig
+from drl_dist.diffusion.noise import PhiloxNoise, Purpose
+from drl_dist.diffusion.recovery import LogDensityAndGrad
 from drl_dist.energy.analytic import Gaussian
-from drl_dist.noise import PhiloxNoise, Purpose
-from drl_dist.presets import preset
-from drl_dist.recipe import build_network, build_sampler
-from drl_dist.recovery import LogDensityAndGrad
 from drl_dist.sampling.interpolation import InterpolatedNoise
 from drl_dist.training.chain import GradientEngine
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from drl_dist.diffusion import NoiseLadder, composed_ladder
+from drl_dist.diffusion.ladder import NoiseLadder, composed_ladder
+from drl_dist.diffusion.noise import Purpose
+from drl_dist.diffusion.recovery import Levels, LogDensityAndGrad
 from drl_dist.energy.analytic import CorrelatedGaussian
-from drl_dist.noise import Purpose
-from drl_dist.recovery import Levels, LogDensityAndGrad
 from drl_dist.sampling.inpainting import PosteriorSampler
 from drl_dist.sampling.progressive import RawAtLevel
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from drl_dist.scores.distances import fid, inception_score, kid
+from drl_dist.evaluation.distances import fid, inception_score, kid
 
 
 def normals(*shape: int, seed: int) -> Tensor:

@@ -10,20 +10,20 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from drl_dist.cli import parse_train
-from drl_dist.config import EngineConfig, Experiment
+from drl_dist.build import build_sampler
+from drl_dist.common.errors import UserError
+from drl_dist.common.images import to_uint8
+from drl_dist.config.tree import EngineConfig, Experiment
 from drl_dist.data.index import open_index
-from drl_dist.errors import UserError
+from drl_dist.data.subset import image_batches
+from drl_dist.diffusion.noise import PhiloxNoise
+from drl_dist.evaluation.distances import fid, kid
+from drl_dist.evaluation.feature_spec import parse_features
 from drl_dist.evaluation.features import features_of
-from drl_dist.evaluation.grids import to_uint8
-from drl_dist.noise import PhiloxNoise
-from drl_dist.on_ray.train_scores import Scores
-from drl_dist.recipe import build_sampler
-from drl_dist.scores.distances import fid, kid
-from drl_dist.scores.during_training import image_scorer, score_images
-from drl_dist.scores.images import image_batches
-from drl_dist.scores.networks import load_network
-from drl_dist.scores.options import parse_features
+from drl_dist.evaluation.networks import load_network
+from drl_dist.evaluation.scores import image_scorer, score_images
+from drl_dist.jobs.common.options import parse_train
+from drl_dist.jobs.train.scores import Scores
 from drl_dist.training.chain import GradientEngine
 from drl_dist.training.ema import load_averaged
 from drl_dist.training.loop import train

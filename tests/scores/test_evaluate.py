@@ -13,14 +13,15 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from drl_dist.common.errors import UserError
 from drl_dist.data.index import open_index
 from drl_dist.data.manifest import MANIFEST_FORMAT, MANIFEST_NAME, MANIFEST_VERSION, Origin, read_origin
-from drl_dist.errors import UserError
+from drl_dist.data.subset import image_batches
+from drl_dist.evaluation.feature_spec import parse_features
 from drl_dist.evaluation.features import features_of
-from drl_dist.scores.evaluate import evaluate_run, score
-from drl_dist.scores.images import image_batches
-from drl_dist.scores.networks import load_network
-from drl_dist.scores.options import EvaluateOptions, check_evaluate, parse_features
+from drl_dist.evaluation.networks import load_network
+from drl_dist.jobs.evaluate.driver import evaluate_run, score
+from drl_dist.jobs.evaluate.options import EvaluateOptions, check_evaluate
 from tests.data.sets import write_set
 from tests.scores.tiny import NoLogits, script, tiny_network
 from tests.support import ROOT, subprocess_environment

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
+from drl_dist.common.errors import UserError
 from drl_dist.data.cache import ShardCache
 from drl_dist.data.index import ShardIndex, open_index, write_index
 from drl_dist.data.shards import pack_shard
-from drl_dist.errors import UserError
+from drl_dist.data.subset import image_batches, spread
+from drl_dist.evaluation.feature_cache import cached_features
 from drl_dist.evaluation.features import FeatureNetwork, Features
-from drl_dist.scores.feature_cache import cached_features
-from drl_dist.scores.images import image_batches, spread
 from tests.data.sets import pixels_of, sample_ids, sample_of, write_set
 
 

@@ -15,17 +15,17 @@ import pytest
 import torch
 from PIL import Image
 
-from drl_dist import job_folder
-from drl_dist.checkpoints.files import CheckpointState, write_checkpoint
+from drl_dist.checkpoints.format import CheckpointState, write_checkpoint
+from drl_dist.common.errors import UserError
 from drl_dist.data.filesystem import Folder
 from drl_dist.data.index import open_index
-from drl_dist.errors import UserError
+from drl_dist.data.subset import image_batches
+from drl_dist.diffusion.noise import PhiloxNoise
 from drl_dist.evaluation.ood import auroc, log_densities
-from drl_dist.noise import PhiloxNoise
-from drl_dist.scores import ood
-from drl_dist.scores.images import image_batches
-from drl_dist.scores.ood import histogram_png, ood_run
-from drl_dist.scores.options import OodOptions, check_ood
+from drl_dist.jobs.common import job_folder
+from drl_dist.jobs.ood import driver as ood
+from drl_dist.jobs.ood.driver import histogram_png, ood_run
+from drl_dist.jobs.ood.options import OodOptions, check_ood
 from drl_dist.training.state import TrainState
 from tests.data.sets import write_set
 from tests.method.test_step import tiny, waken

@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from drl_dist.cli_sweep import parse_sweep
-from drl_dist.sweeps.options import SweepPlan
-from drl_dist.sweeps.record import BAD_SCORE, OBJECTIVE, Curve, Outcome, Point, Rescore, Status, Trial
-from drl_dist.sweeps.table import Row
+from drl_dist.jobs.sweep.entry import parse_sweep
+from drl_dist.jobs.sweep.options import SweepPlan
+from drl_dist.jobs.sweep.record import BAD_SCORE, OBJECTIVE, Curve, Outcome, Point, Rescore, Status, Trial
+from drl_dist.jobs.sweep.table import Row
 
 SPACE = {"model.num_res_blocks": [1, 2], "mcmc.level_scale": [1.0, {"power": 0.0}, [1, 2, 3, 4, 5, 6]]}
 

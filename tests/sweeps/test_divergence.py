@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 
-from drl_dist.config import EngineConfig
+from drl_dist.config.tree import EngineConfig
 from drl_dist.training.guard import DivergedError
 from drl_dist.training.loop import StepReport
 from drl_dist.training.state import TrainState

@@ -10,11 +10,11 @@ import pytest
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
-from drl_dist.on_ray.sweep_search import SweepNews, SweepSearch, make_scheduler, replay
-from drl_dist.on_ray.sweep_trial import as_report, end_of, trial_config
-from drl_dist.sweeps.options import SweepPlan
-from drl_dist.sweeps.proposals import make_proposer
-from drl_dist.sweeps.record import BAD_SCORE, CURVE, OUTCOME, Outcome, SweepFolder, Trial, write
+from drl_dist.jobs.sweep.options import SweepPlan
+from drl_dist.jobs.sweep.proposals import make_proposer
+from drl_dist.jobs.sweep.record import BAD_SCORE, CURVE, OUTCOME, Outcome, SweepFolder, Trial, write
+from drl_dist.jobs.sweep.search import SweepNews, SweepSearch, make_scheduler, replay
+from drl_dist.jobs.sweep.trial import as_report, end_of, trial_config
 from tests.sweeps.makers import curve, plan
 
 

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from drl_dist.checkpoints.remote import checkpoint_name
-from drl_dist.errors import UserError
+from drl_dist.checkpoints.storage import checkpoint_name
+from drl_dist.common.errors import UserError
+from drl_dist.jobs.sweep.driver import tell_now_or_later
+from drl_dist.jobs.sweep.record import CURVE, OUTCOME, Outcome, Status, SweepFolder, write
+from drl_dist.jobs.sweep.result import finish_sweep
 from drl_dist.localhost import MlflowServer
-from drl_dist.on_ray.sweep_driver import tell_now_or_later
-from drl_dist.on_ray.sweep_result import finish_sweep
-from drl_dist.sweeps.record import CURVE, OUTCOME, Outcome, Status, SweepFolder, write
 from drl_dist.tracking import client
 from drl_dist.tracking.answers import Trouble
 from drl_dist.tracking.client import through_outage

@@ -7,7 +7,7 @@ import threading
 import time
 from typing import Any
 
-from drl_dist.on_ray.sweep_trial import Reports, as_report
+from drl_dist.jobs.sweep.trial import Reports, as_report
 
 
 def test_a_trial_waits_until_its_last_report_is_done_with() -> None:

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from drl_dist.errors import UserError
-from drl_dist.recipe import build_ladder, build_levels
-from drl_dist.sweeps.options import SweepPlan
-from drl_dist.sweeps.proposals import make_proposer
-from drl_dist.sweeps.space import Choice, Range, apply, default_space, parse_space
+from drl_dist.build import build_ladder, build_levels
+from drl_dist.common.errors import UserError
+from drl_dist.jobs.sweep.options import SweepPlan
+from drl_dist.jobs.sweep.proposals import make_proposer
+from drl_dist.jobs.sweep.space import Choice, Range, apply, default_space, parse_space
 from tests.sweeps.makers import plan
 
 
@@ -99,7 +99,7 @@ def test_any_field_by_its_dotted_name(base: SweepPlan) -> None:
 
 @pytest.mark.parametrize("preset", ["digits", "lsun_church128"])
 def test_the_default_space_is_n_beta1_and_c_t(preset: str, tmp_path: Path) -> None:
-    from drl_dist.cli_sweep import parse_sweep
+    from drl_dist.jobs.sweep.entry import parse_sweep
 
     words = ["--preset", preset, "--data", "/data", "--storage", str(tmp_path), "--sweep-name", "s"]
     made, _ = parse_sweep(words)

@@ -16,10 +16,10 @@ import pyarrow.parquet
 import pytest
 from mlflow import MlflowClient
 
-from drl_dist.checkpoints.remote import newest_checkpoint
-from drl_dist.cli import parse_train
+from drl_dist.checkpoints.storage import newest_checkpoint
+from drl_dist.jobs.common.options import parse_train
+from drl_dist.jobs.sweep.record import Curve, Outcome, read
 from drl_dist.localhost import MlflowServer
-from drl_dist.sweeps.record import Curve, Outcome, read
 from tests.jobs.conftest import digits
 from tests.jobs.training_jobs import Job
 from tests.support import ROOT, wait_for

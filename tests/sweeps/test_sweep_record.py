@@ -14,18 +14,18 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
-from drl_dist.cli import parse_train
-from drl_dist.cli_sweep import parse_sweep
-from drl_dist.config import Experiment
-from drl_dist.errors import UserError
-from drl_dist.on_ray.sweep_result import RESULTS
-from drl_dist.presets import preset
-from drl_dist.sweeps.options import plan_sweep
-from drl_dist.sweeps.plots import label, make_plots, places
-from drl_dist.sweeps.record import BAD_SCORE, CURVE, OUTCOME, Curve, Outcome, SweepFolder, read, write
-from drl_dist.sweeps.space import apply, parse_space
-from drl_dist.sweeps.table import as_csv, as_parquet, as_text, best, make_table, ranked
-from drl_dist.sweeps.winner import DOORS, submitted, train_words
+from drl_dist.common.errors import UserError
+from drl_dist.config.presets import preset
+from drl_dist.config.tree import Experiment
+from drl_dist.jobs.common.options import parse_train
+from drl_dist.jobs.sweep.entry import parse_sweep
+from drl_dist.jobs.sweep.options import plan_sweep
+from drl_dist.jobs.sweep.plots import label, make_plots, places
+from drl_dist.jobs.sweep.record import BAD_SCORE, CURVE, OUTCOME, Curve, Outcome, SweepFolder, read, write
+from drl_dist.jobs.sweep.result import RESULTS
+from drl_dist.jobs.sweep.space import apply, parse_space
+from drl_dist.jobs.sweep.table import as_csv, as_parquet, as_text, best, make_table, ranked
+from drl_dist.jobs.sweep.winner import DOORS, submitted, train_words
 from tests.sweeps.makers import SPACE, curve, plan, row, rows
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from drl_dist.errors import UserError
+from drl_dist.common.errors import UserError
 from drl_dist.localhost import processes
 from drl_dist.toy.__main__ import main
 from drl_dist.toy.density import Grid

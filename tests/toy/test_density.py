@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from drl_dist.recipe import build_ladder
-from drl_dist.recovery import LogDensityAndGrad
+from drl_dist.build import build_ladder
+from drl_dist.diffusion.recovery import LogDensityAndGrad
 from drl_dist.toy.density import Grid, exact_masses, kl_divergence, learned_masses, total_variation
 from drl_dist.toy.laws import LAWS
 from drl_dist.toy.study import misplaced_share, share_off

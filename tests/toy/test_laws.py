@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from drl_dist.errors import UserError
-from drl_dist.noise import PhiloxNoise, Purpose
+from drl_dist.common.errors import UserError
+from drl_dist.diffusion.noise import PhiloxNoise, Purpose
 from drl_dist.toy.density import Grid
 from drl_dist.toy.laws import LAWS, DataLaw, law
 

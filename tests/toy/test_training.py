@@ -8,12 +8,12 @@ import math
 import pytest
 import torch
 
-from drl_dist.config import Experiment
-from drl_dist.diffusion import NoiseLadder
+from drl_dist.common.errors import UserError
+from drl_dist.config.tree import Experiment
+from drl_dist.diffusion.ladder import NoiseLadder
+from drl_dist.diffusion.noise import PhiloxNoise
+from drl_dist.diffusion.recovery import Levels
 from drl_dist.energy.toy_mlp import ToyMlp
-from drl_dist.errors import UserError
-from drl_dist.noise import PhiloxNoise
-from drl_dist.recovery import Levels
 from drl_dist.toy.density import Grid, exact_masses, learned_masses, total_variation
 from drl_dist.toy.laws import LAWS, Mixture
 from drl_dist.toy.training import ToyModel, drl_experiment, short_run_experiment, step_loss, train

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from drl_dist.checkpoints.files import CheckpointState, write_checkpoint
-from drl_dist.presets import preset
+from drl_dist.checkpoints.format import CheckpointState, write_checkpoint
+from drl_dist.config.presets import preset
 
 
 @pytest.fixture

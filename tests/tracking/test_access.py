@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from drl_dist.cli import parse_options, parse_train
-from drl_dist.config import RunConfig
-from drl_dist.errors import UserError
+from drl_dist.common.errors import UserError
+from drl_dist.config.tree import RunConfig
+from drl_dist.jobs.common.options import parse_options, parse_train
+from drl_dist.jobs.sample.options import SampleOptions
 from drl_dist.localhost import MlflowServer
-from drl_dist.on_ray.sample_options import SampleOptions
 from drl_dist.tracking import option
 from drl_dist.tracking.access import access, take_access
 from drl_dist.tracking.client import connect

@@ -8,7 +8,7 @@ import pytest
 from mlflow import MlflowClient
 from PIL import Image
 
-from drl_dist.errors import UserError
+from drl_dist.common.errors import UserError
 from drl_dist.localhost import MlflowServer
 from drl_dist.tracking import curves as module
 from drl_dist.tracking.curves import CurvesOptions, curves

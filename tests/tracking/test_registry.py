@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from drl_dist.checkpoints.files import read_checkpoint
-from drl_dist.errors import UserError
+from drl_dist.checkpoints.format import read_checkpoint
+from drl_dist.common.errors import UserError
 from drl_dist.localhost import MlflowServer
 from drl_dist.tracking.client import client_of, connect
 from drl_dist.tracking.registry import artifact_path, register_checkpoint, resolve_model

@@ -12,12 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from drl_dist.common.errors import UserError
 from drl_dist.data.manifest import MANIFEST_FORMAT, MANIFEST_NAME, MANIFEST_VERSION
-from drl_dist.errors import UserError
+from drl_dist.jobs.evaluate import driver as scores_module
+from drl_dist.jobs.evaluate.driver import evaluate_run
+from drl_dist.jobs.evaluate.options import EvaluateOptions
 from drl_dist.localhost import MlflowServer, free_ports
-from drl_dist.scores import evaluate as scores_module
-from drl_dist.scores.evaluate import evaluate_run
-from drl_dist.scores.options import EvaluateOptions
 from drl_dist.tracking.client import connect
 from drl_dist.tracking.registry import register_checkpoint
 from drl_dist.tracking.runs import open_run

@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from drl_dist.errors import UserError
+from drl_dist.common.errors import UserError
 from drl_dist.tracking import spool as spool_module
 from drl_dist.tracking.metrics import METRICS, describe
-from drl_dist.tracking.sending import METRICS_PER_REQUEST, _groups
+from drl_dist.tracking.sender import METRICS_PER_REQUEST, _groups
 from drl_dist.tracking.spool import ImageRecord, MetricsRecord, Spool, StatusRecord
 from drl_dist.tracking.sync import sync
 from drl_dist.tracking.tracker import Tracker

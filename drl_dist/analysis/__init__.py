@@ -1,1 +1,0 @@
-"""What long chains say about a trained model."""

@@ -1,0 +1,72 @@
+"""From a config to the objects of the method."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+
+from drl_dist.config.tree import DiffusionConfig, Experiment
+from drl_dist.diffusion.ladder import NoiseLadder, composed_ladder, linear_ladder
+from drl_dist.diffusion.recovery import Levels
+from drl_dist.energy.wide_resnet import WideResNet
+from drl_dist.sampling.inpainting import PosteriorSampler
+from drl_dist.sampling.progressive import ProgressiveSampler
+
+
+def build_ladder(config: DiffusionConfig) -> NoiseLadder:
+    """The noise ladder of a config."""
+    build = composed_ladder if config.ladder == "t6" else linear_ladder
+    return build(config.num_levels, config.first_variance, config.last_variance)
+
+
+def build_levels(experiment: Experiment, ladder: NoiseLadder) -> Levels:
+    """Step sizes, scales and weights of every noise level, float64 (T,)."""
+    mcmc = experiment.mcmc
+    std = ladder.std[1:]
+    if mcmc.level_scale_values:
+        level_scale = torch.tensor(mcmc.level_scale_values, dtype=torch.float64)
+    else:
+        ratio = ladder.cumulative_std[:-1] / ladder.cumulative_std[0]
+        level_scale = mcmc.level_scale_multiplier * ratio**mcmc.level_scale_power
+    step_size = level_scale * mcmc.step_scale_squared**0.5 * std
+    transition_scale, precision = ladder.scale[1:].clone(), std**-2
+    if mcmc.top_level == "marginal":
+        transition_scale[-1], precision[-1] = 1.0, 0.0
+    energy_scale = {
+        "step_size": step_size**-2,
+        "transition_variance": std**-2,
+        "unit": torch.ones_like(step_size),
+    }[mcmc.energy_scale]
+    loss_weight = ladder.std[1] / std if experiment.optim.loss_weight == "inverse_std" else energy_scale
+    return Levels(transition_scale, precision, step_size, energy_scale, loss_weight)
+
+
+def build_network(experiment: Experiment, dtype: torch.dtype = torch.float32) -> WideResNet:
+    """The network at its initial weights, which the seed determines."""
+    generator = torch.Generator().manual_seed(experiment.train.seed)
+    network = WideResNet(**dataclasses.asdict(experiment.model), generator=generator)
+    network.to(dtype=dtype, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    return network
+
+
+def build_sampler(experiment: Experiment) -> ProgressiveSampler:
+    """Algorithm 2 for this experiment."""
+    ladder = build_ladder(experiment.diffusion)
+    return ProgressiveSampler(
+        levels=build_levels(experiment, ladder),
+        num_chain_steps=experiment.mcmc.num_chain_steps,
+        noise_scale=experiment.mcmc.sampling_noise_scale,
+    )
+
+
+def build_posterior_sampler(experiment: Experiment, num_rounds: int = 1) -> PosteriorSampler:
+    """Inpainting, super-resolution and denoising for this experiment."""
+    ladder = build_ladder(experiment.diffusion)
+    return PosteriorSampler(
+        levels=build_levels(experiment, ladder),
+        ladder=ladder,
+        num_chain_steps=experiment.mcmc.num_chain_steps,
+        noise_scale=experiment.mcmc.sampling_noise_scale,
+        num_rounds=num_rounds,
+    )

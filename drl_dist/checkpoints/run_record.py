@@ -1,0 +1,67 @@
+"""The science of a run, kept beside its checkpoints, so that the same name cannot come to mean something else."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from drl_dist.checkpoints.format import parse_json_object
+from drl_dist.checkpoints.retention import SNAPSHOT
+from drl_dist.checkpoints.rollbacks import ROLLBACKS
+from drl_dist.common.errors import UserError
+from drl_dist.config.tree import Experiment, differences, to_dict
+from drl_dist.data.filesystem import Folder
+from drl_dist.data.substitutes import LEDGER
+
+RECORD = "experiment.json"
+# What a run writes over, or removes where it is of no use to Ray Train.
+_WRITTEN = {LEDGER, ROLLBACKS, SNAPSHOT}
+# A run may be made longer: no step depends on how many follow.
+_MAY_CHANGE = "experiment.train.num_steps"
+
+
+def check_record(run_url: str, experiment: Experiment, data_fingerprint: str, start_from: str | None = None) -> None:
+    """Return if a run folder is new, or holds this experiment on this data.
+
+    Args:
+        start_from: checkpoint of another run that this one goes on from.
+
+    Raises:
+        UserError: it holds another one; the message lists every field that differs. Or it holds files of the names
+            that a run writes, and no record that says what they are.
+    """
+    try:
+        text = Folder(run_url).read(RECORD)
+    except FileNotFoundError:
+        if found := sorted(_WRITTEN & Folder(run_url).sizes().keys()):
+            raise UserError(
+                f"run {run_url}",
+                got=f"{', '.join(found)} of something else, without {RECORD}",
+                expected="a new folder, or one of this run",
+                remedy="give the run another name, or another --storage",
+            ) from None
+        return
+    stored = parse_json_object(text, source=f"record {run_url}/{RECORD}")
+    changed = [
+        line
+        for line in differences(stored, _record(experiment, data_fingerprint, start_from))
+        if not line.startswith(_MAY_CHANGE + ":")
+    ]
+    if changed:
+        raise UserError(
+            f"run {run_url}",
+            got="changed fields " + "; ".join(changed).replace("experiment.", ""),
+            expected="the experiment that the run was started with",
+            remedy="undo the changes, or give the changed run a name of its own, with --start-from to go on from here",
+        )
+
+
+def write_record(run_url: str, experiment: Experiment, data_fingerprint: str, start_from: str | None = None) -> None:
+    """Keep the experiment, the fingerprint of its data, and what it goes on from in the run folder."""
+    text = json.dumps(_record(experiment, data_fingerprint, start_from), indent=2) + "\n"
+    Folder(run_url).write(RECORD, text.encode())
+
+
+def _record(experiment: Experiment, data_fingerprint: str, start_from: str | None) -> dict[str, Any]:
+    record: dict[str, Any] = {"experiment": to_dict(experiment), "data_fingerprint": data_fingerprint}
+    return record | ({} if start_from is None else {"start_from": start_from})

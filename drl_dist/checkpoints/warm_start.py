@@ -1,0 +1,54 @@
+"""Going on from a checkpoint of another run: same network, batch size and data, anything else may change."""
+
+from __future__ import annotations
+
+import shutil
+
+from drl_dist.checkpoints.format import read_checkpoint
+from drl_dist.checkpoints.storage import checkpoint_name, fetch_checkpoint, is_complete
+from drl_dist.common.errors import UserError
+from drl_dist.common.places import joined
+from drl_dist.config.tree import Experiment, differences, to_dict
+from drl_dist.data.filesystem import Folder
+
+
+def starting_point(url: str, experiment: Experiment, data_fingerprint: str) -> str:
+    """The checkpoint folder that a run goes on from.
+
+    Args:
+        url: a checkpoint folder, or a run folder, whose newest checkpoint is taken.
+        experiment: of the run that begins there.
+        data_fingerprint: of its data.
+
+    Raises:
+        UserError: no checkpoint is there, it is damaged, of another network or on other data, or it has made as many
+            steps as the run is to make.
+    """
+    folder = fetch_checkpoint(url, ())
+    try:
+        checkpoint = read_checkpoint(folder, ())
+    finally:
+        if Folder(url).local is None:
+            shutil.rmtree(folder)
+    # The place in the stream of samples is the number of steps times the batch size.
+    before, after = (
+        {"model": to_dict(one.model), "train": {"batch_size": one.train.batch_size}}
+        for one in (checkpoint.experiment, experiment)
+    )
+    others = differences(before, after)
+    if others or checkpoint.state.data_fingerprint != data_fingerprint:
+        raise UserError(
+            f"--start-from {url}",
+            got="; ".join(others) or "a checkpoint of a run on other data",
+            expected="a checkpoint of the same network and batch size on the same data",
+            remedy="give another checkpoint, or start from the beginning",
+        )
+    step = checkpoint.state.step
+    if step >= experiment.train.num_steps:
+        raise UserError(
+            f"--start-from {url}",
+            got=f"{step} steps made",
+            expected=f"fewer than the {experiment.train.num_steps} of this run",
+            remedy="ask for more with --train.num-steps",
+        )
+    return url if is_complete(url) else joined(url, checkpoint_name(step))

@@ -1,0 +1,68 @@
+"""A command as a program: exit statuses, and signals that stop it so that the same command resumes."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable
+from types import FrameType
+from typing import NoReturn
+
+from drl_dist.common.errors import UserError
+
+EXIT_USER_ERROR = 2
+"""Exit status of every command that ends with a `UserError`."""
+EXIT_STOPPED = 75
+"""Exit status of every command that was stopped and resumes when it is repeated: "temporary failure" in sysexits.h."""
+EXIT_INTERRUPTED = 130
+"""Exit status after Ctrl-C of every command that cannot promise to resume, as shells report it."""
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""What `ray job stop` and Kubernetes send, Ctrl-C, and the end of a terminal."""
+
+
+class Stopped(BaseException):
+    """Somebody stopped the job; nothing is lost, and the same command resumes. As KeyboardInterrupt, it is no error.
+
+    Args:
+        cause: what stopped it, e.g. ``"SIGTERM"``.
+        done: how far it came, e.g. ``"after step 40"``; empty if that is reported elsewhere.
+    """
+
+    def __init__(self, cause: str, done: str = "") -> None:
+        self.cause, self.done = cause, done
+        super().__init__(f"stopped by {cause}{' ' if done else ''}{done}; the same command resumes")
+
+
+def door(command: Callable[[], int]) -> NoReturn:
+    """Run a command as a program: `UserError` and `Stopped` become their sentence on stderr and exit status 2 or 75,
+    Ctrl-C a word and 130."""
+    try:
+        status = command()
+    except UserError as error:
+        print(error, file=sys.stderr, flush=True)
+        status = EXIT_USER_ERROR
+    except Stopped as stop:
+        print(stop, file=sys.stderr, flush=True)
+        status = EXIT_STOPPED
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr, flush=True)
+        status = EXIT_INTERRUPTED
+    sys.exit(status)
+
+
+def stop_on_signals() -> None:
+    """Let the next of `SIGNALS` raise `Stopped` in the main thread; the one after it ends the process at once.
+
+    Those that are ignored, as under nohup, stay so.
+    """
+    for signum in SIGNALS:
+        if signal.getsignal(signum) is not signal.SIG_IGN:
+            signal.signal(signum, _stop)
+
+
+def _stop(signum: int, _frame: FrameType | None) -> NoReturn:
+    # Whoever wants another one to be told again arms them again.
+    for other in SIGNALS:
+        if signal.getsignal(other) is _stop:
+            signal.signal(other, signal.SIG_DFL)
+    raise Stopped(signal.Signals(signum).name)

@@ -1,0 +1,220 @@
+"""What no run can have: every rule on a config's values, told in one sentence each."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import TYPE_CHECKING
+
+from drl_dist.common.errors import UserError
+from drl_dist.common.validation import local_rule, place_rule
+
+if TYPE_CHECKING:
+    # The tree checks itself with these rules when it is made.
+    from drl_dist.config.tree import DiffusionConfig, Experiment, RunConfig
+
+MAX_LEVELS = 4096
+"""As `drl_dist.diffusion.noise.MAX_LEVELS`, which cannot be had without importing torch; commands answer at once."""
+BASE_STEPS = 1000
+"""Of the base ladder that the t6 ladder is composed of."""
+MAX_SIGNAL = 0.05
+"""Share of the data's variance that may be left in x_T."""
+
+
+def check_experiment(experiment: Experiment) -> None:
+    """Raise `UserError` for settings that no run can have."""
+    model, mcmc, train, optim = experiment.model, experiment.mcmc, experiment.train, experiment.optim
+    levels = experiment.diffusion.num_levels
+    pools = len(model.width_multipliers) - 1
+    rules: list[tuple[str, object, str, bool]] = [
+        (
+            "model.resolution",
+            model.resolution,
+            f"a positive multiple of {2**pools} (one halving per level)",
+            model.resolution > 0 and model.resolution % 2**pools == 0,
+        ),
+        ("model.channels", model.channels, "1 or 3", model.channels in (1, 3)),
+        ("model.width", model.width, "a positive number", model.width > 0),
+        (
+            "model.width_multipliers",
+            model.width_multipliers,
+            "one or more positive numbers",
+            bool(model.width_multipliers) and min(model.width_multipliers) > 0,
+        ),
+        ("model.num_res_blocks", model.num_res_blocks, "at least 1", model.num_res_blocks >= 1),
+        (
+            "model.time_embedding_dim",
+            model.time_embedding_dim,
+            "an even number of at least 4",
+            model.time_embedding_dim >= 4 and model.time_embedding_dim % 2 == 0,
+        ),
+        ("diffusion.num_levels", levels, f"1 to {MAX_LEVELS}", 1 <= levels <= MAX_LEVELS),
+        (
+            "diffusion.first_variance and last_variance",
+            (experiment.diffusion.first_variance, experiment.diffusion.last_variance),
+            "0 < first <= last < 1",
+            0 < experiment.diffusion.first_variance <= experiment.diffusion.last_variance < 1,
+        ),
+        ("mcmc.num_chain_steps", mcmc.num_chain_steps, "at least 0", mcmc.num_chain_steps >= 0),
+        (
+            "mcmc.top_level",
+            mcmc.top_level,
+            "conditional, since a marginal top level has no normal approximation (mcmc.num_chain_steps 0, or "
+            f"optim.objective {optim.objective})",
+            mcmc.top_level == "conditional" or (mcmc.num_chain_steps > 0 and optim.objective == "recovery"),
+        ),
+        (
+            "mcmc.antithetic",
+            mcmc.antithetic,
+            f"off for chains of Langevin steps (mcmc.num_chain_steps {mcmc.num_chain_steps})",
+            not mcmc.antithetic or mcmc.num_chain_steps == 0,
+        ),
+        ("mcmc.step_scale_squared", mcmc.step_scale_squared, "a positive number", mcmc.step_scale_squared > 0),
+        (
+            "mcmc.level_scale_values",
+            mcmc.level_scale_values,
+            f"none, or {levels} positive numbers (one per level)",
+            not mcmc.level_scale_values
+            or (len(mcmc.level_scale_values) == levels and min(mcmc.level_scale_values) > 0),
+        ),
+        (
+            "mcmc.level_scale_multiplier",
+            mcmc.level_scale_multiplier,
+            "a positive number",
+            mcmc.level_scale_multiplier > 0,
+        ),
+        ("optim.learning_rate", optim.learning_rate, "a positive number", optim.learning_rate > 0),
+        ("optim.beta1", optim.beta1, "a number in [0, 1)", 0 <= optim.beta1 < 1),
+        ("optim.beta2", optim.beta2, "a number in [0, 1)", 0 <= optim.beta2 < 1),
+        (
+            "optim.half_life_steps",
+            optim.half_life_steps,
+            "none, or at least 1",
+            optim.half_life_steps is None or optim.half_life_steps >= 1,
+        ),
+        ("optim.ema_decay", optim.ema_decay, "a number in [0, 1)", 0 <= optim.ema_decay < 1),
+        (
+            "optim.max_grad_norm",
+            optim.max_grad_norm,
+            "none, or a positive number",
+            optim.max_grad_norm is None or optim.max_grad_norm > 0,
+        ),
+        ("train.batch_size", train.batch_size, "at least 1", train.batch_size >= 1),
+        ("train.num_steps", train.num_steps, "at least 1", train.num_steps >= 1),
+        ("train.seed", train.seed, "a number in [0, 2**63)", 0 <= train.seed < 2**63),
+    ]
+    for name, got, expected, holds in rules:
+        if not holds:
+            raise UserError(f"config field {name}", got=got, expected=expected, remedy="correct the field")
+    _check_ladder(experiment.diffusion)
+
+
+def _check_ladder(diffusion: DiffusionConfig) -> None:
+    """Raise `UserError` for a ladder whose top is not white noise, which sampling starts from."""
+    first, last, levels = diffusion.first_variance, diffusion.last_variance, diffusion.num_levels
+    if diffusion.ladder == "t6":
+        if levels >= BASE_STEPS:
+            raise UserError(
+                "config field diffusion.num_levels",
+                got=f"{levels} with the t6 ladder",
+                expected=f"at most {BASE_STEPS - 1}, the base steps that it is composed of",
+                remedy="use --diffusion.ladder linear",
+            )
+        return
+    kept = math.prod(1 - (first + (last - first) * step / levels) for step in range(levels + 1))
+    if kept > MAX_SIGNAL:
+        raise UserError(
+            "config field diffusion.last_variance",
+            got=f"{last} with {levels} linear levels, which leave {kept:.0%} of the data's variance in x_T",
+            expected=f"a ladder that ends in white noise (at most {MAX_SIGNAL:.0%})",
+            remedy="raise diffusion.last_variance or diffusion.num_levels, or use --diffusion.ladder t6",
+        )
+
+
+def check_run(run: RunConfig, *, complete: bool = True) -> None:
+    """Raise `UserError` for a run that cannot be started.
+
+    Args:
+        complete: also ask for the data, the run name and the storage, which a dry run may leave out.
+    """
+    rules: list[tuple[str, object, str, bool]] = [
+        ("num_workers", run.num_workers, "at least 1", run.num_workers >= 1),
+        (
+            "min_workers",
+            run.min_workers,
+            f"none, or 1 to {run.num_workers} (num_workers)",
+            run.min_workers is None or 1 <= run.min_workers <= run.num_workers,
+        ),
+        ("max_rollbacks", run.max_rollbacks, "0 or more", run.max_rollbacks >= 0),
+        ("cpus_per_worker", run.cpus_per_worker, "at least 1", run.cpus_per_worker >= 1),
+        ("checkpoint.every_steps", run.checkpoint.every_steps, "at least 1", run.checkpoint.every_steps >= 1),
+        (
+            "checkpoint.keep",
+            run.checkpoint.keep,
+            "none, or at least 1",
+            run.checkpoint.keep is None or run.checkpoint.keep >= 1,
+        ),
+        ("tracking.log_every_steps", run.tracking.log_every_steps, "at least 1", run.tracking.log_every_steps >= 1),
+        (
+            "tracking.sample_every_steps",
+            run.tracking.sample_every_steps,
+            "at least 1",
+            run.tracking.sample_every_steps >= 1,
+        ),
+        ("tracking.num_samples", run.tracking.num_samples, "at least 1", run.tracking.num_samples >= 1),
+        (
+            "tracking.score_every_steps",
+            run.tracking.score_every_steps,
+            "none, or at least 1",
+            run.tracking.score_every_steps is None or run.tracking.score_every_steps >= 1,
+        ),
+        (
+            "tracking.score_num_images",
+            run.tracking.score_num_images,
+            "at least 10",
+            run.tracking.score_num_images >= 10,
+        ),
+        ("loader.window_shards", run.loader.window_shards, "at least 1", run.loader.window_shards >= 1),
+        ("loader.prefetch_batches", run.loader.prefetch_batches, "at least 1", run.loader.prefetch_batches >= 1),
+        ("loader.decoded_mib", run.loader.decoded_mib, "0 or more", run.loader.decoded_mib >= 0),
+        ("loader.max_substitutes", run.loader.max_substitutes, "0 or more", run.loader.max_substitutes >= 0),
+        ("loader.cache_gib", run.loader.cache_gib, "a positive number", run.loader.cache_gib > 0),
+        (
+            "engine.threads_per_worker",
+            run.engine.threads_per_worker,
+            "none, or at least 1",
+            run.engine.threads_per_worker is None or run.engine.threads_per_worker >= 1,
+        ),
+        (
+            "run_name",
+            run.run_name,
+            "letters, digits, '.', '_' and '-', beginning with a letter or a digit",
+            not run.run_name or re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", run.run_name) is not None,
+        ),
+    ]
+    # Empty is what is missing, which is told below where it is needed.
+    rules += [
+        place_rule("data", run.data or None),
+        place_rule("storage", run.storage or None),
+        place_rule("start_from", run.start_from),
+        local_rule("loader.cache_dir", run.loader.cache_dir),
+        local_rule("loader.ledger_dir", run.loader.ledger_dir),
+    ]
+    for name, got, expected, holds in rules:
+        if not holds:
+            raise UserError(f"config field {name}", got=got, expected=expected, remedy="correct the field")
+    batch_size = run.experiment.train.batch_size
+    # Uneven shares, which any number between two cannot do without, make some workers wait.
+    if (batch_size % run.num_workers) if run.min_workers is None else (batch_size < run.num_workers):
+        raise UserError(
+            "config field train.batch_size",
+            got=f"{batch_size} for {run.num_workers} workers",
+            expected="a multiple of the number of workers" if run.min_workers is None else "an image for each worker",
+            remedy="change one of the two",
+        )
+    missing = [name for name in ("data", "run_name", "storage") if not getattr(run, name)]
+    if complete and missing:
+        flags = ", ".join("--" + name.replace("_", "-") for name in missing)
+        raise UserError(
+            "command line", got=f"no {flags}", expected="--data, --run-name and --storage", remedy=f"add {flags}"
+        )

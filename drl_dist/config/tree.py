@@ -1,0 +1,263 @@
+"""One typed tree that says everything about a training run.
+
+`Experiment` is the science: two runs with equal experiments, data and seeds are the same run. `RunConfig` adds where
+it runs and what it writes; those fields may change between one start of a run and the next.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from drl_dist.config.rules import check_experiment
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The wide ResNet of Table 5."""
+
+    resolution: int = 32
+    """Height and width of the images, in pixels."""
+    channels: int = 3
+    """Colour channels: 1 or 3."""
+    width: int = 128
+    """Channels after the first convolution."""
+    width_multipliers: tuple[int, ...] = (1, 2, 2, 2)
+    """Channels of each resolution level as multiples of `width`; 2x2 pooling between levels."""
+    num_res_blocks: int = 8
+    """N, the residual blocks per resolution level."""
+    time_embedding_dim: int = 128
+    """Length of the sinusoidal embedding of the noise level t."""
+    time_hidden_dim: int = 512
+    """Width of the two dense layers behind the embedding."""
+    activation: Literal["leaky_relu", "silu"] = "leaky_relu"
+    """leaky_relu has slope 0.2; silu is smooth, which T = 1000 needs."""
+    spectral_norm: bool = True
+    """Divide weights by their largest singular value (one power iteration a step)."""
+    head: Literal["inner_product", "dense"] = "inner_product"
+    """inner_product with a vector made from the time embedding (released code), or one dense layer (Table 5)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffusionConfig:
+    """The noise ladder."""
+
+    ladder: Literal["t6", "linear"] = "t6"
+    """t6: a 1000-step linear ladder composed into `num_levels` segments (released code);
+    linear: transition variances that rise linearly, as the paper prints."""
+    num_levels: int = 6
+    """T, the number of energies."""
+    first_variance: float = 1e-4
+    """First beta of the base ladder (t6), or first transition variance (linear)."""
+    last_variance: float = 0.02
+    """Last beta of the base ladder (t6), or last transition variance (linear)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class McmcConfig:
+    """K Langevin steps per noise level, with step sizes delta_t = c_t * b * sigma_{t+1}."""
+
+    num_chain_steps: int = 30
+    """K, gradient steps per chain; 0 draws once from the normal approximation (section 3.3)."""
+    step_scale_squared: float = 2e-4
+    """b squared."""
+    level_scale_power: float = 0.5
+    """c_t = multiplier * (cumulative std_t / cumulative std_0) ** power; 0.5 as released, 0 in equation 17."""
+    level_scale_multiplier: float = 1.0
+    """A factor on c_t at every level."""
+    level_scale_values: tuple[float, ...] = ()
+    """c_t given one by one, T numbers; overrides the power and the multiplier."""
+    top_level: Literal["marginal", "conditional"] = "marginal"
+    """marginal: no recovery term and scale 1 at the top (released code); conditional: like the others (paper)."""
+    energy_scale: Literal["step_size", "transition_variance", "unit"] = "step_size"
+    """log-density = raw network output / delta_t**2 (released code), / sigma_{t+1}**2 (what makes T = 1000 trainable:
+    docs/deviations.md), or the output itself (paper)."""
+    antithetic: bool = False
+    """Train on pairs of opposite draws, of y_pos and y_neg from the same normals; for K = 0, where this takes most of
+    the noise out of the learning gradient (docs/deviations.md)."""
+    noise_scale: float = 1.0
+    """Factor on the Langevin noise while training."""
+    sampling_noise_scale: float = 0.99
+    """Factor on the Langevin noise when generating images."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """What is minimised; Adam, warm-up and the moving average."""
+
+    objective: Literal["recovery", "normal_likelihood", "dsm"] = "recovery"
+    """recovery: section 3.2, with negatives from a chain; normal_likelihood: of the normal approximation, without
+    negatives (equation 37); dsm: denoising score matching, the score being the log-density's gradient (equation 14)."""
+    learning_rate: float = 1e-4
+    """Reached after `warmup_steps`."""
+    beta1: float = 0.9
+    """Table 6."""
+    beta2: float = 0.999
+    """Second-moment decay."""
+    epsilon: float = 1e-7
+    """Added to the root of the second moment."""
+    warmup_steps: int = 1000
+    """Steps over which the learning rate rises linearly from 0."""
+    half_life_steps: int | None = None
+    """Steps after the warm-up in which the learning rate halves, again and again; constant if none is given, as in the
+    paper. For short runs, which begin at a learning rate that would not stay stable."""
+    ema_decay: float = 0.999
+    """Decay of the moving average over every parameter and spectral-norm vector."""
+    loss_weight: Literal["inverse_std", "none"] = "inverse_std"
+    """inverse_std: sigma_1 / sigma_{t+1} on the raw output (released code), for the objectives without negatives every
+    level's noise counts alike; none: weight 1 (Algorithm 1, equation 14)."""
+    max_grad_norm: float | None = None
+    """Clip the gradient to this norm; off in the paper and the released code."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How long, how many, from which seed."""
+
+    batch_size: int = 256
+    """Images per step over all workers."""
+    num_steps: int = 240_000
+    """Training steps in all."""
+    seed: int = 0
+    """Keys the initial weights, the data order and all noise."""
+    horizontal_flip: bool = True
+    """Flip half of the images left to right."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """How a step is computed. Nothing here changes what is computed beyond rounding."""
+
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Arithmetic of chain and update; weights, chain state and optimiser stay float32."""
+    compile: Literal["auto", "always", "never"] = "auto"
+    """Use torch.compile; auto does on CUDA, where it pays, and not on CPUs, where eager convolutions are faster."""
+    cuda_graph: bool = True
+    """On CUDA, capture the chain step in a graph and replay it."""
+    threads_per_worker: int | None = None
+    """CPU threads of each worker; by default the CPUs that Ray gives it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoaderConfig:
+    """How shards reach the step."""
+
+    cache_dir: str | None = None
+    """Node-local folder for shards; by default a folder of its own under the system's temporary one."""
+    cache_gib: float = 20.0
+    """Size the cache is kept under."""
+    window_shards: int = 4
+    """Shards that are shuffled together; this many more are fetched ahead."""
+    prefetch_batches: int = 4
+    """Batches decoded ahead of the step."""
+    decoded_mib: float = 256.0
+    """Decoded images that each worker keeps in memory: a small data set is decoded once, not once an epoch."""
+    ledger_dir: str | None = None
+    """Folder on each node in which workers note every image that goes into a step, for audits (docs/reliability.md)."""
+    on_damage: Literal["strict", "substitute"] = "strict"
+    """Of a damaged sample or shard: strict ends the run with its name; substitute uses another sample, and says so in
+    the run's ledger (docs/data.md)."""
+    max_substitutes: int = 10_000
+    """Damaged samples over the whole run, each as often as its turn comes, after which it ends nevertheless."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """What is kept on the storage URL."""
+
+    every_steps: int = 5000
+    """Steps between checkpoints; one is always written at the end."""
+    keep: int | None = 3
+    """Newest checkpoints kept; all of them if none is given."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackingConfig:
+    """What is told to MLflow."""
+
+    uri: str | None = None
+    """MLflow server; by default the environment's MLFLOW_TRACKING_URI."""
+    experiment: str = "drl_dist"
+    """MLflow experiment the run belongs to."""
+    log_every_steps: int = 1
+    """Steps between logged metrics."""
+    sample_every_steps: int = 5000
+    """Steps between sample grids; one is always drawn at the end."""
+    num_samples: int = 64
+    """Images per sample grid."""
+    score_every_steps: int | None = None
+    """Steps between scores (FID, KID) of freshly generated images; none are computed unless it is given."""
+    score_features: str = "inception"
+    """Feature network of the scores: inception, inception=PATH, timm:NAME, timm:NAME=PATH, torchscript:PATH or
+    pixels."""
+    score_num_images: int = 1024
+    """Images, generated and real, of each score."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """The science of a run: what a checkpoint must agree with to be resumed."""
+
+    preset: str
+    model: ModelConfig = field(default_factory=ModelConfig)
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    mcmc: McmcConfig = field(default_factory=McmcConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    def __post_init__(self) -> None:
+        check_experiment(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """A run: an experiment, its data, its name, and the machines it has."""
+
+    experiment: Experiment
+    data: str = ""
+    """URL of a shard folder (file://, gs://, s3:// or a path)."""
+    run_name: str = ""
+    """The run's name; the same name resumes the run."""
+    storage: str = ""
+    """URL below which checkpoints are kept."""
+    start_from: str | None = None
+    """Checkpoint folder of another run on the same data with the same network to go on from, with other settings."""
+    num_workers: int = 1
+    """Ray Train workers, one DDP rank each. MIN:MAX is short for this and min_workers."""
+    min_workers: int | None = None
+    """Workers with which the run goes on while machines are missing; unless it is given, it waits for num_workers."""
+    max_rollbacks: int = 0
+    """How often the run, when it diverges, goes back to its newest checkpoint and on with other noise."""
+    use_gpu: bool = False
+    """Give each worker a GPU and train over NCCL."""
+    cpus_per_worker: int = 1
+    """CPUs that each worker reserves."""
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    loader: LoaderConfig = field(default_factory=LoaderConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A config as plain dictionaries, lists and numbers: what it is after a round trip through JSON."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """``{"model": {"width": 8}}`` as ``{"model.width": 8}``."""
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """``field: old -> new`` for every dotted field in which two config dictionaries differ."""
+    before, after = flatten(old), flatten(new)
+    return [
+        f"{name}: {before.get(name, 'absent')} -> {after.get(name, 'absent')}"
+        for name in sorted(before.keys() | after.keys())
+        if before.get(name) != after.get(name)
+    ]

@@ -1,0 +1,111 @@
+"""From the bytes of a sample to pixels: the webdataset library parses the tar, Pillow decodes the PNG."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from webdataset.gopen import gopen_schemes
+from webdataset.tariterators import group_by_keys, tar_file_expander
+
+from drl_dist.data.cache import OpenShard, ShardCache
+from drl_dist.data.filesystem import open_filesystem
+from drl_dist.data.index import ShardIndex
+from drl_dist.data.pictures import PictureError, bits_of_colour, decoding, open_verified
+from drl_dist.data.shards import MAX_SAMPLE_ID
+from drl_dist.data.substitutes import DamageError
+
+MEMBERS = {"png", "json"}
+_MODES = {1: "L", 3: "RGB"}
+
+
+def read_image(shard: OpenShard, sample: int, index: ShardIndex) -> NDArray[np.uint8]:
+    """Pixels uint8 (C, H, W) of one sample of a shard.
+
+    Raises:
+        DamageError: the sample is not one tar sample with one sound PNG of the index's size and channels.
+    """
+    data = parse_sample(shard, sample, index.url)
+    if "png" not in data:
+        raise _damaged(shard, sample, index.url, f"members {sorted(data)}", "a png member")
+    try:
+        with decoding():
+            image = open_verified(data["png"], formats=("PNG",))
+            transparent, bits = image.has_transparency_data, bits_of_colour(image)
+        # Only the header has been read: nothing larger than the index allows is ever decoded.
+        found = (image.size, image.mode)
+        wanted = ((index.resolution, index.resolution), _MODES[index.channels])
+        if found != wanted:
+            raise _damaged(shard, sample, index.url, f"an image of size and mode {found}", str(wanted))
+        # Pillow would cut the values off, or show the colours below.
+        if transparent or bits != 8:
+            got = "transparent pixels" if transparent else f"{bits} bits a channel"
+            raise _damaged(shard, sample, index.url, f"an image with {got}", "8 bits a channel and no transparency")
+        with decoding():
+            pixels = np.asarray(image)
+    except PictureError as error:
+        raise _damaged(shard, sample, index.url, f"a damaged image ({error})", "a sound PNG") from error
+    return pixels[None] if index.channels == 1 else pixels.transpose(2, 0, 1)
+
+
+def parse_sample(shard: OpenShard, sample: int, url: str) -> dict[str, bytes]:
+    """The members of one sample by extension, as the webdataset library reads them.
+
+    Raises:
+        DamageError: the bytes are not exactly one sample of png and json members under a number of nine digits.
+    """
+    source = {"url": shard.row.name, "stream": io.BytesIO(shard.read_sample(sample))}
+    try:
+        found: list[dict[str, Any]] = list(group_by_keys(tar_file_expander([source])))
+    except Exception as error:
+        raise _damaged(shard, sample, url, f"bytes that are no tar members ({error})", "a tar sample") from error
+    keys = [entry["__key__"] for entry in found]
+    if len(found) != 1 or not (len(keys[0]) == len(str(MAX_SAMPLE_ID)) and keys[0].isdecimal() and keys[0].isascii()):
+        raise _damaged(shard, sample, url, f"samples named {keys[:3]}", "one sample named by nine digits")
+    members = {name: value for name, value in found[0].items() if not name.startswith("__")}
+    if not members.keys() <= MEMBERS:
+        raise _damaged(shard, sample, url, f"members {sorted(members)}", "png and json members only")
+    return members
+
+
+def read_images(index: ShardIndex, count: int, *, cache: ShardCache | None = None) -> Tensor:
+    """The first `count` images (all, if there are fewer) as uint8 (B, C, H, W), in the order of the shards.
+
+    Raises:
+        UserError: a shard or an image is damaged or cannot be read.
+    """
+    cache = cache or ShardCache(index.url)
+    images: list[NDArray[np.uint8]] = []
+    for row in index.shards:
+        if len(images) >= count:
+            break
+        shard = cache.open(row)
+        try:
+            images += [read_image(shard, sample, index) for sample in range(min(row.num_samples, count - len(images)))]
+        finally:
+            shard.close()
+    return torch.from_numpy(np.stack(images))
+
+
+def register_webdataset_openers() -> None:
+    """Let plain ``webdataset.WebDataset("gs://...")`` and ``"s3://..."`` read through fsspec, without any shell."""
+    for scheme in ("gs", "s3"):
+        gopen_schemes[scheme] = _open_url
+
+
+def _open_url(url: str, mode: str = "rb", *_: Any, **__: Any) -> Any:
+    filesystem, path = open_filesystem(url)
+    return filesystem.open(path, mode)
+
+
+def _damaged(shard: OpenShard, sample: int, url: str, got: str, expected: str) -> DamageError:
+    return DamageError(
+        f"sample {sample} of shard {url.rstrip('/')}/{shard.row.name}",
+        got=got,
+        expected=expected,
+        remedy="prepare the data again",
+    )

@@ -1,0 +1,96 @@
+"""Images of a shard folder, one batch at a time, in a fixed order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from drl_dist.common.errors import UserError
+from drl_dist.data.cache import ShardCache
+from drl_dist.data.decode import read_image
+from drl_dist.data.index import ShardIndex
+
+
+def check_count(index: ShardIndex, count: int, *, what: str) -> None:
+    """Return if a data set has enough images.
+
+    Args:
+        what: what the images are, for the message.
+
+    Raises:
+        UserError: it has fewer: scores of different numbers of images cannot be compared.
+    """
+    if index.num_samples < count:
+        raise UserError(
+            f"{what} {index.url}",
+            got=f"{index.num_samples} images",
+            expected=f"at least {count}",
+            remedy="add images, or ask for fewer everywhere that scores are compared",
+        )
+
+
+def spread(num_samples: int, count: int) -> NDArray[np.int64]:
+    """`count` of the numbers 0 to num_samples - 1, evenly spread and rising: all of them if there are no more.
+
+    Data sets may be in order of class, so that their first images would not be a fair choice.
+    """
+    return np.arange(count, dtype=np.int64) * num_samples // count
+
+
+def image_batches(
+    index: ShardIndex, count: int, batch_size: int, *, cache: ShardCache | None = None, first: int = 0
+) -> Iterator[Tensor]:
+    """`count` images of a data set, evenly spread over it, in the order of its shards.
+
+    Args:
+        index: the data set.
+        count: images in all.
+        batch_size: images of a batch.
+        cache: what shards are read through.
+        first: images to leave out at the beginning.
+
+    Yields:
+        uint8 (B, C, H, W), B = `batch_size` but for the last.
+
+    Raises:
+        UserError: a shard or an image is damaged or cannot be read.
+    """
+    batch: list[NDArray[np.uint8]] = []
+    for pixels in _images(index, spread(index.num_samples, count)[first:], cache or ShardCache(index.url)):
+        batch.append(pixels)
+        if len(batch) == batch_size:
+            yield torch.from_numpy(np.stack(batch))
+            batch = []
+    if batch:
+        yield torch.from_numpy(np.stack(batch))
+
+
+def images_at(index: ShardIndex, places: NDArray[np.int64], *, cache: ShardCache | None = None) -> Tensor:
+    """The images at some places of a data set, uint8 (B, C, H, W).
+
+    Args:
+        places: rising numbers in [0, index.num_samples).
+
+    Raises:
+        UserError: a shard or an image is damaged or cannot be read.
+    """
+    return torch.from_numpy(np.stack(list(_images(index, places, cache or ShardCache(index.url)))))
+
+
+def _images(index: ShardIndex, wanted: NDArray[np.int64], cache: ShardCache) -> Iterator[NDArray[np.uint8]]:
+    first = 0
+    for row in index.shards:
+        inside = wanted[(wanted >= first) & (wanted < first + row.num_samples)] - first
+        first += row.num_samples
+        if not len(inside):
+            continue
+        shard = cache.open(row)
+        try:
+            for sample in inside:
+                yield read_image(shard, int(sample), index)
+        finally:
+            shard.close()

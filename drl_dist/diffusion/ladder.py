@@ -1,0 +1,144 @@
+"""The forward process: noise ladders, and pairs (y_t, x_{t+1}) drawn from it.
+
+The data x is first scaled and noised once, x_0 = a_0 x + sigma_0 e; then x_{t+1} = a_{t+1} x_t + sigma_{t+1} e with
+a**2 + sigma**2 = 1 (equation 15), and y_t = a_{t+1} x_t is what energy t is a density of.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from drl_dist.diffusion.noise import Noise, Purpose
+
+
+@dataclass(frozen=True)
+class NoiseLadder:
+    """Transition scales and stds of T + 1 noising steps, the first of which makes x_0 from the data.
+
+    All tensors are float64 on the CPU. Index t of `scale` and `std` belongs to the transition *into* x_t.
+    """
+
+    scale: Tensor
+    """(T+1,) a_t."""
+    std: Tensor
+    """(T+1,) sigma_t."""
+    cumulative_scale: Tensor
+    """(T+1,) x_t = cumulative_scale_t x + cumulative_std_t e."""
+    cumulative_std: Tensor
+    """(T+1,)"""
+
+    @classmethod
+    def from_variances(cls, variances: Tensor) -> NoiseLadder:
+        """The ladder whose transition variances sigma_t**2 are given, (T+1,) in (0, 1)."""
+        keep = 1 - variances.double()
+        cumulative = keep.cumprod(0)
+        return cls(keep.sqrt(), variances.double().sqrt(), cumulative.sqrt(), (1 - cumulative).sqrt())
+
+    @property
+    def num_levels(self) -> int:
+        """T, the number of energies."""
+        return len(self.scale) - 1
+
+
+def linear_ladder(num_levels: int, first_variance: float, last_variance: float) -> NoiseLadder:
+    """Transition variances that rise linearly, as section 4 prints; T = `num_levels`."""
+    return NoiseLadder.from_variances(
+        torch.linspace(first_variance, last_variance, num_levels + 1, dtype=torch.float64)
+    )
+
+
+def composed_ladder(
+    num_levels: int = 6, first_variance: float = 1e-4, last_variance: float = 0.02, base_steps: int = 1000
+) -> NoiseLadder:
+    """The released T6 ladder: `base_steps` linear steps cut into T + 1 segments, each composed into one transition.
+
+    Segments end at base steps 0, s, 2s, ..., (T-1)s and the last one, with s = base_steps // (T + 4), which is 100 for
+    T = 6: the top transition takes the long rest of the ladder, and x_T is white noise.
+
+    Raises:
+        ValueError: T is too large for the base ladder.
+    """
+    if not 1 <= num_levels < base_steps:
+        raise ValueError(
+            f"a composed ladder of {base_steps} base steps has 1 to {base_steps - 1} levels, got {num_levels}"
+        )
+    stride = max(1, base_steps // (num_levels + 4))
+    keep = 1 - torch.linspace(first_variance, last_variance, base_steps, dtype=torch.float64)
+    ends = [*(level * stride for level in range(num_levels)), base_steps - 1]
+    cumulative = keep.cumprod(0)[ends]
+    segments = torch.cat([cumulative[:1], cumulative[1:] / cumulative[:-1]])
+    return NoiseLadder.from_variances(1 - segments)
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """A batch of (y_t, x_{t+1}) and the levels they were drawn at."""
+
+    level: Tensor
+    """(B,) int64, t."""
+    y_pos: Tensor
+    """(B, ...) y_t = a_{t+1} x_t."""
+    x_noisy: Tensor
+    """(B, ...) x_{t+1}."""
+    score: Tensor
+    """(B, ...) gradient of log p(x_{t+1} | x): -(x_{t+1} - cumulative_scale x) / cumulative_std**2."""
+
+    def opposite_y_pos(self, variance: Tensor) -> Tensor:
+        """Another draw of y_t given x_{t+1} and x, as far from their mean as y_pos, on its other side.
+
+        That mean is x_{t+1} + sigma**2 * score, which holds for levels whose transition scale is a_{t+1}.
+
+        Args:
+            variance: (B, 1, ...) sigma_{t+1}**2.
+        """
+        return 2 * (self.x_noisy + variance * self.score) - self.y_pos
+
+    def standardised_y_pos(self, ladder: NoiseLadder) -> Tensor:
+        """y_pos less its mean given x_{t+1} and x, over its standard deviation given them: standard normal (B, ...).
+
+        That standard deviation is a_{t+1} cumulative_std_t sigma_{t+1} / cumulative_std_{t+1}; as for
+        `opposite_y_pos`, the level's transition scale has to be a_{t+1}.
+        """
+        std = ladder.std[1:]
+        spread = ladder.scale[1:] * std * ladder.cumulative_std[:-1] / ladder.cumulative_std[1:]
+        column = (-1,) + (1,) * (self.y_pos.dim() - 1)
+        variance, spread = (
+            values.to(self.y_pos.device, self.y_pos.dtype)[self.level].reshape(column)
+            for values in (std.square(), spread)
+        )
+        return (self.y_pos - self.x_noisy - variance * self.score) / spread
+
+
+def draw_levels(noise: Noise, sample_ids: Tensor, num_levels: int) -> Tensor:
+    """t ~ Unif{0, ..., T-1} for each sample, (B,) int64 (Algorithm 1)."""
+    return (noise.uniform(Purpose.LEVEL, sample_ids, 0, (0,), 1)[0, :, 0] * num_levels).long()
+
+
+def draw_pairs(
+    noise: Noise, sample_ids: Tensor, x: Tensor, level: Tensor, ladder: NoiseLadder, transition_scale: Tensor
+) -> Pairs:
+    """x_t from its marginal, then one transition.
+
+    Args:
+        noise: where the normals come from.
+        sample_ids: (B,) int64, keys of the noise.
+        x: (B, ...) data in [-1, 1].
+        level: (B,) int64, t.
+        ladder: the forward process.
+        transition_scale: (T,) factor between x_t and y_t; a_{t+1}, or 1 at a marginal top level.
+    """
+    column = (-1,) + (1,) * (x.dim() - 1)
+
+    def at(values: Tensor, index: Tensor) -> Tensor:
+        return values.to(device=x.device, dtype=x.dtype)[index].reshape(column)
+
+    shape = x.shape[1:]
+    base = noise.normal(Purpose.BASE, sample_ids, level, (0,), shape)[0].to(x.dtype)
+    fresh = noise.normal(Purpose.TRANSITION, sample_ids, level, (0,), shape)[0].to(x.dtype)
+    x_t = at(ladder.cumulative_scale, level) * x + at(ladder.cumulative_std, level) * base
+    x_noisy = at(ladder.scale, level + 1) * x_t + at(ladder.std, level + 1) * fresh
+    score = (at(ladder.cumulative_scale, level + 1) * x - x_noisy) / at(ladder.cumulative_std, level + 1).square()
+    return Pairs(level=level, y_pos=at(transition_scale, level) * x_t, x_noisy=x_noisy, score=score)

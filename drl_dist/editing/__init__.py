@@ -1,1 +1,0 @@
-"""Images made from what is given of them: interpolation, inpainting, denoising, super-resolution, as jobs."""

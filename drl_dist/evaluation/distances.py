@@ -1,0 +1,63 @@
+"""FID, KID and the inception score of features, as torch-fidelity computes them.
+
+Features go in as float64: with float32, means over 50 000 images lose digits that a FID of a few units shows.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from drl_dist.evaluation.torchvision_import import make_importable
+
+KID_SUBSET_SIZE, KID_SUBSETS = 1000, 100
+"""Images of each subset that a KID is averaged over, and how many subsets, as published KIDs are made."""
+ISC_SPLITS = 10
+SEED = 2020
+"""torch-fidelity's own, of KID's subsets and of the order in which the inception score splits images."""
+
+
+def fid(generated: Tensor, real: Tensor) -> float:
+    """Frechet distance between the normal laws with the moments of two sets of features, (N, D) and (M, D)."""
+    make_importable()
+    from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics, fid_statistics_to_metric
+
+    moments = [fid_features_to_statistics(values.double()) for values in (generated, real)]
+    return fid_statistics_to_metric(*moments, verbose=False)[KEY_METRIC_FID]
+
+
+def kid(
+    generated: Tensor, real: Tensor, *, subset_size: int = KID_SUBSET_SIZE, num_subsets: int = KID_SUBSETS
+) -> tuple[float, float]:
+    """Kernel distance (unbiased, cubic kernel) of features (N, D) and (M, D): mean and std over random subsets.
+
+    A subset is no larger than the smaller set; where it is both sets there is only one, and the std is 0.
+    """
+    make_importable()
+    from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
+
+    subset_size = min(subset_size, len(generated), len(real))
+    told = kid_features_to_metric(
+        generated.double(),
+        real.double(),
+        kid_subset_size=subset_size,
+        kid_subsets=num_subsets if max(len(generated), len(real)) > subset_size else 1,
+        rng_seed=SEED,
+        verbose=False,
+    )
+    return told[KEY_METRIC_KID_MEAN], told[KEY_METRIC_KID_STD]
+
+
+def inception_score(logits: Tensor) -> tuple[float, float]:
+    """exp of the mean KL divergence between each image's classes and all images', logits (N, K): mean and std over ten
+    parts of the images.
+
+    Raises:
+        ValueError: fewer images than parts.
+    """
+    make_importable()
+    from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, KEY_METRIC_ISC_STD, isc_features_to_metric
+
+    if len(logits) < ISC_SPLITS:
+        raise ValueError(f"an inception score needs at least {ISC_SPLITS} images, got {len(logits)}")
+    told = isc_features_to_metric(logits, splits=ISC_SPLITS, shuffle=True, rng_seed=SEED)
+    return told[KEY_METRIC_ISC_MEAN], told[KEY_METRIC_ISC_STD]

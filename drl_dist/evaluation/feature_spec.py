@@ -1,0 +1,70 @@
+"""Feature networks as options name them, and where their features are kept."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from drl_dist.common.errors import UserError
+from drl_dist.common.places import shown
+from drl_dist.common.validation import file_rule
+
+MIN_IMAGES = 10
+"""A covariance needs two images, the inception score a few for each of its ten parts."""
+KINDS = "inception, inception=PATH, timm:NAME, timm:NAME=PATH, torchscript:PATH or pixels"
+
+
+@dataclass(frozen=True)
+class FeatureSpec:
+    """A feature network as it is asked for."""
+
+    text: str
+    """As the user wrote it."""
+    kind: Literal["inception", "timm", "torchscript", "pixels"]
+    name: str
+    """Model name of a timm network, otherwise empty."""
+    source: str | None
+    """Path or URL of the weights or the module, None for the published weights."""
+
+
+def parse_features(text: str) -> FeatureSpec:
+    """A feature network from its option.
+
+    Raises:
+        UserError: it is none of `KINDS`.
+    """
+    head, has_source, source = text.partition("=")
+    if head == "inception" and (source or not has_source):
+        return FeatureSpec(text, "inception", "", _checked(text, source) if source else None)
+    if text == "pixels":
+        return FeatureSpec(text, "pixels", "", None)
+    kind, _, name = head.partition(":")
+    if kind == "timm" and name and (source or not has_source):
+        return FeatureSpec(text, "timm", name, _checked(text, source) if source else None)
+    kind, _, path = text.partition(":")
+    if kind == "torchscript" and path:
+        return FeatureSpec(text, "torchscript", "", _checked(text, path))
+    raise UserError("feature network", got=repr(text), expected=KINDS, remedy="name one of these")
+
+
+def default_cache_dir() -> Path:
+    """This user's folder of features on this machine."""
+    named = os.environ.get("XDG_CACHE_HOME", "")
+    # As the standard has it: a relative path there means nothing.
+    return (Path(named) if named.startswith("/") else Path.home() / ".cache") / "drl_dist" / "features"
+
+
+def _checked(text: str, source: str) -> str:
+    if source.startswith(("http://", "https://")):
+        return source
+    _, got, expected, holds = file_rule("--features", source)
+    if not holds:
+        raise UserError(
+            f"feature network {shown(text)}",
+            got=f"the path {got}",
+            expected=expected,
+            remedy="write the path in full: a job's working directory is a copy",
+        )
+    return source

@@ -1,0 +1,157 @@
+"""Actors that make units of work. A dead one is replaced, its unit made again; results do not depend on who made
+them."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Generic, Protocol, TypeVar
+
+import ray
+from ray.exceptions import RayActorError, RayTaskError
+
+from drl_dist.common.errors import UserError
+from drl_dist.common.progress import Advance
+
+Record = TypeVar("Record")
+Record_co = TypeVar("Record_co", covariant=True)
+
+MAX_FAILURES = 3
+"""Workers that may die over the same unit, or before they are ready, until the job gives up."""
+LOOK_SECONDS = 2.0
+
+
+class Maker(Protocol[Record_co]):
+    """Makes units, one after the other, on one device."""
+
+    def make(self, unit: int) -> Iterator[int | Record_co]:
+        """Make a unit, whose result is a pure function of its number; the number of items after each part, then the
+        record."""
+        ...
+
+
+class SampleWorker:
+    """A `Maker` in a Ray actor."""
+
+    def __init__(self, new_maker: Callable[..., Maker[Any]], *arguments: Any) -> None:
+        self._maker = new_maker(*arguments)
+
+    def ready(self) -> None:
+        """Return once the worker is set up."""
+
+    def make(self, unit: int) -> Iterator[Any]:
+        """See `Maker.make`."""
+        yield from self._maker.make(unit)
+
+
+class WorkerPool(Generic[Record]):
+    """Makes units on a number of actors.
+
+    Args:
+        size: actors.
+        cpus: of each actor.
+        gpus: of each actor.
+        new_maker: what each actor makes its `Maker` with.
+        arguments: of `new_maker`.
+    """
+
+    def __init__(
+        self, size: int, *, cpus: int, gpus: int, new_maker: Callable[..., Maker[Record]], arguments: Sequence[Any]
+    ) -> None:
+        self._size = size
+        actor = ray.remote(SampleWorker).options(num_cpus=cpus, num_gpus=gpus, max_restarts=0)
+        # The weights are sent to each machine once.
+        stored = [ray.put(argument) for argument in arguments]
+        self._new_actor: Callable[[], Any] = lambda: actor.remote(new_maker, *stored)
+        self._starting: dict[Any, Any] = {}
+        self._idle: list[Any] = []
+        self._busy: dict[Any, tuple[Any, int]] = {}
+        self._deaths: dict[int | None, int] = {}
+        self._made: dict[int, int] = {}
+
+    def run(self, units: Sequence[int], advance: Advance) -> Iterator[tuple[int, Record]]:
+        """Make units, in no particular order.
+
+        Args:
+            units: their numbers.
+            advance: told the number of items made, negative when a worker's death lost some.
+
+        Yields:
+            the number and the record of each unit.
+
+        Raises:
+            UserError: from a unit, or workers died more often than `MAX_FAILURES` times.
+            ray.exceptions.RayTaskError: from a unit, if it is another error.
+        """
+        queue = deque(units)
+        for _ in range(min(self._size, len(queue))):
+            self._start()
+        while queue or self._busy:
+            while queue and self._idle:
+                worker, unit = self._idle.pop(), queue.popleft()
+                self._busy[worker.make.options(num_returns="streaming").remote(unit)] = (worker, unit)
+            # Streams and plain references alike, which Ray's types do not say.
+            ready: list[Any]
+            ready, _ = ray.wait([*self._starting, *self._busy], num_returns=1, timeout=LOOK_SECONDS)
+            advance(0, self._note())
+            for item in ready:
+                if item in self._starting:
+                    self._started(item)
+                    continue
+                _, unit = self._busy[item]
+                try:
+                    news: Any = ray.get(next(item))
+                except RayActorError as error:
+                    advance(-self._made.pop(unit, 0))
+                    del self._busy[item]
+                    queue.appendleft(unit)
+                    self._replace(unit, error)
+                except RayTaskError as error:
+                    if isinstance(error.cause, UserError):
+                        raise error.cause from None
+                    raise
+                else:
+                    if isinstance(news, int):
+                        self._made[unit] = self._made.get(unit, 0) + news
+                        advance(news, self._note())
+                    else:
+                        self._idle.append(self._busy.pop(item)[0])
+                        self._made.pop(unit, None)
+                        yield unit, news
+
+    def close(self) -> None:
+        """End all actors, so that what they hold is free at once."""
+        for worker in (*self._starting.values(), *self._idle, *(worker for worker, _ in self._busy.values())):
+            ray.kill(worker)
+
+    def _start(self) -> None:
+        worker = self._new_actor()
+        self._starting[worker.ready.remote()] = worker
+
+    def _started(self, ready: Any) -> None:
+        worker = self._starting.pop(ready)
+        try:
+            ray.get(ready)
+        except RayActorError as error:
+            self._replace(None, error)
+        else:
+            self._deaths.pop(None, None)
+            self._idle.append(worker)
+
+    def _replace(self, unit: int | None, error: RayActorError) -> None:
+        what = "a worker that was starting" if unit is None else f"the worker of unit {unit}"
+        self._deaths[unit] = self._deaths.get(unit, 0) + 1
+        reason = " ".join(str(error).split())[:300]
+        if self._deaths[unit] > MAX_FAILURES:
+            raise UserError(
+                what,
+                got=f"its death {self._deaths[unit]} times in a row ({reason})",
+                expected=f"at most {MAX_FAILURES} deaths",
+                remedy="lower --batch-size if memory ran out, look at Ray's logs, then repeat the command, "
+                "which resumes",
+            )
+        print(f"{what} died ({reason}); another one takes over", flush=True)
+        self._start()
+
+    def _note(self) -> str:
+        return f"workers: {len(self._busy)} busy" + (f", {len(self._starting)} starting" if self._starting else "")

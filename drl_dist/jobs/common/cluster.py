@@ -1,0 +1,150 @@
+"""Joining a Ray cluster, and asking what it has."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import ray
+from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
+from ray._private.state import state as cluster_state
+
+from drl_dist.common.errors import UserError
+from drl_dist.data.filesystem import ADDRESS_VARIABLES
+from drl_dist.jobs.common.cluster_answers import check_answers
+from drl_dist.jobs.common.sent_folder import warn_of_large_folder
+from drl_dist.jobs.common.session_folder import session_folder
+from drl_dist.localhost.ray_head import short_tmpdir
+
+_START_ATTEMPTS = 3
+_LOCAL_REMEDY = "look at the space in RAY_TMPDIR, TMPDIR, /tmp and /dev/shm, at `ulimit -a`, or join a cluster"
+LOOPBACK = "127.0.0.1"
+
+
+@contextmanager
+def cluster(environment: Mapping[str, str] | None = None) -> Iterator[None]:
+    """Be connected to the cluster that RAY_ADDRESS names, as in a submitted job, or to one of our own on this machine.
+
+    A process that is connected already, as a trial of a sweep is, stays so.
+
+    Args:
+        environment: variables of all processes of this job; those that are set already are left as they are. Those
+            that say where storage is go along by themselves.
+
+    Raises:
+        UserError: the cluster does not answer.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    warn_of_large_folder()
+    address = os.environ.get("RAY_ADDRESS")
+    if address:
+        check_answers(address)
+    variables = {name: value for name, value in (environment or {}).items() if name not in os.environ}
+    # Ray refuses a variable that the submitted job has too; that one reaches every process anyway.
+    job = json.loads(os.environ.get(RAY_JOB_CONFIG_JSON_ENV_VAR, "{}"))
+    submitted = (job.get("runtime_env") or {}).get("env_vars") or {}
+    variables |= {name: os.environ[name] for name in ADDRESS_VARIABLES if name in os.environ and name not in submitted}
+    _join(address, variables)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Keep this program's handler of SIGTERM, in whose place Ray puts one of its own when it starts."""
+    ours = signal.getsignal(signal.SIGTERM)
+    if not callable(ours) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    try:
+        yield
+    except SystemExit as end:
+        # What Ray's handler makes of a signal that came meanwhile.
+        if end.code == signal.SIGTERM:
+            ours(signal.SIGTERM, None)
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, ours)
+
+
+@contextmanager
+def _tmpdir_of_ray(short: Mapping[str, str]) -> Iterator[None]:
+    """Start Ray's own processes with another TMPDIR; the workers get this process's own by the runtime environment."""
+    kept = {name: os.environ[name] for name in short}
+    os.environ.update(short)
+    try:
+        yield
+    finally:
+        os.environ.update(kept)
+
+
+def _join(address: str | None, variables: Mapping[str, str]) -> None:
+    short = {} if address else short_tmpdir()
+    variables = {name: os.environ[name] for name in short} | dict(variables)
+    folder = None if address else session_folder()
+    for attempts_left in reversed(range(_START_ATTEMPTS)):
+        try:
+            # A running Ray that happens to be on this machine is somebody else's.
+            with _signals_kept(), _tmpdir_of_ray(short):
+                ray.init(
+                    address=address or "local",
+                    logging_level=logging.WARNING,
+                    runtime_env={"env_vars": dict(variables)},
+                    _temp_dir=folder,
+                )
+            return
+        except Exception as error:
+            ray.shutdown()
+            # Ray gives its own processes 30 s to find each other, and raises the bare class when they take longer.
+            is_slow = "timed out during startup" in str(error)
+            if is_slow and attempts_left:
+                print("Ray: too slow to start on this busy machine, trying again", file=sys.stderr, flush=True)
+                continue
+            # Anything that the machine refuses is an OSError: folders, memory, ports, files, processes.
+            if not is_slow and not isinstance(error, OSError | RuntimeError | ValueError):
+                raise
+            raise UserError(
+                "Ray cluster",
+                got=" ".join(str(error).split())[:200],
+                expected=f"a cluster at {address}" if address else "a Ray of its own on this machine",
+                remedy="start the cluster, or correct or unset RAY_ADDRESS" if address else _LOCAL_REMEDY,
+            ) from error
+
+
+def capacity(resource: str) -> int:
+    """How much of a resource, ``"CPU"`` or ``"GPU"``, the cluster has or can grow to; what is in use counts."""
+    # What an autoscaler may add; Ray Train asks the same before it waits for workers.
+    possible = cluster_state.get_max_resources_from_cluster_config() or {}
+    return max(int(ray.cluster_resources().get(resource, 0)), int(possible.get(resource, 0)))
+
+
+def check_capacity(num_workers: int, *, cpus: int, gpus: int) -> None:
+    """Return if the cluster is, or can grow, large enough; what other jobs hold is not counted as missing.
+
+    Raises:
+        UserError: it is not.
+    """
+    for name, per_worker in (("CPU", cpus), ("GPU", gpus)):
+        has = capacity(name)
+        if num_workers * per_worker > has:
+            raise UserError(
+                f"{num_workers} workers of {per_worker} {name}",
+                got=f"a cluster with {has} {name}",
+                expected=f"{num_workers * per_worker} {name}",
+                remedy="use fewer workers or a larger cluster",
+            )
+
+
+def is_loopback() -> bool:
+    """Whether the cluster lives on 127.0.0.1 alone."""
+    return ray.util.get_node_ip_address() == LOOPBACK

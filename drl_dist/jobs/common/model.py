@@ -1,0 +1,77 @@
+"""A trained model on this machine, from wherever it is kept: the registry, a checkpoint, a run's folder."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from drl_dist.build import build_network
+from drl_dist.checkpoints.format import CHECKSUMS, CONFIG, part_file, read_checkpoint
+from drl_dist.checkpoints.storage import fetch_checkpoint
+from drl_dist.config.tree import Experiment
+from drl_dist.energy.wide_resnet import WideResNet
+from drl_dist.training.ema import load_averaged
+
+if TYPE_CHECKING:
+    # mlflow takes seconds to import, and a checkpoint given by its URL does not need it.
+    from drl_dist.tracking.registry import ResolvedModel
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A model on this machine."""
+
+    experiment: Experiment
+    step: int
+    ema: dict[str, NDArray[np.float32]]
+    ema_sha256: str
+    config_sha256: str
+    version: ResolvedModel | None
+    """What the registry knows of it; its folder is gone."""
+
+
+def load_model(address: str, tracking_uri: str | None) -> TrainedModel:
+    """The averaged weights of a registered model version, a checkpoint, or the newest checkpoint of a run.
+
+    Raises:
+        UserError: the server or the storage does not answer, or there is no such model.
+    """
+    with tempfile.TemporaryDirectory(prefix="drl-model-") as temporary:
+        version = _registered(address, tracking_uri, Path(temporary)) if address.startswith("models:/") else None
+        folder = version.folder if version else fetch_checkpoint(address, into=Path(temporary))
+        checkpoint = read_checkpoint(folder)
+        checksums: dict[str, Any] = json.loads((folder / CHECKSUMS).read_text())
+        return TrainedModel(
+            experiment=checkpoint.experiment,
+            step=checkpoint.state.step,
+            ema={name: tensor.numpy() for name, tensor in checkpoint.tensors["ema"].items()},
+            ema_sha256=checksums[part_file("ema")]["sha256"],
+            config_sha256=checksums[CONFIG]["sha256"],
+            version=version,
+        )
+
+
+def averaged_network(
+    experiment: Experiment, ema: Mapping[str, NDArray[np.float32]], device: torch.device
+) -> WideResNet:
+    """The network at its averaged weights, for sampling."""
+    # Copies: arrays from elsewhere, such as Ray's object store, cannot be written to.
+    averaged = {name: torch.from_numpy(values.copy()) for name, values in ema.items()}
+    # Settled on the CPU, so that every device samples the same network.
+    network = load_averaged(build_network(experiment), averaged)
+    network.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    return network
+
+
+def _registered(address: str, tracking_uri: str | None, into: Path) -> ResolvedModel:
+    from drl_dist.tracking.registry import resolve_model
+
+    return resolve_model(address, tracking_uri, into)

@@ -1,0 +1,260 @@
+"""The scoring job: generated images against real ones, in this process alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from drl_dist.common.errors import UserError
+from drl_dist.common.validation import file_of
+from drl_dist.config.tree import differences, flatten
+from drl_dist.data.filesystem import Folder, check_writable_file
+from drl_dist.data.index import ShardIndex, open_index
+from drl_dist.data.manifest import Origin, read_origin
+from drl_dist.data.subset import check_count
+from drl_dist.evaluation.distances import KID_SUBSET_SIZE, fid, inception_score, kid
+from drl_dist.evaluation.feature_cache import cached_features
+from drl_dist.evaluation.feature_spec import default_cache_dir
+from drl_dist.evaluation.features import FeatureNetwork, Features
+from drl_dist.evaluation.networks import load_network
+from drl_dist.jobs.common.job_folder import read_json
+from drl_dist.jobs.evaluate.options import EvaluateOptions, check_evaluate
+
+if TYPE_CHECKING:
+    # mlflow takes seconds to import, and is not needed where nothing is logged.
+    from drl_dist.tracking.scores import ScoredModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """Of one set of generated images."""
+
+    fid: float
+    kid: float
+    """Mean over subsets; about 0, and then also below it, for images of the same law."""
+    kid_std: float
+    inception_score: float | None
+    """None if the feature network gives no logits."""
+    inception_score_std: float | None
+
+    def told(self) -> dict[str, float]:
+        """Those that there are, by metric name."""
+        return {f"score/{name}": value for name, value in dataclasses.asdict(self).items() if value is not None}
+
+
+def evaluate_run(options: EvaluateOptions) -> int:
+    """Score images; the exit status.
+
+    Raises:
+        UserError: something that the user gave cannot be used; nothing was written but features.
+    """
+    spec = check_evaluate(options)
+    if options.json:
+        check_writable_file(options.json, "option --json")
+    _check_uri(options.tracking_uri)
+    device = choose_device(options.use_gpu)
+    samples, data = open_index(options.samples), open_index(options.data)
+    check_alike(samples, data)
+    check_count(samples, options.num_images, what="samples")
+    check_count(data, options.num_images, what="data")
+    compared = _compared(options, samples, data)
+    _check_report(options, compared)
+    origin = read_origin(options.samples)
+    # Before the work, so that what is wrong with the tracking is told early; it does not keep the scores from anybody.
+    tracked = _tracked_model(options, origin)
+    network = load_network(spec, device)
+    _check_report(options, compared | {"feature_network": network.identity})
+    cache_dir = Path(options.cache_dir) if options.cache_dir else default_cache_dir()
+    generated, real = (
+        cached_features(
+            index, options.num_images, network, cache_dir=cache_dir, batch_size=options.batch_size, what=what
+        )
+        for index, what in ((samples, "samples"), (data, "data"))
+    )
+    scores = score(generated, real)
+    _print(scores, network, options)
+    report = _report(scores, network, options, samples, data, origin)
+    if options.json:
+        folder, name = file_of(options.json, "option --json")
+        Folder(folder).write(name, (json.dumps(report, indent=2) + "\n").encode())
+    if tracked is not None:
+        try:
+            _log(options, tracked, scores, report)
+        except UserError as error:
+            _warn(error)
+    return 0
+
+
+def _compared(options: EvaluateOptions, samples: ShardIndex, data: ShardIndex) -> dict[str, Any]:
+    """What a report is of, the feature network apart, as it stands in the report."""
+    return {
+        "num_images": options.num_images,
+        "samples": {"fingerprint": samples.fingerprint},
+        "data": {"fingerprint": data.fingerprint},
+    }
+
+
+def _check_report(options: EvaluateOptions, compared: Mapping[str, Any]) -> None:
+    """Return if a report of something else would not be written over.
+
+    Raises:
+        UserError: the file of ``--json`` is there, and is no report of this comparison.
+    """
+    if not options.json:
+        return
+    folder, name = file_of(options.json, "option --json")
+    found = read_json(Folder(folder), name, what=f"file {options.json}", option="--json")
+    if found is None:
+        return
+    known, wanted = flatten(found), flatten(dict(compared))
+    if other := differences({field: known.get(field, "absent") for field in wanted}, wanted):
+        raise UserError(
+            f"file {options.json}",
+            got=f"the scores of another comparison ({', '.join(other)})",
+            expected="no such file, or scores of this comparison",
+            remedy="choose another --json",
+        )
+
+
+def score(generated: Features, real: Features) -> Scores:
+    """All scores of generated images against real ones."""
+    kid_mean, kid_std = kid(generated.values, real.values)
+    isc_mean, isc_std = (None, None) if generated.logits is None else inception_score(generated.logits)
+    return Scores(
+        fid=fid(generated.values, real.values),
+        kid=kid_mean,
+        kid_std=kid_std,
+        inception_score=isc_mean,
+        inception_score_std=isc_std,
+    )
+
+
+def choose_device(use_gpu: bool) -> torch.device:
+    """Where to compute.
+
+    Raises:
+        UserError: a GPU is asked for and there is none.
+    """
+    if use_gpu and not torch.cuda.is_available():
+        raise UserError(
+            "option --use-gpu", got="no GPU", expected="a GPU that torch can use", remedy="leave the option out"
+        )
+    return torch.device("cuda" if use_gpu else "cpu")
+
+
+def check_alike(one: ShardIndex, other: ShardIndex) -> None:
+    """Return if the images of two data sets have the same size and colours.
+
+    Raises:
+        UserError: they do not.
+    """
+    if (one.resolution, one.channels) != (other.resolution, other.channels):
+        found = [f"{index.resolution}x{index.resolution} pixels, {index.channels} channels" for index in (one, other)]
+        raise UserError(
+            f"images of {one.url} and {other.url}",
+            got=" against ".join(found),
+            expected="images of one size and as many channels",
+            remedy="prepare the data again at the resolution of the samples",
+        )
+
+
+def _print(scores: Scores, network: FeatureNetwork, options: EvaluateOptions) -> None:
+    print(f"FID {scores.fid:.4f}")
+    subsets = f"std over subsets {scores.kid_std:.6f}" if options.num_images > KID_SUBSET_SIZE else "one subset: no std"
+    print(f"KID {scores.kid:.6f} ({subsets})")
+    if scores.inception_score is None:
+        print(f"inception score: left out, since {network.name} gives no logits")
+    else:
+        print(f"inception score {scores.inception_score:.4f} (std over splits {scores.inception_score_std:.4f})")
+    print(f"of {options.num_images} images of {options.samples} against as many of {options.data}, by {network.name}")
+
+
+def _report(
+    scores: Scores,
+    network: FeatureNetwork,
+    options: EvaluateOptions,
+    samples: ShardIndex,
+    data: ShardIndex,
+    origin: Origin | None,
+) -> dict[str, Any]:
+    # JSON has no NaN.
+    numbers = {
+        name: value if value is not None and math.isfinite(value) else None
+        for name, value in dataclasses.asdict(scores).items()
+    }
+    return {
+        **numbers,
+        "num_images": options.num_images,
+        "features": network.name,
+        "feature_network": network.identity,
+        "samples": {"url": samples.url, "fingerprint": samples.fingerprint, "num_images": samples.num_samples},
+        "data": {"url": data.url, "fingerprint": data.fingerprint, "num_images": data.num_samples},
+        "model": None if origin is None else dataclasses.asdict(origin),
+        "versions": {name: version(name) for name in ("torch", "torch-fidelity")},
+    }
+
+
+def _tracked_model(options: EvaluateOptions, origin: Origin | None) -> ScoredModel | None:
+    uri = options.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
+    if not uri:
+        return None
+    if origin is None or origin.name is None or origin.version is None:
+        print(f"not logged to MLflow: {options.samples} names no registered model as its origin", flush=True)
+        return None
+    from drl_dist.tracking.scores import find_scored_model
+
+    try:
+        return find_scored_model(uri, origin.name, origin.version, origin.ema_sha256)
+    except UserError as error:
+        _warn(error)
+        return None
+
+
+def _check_uri(uri: str | None) -> None:
+    """Refuse an option that no server can have; what the environment says may be meant for other programs."""
+    if uri is not None:
+        from drl_dist.tracking.client import server_uri
+
+        server_uri(uri)
+
+
+def _warn(error: UserError) -> None:
+    print(
+        f"warning: the scores are not logged to MLflow: {error} The same command logs them later, from kept features.",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+def _log(options: EvaluateOptions, model: ScoredModel, scores: Scores, report: dict[str, Any]) -> None:
+    from drl_dist.tracking.scores import link_scores
+
+    # One run for each comparison, whatever the number of starts.
+    compared = [report["samples"]["fingerprint"], report["data"]["fingerprint"], report["feature_network"]]
+    identity = hashlib.sha256(json.dumps([*compared, options.num_images]).encode()).hexdigest()[:12]
+    run_id = link_scores(
+        options.tracking_uri,
+        model,
+        run_name=f"scores-{model.name}-{identity}",
+        scores=scores.told(),
+        params={
+            "features": report["features"],
+            "feature_network": report["feature_network"],
+            "num_images": options.num_images,
+            "samples_fingerprint": compared[0],
+            "data_fingerprint": compared[1],
+        },
+        tags={"samples_url": options.samples, "data_url": options.data},
+    )
+    print(f"logged to MLflow as run {run_id}, linked to version {model.version} of {model.name}", flush=True)

@@ -1,0 +1,263 @@
+"""The likelihood job: check everything, adapt, make the units that are missing, then report, picture and tracking."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from drl_dist.build import build_ladder, build_levels
+from drl_dist.common.errors import UserError
+from drl_dist.common.progress import progress
+from drl_dist.data.index import ShardIndex, open_index
+from drl_dist.data.subset import check_count
+from drl_dist.jobs.common.actor_pool import WorkerPool
+from drl_dist.jobs.common.cluster import check_capacity, cluster
+from drl_dist.jobs.common.model import TrainedModel, load_model
+from drl_dist.jobs.common.prometheus import job_exported
+from drl_dist.jobs.common.step_sizes import SCHEDULE_NAME, read_schedule
+from drl_dist.jobs.likelihood.options import LikelihoodOptions
+from drl_dist.jobs.likelihood.output import (
+    FIGURE_NAME,
+    REPORT_NAME,
+    LikelihoodOutput,
+    as_json,
+    concatenated,
+    figure,
+    told,
+)
+from drl_dist.jobs.likelihood.task import (
+    LikelihoodMaker,
+    LikelihoodRequest,
+    StepSizeMaker,
+    Unit,
+    UnitResult,
+    num_adapted,
+)
+from drl_dist.likelihood.report import Report, report
+from drl_dist.mcmc.adaptation import StepSizeSchedule
+
+
+def likelihood_run(options: LikelihoodOptions) -> int:
+    """Estimate log Z and bits per dimension, or what an earlier start has left of it; the exit status.
+
+    Args:
+        options: checked; see `drl_dist.jobs.likelihood.options.check_options`.
+
+    Raises:
+        UserError: something that the user gave cannot be used.
+    """
+    model = load_model(options.model, options.tracking_uri)
+    num_levels = model.experiment.diffusion.num_levels
+    index = open_index(options.data)
+    index.check_model(resolution=model.experiment.model.resolution, channels=model.experiment.model.channels)
+    check_count(index, max(2, options.num_images or 2), what="images")
+    given = None
+    if options.schedule is not None:
+        given = read_schedule(options.schedule, model.ema_sha256, num_levels, "marginal")
+        _check_leapfrogs(options, given)
+    request = likelihood_request(options, model, index, given)
+    output = LikelihoodOutput(options.out, request, num_levels)
+    finished = output.finished_report()
+    # A report that was to be logged and is not was written while the server was away; its records are kept.
+    if finished is not None and (model.version is None or finished.get("mlflow_run", "") is not None):
+        output.clean_up()
+        print(f"{options.out} already holds this likelihood, in {REPORT_NAME}; nothing to do", flush=True)
+        return 0
+    units, schedule, results = request.units(), output.schedule(), output.finished()
+    missing = [number for number in range(len(units)) if number not in results]
+    if missing or schedule is None:
+        with cluster():
+            check_capacity(options.num_workers, cpus=options.cpus_per_worker, gpus=int(options.use_gpu))
+            output.begin()
+            with job_exported(options.out):
+                schedule = schedule or given or _adapt(options, model, request)
+                output.write_schedule(schedule)
+                _make(options, model, index, request, schedule, output, results, missing)
+    _finish(options, model, index, request, output, units, results)
+    return 0
+
+
+def likelihood_request(
+    options: LikelihoodOptions, model: TrainedModel, index: ShardIndex, given: StepSizeSchedule | None
+) -> LikelihoodRequest:
+    """All that determines the numbers."""
+    text = None if given is None else json.dumps(dataclasses.asdict(given), sort_keys=True)
+    return LikelihoodRequest(
+        preset=model.experiment.preset,
+        ema_sha256=model.ema_sha256,
+        config_sha256=model.config_sha256,
+        data_fingerprint=index.fingerprint,
+        num_images=options.num_images or index.num_samples,
+        num_chains=options.num_chains,
+        chain_lengths=options.chain_lengths,
+        seed=options.seed,
+        num_leapfrog_steps=options.num_leapfrog_steps,
+        batch_size=options.batch_size,
+        precision=options.precision,
+        device="cuda" if options.use_gpu else "cpu",
+        threads=options.cpus_per_worker,
+        adapt=options.adapt if given is None else None,
+        schedule_sha256=None if text is None else hashlib.sha256(text.encode()).hexdigest(),
+    )
+
+
+def _check_leapfrogs(options: LikelihoodOptions, schedule: StepSizeSchedule) -> None:
+    if schedule.num_leapfrog_steps != options.num_leapfrog_steps:
+        raise UserError(
+            f"step sizes below {options.schedule}",
+            got=f"those of {schedule.num_leapfrog_steps} leapfrog steps",
+            expected=f"those of {options.num_leapfrog_steps}",
+            remedy=f"use --num-leapfrog-steps {schedule.num_leapfrog_steps}, or leave out --schedule",
+        )
+
+
+def _adapt(options: LikelihoodOptions, model: TrainedModel, request: LikelihoodRequest) -> StepSizeSchedule:
+    """The step sizes, found by one worker."""
+    config, count = options.adapt, num_adapted(model.experiment)
+    print(
+        f"adapting the step sizes of {count} levels on {config.num_chains} chains x {config.num_steps} steps to "
+        f"acceptance rates in [{config.lowest_rate:g}, {config.highest_rate:g}]",
+        flush=True,
+    )
+    pool = WorkerPool(
+        1,
+        cpus=options.cpus_per_worker,
+        gpus=int(options.use_gpu),
+        new_maker=StepSizeMaker,
+        arguments=(model.experiment, model.ema, request),
+    )
+    with progress("adapting", count, 0, "levels") as advance:
+        [(_, schedule)] = pool.run([0], advance)
+    print(f"step sizes are in {options.out}/{SCHEDULE_NAME}; --schedule {options.out} uses them again", flush=True)
+    return schedule
+
+
+def _make(
+    options: LikelihoodOptions,
+    model: TrainedModel,
+    index: ShardIndex,
+    request: LikelihoodRequest,
+    schedule: StepSizeSchedule,
+    output: LikelihoodOutput,
+    results: dict[int, UnitResult],
+    missing: Sequence[int],
+) -> None:
+    units, num_levels = request.units(), model.experiment.diffusion.num_levels
+    items = [unit.num_items(num_levels) for unit in units]
+    print(
+        f"{'resuming' if results else 'estimating'} log Z and the likelihood of {request.num_images} images under "
+        f"{options.model} (step {model.step}) in {options.out}: {len(missing)} of {len(units)} units to make on "
+        f"{options.num_workers} workers",
+        flush=True,
+    )
+    pool = WorkerPool(
+        options.num_workers,
+        cpus=options.cpus_per_worker,
+        gpus=int(options.use_gpu),
+        new_maker=LikelihoodMaker,
+        arguments=(model.experiment, model.ema, request, schedule, index),
+    )
+    with progress("likelihood", sum(items), sum(items[number] for number in results), "chain steps") as advance:
+        for number, result in pool.run(missing, advance):
+            output.note(number, result)
+            results[number] = result
+
+
+def _finish(
+    options: LikelihoodOptions,
+    model: TrainedModel,
+    index: ShardIndex,
+    request: LikelihoodRequest,
+    output: LikelihoodOutput,
+    units: Sequence[Unit],
+    results: Mapping[int, UnitResult],
+) -> None:
+    groups: dict[tuple[str, int], list[UnitResult]] = {}
+    for number, unit in enumerate(units):
+        groups.setdefault((unit.kind, unit.num_bridges), []).append(results[number])
+    arrays = {key: concatenated(parts) for key, parts in groups.items()}
+    tensors = {
+        key: {name: torch.from_numpy(value.copy()) for name, value in part.items()} for key, part in arrays.items()
+    }
+    ladder = build_ladder(model.experiment.diffusion)
+    images = tensors["images", 0]
+    found = report(
+        images["at_data"],
+        images["at_x_0"],
+        {length: (tensors["down", length], tensors["up", length]) for length in request.chain_lengths},
+        build_levels(model.experiment, ladder),
+        ladder,
+        model.experiment.model.channels * model.experiment.model.resolution**2,
+    )
+    picture = figure(found)
+    output.write_weights(
+        {
+            (f"{kind}_{length}/{name}" if length else f"{kind}/{name}"): value
+            for (kind, length), part in arrays.items()
+            for name, value in part.items()
+        }
+    )
+    output.write_figure(picture)
+    origin = _origin(options, model, index, results)
+    for line in told(found, request.num_images):
+        print(line, flush=True)
+    is_unlogged = False
+    if model.version is not None:
+        try:
+            origin["mlflow_run"] = _log(options, model, request, output, found, picture)
+        except UserError as error:
+            origin["mlflow_run"], is_unlogged = None, True
+            print(
+                f"warning: the likelihood is not logged to MLflow: {error} The same command logs it later.",
+                file=sys.stderr,
+                flush=True,
+            )
+    output.finish({**origin, **as_json(found)}, keep_records=is_unlogged)
+    print(f"{REPORT_NAME}, {FIGURE_NAME} and the weights are in {options.out}", flush=True)
+
+
+def _origin(
+    options: LikelihoodOptions, model: TrainedModel, index: ShardIndex, results: Mapping[int, UnitResult]
+) -> dict[str, Any]:
+    version = model.version
+    return {
+        "model": f"models:/{version.name}/{version.version}" if version else options.model,
+        "step": model.step,
+        "data": {"url": index.url, "name": index.name, "split": index.split},
+        "data_scale": "x = (grey level + u - 128) / 127.5, u uniform in (0, 1)",
+        "devices": sorted({result.device for result in results.values()}),
+        "worker_seconds": round(sum(result.seconds for result in results.values()), 1),
+    }
+
+
+def _log(
+    options: LikelihoodOptions,
+    model: TrainedModel,
+    request: LikelihoodRequest,
+    output: LikelihoodOutput,
+    found: Report,
+    picture: bytes,
+) -> str:
+    """Log to the experiment of the model; the run's id."""
+    from drl_dist.tracking.likelihood import link_likelihood
+
+    assert model.version is not None
+    # One run for each request and place, whatever the number of starts.
+    identity = hashlib.sha256(f"{request.digest} {output.url}".encode()).hexdigest()[:12]
+    run_id = link_likelihood(
+        options.tracking_uri,
+        model.version,
+        run_name=f"likelihood-{model.version.name}-{identity}",
+        report=found,
+        params=dataclasses.asdict(request),
+        artifacts={FIGURE_NAME: picture, REPORT_NAME: (json.dumps(as_json(found), indent=2) + "\n").encode()},
+        tags={"data_url": options.data, "output_url": output.url},
+    )
+    print(f"logged to MLflow as run {run_id}, linked to version {model.version.version} of {model.version.name}")
+    return run_id

@@ -1,0 +1,270 @@
+"""The long-run job: step sizes, chains of every length, pictures and diagnostics (section 4.2, Figures 7, 8 and 10)."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from drl_dist.build import build_ladder, build_levels
+from drl_dist.common.errors import UserError
+from drl_dist.common.images import to_uint8
+from drl_dist.common.progress import progress
+from drl_dist.config.tree import EngineConfig
+from drl_dist.diffusion.noise import PhiloxNoise
+from drl_dist.diffusion.recovery import Levels
+from drl_dist.jobs.common.job_folder import RECORDS_FOLDER, JobFolder, digest_of
+from drl_dist.jobs.common.model import TrainedModel, averaged_network, load_model
+from drl_dist.jobs.common.step_sizes import SCHEDULE_NAME, read_schedule, write_schedule
+from drl_dist.jobs.long_run.diagnostics import Mixing, mixing
+from drl_dist.jobs.long_run.options import LongRunOptions
+from drl_dist.jobs.long_run.output import DIAGNOSTICS_NAME, LongRunOutput, table
+from drl_dist.jobs.long_run.progress import Batch, LongRunProgress, Watch, record_files
+from drl_dist.jobs.long_run.request import JOB, known_request, whole_request, written_files, written_shards
+from drl_dist.mcmc.adaptation import StepSizeSchedule, kernel_named
+from drl_dist.mcmc.record import ChainSummary, summarise_closed
+from drl_dist.sampling.long_run import LongRunSampler, Start, adapt_schedule, suitable_start
+from drl_dist.training.chain import GradientEngine
+
+SHOWN_LEVELS = 12
+"""Levels whose chains are traced for ESS and R-hat, and whose images are shown; evenly spaced."""
+_DTYPES = {"float64": torch.float64, "float32": torch.float32}
+_START_TEXT: dict[Start, str] = {
+    "normal_approximation": "a draw from the normal approximation",
+    "x_noisy": "x_noisy, as in training",
+}
+
+
+@dataclass(frozen=True)
+class _Setting:
+    """A model ready to run, and how."""
+
+    options: LongRunOptions
+    levels: Levels
+    start: Start
+    engine: GradientEngine
+    device: torch.device
+
+
+def long_run(options: LongRunOptions) -> int:
+    """Adapt step sizes or read them, run chains of every length, write what they made; the exit status.
+
+    Args:
+        options: checked; see `drl_dist.jobs.long_run.options.check_options`.
+
+    Raises:
+        UserError: something that the user gave cannot be used.
+    """
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    folder = JobFolder(
+        options.out,
+        JOB,
+        result=DIAGNOSTICS_NAME,
+        written=written_files(options),
+        below={RECORDS_FOLDER: record_files(), **written_shards(options)},
+    )
+    folder.check(known_request(options))
+    model = load_model(options.model, options.tracking_uri)
+    ladder = build_ladder(model.experiment.diffusion)
+    levels = build_levels(model.experiment, ladder)
+    schedule = None
+    if options.schedule is not None:
+        schedule = read_schedule(options.schedule, model.ema_sha256, levels.num_levels)
+        _check_leapfrogs(options, schedule)
+    start = suitable_start(ladder) if options.start == "auto" else options.start
+    request = whole_request(options, model, start, schedule)
+    device = torch.device("cuda" if options.use_gpu else "cpu")
+    kept = LongRunProgress(folder.records, digest_of(request), device)
+    if folder.is_complete(request):
+        kept.clean_up(options.chain_lengths, options.num_batches)
+        print(f"{options.out} already holds these chains, in {DIAGNOSTICS_NAME}; nothing to do", flush=True)
+        return 0
+    engine = _engine(model, options, device)
+    print(f"the chains of a level begin at {_START_TEXT[start]}", flush=True)
+    setting = _Setting(options, levels, start, engine, device)
+    folder.begin(request)
+    if schedule is None:
+        schedule = _kept_schedule(folder, model, levels) or _adapt(setting, model.ema_sha256, kept)
+    output = LongRunOutput(options.out, model.experiment, _origin(setting, model, schedule))
+    output.write_step_sizes(schedule, options.adapt)
+    runs = [_run(setting, schedule, length, output, kept) for length in options.chain_lengths]
+    output.write_comparison()
+    output.write_diagnostics(runs)
+    kept.clean_up(options.chain_lengths, options.num_batches)
+    print(f"images, pictures and diagnostics are below {options.out}", flush=True)
+    return 0
+
+
+def _kept_schedule(folder: JobFolder, model: TrainedModel, levels: Levels) -> StepSizeSchedule | None:
+    """The step sizes that an earlier start of this request left, None if it left none."""
+    if SCHEDULE_NAME not in folder.files.sizes():
+        return None
+    print(f"step sizes are those that an earlier start left in {folder.url}/{SCHEDULE_NAME}", flush=True)
+    return read_schedule(folder.url, model.ema_sha256, levels.num_levels)
+
+
+def _check_leapfrogs(options: LongRunOptions, schedule: StepSizeSchedule) -> None:
+    if options.kernel == "hmc" and schedule.num_leapfrog_steps != options.num_leapfrog_steps:
+        raise UserError(
+            f"step sizes below {options.schedule}",
+            got=f"those of {schedule.num_leapfrog_steps} leapfrog steps",
+            expected=f"those of {options.num_leapfrog_steps}",
+            remedy=f"use --num-leapfrog-steps {schedule.num_leapfrog_steps}, or leave out --schedule",
+        )
+
+
+def _engine(model: TrainedModel, options: LongRunOptions, device: torch.device) -> GradientEngine:
+    if options.use_gpu and not torch.cuda.is_available():
+        raise UserError("option --use-gpu", got="no GPU", expected="a GPU", remedy="leave out the option")
+    # Convolutions that add up in no fixed order would give other bytes at each try.
+    torch.backends.cudnn.deterministic = True
+    network = averaged_network(model.experiment, model.ema, device)
+    network.to(dtype=_DTYPES[options.precision])
+    # The captured graph holds images in float32.
+    config = EngineConfig(cuda_graph=options.precision == "float32")
+    return GradientEngine(network, config, is_frozen=True)
+
+
+def _adapt(setting: _Setting, ema_sha256: str, kept: LongRunProgress) -> StepSizeSchedule:
+    """The schedule, found, or found to its end, and kept."""
+    options, levels, config = setting.options, setting.levels, setting.options.adapt
+    print(
+        f"adapting the step sizes of {levels.num_levels} levels on {config.num_chains} chains x {config.num_steps} "
+        f"steps to acceptance rates in [{config.lowest_rate:g}, {config.highest_rate:g}]",
+        flush=True,
+    )
+    adapted = kept.adapted()
+    done = 0 if adapted is None else len(adapted.found)
+    if done:
+        print(f"resumes at the step size of level {levels.num_levels - done - 1}", flush=True)
+    with progress("adapting", levels.num_levels, done, "levels") as advance:
+        schedule = adapt_schedule(
+            levels,
+            setting.engine.raw_at,
+            setting.engine.network.image_shape,
+            seed=options.seed,
+            config=config,
+            num_leapfrog_steps=options.num_leapfrog_steps,
+            start=setting.start,
+            batch_size=options.batch_size,
+            device=setting.device,
+            dtype=_DTYPES[options.precision],
+            observe=lambda t, step_size, rate: advance(1, f"level {t}: step size {step_size:.3g}, rate {rate:.2f}"),
+            keep=kept.keep_adapted,
+            adapted=adapted,
+        )
+    write_schedule(options.out, schedule, ema_sha256)
+    print(f"wrote {options.out}/{SCHEDULE_NAME}; --schedule {options.out} uses these step sizes again", flush=True)
+    return schedule
+
+
+def _run(
+    setting: _Setting, schedule: StepSizeSchedule, length: int, output: LongRunOutput, kept: LongRunProgress
+) -> dict[str, Any]:
+    """All chains of one length, or those that earlier starts have left to do; what they say about themselves."""
+    options, levels, engine = setting.options, setting.levels, setting.engine
+    began = time.monotonic()
+    kernel_at = kernel_named(
+        options.kernel, num_leapfrog_steps=options.num_leapfrog_steps, max_tree_depth=options.max_tree_depth
+    )
+    sampler = LongRunSampler(levels, schedule.step_size, kernel_at, length, setting.start, _DTYPES[options.precision])
+    num_levels, noise = levels.num_levels, PhiloxNoise(options.seed)
+    shown = frozenset(np.linspace(0, num_levels - 1, min(num_levels, SHOWN_LEVELS)).round().astype(int).tolist())
+    parts = torch.arange(options.num_images, device=setting.device).split(options.batch_size)
+    batches = [kept.finished(length, number) for number in range(len(parts))]
+    missing = [number for number, batch in enumerate(batches) if batch is None]
+    middle = kept.interrupted()
+    if middle is not None and (middle.length != length or middle.number not in missing):
+        middle = None
+    what = f"{length} steps per level"
+    done = sum(len(parts[number]) for number in range(len(parts)) if number not in missing) * length * num_levels
+    if middle is not None:
+        t, next_step = middle.position.t, middle.position.next_step
+        done += len(parts[middle.number]) * ((num_levels - 1 - t) * length + next_step)
+        first = int(parts[middle.number][0])
+        print(f"resumes at {what}, images from {first} on, level {t}, step {next_step}", flush=True)
+    elif done:
+        print(f"resumes at {what}, with {len(parts) - len(missing)} of {len(parts)} batches done", flush=True)
+    with progress(what, length * num_levels * options.num_images, done, "image steps") as advance:
+        for number in missing:
+            ids = parts[number]
+            left = middle if middle is not None and middle.number == number else None
+            # One batch tells enough about mixing.
+            watch = Watch(kept, length, number, shown if number == 0 else frozenset(), advance, left)
+            batch, x = watch.batch, None
+            for t, x_t in sampler.descend(
+                engine.raw_at,
+                noise,
+                ids,
+                engine.network.image_shape,
+                observe=watch,
+                position=None if left is None else left.position,
+            ):
+                if t in shown and number == 0:
+                    batch.stages.append(to_uint8(x_t).cpu())
+                watch.end_level(t, x_t)
+                x = x_t
+            assert x is not None
+            if not bool(x.isfinite().all()):
+                raise UserError(
+                    f"images {int(ids[0])} to {int(ids[-1])} at {what}",
+                    got="values that are not finite",
+                    expected="finite pixels",
+                    remedy="use --start x_noisy, or an earlier checkpoint",
+                )
+            batch.images = to_uint8(x).cpu()
+            kept.finish(length, number, batch)
+            batches[number] = batch
+    whole = [batch for batch in batches if batch is not None]
+    images = torch.cat([batch.images for batch in whole if batch.images is not None])
+    output.write_run(length, images, torch.stack(whole[0].stages))
+    rows = _rows(levels, whole, shown)
+    seconds = time.monotonic() - began
+    print(f"{what}, {length * num_levels} in all: {options.num_images} images in {seconds:.0f} s", flush=True)
+    print(table(rows), flush=True)
+    return {"steps_per_level": length, "steps": length * num_levels, "levels": rows}
+
+
+def _rows(levels: Levels, batches: Sequence[Batch], shown: frozenset[int]) -> list[dict[str, Any]]:
+    """Per level that made steps of the kernel: what is known of them, from level 0 on."""
+    rows: list[dict[str, Any]] = []
+    for t in sorted(batches[0].sums):
+        # Where batches come from does not matter: records of earlier starts are on the CPU.
+        summary: ChainSummary = summarise_closed([batch.sums[t].cpu() for batch in batches])
+        is_marginal = float(levels.recovery_precision[t]) == 0
+        trace, found = batches[0].traces.get(t), None
+        if trace is not None:
+            found: Mixing | None = mixing(trace.cpu().numpy(), is_one_law=is_marginal)
+        rows.append(
+            {
+                "level": t,
+                "is_shown": t in shown,
+                "is_marginal": is_marginal,
+                **dataclasses.asdict(summary),
+                "mixing": None if found is None else dataclasses.asdict(found),
+            }
+        )
+    return rows
+
+
+def _origin(setting: _Setting, model: TrainedModel, schedule: StepSizeSchedule) -> dict[str, Any]:
+    options = setting.options
+    return {
+        "model": options.model,
+        "step": model.step,
+        "ema_sha256": model.ema_sha256,
+        "kernel": options.kernel,
+        "start": setting.start,
+        "precision": options.precision,
+        "num_leapfrog_steps": options.num_leapfrog_steps if options.kernel == "hmc" else None,
+        "max_tree_depth": options.max_tree_depth if options.kernel == "nuts" else None,
+        "num_images": options.num_images,
+        "seed": options.seed,
+        "schedule": dataclasses.asdict(schedule),
+    }

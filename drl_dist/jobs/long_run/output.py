@@ -1,0 +1,164 @@
+"""The folder that a long-run job fills: images of every chain length, pictures, step sizes and diagnostics."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from drl_dist.common.images import beside, grid
+from drl_dist.common.places import joined
+from drl_dist.config.tree import Experiment
+from drl_dist.data.filesystem import Folder
+from drl_dist.data.index import ShardIndex, write_index
+from drl_dist.data.shards import Sample, ShardRow, encode_png, pack_shard, shard_name
+from drl_dist.mcmc.adaptation import AdaptationConfig, StepSizeSchedule
+
+DIAGNOSTICS_NAME = "diagnostics.json"
+FIGURE_NAME = "step_sizes.png"
+COMPARISON_NAME = "samples.png"
+SHEET_IMAGES = 64
+STAGE_IMAGES = 8
+_SHARD_IMAGES = 256
+_SHOWN_PIXELS = 32
+SPLIT = "generated"
+
+# Title, width, and how a level's row fills the column.
+_COLUMNS: tuple[tuple[str, int, str], ...] = (
+    ("level", 5, "{level}"),
+    ("acceptance", 10, "{acceptance_rate:.3f}"),
+    ("displacement", 12, "{displacement:.4g}"),
+    ("energy error", 12, "{energy_error_rms:.3g}"),
+    ("divergences", 11, "{num_divergences}"),
+    ("leapfrogs", 9, "{leapfrogs_per_step:.1f}"),
+    ("ESS/step", 8, "{ess_per_step:.2f}"),
+    ("ESS min", 8, "{ess_min:.1f}"),
+    ("R-hat max", 9, "{r_hat_max:.3f}"),
+)
+
+
+class LongRunOutput:
+    """An output folder.
+
+    Args:
+        url: the folder.
+        experiment: of the model.
+        origin: what determines the images, the chain length apart.
+    """
+
+    def __init__(self, url: str, experiment: Experiment, origin: Mapping[str, Any]) -> None:
+        self.url, self._experiment, self._origin = url.rstrip("/") or "/", experiment, origin
+        self._folder = Folder(self.url)
+        self._enlarge = max(1, _SHOWN_PIXELS // experiment.model.resolution)
+        self._sheets: list[NDArray[np.uint8]] = []
+
+    def write_step_sizes(self, schedule: StepSizeSchedule, config: AdaptationConfig) -> None:
+        """Draw step size and acceptance rate over the levels (Figure 7, left and centre)."""
+        self._folder.write(FIGURE_NAME, figure(schedule, config))
+
+    def write_run(self, length: int, images: Tensor, stages: Tensor) -> None:
+        """Write the images of one chain length as image shards, a sheet of the first, and their way down the ladder.
+
+        Args:
+            length: steps per level.
+            images: uint8 (B, C, H, W).
+            stages: uint8 (stages, b, C, H, W) of the first batch, the noisiest first.
+        """
+        sheet = grid(images[:SHEET_IMAGES], enlarge=self._enlarge)
+        self._sheets.append(sheet)
+        self._folder.write(f"samples_{length}.png", _png(sheet))
+        shown = stages[:, :STAGE_IMAGES].transpose(0, 1).flatten(0, 1)
+        self._folder.write(f"stages_{length}.png", _png(grid(shown, len(stages), enlarge=self._enlarge)))
+        self._write_shards(length, images)
+
+    def write_comparison(self) -> None:
+        """Write the sheets of all chain lengths side by side, in the order they were run (Figures 8 and 10)."""
+        sheet = self._sheets[0]
+        for other in self._sheets[1:]:
+            sheet = beside(sheet, other)
+        self._folder.write(COMPARISON_NAME, _png(sheet))
+
+    def write_diagnostics(self, runs: Sequence[Mapping[str, Any]]) -> None:
+        """Write what the chains say about themselves as JSON; numbers that are not finite become null."""
+        content = finite({**self._origin, "runs": list(runs)})
+        self._folder.write(DIAGNOSTICS_NAME, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
+
+    def _write_shards(self, length: int, images: Tensor) -> None:
+        """A folder in the project's own data format, for whatever scores images."""
+        model, url = self._experiment.model, joined(self.url, shards_folder(length))
+        rows: list[ShardRow] = []
+        for unit, part in enumerate(images.split(_SHARD_IMAGES)):
+            first = unit * _SHARD_IMAGES
+            samples = (Sample(first + i, encode_png(pixels)) for i, pixels in enumerate(part.numpy()))
+            data, row = pack_shard(shard_name(self._experiment.preset, SPLIT, unit), samples)
+            Folder(url).write(row.name, data)
+            rows.append(row)
+        write_index(
+            ShardIndex(
+                url=url,
+                name=self._experiment.preset,
+                split=SPLIT,
+                resolution=model.resolution,
+                channels=model.channels,
+                shards=tuple(rows),
+                made_by={**self._origin, "steps_per_level": length},
+            )
+        )
+
+
+def shards_folder(length: int) -> str:
+    """Name of the folder of the images of one chain length."""
+    return f"steps_{length}"
+
+
+def figure(schedule: StepSizeSchedule, config: AdaptationConfig) -> bytes:
+    """Step size, on a logarithmic axis, and acceptance rate over the noise level, as a PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    drawing = Figure(figsize=(9, 3.4), layout="constrained")
+    FigureCanvasAgg(drawing)
+    left, right = drawing.subplots(1, 2)
+    marker = "o" if schedule.num_levels <= 50 else ""
+    left.semilogy(schedule.step_size, marker=marker)
+    left.set(xlabel="noise level t", ylabel="step size")
+    right.plot(schedule.acceptance_rate, marker=marker)
+    right.axhspan(config.lowest_rate, config.highest_rate, alpha=0.15)
+    right.set(xlabel="noise level t", ylabel="acceptance rate", ylim=(0, 1))
+    buffer = io.BytesIO()
+    drawing.savefig(buffer, format="png", dpi=120, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def table(rows: Iterable[Mapping[str, Any]]) -> str:
+    """The shown levels as lines of text; what is not known is a dash."""
+    lines = ["  ".join(f"{title:>{width}}" for title, width, _ in _COLUMNS)]
+    for row in rows:
+        if row["is_shown"]:
+            values = {**row, **(row["mixing"] or {})}
+            lines.append("  ".join(f"{_cell(form, values):>{width}}" for _, width, form in _COLUMNS))
+    return "\n".join(lines)
+
+
+def finite(value: Any) -> Any:
+    """The same dictionaries and lists with None for numbers that JSON does not have."""
+    if isinstance(value, Mapping):
+        return {name: finite(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _cell(form: str, values: Mapping[str, Any]) -> str:
+    name = form[1:].partition(":")[0].partition("}")[0]
+    return "-" if values.get(name) is None else form.format(**{name: values[name]})
+
+
+def _png(sheet: NDArray[np.uint8]) -> bytes:
+    return encode_png(sheet.transpose(2, 0, 1))

@@ -1,0 +1,195 @@
+"""The sampling job: check everything, make the units that are missing, then manifest, pictures and index."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import sys
+import time
+from contextlib import closing
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from drl_dist.common.errors import UserError
+from drl_dist.common.progress import progress
+from drl_dist.data.filesystem import Folder
+from drl_dist.data.index import ShardIndex, open_index
+from drl_dist.data.manifest import MANIFEST_NAME
+from drl_dist.jobs.common.actor_pool import WorkerPool
+from drl_dist.jobs.common.cluster import check_capacity, cluster
+from drl_dist.jobs.common.model import TrainedModel, load_model
+from drl_dist.jobs.common.prometheus import job_exported
+from drl_dist.jobs.sample.options import SampleOptions
+from drl_dist.jobs.sample.output import DEVICES_BETWEEN, GRID_NAME, SampleOutput
+from drl_dist.jobs.sample.task import PROGRESSION_NAME, SampleRequest, UnitMaker, UnitRecord
+
+
+def sample_run(options: SampleOptions) -> int:
+    """Generate images, or those that an earlier start has left to do; the exit status.
+
+    Args:
+        options: checked; see `drl_dist.jobs.sample.options.check_options`.
+
+    Raises:
+        UserError: something that the user gave cannot be used.
+    """
+    model = load_model(options.model, options.tracking_uri)
+    experiment, request = model.experiment, sample_request(options, model)
+    output = SampleOutput(options.out, experiment, request)
+    if output.is_complete():
+        output.clean_up()
+        _link_late(options, model, request, output)
+        print(f"{options.out} already holds these {request.num_images} images; nothing to do", flush=True)
+        return 0
+    real = None
+    if options.real:
+        real = open_index(options.real)
+        real.check_model(resolution=experiment.model.resolution, channels=experiment.model.channels)
+    records = output.finished()
+    missing = [unit for unit in range(request.num_units) if unit not in records]
+    if missing:
+        _make(options, model, request, output, records, missing)
+    output.check_shards(records)
+    output.exchange(records)
+    _finish(options, model, request, output, records, real)
+    return 0
+
+
+def sample_request(options: SampleOptions, model: TrainedModel) -> SampleRequest:
+    """All that determines the images."""
+    scale = options.noise_scale
+    return SampleRequest(
+        preset=model.experiment.preset,
+        ema_sha256=model.ema_sha256,
+        config_sha256=model.config_sha256,
+        num_images=options.num_images,
+        seed=options.seed,
+        noise_scale=model.experiment.mcmc.sampling_noise_scale if scale is None else scale,
+        shard_size=options.shard_size,
+        batch_size=options.batch_size,
+        device="cuda" if options.use_gpu else "cpu",
+        threads=options.cpus_per_worker,
+        precision=options.precision,
+    )
+
+
+def _make(
+    options: SampleOptions,
+    model: TrainedModel,
+    request: SampleRequest,
+    output: SampleOutput,
+    records: dict[int, UnitRecord],
+    missing: list[int],
+) -> None:
+    done = sum(len(request.images_of(unit)) for unit in records)
+    with cluster():
+        check_capacity(options.num_workers, cpus=options.cpus_per_worker, gpus=int(options.use_gpu))
+        output.begin(records)
+        print(
+            f"{'resuming' if records else 'sampling'} {request.num_images} images of {options.model} (step "
+            f"{model.step}) to {options.out}: {len(missing)} of {request.num_units} shards to make on "
+            f"{options.num_workers} workers",
+            flush=True,
+        )
+        pool = WorkerPool(
+            options.num_workers,
+            cpus=options.cpus_per_worker,
+            gpus=int(options.use_gpu),
+            new_maker=UnitMaker,
+            arguments=(model.experiment, model.ema, request, options.out, output.aside, output.replaced),
+        )
+        began, before = time.monotonic(), done
+        with (
+            job_exported(options.out) as exporter,
+            closing(pool),
+            progress("sampling", request.num_images, done, "images") as advance,
+        ):
+            for unit, record in pool.run(missing, advance):
+                output.note(unit, record)
+                records[unit] = record
+                done += len(request.images_of(unit))
+                rate = (done - before) / (time.monotonic() - began)
+                exporter.set(sampled_images=done, sampling_images_per_second=rate)
+
+
+def _finish(
+    options: SampleOptions,
+    model: TrainedModel,
+    request: SampleRequest,
+    output: SampleOutput,
+    records: dict[int, UnitRecord],
+    real: ShardIndex | None,
+) -> None:
+    version = model.version
+    origin = {
+        "model": f"models:/{version.name}/{version.version}" if version else options.model,
+        "model_name": version.name if version else None,
+        "model_version": version.version if version else None,
+        "step": model.step,
+        "devices": sorted({name for record in records.values() for name in record.device.split(DEVICES_BETWEEN)}),
+    }
+    output.write_manifest(records, origin)
+    index = output.index(records)
+    sheet = output.write_grid(index, real)
+    _link(options, model, request, output, index, sheet)
+    output.finish(index)
+    print(
+        f"{index.num_samples} images in {len(index.shards)} shards below {output.url}, with {MANIFEST_NAME}, "
+        f"{GRID_NAME} and {PROGRESSION_NAME}",
+        flush=True,
+    )
+
+
+def _run_name(model: TrainedModel, request: SampleRequest, output: SampleOutput) -> str:
+    """One run for each request and place, whatever the number of starts."""
+    assert model.version is not None
+    identity = hashlib.sha256(f"{request.digest} {output.url}".encode()).hexdigest()[:12]
+    return f"samples-{model.version.name}-{identity}"
+
+
+def _link(
+    options: SampleOptions,
+    model: TrainedModel,
+    request: SampleRequest,
+    output: SampleOutput,
+    index: ShardIndex,
+    sheet: NDArray[np.uint8],
+) -> None:
+    """Log the images of a registered model; a server that went away keeps them from nobody."""
+    version = model.version
+    if version is None:
+        return
+    from drl_dist.tracking.samples import link_samples
+
+    try:
+        run_id = link_samples(
+            options.tracking_uri,
+            version,
+            run_name=_run_name(model, request, output),
+            params=vars(request) | {"fingerprint": index.fingerprint},
+            grid=sheet,
+            output_url=output.url,
+        )
+    except UserError as error:
+        print(
+            f"warning: the images are not logged to MLflow: {error} The same command logs them later.",
+            file=sys.stderr,
+            flush=True,
+        )
+        return
+    print(f"logged to MLflow as run {run_id}, linked to version {version.version} of {version.name}", flush=True)
+
+
+def _link_late(options: SampleOptions, model: TrainedModel, request: SampleRequest, output: SampleOutput) -> None:
+    """Log the images of a complete folder, if the server was away when they were made."""
+    if model.version is None:
+        return
+    from drl_dist.tracking.samples import is_linked
+
+    if is_linked(options.tracking_uri, model.version, _run_name(model, request, output)):
+        return
+    with Image.open(io.BytesIO(Folder(output.url).read(GRID_NAME))) as picture:
+        sheet = np.asarray(picture.convert("RGB"))
+    _link(options, model, request, output, open_index(output.url), sheet)

@@ -1,0 +1,326 @@
+"""The folder that a sampling job fills: shards, records of finished units, manifest, grid, index."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import json
+import re
+import tarfile
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from drl_dist.common.errors import UserError
+from drl_dist.common.images import beside, enlargement, grid
+from drl_dist.config.tree import Experiment
+from drl_dist.data.decode import read_images
+from drl_dist.data.filesystem import Folder, check_reachable
+from drl_dist.data.index import INDEX_NAME, METADATA_KEY, ShardIndex, open_index, write_index
+from drl_dist.data.manifest import MANIFEST_FORMAT, MANIFEST_NAME, MANIFEST_VERSION, read_manifest
+from drl_dist.data.shards import Sample, ShardRow, pack_shard, shard_name
+from drl_dist.jobs.common.job_folder import (
+    RECORDS_FOLDER,
+    REQUEST_NAME,
+    Records,
+    read_json,
+    refuse_other,
+    refuse_without_request,
+)
+from drl_dist.jobs.sample.task import (
+    PROGRESSION_NAME,
+    SPLIT,
+    TAR_HEADER_BYTES,
+    SampleRequest,
+    UnitRecord,
+    sheet_png,
+)
+
+GRID_NAME = "grid.png"
+GRID_IMAGES = 64
+DEVICES_BETWEEN = "; "
+"""Between the names of devices in the record of a unit that is known from a manifest alone."""
+
+
+class SampleOutput:
+    """An output folder and the request that it is for.
+
+    A folder with fewer images of the same request is extended. Its index counts until all new shards are there. Only
+    then is it removed, the last shard, if it was not full, exchanged for the one that was made aside, and the new index
+    written: readers see the old images, no index, or the new images.
+
+    Args:
+        url: the folder.
+        experiment: of the model.
+        request: the images.
+    """
+
+    def __init__(self, url: str, experiment: Experiment, request: SampleRequest) -> None:
+        self.url, self._experiment, self._request = url.rstrip("/") or "/", experiment, request
+        self._folder, self._records = Folder(self.url), Records(self.url)
+        self._complete: ShardIndex | None = None
+
+    @property
+    def aside(self) -> str:
+        """URL of the folder for shards that take the place of others."""
+        return self._records.folder.url
+
+    @property
+    def replaced(self) -> list[int]:
+        """The unit, if any, whose shard is there with fewer images, and counts until the others are made."""
+        if self._complete is None or self._complete.num_samples % self._request.shard_size == 0:
+            return []
+        return [self._complete.num_samples // self._request.shard_size]
+
+    def is_complete(self) -> bool:
+        """Whether the index, which is written last, is there and has all images of the request.
+
+        Raises:
+            UserError: the storage does not answer, or the folder holds something else, or more images.
+        """
+        check_reachable(self.url)
+        names = self._folder.sizes()
+        if INDEX_NAME in names:
+            index = open_index(self.url)
+            self._refuse_other(dict(index.made_by), "holds")
+            if index.num_samples == self._request.num_images:
+                return True
+            self._complete = index
+        if REQUEST_NAME not in self._records.folder.sizes():
+            shards = rf"{re.escape(self._request.preset)}-{SPLIT}-\d+\.tar"
+            own = (re.escape(name) for name in (GRID_NAME, PROGRESSION_NAME, MANIFEST_NAME))
+            records = [r"\d{5,}\.json", shards, re.escape(PROGRESSION_NAME)]
+            # In a complete folder all but the records is this job's.
+            there = names if self._complete is None else ()
+            refuse_without_request(self.url, there, [*own, shards], below={RECORDS_FOLDER: records})
+        return False
+
+    def finished(self) -> dict[int, UnitRecord]:
+        """The records of the units that earlier starts finished, by number.
+
+        Raises:
+            UserError: the storage does not answer, or the folder holds the beginnings of other images.
+        """
+        records = self._earlier()
+        begun = read_json(self._records.folder, REQUEST_NAME)
+        if begun is None:
+            return records
+        self._refuse_other(begun, "was begun for")
+        sizes_there = self._records.folder.sizes()
+        units = [unit for unit in range(self._request.num_units) if f"{unit:05d}.json" in sizes_there]
+        texts = self._records.read(f"{unit:05d}.json" for unit in units)
+        for unit, text in zip(units, texts, strict=True):
+            record = UnitRecord.from_json(text, self._request, begun["num_images"])
+            # The last unit of fewer images is another one.
+            if record is not None and record.row.num_samples == len(self._request.images_of(unit)):
+                records.setdefault(unit, record)
+        places = [self._folder.sizes(), sizes_there]
+        return {
+            unit: record
+            for unit, record in sorted(records.items())
+            if any(sizes.get(record.row.name) == record.row.size for sizes in places)
+        }
+
+    def begin(self, records: Mapping[int, UnitRecord]) -> None:
+        """Note what the folder is for, and the finished units; this also shows that it can be written.
+
+        Raises:
+            UserError: it cannot.
+        """
+        # The request first: records without one are somebody else's.
+        self._records.write({REQUEST_NAME: json.dumps(dataclasses.asdict(self._request)).encode()})
+        self._records.write({f"{unit:05d}.json": record.to_json(self._request) for unit, record in records.items()})
+
+    def note(self, unit: int, record: UnitRecord) -> None:
+        """Keep the record of a finished unit, so that a later start skips it."""
+        self._records.write({f"{unit:05d}.json": record.to_json(self._request)})
+
+    def check_shards(self, records: Mapping[int, UnitRecord]) -> None:
+        """Return if every shard can be seen from here.
+
+        Raises:
+            UserError: some cannot, as when workers on other machines write to disks of their own.
+        """
+        places = {False: self._folder, True: self._records.folder}
+        found = {is_aside: folder.sizes() for is_aside, folder in places.items()}
+        for unit, record in records.items():
+            name, is_aside = record.row.name, unit in self.replaced
+            size = found[is_aside].get(name)
+            if size != record.row.size and found[True].get(name) != record.row.size:
+                raise UserError(
+                    f"shard {places[is_aside].url_of(name)}",
+                    got="no such file" if size is None else f"{size} bytes",
+                    expected=f"{record.row.size} bytes as its worker wrote",
+                    remedy="use an --out that all machines of the cluster share",
+                )
+
+    def exchange(self, records: dict[int, UnitRecord]) -> None:
+        """Take the index of fewer images away, and put shards that were made aside where they belong.
+
+        Args:
+            records: of all units, which are noted; images that were there keep their bytes, and their record.
+        """
+        for unit in self.replaced:
+            records[unit] = self._with_earlier_images(unit, records[unit])
+            self.note(unit, records[unit])
+        self._folder.remove(INDEX_NAME)
+        aside = self._records.folder.sizes()
+        for record in records.values():
+            if record.row.name in aside:
+                data = self._records.folder.read(record.row.name)
+                if hashlib.sha256(data).hexdigest() == record.row.sha256:
+                    self._folder.write(record.row.name, data)
+        if PROGRESSION_NAME in aside:
+            self._folder.write(PROGRESSION_NAME, self._records.folder.read(PROGRESSION_NAME))
+
+    def _with_earlier_images(self, unit: int, record: UnitRecord) -> UnitRecord:
+        """A unit's shard with the images that were there, should other batches have rounded some of them otherwise."""
+        assert self._complete is not None
+        row = self._complete.shards[unit]
+        earlier = self._folder.read(row.name)
+        made = self._records.folder.read(record.row.name)
+        first = self._request.images_of(unit)[0]
+        # Images that are damaged are no loss: they are made again.
+        is_whole = hashlib.sha256(earlier).hexdigest() == row.sha256
+        pngs = [_png_in(made, record.row, place) for place in range(record.row.num_samples)]
+        before = [_png_in(earlier, row, place) for place in range(row.num_samples if is_whole else 0)]
+        if pngs[: len(before)] == before:
+            return record
+        pngs = before + pngs[len(before) :]
+        data, new_row = pack_shard(row.name, (Sample(first + place, png) for place, png in enumerate(pngs)))
+        self._records.write({row.name: data})
+        checksums = tuple(hashlib.sha256(png).hexdigest() for png in pngs)
+        return dataclasses.replace(record, row=new_row, png_sizes=tuple(map(len, pngs)), png_sha256=checksums)
+
+    def _earlier(self) -> dict[int, UnitRecord]:
+        """The records of the full units of a complete folder of fewer images, from its index and manifest."""
+        if self._complete is None:
+            return {}
+        table, facts = read_manifest(self.url)
+        device = DEVICES_BETWEEN.join(facts.get("devices", []))
+        sizes, checksums = table.column("size").to_pylist(), table.column("sha256").to_pylist()
+        if table.column("image_id").to_pylist() != list(range(self._complete.num_samples)):
+            raise UserError(
+                f"manifest {self._folder.url_of(MANIFEST_NAME)}",
+                got=f"{len(table)} images",
+                expected=f"images 0 to {self._complete.num_samples - 1}, as the index beside it has",
+                remedy="copy the manifest again, or choose another --out",
+            )
+        records: dict[int, UnitRecord] = {}
+        for unit, row in enumerate(self._complete.shards):
+            images = self._request.images_of(unit)
+            if row.num_samples == len(images):
+                here = slice(images[0], images[-1] + 1)
+                records[unit] = UnitRecord(row, tuple(sizes[here]), tuple(checksums[here]), device, 0.0)
+        return records
+
+    def index(self, records: Mapping[int, UnitRecord]) -> ShardIndex:
+        """The index of all shards, not yet written."""
+        model = self._experiment.model
+        return ShardIndex(
+            url=self.url,
+            name=self._experiment.preset,
+            split=SPLIT,
+            resolution=model.resolution,
+            channels=model.channels,
+            shards=tuple(records[unit].row for unit in sorted(records)),
+            made_by=dataclasses.asdict(self._request),
+        )
+
+    def write_manifest(self, records: Mapping[int, UnitRecord], origin: Mapping[str, Any]) -> None:
+        """Write a row for each image: image_id, shard, member, offset and size of its PNG in the shard, sha256.
+
+        Args:
+            origin: what to say about the model, kept with the request in the schema's metadata as JSON.
+        """
+        metadata = {
+            "format": MANIFEST_FORMAT,
+            "version": MANIFEST_VERSION,
+            **dataclasses.asdict(self._request),
+            **origin,
+        }
+        schema = pa.schema(
+            [
+                ("image_id", pa.int64()),
+                ("shard", pa.string()),
+                ("member", pa.string()),
+                ("offset", pa.int64()),
+                ("size", pa.int64()),
+                ("sha256", pa.string()),
+            ],
+            metadata={METADATA_KEY: json.dumps(metadata, sort_keys=True).encode()},
+        )
+        buffer = io.BytesIO()
+        with pq.ParquetWriter(buffer, schema, compression="zstd") as writer:
+            for unit, record in sorted(records.items()):
+                images = self._request.images_of(unit)
+                columns = {
+                    "image_id": list(images),
+                    "shard": [record.row.name] * len(images),
+                    "member": [f"{image:09d}.png" for image in images],
+                    "offset": record.row.offsets + TAR_HEADER_BYTES,
+                    "size": list(record.png_sizes),
+                    "sha256": list(record.png_sha256),
+                }
+                writer.write_table(pa.table(columns, schema=schema))
+        self._folder.write(MANIFEST_NAME, buffer.getvalue())
+
+    def write_grid(self, index: ShardIndex, real: ShardIndex | None) -> NDArray[np.uint8]:
+        """Write a picture of the first generated images, with the first real ones to their right; uint8 (H, W, 3)."""
+        enlarge = enlargement(index.resolution)
+        sheet = grid(read_images(index, GRID_IMAGES), enlarge=enlarge)
+        if real is not None:
+            shown = min(GRID_IMAGES, index.num_samples)
+            sheet = beside(sheet, grid(read_images(real, shown), enlarge=enlarge))
+        self._folder.write(GRID_NAME, sheet_png(sheet))
+        return sheet
+
+    def finish(self, index: ShardIndex) -> None:
+        """Write the index, which completes the folder, and remove the records."""
+        write_index(index)
+        self.clean_up()
+
+    def clean_up(self) -> None:
+        """Remove the records of this request, and what a killed writer of its files left; nothing else."""
+        units = range(self._request.num_units)
+        shards = [shard_name(self._request.preset, SPLIT, unit) for unit in units]
+        self._folder.remove_parts([*shards, PROGRESSION_NAME, GRID_NAME, MANIFEST_NAME, INDEX_NAME])
+        # Records of an extension that waits for its own command stay.
+        if not self._records.are_of(dataclasses.asdict(self._request)):
+            # Or a clean-up that was killed has left an empty folder.
+            self._records.folder.remove_if_empty()
+            return
+        # The request goes last: without it, nobody knows whose the others are.
+        self._records.remove([*(f"{unit:05d}.json" for unit in units), *shards, PROGRESSION_NAME, REQUEST_NAME])
+
+    def _refuse_other(self, found: dict[str, Any], what: str) -> None:
+        held = found.get("num_images")
+        if isinstance(held, int) and held > self._request.num_images:
+            # Of the same images there are more: nothing else may differ.
+            self._refuse_difference(found | {"num_images": self._request.num_images})
+            raise UserError(
+                f"output {self.url}",
+                got=f"a folder that {what} {held} of these images",
+                expected=f"at most {self._request.num_images}",
+                remedy=f"use --num-images {held}, or choose another --out",
+            )
+        if isinstance(held, int):
+            found = found | {"num_images": self._request.num_images}
+        self._refuse_difference(found)
+
+    def _refuse_difference(self, found: dict[str, Any]) -> None:
+        refuse_other(self.url, found, dataclasses.asdict(self._request), noun="other images")
+
+
+def _png_in(shard: bytes, row: ShardRow, place: int) -> bytes:
+    """The PNG of one image of a shard's bytes."""
+    first, last = row.span(place)
+    with tarfile.open(fileobj=io.BytesIO(shard[first:last])) as tar:
+        member = tar.extractfile(tar.next() or tarfile.TarInfo())
+        assert member is not None
+        return member.read()

@@ -1,0 +1,197 @@
+"""One unit of sampling: the images of one shard, a pure function of the model, the request and the unit's number."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import time
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from drl_dist.build import build_sampler
+from drl_dist.common.errors import UserError
+from drl_dist.common.images import enlargement, grid, to_uint8
+from drl_dist.config.tree import EngineConfig, Experiment
+from drl_dist.data.filesystem import Folder
+from drl_dist.data.shards import Sample, ShardRow, encode_png, pack_shard, shard_name
+from drl_dist.diffusion.noise import PhiloxNoise
+from drl_dist.jobs.common.model import averaged_network
+from drl_dist.sampling.progressive import shown_levels
+from drl_dist.training.chain import GradientEngine
+
+SPLIT = "generated"
+PROGRESSION_NAME = "progression.png"
+PROGRESSION_IMAGES = 8
+TAR_HEADER_BYTES = 512
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleRequest:
+    """All that determines the images, and nothing else."""
+
+    preset: str
+    ema_sha256: str
+    """Checksum of the averaged weights."""
+    config_sha256: str
+    """Checksum of the checkpoint's config."""
+    num_images: int
+    seed: int
+    noise_scale: float
+    shard_size: int
+    batch_size: int
+    device: str
+    """cpu or cuda; like the number of threads it changes how sums are rounded."""
+    threads: int
+    precision: Literal["float32", "bfloat16"] = "float32"
+
+    @property
+    def num_units(self) -> int:
+        """Shards in all."""
+        return -(-self.num_images // self.shard_size)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over all fields, 64 hexadecimal digits."""
+        return hashlib.sha256(json.dumps(dataclasses.asdict(self), sort_keys=True).encode()).hexdigest()
+
+    @property
+    def unit_digest(self) -> str:
+        """SHA-256 over all fields but the number of images, which changes no image: what records are bound to."""
+        return dataclasses.replace(self, num_images=0).digest
+
+    def images_of(self, unit: int) -> range:
+        """Ids of the images of a unit."""
+        return range(unit * self.shard_size, min((unit + 1) * self.shard_size, self.num_images))
+
+
+@dataclass(frozen=True, eq=False)
+class UnitRecord:
+    """What is known of a finished unit."""
+
+    row: ShardRow
+    png_sizes: tuple[int, ...]
+    """Bytes of each image; it starts `TAR_HEADER_BYTES` after its sample."""
+    png_sha256: tuple[str, ...]
+    device: str
+    """The device's own name."""
+    seconds: float
+
+    def to_json(self, request: SampleRequest) -> bytes:
+        """The record as it lies beside the shard."""
+        row = dataclasses.asdict(self.row) | {"offsets": self.row.offsets.tolist()}
+        return json.dumps({"request": request.unit_digest, **vars(self), "row": row}).encode()
+
+    @classmethod
+    def from_json(cls, text: bytes, request: SampleRequest, began_with: int | None = None) -> UnitRecord | None:
+        """The record in these bytes, None if it was made for another request or is damaged.
+
+        Args:
+            text: as `to_json` gave it.
+            request: that it is for, with any number of images.
+            began_with: the number of images that the folder was begun with, if it was another one.
+        """
+        try:
+            values: dict[str, Any] = json.loads(text)
+        except ValueError:
+            return None
+        # Records of earlier versions are bound to the number of images too.
+        earlier = dataclasses.replace(request, num_images=began_with or request.num_images).digest
+        if values.pop("request", None) not in (request.unit_digest, request.digest, earlier):
+            return None
+        row = values.pop("row")
+        offsets = np.array(row.pop("offsets"), dtype=np.int64)
+        sizes, checksums = tuple(values.pop("png_sizes")), tuple(values.pop("png_sha256"))
+        return cls(ShardRow(**row, offsets=offsets), sizes, checksums, **values)
+
+
+class UnitMaker:
+    """Makes units, one after the other, on one device.
+
+    Args:
+        experiment: the model's; `request.noise_scale` takes the place of its own.
+        ema: averaged weights, float32.
+        request: the images.
+        out: folder URL that shards are written to.
+        aside: folder URL of the units below, whose shards take the place of others once all units are there.
+        replaced: their numbers.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        ema: Mapping[str, NDArray[np.float32]],
+        request: SampleRequest,
+        out: str,
+        aside: str = "",
+        replaced: Collection[int] = (),
+    ) -> None:
+        self._request, self._out, self._aside, self._replaced = request, out, aside, replaced
+        torch.set_num_threads(request.threads)
+        # Convolutions that add up in no fixed order would give other bytes at each try.
+        torch.backends.cudnn.deterministic = True
+        self._device = torch.device(request.device)
+        network = averaged_network(experiment, ema, self._device)
+        self._engine = GradientEngine(network, EngineConfig(precision=request.precision), is_frozen=True)
+        mcmc = dataclasses.replace(experiment.mcmc, sampling_noise_scale=request.noise_scale)
+        self._sampler = build_sampler(dataclasses.replace(experiment, mcmc=mcmc))
+        self._noise = PhiloxNoise(request.seed)
+        self._shape, self._shown = network.image_shape, shown_levels(experiment.diffusion.num_levels)
+
+    @property
+    def device_name(self) -> str:
+        """The device's own name."""
+        return torch.cuda.get_device_name(self._device) if self._device.type == "cuda" else "cpu"
+
+    def make(self, unit: int) -> Iterator[int | UnitRecord]:
+        """Generate a unit and write its shard; the number of images after each batch, then the record.
+
+        Raises:
+            UserError: the images are not finite, or the storage does not take the shard.
+        """
+        began = time.monotonic()
+        images, folder = self._request.images_of(unit), Folder(self._aside if unit in self._replaced else self._out)
+        pngs: list[bytes] = []
+        for ids in torch.tensor(images, device=self._device).split(self._request.batch_size):
+            stages = self._sampler.sample_levels(
+                self._engine.raw_at, self._noise, ids, self._shape, keep=self._shown if ids[0] == 0 else (0,)
+            )
+            if not bool(stages.isfinite().all()):
+                raise UserError(
+                    f"generated images {int(ids[0])} to {int(ids[-1])}",
+                    got="values that are not finite",
+                    expected="finite pixels",
+                    remedy="sample an earlier checkpoint, or train at a lower learning rate",
+                )
+            pngs += [encode_png(pixels) for pixels in to_uint8(stages[-1]).cpu().numpy()]
+            if ids[0] == 0:
+                folder.write(PROGRESSION_NAME, progression(stages))
+            yield len(ids)
+        name = shard_name(self._request.preset, SPLIT, unit)
+        data, row = pack_shard(name, (Sample(image, png) for image, png in zip(images, pngs, strict=True)))
+        folder.write(name, data)
+        checksums = tuple(hashlib.sha256(png).hexdigest() for png in pngs)
+        yield UnitRecord(
+            row, tuple(len(png) for png in pngs), checksums, self.device_name, round(time.monotonic() - began, 3)
+        )
+
+
+def progression(stages: Tensor) -> bytes:
+    """A PNG with a row for each of the first few images: from white noise on the left to the sample on the right.
+
+    Args:
+        stages: (levels, B, C, H, W), x_T first.
+    """
+    shown = stages[:, :PROGRESSION_IMAGES].transpose(0, 1).flatten(0, 1)
+    return sheet_png(grid(to_uint8(shown), len(stages), enlarge=enlargement(stages.shape[-1])))
+
+
+def sheet_png(sheet: NDArray[np.uint8]) -> bytes:
+    """A PNG of a sheet, uint8 (H, W, 3)."""
+    return encode_png(sheet.transpose(2, 0, 1))

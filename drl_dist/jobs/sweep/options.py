@@ -1,0 +1,266 @@
+"""What ``jobs/sweep.py`` is asked to do, on top of a training run's options."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from drl_dist.common.errors import UserError
+from drl_dist.common.validation import file_of
+from drl_dist.config.tree import RunConfig, to_dict
+from drl_dist.data.filesystem import Folder
+from drl_dist.jobs.sweep.proposals import grid_size
+from drl_dist.jobs.sweep.space import Space, default_space, parse_space
+from drl_dist.jobs.sweep.space_text import SpaceTextError, from_file, from_json
+
+DEFAULT_TRIALS = 16
+REPORTS = 10
+"""Scores of a trial, unless `tracking.score_every_steps` is given."""
+MAX_TRIALS = 10_000
+MIN_RESCORE_IMAGES = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepOptions:
+    """Options of ``jobs/sweep.py`` that are not a training run's."""
+
+    sweep_name: str = ""
+    """The sweep's name; the same name resumes the sweep."""
+    space: str | None = None
+    """What is varied, as JSON: dotted fields and lists of values or ranges (docs/sweeps.md); by default N, beta1 and
+    c_t."""
+    space_file: str | None = None
+    """The same as a YAML (1.2) or JSON file: a path or a URL."""
+    search: Literal["grid", "random", "optuna"] = "random"
+    """grid: all combinations; random: draws keyed by --search-seed; optuna: told the scores of earlier trials."""
+    num_samples: int | None = None
+    """Trials in all; by default 16, and all combinations for a grid."""
+    max_concurrent: int | None = None
+    """Trials at a time; by default, and at most, as many as the cluster has room for."""
+    search_seed: int = 0
+    """Keys random and Optuna's draws."""
+    early_stopping: bool = True
+    """Stop trials whose score is behind, by asynchronous successive halving."""
+    grace_images: int | None = None
+    """Images that a trial has seen before it can be stopped; by default the warm-up and a tenth of the trial."""
+    reduction_factor: float = 3.0
+    """Of the trials that reach a rung, one in so many goes on; rungs lie this factor apart in images seen."""
+    max_saturated: float | None = None
+    """Share of generated pixels at the ends of the range above which a trial counts as diverged; by default nine
+    tenths of the way from the share in real images to 1."""
+    max_displacement: float = 2.0
+    """Root-mean-square move of the chains, per pixel, above which a trial counts as diverged; the range of pixels is
+    2."""
+    max_gap_growth: float = 10.0
+    """A trial counts as diverged when a noise level's log-density gap is this many times the largest of the trial's
+    first steps."""
+    rescore_trials: int = 3
+    """Trials of best score that are scored again at the end; 0 leaves this out."""
+    rescore_images: int | None = None
+    """Images of each of these scores; by default 4096, or as many as the data holds."""
+    rescore_seeds: tuple[int, ...] = (0, 1)
+    """Seeds of the images, the same for all trials; a score is the mean over them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepPlan:
+    """A sweep whose every field has been checked."""
+
+    preset: str
+    setting: str
+    """What the base was made from; see `drl_dist.config.presets.preset`."""
+    base: RunConfig
+    """What trials have in common: also their score's schedule, features and number of images."""
+    space: Space
+    options: SweepOptions
+    num_trials: int
+    grace_images: int
+    max_images: int
+    """Images that the longest trial sees."""
+
+    @property
+    def model_name(self) -> str:
+        """Registered model of the trials: their own, so that a preset's @latest stays what it is."""
+        return f"{self.base.experiment.preset}-{self.options.sweep_name}"
+
+    def as_json(self) -> dict[str, Any]:
+        """The plan as ``--dry-run`` shows it."""
+        return {
+            "preset": self.preset,
+            "setting": self.setting,
+            "num_trials": self.num_trials,
+            "space": self.space.as_json(),
+            "grace_images": self.grace_images,
+            "max_images": self.max_images,
+            "options": to_dict(self.options),
+            "base": to_dict(self.base),
+        }
+
+
+def plan_sweep(base: RunConfig, options: SweepOptions, *, preset: str, setting: str) -> SweepPlan:
+    """The sweep that options describe; nothing but a space file is read.
+
+    Args:
+        base: a run without a name, checked.
+        preset, setting: what it was made from.
+
+    Raises:
+        UserError: no sweep can have these options.
+    """
+    _check(options, base)
+    space = parse_space(_given_space(options, base), base)
+    num_trials = _num_trials(options, space)
+    base = _with_reports(base)
+    warm, longest = _images(space, base)
+    grace = options.grace_images
+    if grace is None:
+        grace = min(warm + longest // 10, longest)
+    if options.early_stopping and not warm <= grace <= longest:
+        raise UserError(
+            "option --grace-images",
+            got=f"{grace}" + ("" if options.grace_images is not None else " by default"),
+            expected=f"{warm} (the images of the warm-up) to {longest} (those of the longest trial)",
+            remedy="make trials longer (--train.num-steps) or the warm-up shorter (--optim.warmup-steps)"
+            if warm > longest
+            else "correct the option",
+        )
+    return SweepPlan(
+        preset=preset,
+        setting=setting,
+        base=base,
+        space=space,
+        options=options,
+        num_trials=num_trials,
+        grace_images=grace,
+        max_images=longest,
+    )
+
+
+def _given_space(options: SweepOptions, base: RunConfig) -> object:
+    if options.space is not None and options.space_file is not None:
+        raise UserError(
+            "command line", got="--space and --space-file", expected="one of them", remedy="leave one of them out"
+        )
+    if options.space is not None:
+        try:
+            return from_json(options.space)
+        except SpaceTextError as error:
+            raise UserError(
+                "option --space", got=error, expected="a JSON object of fields", remedy="correct the option"
+            ) from error
+    if options.space_file is None:
+        return default_space(base)
+    folder, name = file_of(options.space_file, "option --space-file")
+    try:
+        return from_file(Folder(folder).read(name))
+    except (OSError, SpaceTextError) as error:
+        raise UserError(
+            "option --space-file",
+            got=f"{options.space_file}: {' '.join(str(error).split())[:200]}",
+            expected="a YAML or JSON file of fields",
+            remedy="correct the option or the file",
+        ) from error
+
+
+def _num_trials(options: SweepOptions, space: Space) -> int:
+    if options.search != "grid":
+        return options.num_samples or DEFAULT_TRIALS
+    size = grid_size(space)
+    if size > MAX_TRIALS or options.num_samples not in (None, size):
+        raise UserError(
+            "option --num-samples" if options.num_samples not in (None, size) else "space",
+            got=f"{options.num_samples} for a grid of {size}" if size <= MAX_TRIALS else f"a grid of {size} points",
+            expected=f"all {size} points" if size <= MAX_TRIALS else f"at most {MAX_TRIALS} trials",
+            remedy="leave the option out, or use --search random",
+        )
+    return size
+
+
+def _with_reports(base: RunConfig) -> RunConfig:
+    """The run with a schedule of scores, and a checkpoint at each, so that little is made again after a kill."""
+    every = base.tracking.score_every_steps or max(1, base.experiment.train.num_steps // REPORTS)
+    return replace(
+        base,
+        tracking=replace(base.tracking, score_every_steps=every),
+        checkpoint=replace(base.checkpoint, every_steps=min(base.checkpoint.every_steps, every)),
+    )
+
+
+def _images(space: Space, base: RunConfig) -> tuple[int, int]:
+    """Images of the longest warm-up and of the longest trial that the space holds."""
+    batch, warm = (
+        max([default, *_values(space, name)])
+        for name, default in (
+            ("train.batch_size", base.experiment.train.batch_size),
+            ("optim.warmup_steps", base.experiment.optim.warmup_steps),
+        )
+    )
+    return math.ceil(warm * batch), math.ceil(base.experiment.train.num_steps * batch)
+
+
+def _values(space: Space, name: str) -> list[Any]:
+    return [values[name] for values in space.corners()] if name in space.dimensions else []
+
+
+def _check(options: SweepOptions, base: RunConfig) -> None:
+    if not options.sweep_name:
+        raise UserError("command line", got="no --sweep-name", expected="--sweep-name", remedy="add --sweep-name")
+    if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", options.sweep_name) is None:
+        raise UserError(
+            "option --sweep-name",
+            got=options.sweep_name,
+            expected="up to 100 letters, digits, '.', '_' and '-', beginning with a letter or a digit",
+            remedy="choose another name",
+        )
+    if base.start_from is not None:
+        raise UserError(
+            "option --start-from",
+            got=base.start_from,
+            expected="trials from their first step: one that goes on from other settings says little about its own",
+            remedy="leave the option out",
+        )
+    seeds = options.rescore_seeds
+    count = options.num_samples
+    is_range = options.max_saturated is None or 0 < options.max_saturated <= 1
+    rules: list[tuple[str, object, str, bool]] = [
+        ("--num-samples", count, f"1 to {MAX_TRIALS}", count is None or 1 <= count <= MAX_TRIALS),
+        (
+            "--max-concurrent",
+            options.max_concurrent,
+            "none, or at least 1",
+            options.max_concurrent is None or options.max_concurrent >= 1,
+        ),
+        ("--search-seed", options.search_seed, "a number in [0, 2**63)", 0 <= options.search_seed < 2**63),
+        (
+            "--grace-images",
+            options.grace_images,
+            "at least 1",
+            options.grace_images is None or options.grace_images > 0,
+        ),
+        ("--reduction-factor", options.reduction_factor, "a number above 1", options.reduction_factor > 1),
+        ("--max-saturated", options.max_saturated, "a number in (0, 1]", is_range),
+        ("--max-displacement", options.max_displacement, "a positive number", options.max_displacement > 0),
+        ("--max-gap-growth", options.max_gap_growth, "at least 1", options.max_gap_growth >= 1),
+        ("--rescore-trials", options.rescore_trials, "at least 0", options.rescore_trials >= 0),
+        (
+            "--rescore-images",
+            options.rescore_images,
+            f"none, or at least {MIN_RESCORE_IMAGES}",
+            options.rescore_images is None or options.rescore_images >= MIN_RESCORE_IMAGES,
+        ),
+        (
+            "--rescore-seeds",
+            seeds,
+            "one or more different numbers in [0, 2**63)",
+            bool(seeds) and len(set(seeds)) == len(seeds) and all(0 <= seed < 2**63 for seed in seeds),
+        ),
+    ]
+    for name, got, expected, holds in rules:
+        if not holds:
+            raise UserError(f"option {name}", got=got, expected=expected, remedy="correct the option")
+    missing = [name for name in ("data", "storage") if not getattr(base, name)]
+    if missing:
+        flags = ", ".join("--" + name for name in missing)
+        raise UserError("command line", got=f"no {flags}", expected="--data and --storage", remedy=f"add {flags}")

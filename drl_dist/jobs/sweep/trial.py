@@ -1,0 +1,173 @@
+"""A trial of a sweep: what its process on the cluster does."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from ray.train import Checkpoint
+from ray.tune.integration.ray_train import TuneReportCallback
+
+from drl_dist.common.errors import UserError
+from drl_dist.config.tree import RunConfig, flatten, to_dict
+from drl_dist.data.filesystem import Folder
+from drl_dist.jobs.sweep.record import (
+    BAD_SCORE,
+    OUTCOME,
+    TRIAL,
+    Outcome,
+    Status,
+    SweepFolder,
+    Trial,
+    read,
+    write,
+)
+from drl_dist.jobs.sweep.space import apply
+from drl_dist.jobs.train.driver import FINAL_ERRORS, PreparedRun, TrialPart, fit_run, prepare_run
+from drl_dist.tracking.sweeps import trial_tags
+from drl_dist.training.guard import DivergedError
+from drl_dist.training.watch import DivergenceLimits
+
+_POLL_SECONDS = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialLaunch:
+    """What the driver tells every trial."""
+
+    folder: SweepFolder
+    sweep_run: str
+    """Id of the sweep's tracked run."""
+    limits: DivergenceLimits
+
+    def __call__(self, config: dict[str, Any]) -> None:
+        """The trainable of Ray Tune: make the trial ``config["number"]``, or what is left of it.
+
+        A trial that diverges, or that fails in a way that no repetition mends, ends here with its outcome written; only
+        what may be mended is raised, and Ray Tune tries again.
+        """
+        number, folder = int(config["number"]), self.folder
+        url = folder.trial_url(number)
+        # What an earlier try wrote before it failed: without an outcome a trial that ends was stopped.
+        Folder(url).remove(OUTCOME)
+        reports = Reports()
+        try:
+            outcome = self._make(number, reports)
+        except Exception as error:
+            write(url, OUTCOME, end_of(folder, number, "failed", f"{type(error).__name__}: {error}"))
+            if not isinstance(error, FINAL_ERRORS):
+                raise
+        else:
+            write(url, OUTCOME, outcome)
+        finally:
+            reports.wait_until_taken()
+
+    def _make(self, number: int, reports: Reports) -> Outcome:
+        folder = self.folder
+        prepared, trial = prepare_trial(folder, number)
+        # Scheduler and searcher are new with every start of the sweep.
+        for report in earlier_reports(folder, number, prepared):
+            reports.put(report)
+        if not prepared.is_complete:
+            part = TrialPart(
+                model_name=folder.plan.model_name,
+                tags=trial_tags(self.sweep_run, number, trial.values),
+                limits=self.limits,
+                callbacks=[reports],
+            )
+            try:
+                fit_run(prepared, part)
+            except DivergedError as error:
+                seen = error.step * prepared.run.experiment.train.batch_size
+                reports.put(as_report(error.step, seen, BAD_SCORE, is_last=True))
+                return Outcome(status="diverged", reason=str(error), score=BAD_SCORE, step=error.step, images_seen=seen)
+        return end_of(folder, number, "finished", "all steps are made")
+
+
+class Reports(TuneReportCallback):
+    """Brings scores from Ray Train's controller, and from this process, to Ray Tune.
+
+    Both go one way, the queue: Ray's session could not take a report of its own beside one that waits there.
+    """
+
+    def after_report(self, run_context: object, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None) -> None:
+        # Checkpoints are reported too, without a score.
+        if "score" in metrics[0]:
+            self.put(metrics[0])
+
+    def put(self, report: dict[str, Any]) -> None:
+        """Hand on one report, as `as_report` makes it."""
+        self._training_actor_item_queue.put(dict(report))
+
+    def wait_until_taken(self) -> None:
+        """Return when Ray Tune has taken every report; a trial must not end before.
+
+        When a trial's function ends, Ray puts a report of its own into a place for one. A report from the queue that
+        comes just then waits for that place in the thread that should empty it, for ever. Ray skips an empty report,
+        and takes it only when the one before it is done with.
+        """
+        self.put({})
+        while not self._training_actor_item_queue.empty():
+            time.sleep(_POLL_SECONDS)
+
+
+def as_report(step: int, images_seen: int, score: float, *, is_last: bool) -> dict[str, Any]:
+    """What Ray Tune is told about a trial.
+
+    Args:
+        step: steps made.
+        images_seen: the time by which trials are compared.
+        score: finite; smaller is better.
+        is_last: the trial ends by itself, with its last checkpoint written: it must not be stopped.
+    """
+    return {"step": step, "images_seen": images_seen, "score": score, "is_last": is_last}
+
+
+def trial_config(folder: SweepFolder, trial: Trial) -> RunConfig:
+    """The run of a trial."""
+    run = apply(trial.values, folder.plan.base)
+    return dataclasses.replace(run, run_name=folder.run_name(trial.number), storage=folder.url)
+
+
+def prepare_trial(folder: SweepFolder, number: int) -> tuple[PreparedRun, Trial]:
+    """The run of a trial that was proposed, checked.
+
+    Raises:
+        UserError: from `prepare_run`, or the trial's record is gone.
+    """
+    trial = read(folder.trial_url(number), TRIAL, Trial)
+    if trial is None:
+        raise UserError(
+            f"trial {folder.trial_url(number)}",
+            got=f"no {TRIAL}",
+            expected="what the sweep wrote there",
+            remedy="leave the sweep's folder alone while it runs",
+        )
+    return prepare_run(trial_config(folder, trial)), trial
+
+
+def earlier_reports(folder: SweepFolder, number: int, prepared: PreparedRun) -> list[dict[str, Any]]:
+    """The reports of a trial's earlier starts, as far as its newest checkpoint goes."""
+    last = prepared.run.experiment.train.num_steps
+    curve = folder.curve(number).before(prepared.newest.step if prepared.newest else 0)
+    return [as_report(point.step, point.images_seen, point.score, is_last=point.step == last) for point in curve.points]
+
+
+def end_of(folder: SweepFolder, number: int, status: Status, reason: str) -> Outcome:
+    """The outcome of a trial that did not diverge, with its last score."""
+    points = folder.curve(number).points
+    point = points[-1] if points else None
+    return Outcome(
+        status=status,
+        reason=" ".join(reason.split())[:500],
+        score=point.score if point else BAD_SCORE,
+        step=point.step if point else 0,
+        images_seen=point.images_seen if point else 0,
+    )
+
+
+def plain_fields(run: RunConfig) -> dict[str, Any]:
+    """A run's fields by their dotted names, as a tracked run shows them."""
+    return {name.removeprefix("experiment."): value for name, value in flatten(to_dict(run)).items()}

@@ -1,0 +1,116 @@
+"""What becomes of damaged samples while training: they are counted, told, and kept in the run's ledger."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from ray.train.collective import broadcast_from_rank_zero
+from torch import Tensor
+from torch.distributed import all_gather, barrier
+
+from drl_dist.common.errors import UserError
+from drl_dist.config.tree import RunConfig
+from drl_dist.data.filesystem import Folder
+from drl_dist.data.stream import ShardStream
+from drl_dist.data.substitutes import LEDGER, Substitute, format_ledger, parse_ledger, read_ledger
+from drl_dist.training.loop import StepReport
+from drl_dist.training.state import TrainState
+
+
+@dataclass
+class Damage:
+    """Ends a run that has replaced too many samples; gathers what all ranks have replaced for the ledger.
+
+    Stands before the listener that writes checkpoints: the ledger is uploaded before the checkpoint that it belongs to,
+    so that a checkpoint that is complete has all of its substitutes in the ledger.
+
+    Args:
+        stream: of this rank; its list of substitutes is emptied here.
+        count: of the run so far, over all ranks.
+        ledger: the run so far, on rank 0; empty on others.
+    """
+
+    run: RunConfig
+    run_url: str
+    rank: int
+    world_size: int
+    stream: ShardStream
+    count: int
+    ledger: list[Substitute]
+    _waiting: list[Substitute] = field(default_factory=list[Substitute])
+    _told: set[str] = field(default_factory=set[str])
+
+    @classmethod
+    def take_up(
+        cls, run: RunConfig, run_url: str, stream: ShardStream, *, rank: int, world_size: int, position: int
+    ) -> Damage:
+        """For a run that goes on from a position of the stream; a collective call of all ranks."""
+        ledger = read_ledger(run_url, before=position) if rank == 0 else []
+        count = int(broadcast_from_rank_zero(len(ledger)))
+        return cls(run, run_url, rank, world_size, stream, count, ledger)
+
+    @property
+    def substitutes(self) -> bool:
+        """Whether damage is borne at all; the same on all ranks."""
+        return self.run.loader.on_damage == "substitute"
+
+    def on_step(self, report: StepReport, state: TrainState) -> None:
+        if not self.substitutes:
+            return
+        self._tell(self.stream.substitutes)
+        self._waiting += self.stream.substitutes
+        self.stream.substitutes.clear()
+        # Read on all ranks alike: it is a sum over them.
+        total, limit = int(report.bad_samples), self.run.loader.max_substitutes
+        if total <= limit:
+            return
+        text = self.gather(state.network.stem.weight.device)
+        if text is not None:
+            Folder(self.run_url).write(LEDGER, text)
+        # The first rank to leave takes the others along.
+        barrier()
+        raise UserError(
+            f"data {self.run.data}",
+            got=f"{total} damaged samples by step {report.step}",
+            expected=f"at most {limit}",
+            remedy=f"mend the shards that {Folder(self.run_url).url_of(LEDGER)} lists, or raise loader.max_substitutes",
+        )
+
+    def gather(self, device: torch.device) -> bytes | None:
+        """The ledger up to this step, on rank 0 if there is anything in it; a collective call of all ranks."""
+        if not self.substitutes:
+            return None
+        mine = format_ledger(self._waiting)
+        self._waiting.clear()
+        for text in _all_bytes(mine, self.world_size, device):
+            if self.rank == 0:
+                self.ledger += parse_ledger(text, source="another worker's part of the ledger")
+        return format_ledger(self.ledger) if self.ledger else None
+
+    def _tell(self, fresh: list[Substitute]) -> None:
+        """One line for each damaged shard; the ledger has them all."""
+        data, ledger = Folder(self.run.data), Folder(self.run_url).url_of(LEDGER)
+        for one in fresh:
+            if one.shard not in self._told:
+                self._told.add(one.shard)
+                print(
+                    f"damaged: sample {one.sample} of shard {data.url_of(one.shard)} ({one.reason}); others stand in "
+                    f"for it and for what else is damaged there, see {ledger}",
+                    flush=True,
+                )
+
+
+def _all_bytes(mine: bytes, world_size: int, device: torch.device) -> list[bytes]:
+    """What each rank has, in the order of ranks."""
+
+    def gathered(tensor: Tensor) -> list[Tensor]:
+        found = [torch.empty_like(tensor) for _ in range(world_size)]
+        all_gather(found, tensor)
+        return found
+
+    sizes = [int(size) for size in gathered(torch.tensor([len(mine)], device=device))]
+    padded = torch.zeros(max(1, *sizes), dtype=torch.uint8)
+    padded[: len(mine)] = torch.frombuffer(bytearray(mine), dtype=torch.uint8) if mine else padded[:0]
+    parts = gathered(padded.to(device))
+    return [part[:size].cpu().numpy().tobytes() for part, size in zip(parts, sizes, strict=True)]

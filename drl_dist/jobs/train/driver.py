@@ -1,0 +1,287 @@
+"""The training job: check everything, start Ray Train, keep the tracked run's status true."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from ray.train import CheckpointConfig, ControllerError, FailureConfig, LoggingConfig, ScalingConfig, UserCallback
+from ray.train import RunConfig as RayRunConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from drl_dist.checkpoints.retention import remove_leftovers
+from drl_dist.checkpoints.rollbacks import read_rollbacks
+from drl_dist.checkpoints.run_record import check_record, write_record
+from drl_dist.checkpoints.storage import StoredCheckpoint, newest_checkpoint
+from drl_dist.checkpoints.verify import newest_sound_checkpoint
+from drl_dist.checkpoints.warm_start import starting_point
+from drl_dist.common.places import joined
+from drl_dist.common.program import Stopped
+from drl_dist.config.tree import RunConfig, flatten, to_dict
+from drl_dist.data.filesystem import check_reachable
+from drl_dist.data.index import ShardIndex, open_index
+from drl_dist.data.subset import check_count
+from drl_dist.evaluation.feature_spec import parse_features
+from drl_dist.jobs.common.cluster import check_capacity, cluster, is_loopback
+from drl_dist.jobs.common.prometheus import Exporter, job_exported
+from drl_dist.jobs.train.metrics import CheckpointTimes
+from drl_dist.jobs.train.restarts import FINAL_ERRORS, NoProgressError, RestartPolicy
+from drl_dist.jobs.train.rollback import fit_with_rollbacks
+from drl_dist.jobs.train.stop import StopNote, stoppable
+from drl_dist.jobs.train.storage import drop_stale_snapshot, ray_filesystem
+from drl_dist.jobs.train.worker import WorkerTask, train_worker
+from drl_dist.tracking.access import access
+from drl_dist.tracking.client import connect, server_uri, through_outage
+from drl_dist.tracking.runs import describe_by_picture, open_run, status_kept
+from drl_dist.training.guard import DivergedError
+from drl_dist.training.watch import DivergenceLimits
+
+COLLECTIVE_SECONDS = 1800
+"""Longest wait of one rank for another: sampling or a first compilation may take that long on slow machines."""
+ENVIRONMENT = {
+    # A worker that waits for a dead one cannot leave its process group; Ray would wait 30 s for it at each restart.
+    "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "3",
+}
+CONTROLLER_ENVIRONMENT = {
+    # `report` returns, and a dead worker is noticed, at the controller's next look.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    # A machine that is taken away goes half a minute after its notice.
+    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
+    # It makes every printed line come twice.
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    # Ranks that are in `report` wait for the others without end by default.
+    "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": str(COLLECTIVE_SECONDS),
+}
+ELASTIC_ENVIRONMENT = {
+    # Just after a machine was lost Ray still counts on it; it looks again when this is over.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "10",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreparedRun:
+    """A run that can start."""
+
+    run: RunConfig
+    run_url: str
+    """Folder of the run."""
+    index: ShardIndex
+    """Of the data."""
+    newest: StoredCheckpoint | None
+    """What it goes on from."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the data."""
+        return self.index.fingerprint
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all steps are made."""
+        return self.newest is not None and self.newest.step >= self.run.experiment.train.num_steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialPart:
+    """What a run has besides where it is a trial of a sweep."""
+
+    model_name: str
+    """Registered model that its checkpoints are versions of."""
+    tags: Mapping[str, str]
+    """Of the tracked run."""
+    limits: DivergenceLimits
+    """When it ends as diverged."""
+    callbacks: Sequence[UserCallback]
+    """Told of its reports."""
+
+
+def train_run(run: RunConfig) -> int:
+    """Start or resume a run and stay until it ends.
+
+    Args:
+        run: complete and checked; see `drl_dist.config.rules.check_run`.
+
+    Returns:
+        0 if the run has made all its steps, 1 if it diverged or does not get on.
+
+    Raises:
+        UserError: something that the user gave cannot be used.
+        Stopped: a signal ended it before all steps were made.
+        NoProgressError: workers died again and again without a further checkpoint.
+    """
+    prepared = prepare_run(run)
+    if prepared.is_complete:
+        assert prepared.newest is not None
+        print(
+            f"run {run.run_name} has made its {prepared.newest.step} steps; its last checkpoint is "
+            f"{prepared.newest.url} (a larger --train.num-steps goes on from there)",
+            flush=True,
+        )
+        return 0
+    try:
+        fit_run(prepared)
+    except (DivergedError, NoProgressError) as error:
+        print(error, file=sys.stderr, flush=True)
+        return 1
+    return 0
+
+
+def prepare_run(run: RunConfig) -> PreparedRun:
+    """Check everything that can be checked before Ray starts; nothing is written.
+
+    Raises:
+        UserError: something that the user gave cannot be used.
+    """
+    experiment = run.experiment
+    # Where damage is borne, the workers find it.
+    index = open_index(run.data, check_shards=run.loader.on_damage == "strict")
+    index.check_model(resolution=experiment.model.resolution, channels=experiment.model.channels)
+    if run.tracking.score_every_steps is not None:
+        parse_features(run.tracking.score_features)
+        check_count(index, run.tracking.score_num_images, what="data")
+    run_url = joined(run.storage, run.run_name)
+    check_reachable(run_url)
+    check_record(run_url, experiment, index.fingerprint, run.start_from)
+    newest = newest_sound_checkpoint(run_url)
+    if run.start_from is not None and newest is None:
+        run = dataclasses.replace(run, start_from=starting_point(run.start_from, experiment, index.fingerprint))
+    return PreparedRun(run=run, run_url=run_url, index=index, newest=newest)
+
+
+def fit_run(prepared: PreparedRun, trial: TrialPart | None = None) -> None:
+    """Make the steps that are left.
+
+    Raises:
+        UserError: the MLflow server or the cluster does not answer, or a worker found something that cannot be used.
+        DivergedError: the run diverged.
+        Stopped: a signal ended it before all steps were made; not where it is a trial.
+        NoProgressError: workers died again and again without a further checkpoint.
+    """
+    run, experiment, started = prepared.run, prepared.run.experiment, time.time()
+    # Workers may not have the variable that names the server.
+    # In mid-sweep the server may be away for a while, which must not cost a trial.
+    uri = server_uri(run.tracking.uri) if trial else connect(run.tracking.uri).tracking_uri
+    run = dataclasses.replace(run, tracking=dataclasses.replace(run.tracking, uri=uri))
+    model_name = trial.model_name if trial else experiment.preset
+    with cluster(ENVIRONMENT):
+        check_capacity(run.min_workers or run.num_workers, cpus=run.cpus_per_worker, gpus=int(run.use_gpu))
+        write_record(prepared.run_url, experiment, prepared.fingerprint, run.start_from)
+        if drop_stale_snapshot(prepared.run_url, prepared.newest):
+            print("Ray Train's list of checkpoints was torn or outdated and is made anew", flush=True)
+        _remove_leftovers(prepared.run_url, run.checkpoint.keep, prepared.newest)
+        params = {name.removeprefix("experiment."): value for name, value in flatten(to_dict(run)).items()}
+        params["data_fingerprint"] = prepared.fingerprint
+
+        def opened() -> tuple[str, str]:
+            found = open_run(uri, run.tracking.experiment, run.run_name, params, trial.tags if trial else None)
+            return found, describe_by_picture(uri, found)
+
+        tracking_run, page = through_outage(uri, opened) if trial else opened()
+        newest = prepared.newest
+        print(
+            f"run {run.run_name}: {_beginning(run, newest)}, "
+            f"{_team(run)} workers, checkpoints in {prepared.run_url}, metrics and samples at {page}",
+            flush=True,
+        )
+        task = WorkerTask(
+            run=run,
+            run_url=prepared.run_url,
+            fingerprint=prepared.fingerprint,
+            tracking_run=tracking_run,
+            access=access(),
+            model_name=model_name,
+            started=started,
+            first_step=newest.step if newest else 0,
+            num_rollbacks=len(read_rollbacks(prepared.run_url)),
+            limits=trial.limits if trial else None,
+            # A trial is stopped by Ray Tune.
+            stop_note=None if trial else StopNote(),
+        )
+        # A trial may be ended from outside at any time, as one that is not worth going on with.
+        exported = Exporter(run.run_name) if trial else job_exported(run.run_name)
+        with exported as exporter, status_kept(uri, tracking_run):
+            callbacks = trial.callbacks if trial else ()
+            exporter.set(mlflow_told_timestamp_seconds=time.time())
+            fit_with_rollbacks(task, lambda task: _fit(task, exporter, callbacks))
+        _remove_leftovers(prepared.run_url, run.checkpoint.keep, newest_checkpoint(prepared.run_url))
+    print(
+        f"run {run.run_name} has made its {experiment.train.num_steps} steps; checkpoints in {prepared.run_url}, model "
+        f"{model_name}, metrics and samples at {page}",
+        flush=True,
+    )
+
+
+def _remove_leftovers(run_url: str, keep: int | None, newest: StoredCheckpoint | None) -> None:
+    for stored in remove_leftovers(run_url, keep, newest):
+        print(f"removing {stored.url}, which a kill had left behind", flush=True)
+
+
+def _team(run: RunConfig) -> str:
+    return str(run.num_workers) if run.min_workers is None else f"{run.min_workers} to {run.num_workers}"
+
+
+def _beginning(run: RunConfig, newest: StoredCheckpoint | None) -> str:
+    if newest:
+        return f"resuming after step {newest.step}"
+    return f"starting from {run.start_from}" if run.start_from else "starting"
+
+
+def _fit(task: WorkerTask, exporter: Exporter, callbacks: Sequence[UserCallback]) -> None:
+    """Run Ray Train to its end; what ends it for good comes out as it was raised in the worker.
+
+    Raises:
+        Stopped: a signal ended it before all steps were made.
+    """
+    run = task.run
+    # Where there are no workers that could tell, these grow old.
+    exporter.set(workers=0, step_timestamp_seconds=time.time(), checkpoint_timestamp_seconds=time.time())
+    for name, value in (CONTROLLER_ENVIRONMENT | (ELASTIC_ENVIRONMENT if run.min_workers else {})).items():
+        os.environ.setdefault(name, value)
+    if is_loopback():
+        # A machine of our own is not taken away with notice.
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    filesystem, path = ray_filesystem(run.storage)
+    trainer = TorchTrainer(
+        lambda: train_worker(task),
+        torch_config=TorchConfig(timeout_s=COLLECTIVE_SECONDS),
+        scaling_config=ScalingConfig(
+            num_workers=run.num_workers if run.min_workers is None else (run.min_workers, run.num_workers),
+            # `Growth` does it at checkpoints, when no step is lost by it.
+            elastic_resize_monitor_interval_s=math.inf,
+            use_gpu=run.use_gpu,
+            resources_per_worker={"CPU": run.cpus_per_worker} | ({"GPU": 1} if run.use_gpu else {}),
+        ),
+        run_config=RayRunConfig(
+            name=run.run_name,
+            storage_path=path,
+            storage_filesystem=filesystem,
+            checkpoint_config=CheckpointConfig(num_to_keep=run.checkpoint.keep),
+            failure_config=FailureConfig(max_failures=-1),
+            callbacks=[RestartPolicy(), CheckpointTimes(run.run_name), *callbacks],
+            # Its console output is what `RestartPolicy` says; its log files hold everything.
+            logging_config=LoggingConfig(log_level="CRITICAL"),
+            # Otherwise gloo listens on the address of the machine's name.
+            worker_runtime_env={"env_vars": {"GLOO_SOCKET_IFNAME": "lo"}} if is_loopback() else None,
+        ),
+    )
+    try:
+        if task.stop_note is None:
+            trainer.fit()
+            return
+        result, cause = stoppable(trainer.fit, task.stop_note)
+    except ControllerError as error:
+        if isinstance(error.controller_failure, (*FINAL_ERRORS, NoProgressError)):
+            raise error.controller_failure from None
+        raise
+    if cause is None:
+        return
+    task.stop_note.remove()
+    made = result.return_value
+    assert isinstance(made, int), "the first rank returns its steps"
+    if made < run.experiment.train.num_steps:
+        raise Stopped(cause, f"after step {made}, whose checkpoint is written")

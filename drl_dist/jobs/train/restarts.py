@@ -1,0 +1,94 @@
+"""Which failures of workers end a run, and which are answered by a restart from the newest checkpoint."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ray.exceptions import RayTaskError
+from ray.train import Checkpoint, UserCallback
+
+from drl_dist.common.errors import UserError
+from drl_dist.jobs.train.elastic import MoreWorkersError
+from drl_dist.training.guard import DivergedError
+
+MAX_FAILURES = 5
+"""Restarts without a further checkpoint between them, before the job gives up."""
+
+# What a restart cannot mend; the rest may be a dead worker, a lost connection or a full disk, or follow from one.
+FINAL_ERRORS = (
+    UserError,
+    DivergedError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    NameError,
+    TypeError,
+    ValueError,
+)
+
+
+class NoProgressError(RuntimeError):
+    """Workers died again and again before they came to a further checkpoint.
+
+    Args:
+        failures: one after another.
+        last: what the last of them was.
+    """
+
+    def __init__(self, failures: int, last: str) -> None:
+        self.failures, self.last = failures, last
+        super().__init__(
+            f"training: workers failed {failures} times without a further checkpoint, the last time with {last}; "
+            "look at the workers' logs, or write checkpoints more often (--checkpoint.every-steps), and run the same "
+            "command again"
+        )
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (NoProgressError, (self.failures, self.last))
+
+
+class RestartPolicy(UserCallback):
+    """In Ray's controller, which itself restarts without end: a run of days outlives any number of machines.
+
+    Errors that a restart cannot mend end the run, and so do failures one after another without a checkpoint between
+    them. The others are told in one line.
+    """
+
+    def __init__(self) -> None:
+        self._failures = 0
+
+    def after_report(self, run_context: object, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None) -> None:
+        """A checkpoint is in storage: the run gets on."""
+        if checkpoint is not None:
+            self._failures = 0
+
+    def after_exception(self, run_context: object, worker_exceptions: dict[int, Exception]) -> None:
+        """Tell what failed, or end the run.
+
+        Raises:
+            NoProgressError: one failure too many since the last checkpoint.
+        """
+        for error in worker_exceptions.values():
+            if isinstance(error, FINAL_ERRORS):
+                raise error
+        for error in worker_exceptions.values():
+            if isinstance(error, MoreWorkersError):
+                print(f"{error}; all restart from the checkpoint that is just complete", flush=True)
+                return
+        self._failures += 1
+        told = {rank: _told(error) for rank, error in sorted(worker_exceptions.items())}
+        if self._failures > MAX_FAILURES:
+            raise NoProgressError(self._failures, "; ".join(told.values()))
+        for rank, what in told.items():
+            print(
+                f"worker {rank} failed ({what}); Ray Train restarts from the newest checkpoint (restart "
+                f"{self._failures} of at most {MAX_FAILURES} without a further checkpoint)",
+                flush=True,
+            )
+
+
+def _told(error: Exception) -> str:
+    # From another actor, such as the one by which ranks wait for each other, an error comes wrapped in a traceback.
+    cause = error.cause if isinstance(error, RayTaskError) else error
+    return f"{type(cause).__name__}: {' '.join(str(cause).split())[:300]}"

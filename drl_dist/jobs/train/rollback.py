@@ -1,0 +1,55 @@
+"""What a diverged run does, if it may: back to its newest checkpoint, and on with other noise."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable
+
+from drl_dist.checkpoints.rollbacks import Rollback, add_rollback
+from drl_dist.checkpoints.verify import newest_sound_checkpoint
+from drl_dist.common.errors import UserError
+from drl_dist.jobs.train.storage import drop_stale_snapshot
+from drl_dist.jobs.train.worker import WorkerTask
+from drl_dist.tracking.runs import set_tags
+from drl_dist.training.guard import DivergedError
+
+TAG = "drl_dist.rollbacks"
+
+
+def fit_with_rollbacks(task: WorkerTask, fit: Callable[[WorkerTask], None]) -> None:
+    """Fit; after a divergence roll back and fit again, at most `RunConfig.max_rollbacks` times in the life of the run.
+
+    Raises:
+        DivergedError: it diverged once more than that, or while it was asked to stop.
+        UserError: storage does not answer; or anything from `fit`.
+    """
+    while True:
+        try:
+            return fit(task)
+        except DivergedError as error:
+            if task.num_rollbacks >= task.run.max_rollbacks:
+                raise
+            # Somebody who stops a run wants no further start; the next one rolls back.
+            if task.stop_note is not None and task.stop_note.is_there():
+                raise
+            task = _rolled_back(task, error)
+
+
+def _rolled_back(task: WorkerTask, error: DivergedError) -> WorkerTask:
+    newest = newest_sound_checkpoint(task.run_url)
+    back_to = newest.step if newest else 0
+    known = add_rollback(task.run_url, Rollback(diverged_at=error.step, back_to=back_to, reason=str(error)))
+    drop_stale_snapshot(task.run_url, newest)
+    print(
+        f"{error}\nrolled back to step {back_to}, from which it goes on with other noise (roll-back {len(known)} of at "
+        f"most {task.run.max_rollbacks})",
+        flush=True,
+    )
+    told = "; ".join(f"{one.diverged_at} to {one.back_to}: {one.reason}" for one in known)
+    try:
+        set_tags(task.run.tracking.uri, task.tracking_run, {TAG: told})
+    except UserError as failure:
+        # The number of roll-backs is among the metrics, which are kept for later.
+        print(f"the tag {TAG} could not be written: {failure}", file=sys.stderr, flush=True)
+    return dataclasses.replace(task, num_rollbacks=len(known))

@@ -1,1 +1,0 @@
-"""How good images are: FID, KID and inception score against a data set, and log-densities of two data sets."""
