@@ -49,8 +49,9 @@ class FeatureNetwork:
             UserError: the images have colours that the network cannot take, or what it makes is no finite (B, D).
         """
         images = with_channels(images, self.channels, network=self.name).to(self.device)
-        # TF32 keeps ten bits of the mantissa: scores would depend on the kind of GPU.
-        with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        # TF32 keeps ten bits of the mantissa: scores would depend on the kind of GPU. What is not named is turned off.
+        deterministic = torch.backends.cudnn.deterministic
+        with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, deterministic=deterministic, allow_tf32=False):
             values, logits = self.extract(images)
         for what, tensor in (("features", values), ("logits", logits)):
             if tensor is not None:

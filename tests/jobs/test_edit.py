@@ -247,7 +247,7 @@ def test_a_result_depends_on_its_image_and_its_number_alone(checkpoint: Path, da
             {"task": "denoise", "noise_std": 1.0},
             "--noise-std: got 1.0, expected more than 1.28 and less than 2.007e\\+04",
         ),
-        ({"use_gpu": True}, "--use-gpu: got it on a machine without a GPU"),
+        ({"use_gpu": True}, "--use-gpu: got no GPU, expected a GPU that torch can use"),
         ({"out": "ftp://host/out"}, "option --out: got ftp://host/out, expected a path"),
     ],
 )

@@ -15,6 +15,7 @@ from drl_dist.common.progress import Advance, progress
 from drl_dist.config.tree import EngineConfig, Experiment
 from drl_dist.diffusion.noise import PhiloxNoise
 from drl_dist.diffusion.recovery import LogDensityAndGrad
+from drl_dist.jobs.common.device import device_name, prepare_device
 from drl_dist.jobs.common.model import TrainedModel, averaged_network, load_model
 from drl_dist.jobs.edit.options import EditOptions, InpaintOptions, InterpolateOptions
 from drl_dist.jobs.edit.output import IMAGES_FOLDER, EditOutput
@@ -39,7 +40,7 @@ def interpolate_run(options: InterpolateOptions) -> int:
     Raises:
         UserError: something that the user gave cannot be used.
     """
-    device = _device(options)
+    device = prepare_device(device_name(options.use_gpu))
     model = load_model(options.model, options.tracking_uri)
     experiment = _experiment(options, model)
     request = _request(options, model, experiment) | {"pairs": options.pairs, "columns": options.columns}
@@ -79,7 +80,7 @@ def inpaint_run(options: InpaintOptions) -> int:
     Raises:
         UserError: something that the user gave cannot be used.
     """
-    device = _device(options)
+    device = prepare_device(device_name(options.use_gpu))
     model = load_model(options.model, options.tracking_uri)
     experiment = _experiment(options, model)
     sampler = build_posterior_sampler(experiment, options.num_rounds)
@@ -115,16 +116,6 @@ def inpaint_run(options: InpaintOptions) -> int:
     return 0
 
 
-def _device(options: EditOptions) -> torch.device:
-    if options.use_gpu and not torch.cuda.is_available():
-        raise UserError(
-            "option --use-gpu", got="it on a machine without a GPU", expected="a GPU", remedy="leave the option out"
-        )
-    # Convolutions that add up in no fixed order would give other bytes at each try.
-    torch.backends.cudnn.deterministic = True
-    return torch.device("cuda" if options.use_gpu else "cpu")
-
-
 def _experiment(options: EditOptions, model: TrainedModel) -> Experiment:
     """The model's, with the noise scale that was asked for."""
     if options.noise_scale is None:
@@ -142,7 +133,7 @@ def _request(options: EditOptions, model: TrainedModel, experiment: Experiment) 
         "seed": options.seed,
         "noise_scale": experiment.mcmc.sampling_noise_scale,
         "batch_size": options.batch_size,
-        "device": "cuda" if options.use_gpu else "cpu",
+        "device": device_name(options.use_gpu),
     }
 
 

@@ -14,8 +14,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from drl_dist.common.errors import UserError
 from drl_dist.common.validation import file_of
 from drl_dist.config.tree import differences, flatten
@@ -28,6 +26,7 @@ from drl_dist.evaluation.feature_cache import cached_features
 from drl_dist.evaluation.feature_spec import default_cache_dir
 from drl_dist.evaluation.features import FeatureNetwork, Features
 from drl_dist.evaluation.networks import load_network
+from drl_dist.jobs.common.device import device_name, prepare_device
 from drl_dist.jobs.common.job_folder import read_json
 from drl_dist.jobs.evaluate.options import EvaluateOptions, check_evaluate
 
@@ -63,7 +62,7 @@ def evaluate_run(options: EvaluateOptions) -> int:
     if options.json:
         check_writable_file(options.json, "option --json")
     _check_uri(options.tracking_uri)
-    device = choose_device(options.use_gpu)
+    device = prepare_device(device_name(options.use_gpu))
     samples, data = open_index(options.samples), open_index(options.data)
     check_alike(samples, data)
     check_count(samples, options.num_images, what="samples")
@@ -138,19 +137,6 @@ def score(generated: Features, real: Features) -> Scores:
         inception_score=isc_mean,
         inception_score_std=isc_std,
     )
-
-
-def choose_device(use_gpu: bool) -> torch.device:
-    """Where to compute.
-
-    Raises:
-        UserError: a GPU is asked for and there is none.
-    """
-    if use_gpu and not torch.cuda.is_available():
-        raise UserError(
-            "option --use-gpu", got="no GPU", expected="a GPU that torch can use", remedy="leave the option out"
-        )
-    return torch.device("cuda" if use_gpu else "cpu")
 
 
 def check_alike(one: ShardIndex, other: ShardIndex) -> None:

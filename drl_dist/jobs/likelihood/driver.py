@@ -18,6 +18,7 @@ from drl_dist.data.index import ShardIndex, open_index
 from drl_dist.data.subset import check_count
 from drl_dist.jobs.common.actor_pool import WorkerPool
 from drl_dist.jobs.common.cluster import check_capacity, cluster
+from drl_dist.jobs.common.device import device_name
 from drl_dist.jobs.common.model import TrainedModel, load_model
 from drl_dist.jobs.common.prometheus import job_exported
 from drl_dist.jobs.common.step_sizes import SCHEDULE_NAME, read_schedule
@@ -100,7 +101,7 @@ def likelihood_request(
         num_leapfrog_steps=options.num_leapfrog_steps,
         batch_size=options.batch_size,
         precision=options.precision,
-        device="cuda" if options.use_gpu else "cpu",
+        device=device_name(options.use_gpu),
         threads=options.cpus_per_worker,
         adapt=options.adapt if given is None else None,
         schedule_sha256=None if text is None else hashlib.sha256(text.encode()).hexdigest(),

@@ -23,6 +23,7 @@ from drl_dist.config.tree import EngineConfig, Experiment
 from drl_dist.data.index import ShardIndex
 from drl_dist.data.subset import images_at, spread
 from drl_dist.diffusion.noise import PhiloxNoise
+from drl_dist.jobs.common.device import prepare_device
 from drl_dist.jobs.common.model import averaged_network
 from drl_dist.jobs.likelihood.options import MAX_CHAINS
 from drl_dist.likelihood.adaptation import LIKELIHOOD_IDS, AdaptedLevel, MarginalAdaptation, adapted_levels
@@ -137,10 +138,8 @@ class _Model:
     def __init__(
         self, experiment: Experiment, ema: Mapping[str, NDArray[np.float32]], request: LikelihoodRequest
     ) -> None:
-        torch.set_num_threads(request.threads)
-        # Convolutions that add up in no fixed order would give other numbers at each try.
-        torch.backends.cudnn.deterministic = True
-        self.request, self.device, self.dtype = request, torch.device(request.device), _DTYPES[request.precision]
+        self.device = prepare_device(request.device, threads=request.threads)
+        self.request, self.dtype = request, _DTYPES[request.precision]
         network = averaged_network(experiment, ema, self.device)
         network.to(dtype=self.dtype)
         # No captured graph: two levels of one network are asked in turn, and a graph holds the weights of one.

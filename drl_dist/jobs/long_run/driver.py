@@ -18,6 +18,7 @@ from drl_dist.common.progress import progress
 from drl_dist.config.tree import EngineConfig
 from drl_dist.diffusion.noise import PhiloxNoise
 from drl_dist.diffusion.recovery import Levels
+from drl_dist.jobs.common.device import device_name, prepare_device
 from drl_dist.jobs.common.job_folder import RECORDS_FOLDER, JobFolder, digest_of
 from drl_dist.jobs.common.model import TrainedModel, averaged_network, load_model
 from drl_dist.jobs.common.step_sizes import SCHEDULE_NAME, read_schedule, write_schedule
@@ -60,8 +61,6 @@ def long_run(options: LongRunOptions) -> int:
     Raises:
         UserError: something that the user gave cannot be used.
     """
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
     folder = JobFolder(
         options.out,
         JOB,
@@ -79,7 +78,7 @@ def long_run(options: LongRunOptions) -> int:
         _check_leapfrogs(options, schedule)
     start = suitable_start(ladder) if options.start == "auto" else options.start
     request = whole_request(options, model, start, schedule)
-    device = torch.device("cuda" if options.use_gpu else "cpu")
+    device = torch.device(device_name(options.use_gpu))
     kept = LongRunProgress(folder.records, digest_of(request), device)
     if folder.is_complete(request):
         kept.clean_up(options.chain_lengths, options.num_batches)
@@ -120,10 +119,7 @@ def _check_leapfrogs(options: LongRunOptions, schedule: StepSizeSchedule) -> Non
 
 
 def _engine(model: TrainedModel, options: LongRunOptions, device: torch.device) -> GradientEngine:
-    if options.use_gpu and not torch.cuda.is_available():
-        raise UserError("option --use-gpu", got="no GPU", expected="a GPU", remedy="leave out the option")
-    # Convolutions that add up in no fixed order would give other bytes at each try.
-    torch.backends.cudnn.deterministic = True
+    prepare_device(device, threads=options.threads)
     network = averaged_network(model.experiment, model.ema, device)
     network.to(dtype=_DTYPES[options.precision])
     # The captured graph holds images in float32.

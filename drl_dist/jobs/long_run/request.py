@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from drl_dist.jobs.common.device import device_name
 from drl_dist.jobs.common.job_folder import as_json, digest_of
 from drl_dist.jobs.common.model import TrainedModel
 from drl_dist.jobs.common.step_sizes import SCHEDULE_NAME
@@ -29,7 +30,7 @@ def known_request(options: LongRunOptions) -> dict[str, Any]:
         "max_tree_depth": options.max_tree_depth if options.kernel == "nuts" else None,
         "batch_size": options.batch_size,
         "precision": options.precision,
-        "device": "cuda" if options.use_gpu else "cpu",
+        "device": device_name(options.use_gpu),
         "threads": options.threads,
         "adapt": dataclasses.asdict(options.adapt) if is_adapted else None,
     }

@@ -22,9 +22,9 @@ from drl_dist.data.subset import check_count, image_batches
 from drl_dist.diffusion.noise import PhiloxNoise
 from drl_dist.energy.wide_resnet import WideResNet
 from drl_dist.evaluation.ood import auroc, log_densities
+from drl_dist.jobs.common.device import device_name, prepare_device
 from drl_dist.jobs.common.job_folder import RECORDS_FOLDER, JobFolder, Record, SaveClock, digest_of
 from drl_dist.jobs.common.model import averaged_network, load_model
-from drl_dist.jobs.evaluate.driver import choose_device
 from drl_dist.jobs.ood.options import OodOptions
 
 REPORT_NAME, HISTOGRAM_NAME = "ood.json", "histogram.png"
@@ -42,9 +42,7 @@ def ood_run(options: OodOptions) -> int:
     Raises:
         UserError: something that the user gave cannot be used.
     """
-    device = choose_device(options.use_gpu)
-    # Convolutions that add up in no fixed order would give other numbers at each try.
-    torch.backends.cudnn.deterministic = True
+    device = prepare_device(device_name(options.use_gpu))
     inside, outside = open_index(options.data), open_index(options.other)
     count = options.num_images or min(inside.num_samples, outside.num_samples)
     request: dict[str, Any] = {

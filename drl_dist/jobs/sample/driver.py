@@ -19,6 +19,7 @@ from drl_dist.data.index import ShardIndex, open_index
 from drl_dist.data.manifest import MANIFEST_NAME
 from drl_dist.jobs.common.actor_pool import WorkerPool
 from drl_dist.jobs.common.cluster import check_capacity, cluster
+from drl_dist.jobs.common.device import device_name
 from drl_dist.jobs.common.model import TrainedModel, load_model
 from drl_dist.jobs.common.prometheus import job_exported
 from drl_dist.jobs.sample.options import SampleOptions
@@ -69,7 +70,7 @@ def sample_request(options: SampleOptions, model: TrainedModel) -> SampleRequest
         noise_scale=model.experiment.mcmc.sampling_noise_scale if scale is None else scale,
         shard_size=options.shard_size,
         batch_size=options.batch_size,
-        device="cuda" if options.use_gpu else "cpu",
+        device=device_name(options.use_gpu),
         threads=options.cpus_per_worker,
         precision=options.precision,
     )

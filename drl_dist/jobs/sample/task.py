@@ -22,6 +22,7 @@ from drl_dist.config.tree import EngineConfig, Experiment
 from drl_dist.data.filesystem import Folder
 from drl_dist.data.shards import Sample, ShardRow, encode_png, pack_shard, shard_name
 from drl_dist.diffusion.noise import PhiloxNoise
+from drl_dist.jobs.common.device import prepare_device
 from drl_dist.jobs.common.model import averaged_network
 from drl_dist.sampling.progressive import shown_levels
 from drl_dist.training.chain import GradientEngine
@@ -133,10 +134,7 @@ class UnitMaker:
         replaced: Collection[int] = (),
     ) -> None:
         self._request, self._out, self._aside, self._replaced = request, out, aside, replaced
-        torch.set_num_threads(request.threads)
-        # Convolutions that add up in no fixed order would give other bytes at each try.
-        torch.backends.cudnn.deterministic = True
-        self._device = torch.device(request.device)
+        self._device = prepare_device(request.device, threads=request.threads)
         network = averaged_network(experiment, ema, self._device)
         self._engine = GradientEngine(network, EngineConfig(precision=request.precision), is_frozen=True)
         mcmc = dataclasses.replace(experiment.mcmc, sampling_noise_scale=request.noise_scale)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import ray
-import torch
 from ray.exceptions import RayTaskError
 
 from drl_dist.checkpoints.storage import newest_checkpoint
@@ -15,7 +14,8 @@ from drl_dist.data.index import ShardIndex, open_index
 from drl_dist.evaluation.feature_cache import cached_features
 from drl_dist.evaluation.feature_spec import default_cache_dir, parse_features
 from drl_dist.evaluation.networks import load_network
-from drl_dist.jobs.evaluate.driver import choose_device, score
+from drl_dist.jobs.common.device import device_name, prepare_device
+from drl_dist.jobs.evaluate.driver import score
 from drl_dist.jobs.sample.driver import sample_run
 from drl_dist.jobs.sample.options import SampleOptions
 from drl_dist.jobs.sweep.record import Rescore, SweepFolder, Trial, read, write
@@ -85,15 +85,18 @@ def rescore_trial(
         write(url, rescore_name(seed), record)
 
 
-def score_images_of(features: str, samples: str, data: str, num_images: int, use_gpu: bool) -> dict[str, float]:
+def score_images_of(
+    features: str, samples: str, data: str, num_images: int, use_gpu: bool, threads: int | None = None
+) -> dict[str, float]:
     """All scores of generated images against real ones, by metric name.
 
     Args:
         features: see `drl_dist.evaluation.feature_spec.parse_features`.
         samples, data: URLs of shard folders.
         num_images: of each.
+        threads: CPU threads; by default what torch chooses.
     """
-    device = choose_device(use_gpu)
+    device = prepare_device(device_name(use_gpu), threads=threads)
     network = load_network(parse_features(features), device)
     made, real = (
         cached_features(
@@ -109,8 +112,7 @@ def _scores_on_a_worker(run: RunConfig, samples: str, data: str, num_images: int
     cpus = run.cpus_per_worker
 
     def work() -> dict[str, float]:
-        torch.set_num_threads(cpus)
-        return score_images_of(run.tracking.score_features, samples, data, num_images, run.use_gpu)
+        return score_images_of(run.tracking.score_features, samples, data, num_images, run.use_gpu, cpus)
 
     task = ray.remote(work).options(num_cpus=cpus, num_gpus=int(run.use_gpu))
     try:

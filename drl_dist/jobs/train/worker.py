@@ -11,7 +11,6 @@ from pathlib import Path
 
 import ray.train
 import ray.train.torch
-import torch
 
 from drl_dist.checkpoints.rollbacks import noise_seed
 from drl_dist.common.batch import BatchSource
@@ -20,6 +19,7 @@ from drl_dist.config.tree import RunConfig
 from drl_dist.data.audit import noted
 from drl_dist.data.index import ShardIndex, open_index
 from drl_dist.data.stream import ShardStream
+from drl_dist.jobs.common.device import prepare_device
 from drl_dist.jobs.common.prometheus import Exporter
 from drl_dist.jobs.sweep.worker import TrialScores
 from drl_dist.jobs.train.callbacks import Checkpoints, Metrics, Progress, Samples
@@ -79,10 +79,11 @@ def train_worker(task: WorkerTask) -> int:
     rank, world_size = context.get_world_rank(), context.get_world_size()
     # What libraries say at this level, about each report and each model version, would bury the progress lines.
     logging.disable(logging.INFO)
-    torch.set_num_threads(run.engine.threads_per_worker or run.cpus_per_worker)
 
     index = _index(task)
-    state = TrainState.create(experiment, ray.train.torch.get_device())
+    threads = run.engine.threads_per_worker or run.cpus_per_worker
+    device = prepare_device(ray.train.torch.get_device(), threads=threads, is_reproducible=False)
+    state = TrainState.create(experiment, device)
     restore(state, run, task.run_url, task.fingerprint)
     position = state.step * experiment.train.batch_size
     stream = ShardStream(
