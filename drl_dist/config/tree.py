@@ -13,6 +13,11 @@ from typing import Any, Literal
 
 from drl_dist.config.rules import check_experiment
 
+ObjectiveName = Literal["recovery", "normal_likelihood", "dsm"]
+NEEDS_NEGATIVES: dict[ObjectiveName, bool] = {"recovery": True, "normal_likelihood": False, "dsm": False}
+"""Whether an objective compares the data with the ends of chains; each is a class in `drl_dist.training.objectives`,
+which cannot be imported here, for commands check their options before torch is there."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
@@ -87,7 +92,7 @@ class McmcConfig:
 class OptimConfig:
     """What is minimised; Adam, warm-up and the moving average."""
 
-    objective: Literal["recovery", "normal_likelihood", "dsm"] = "recovery"
+    objective: ObjectiveName = "recovery"
     """recovery: section 3.2, with negatives from a chain; normal_likelihood: of the normal approximation, without
     negatives (equation 37); dsm: denoising score matching, the score being the log-density's gradient (equation 14)."""
     learning_rate: float = 1e-4
@@ -110,6 +115,11 @@ class OptimConfig:
     level's noise counts alike; none: weight 1 (Algorithm 1, equation 14)."""
     max_grad_norm: float | None = None
     """Clip the gradient to this norm; off in the paper and the released code."""
+
+    @property
+    def needs_negatives(self) -> bool:
+        """Whether the objective compares the data with the ends of chains."""
+        return NEEDS_NEGATIVES[self.objective]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,13 +1,19 @@
-"""What a step minimises: the recovery likelihood, or the score of the normal approximation."""
+"""The objectives of training: each a class that says what it needs, what it minimises and what it reports.
+
+A new one is a class here, its row in `OBJECTIVES`, and its name in `drl_dist.config.tree.ObjectiveName` and
+`drl_dist.config.tree.NEEDS_NEGATIVES`.
+"""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from drl_dist.config.tree import Experiment
+from drl_dist.config.tree import Experiment, ObjectiveName
 from drl_dist.diffusion.ladder import NoiseLadder, Pairs
 from drl_dist.diffusion.recovery import Levels, matching_loss, recovery_loss
 from drl_dist.mcmc.kernel import column, root_mean_square
@@ -15,12 +21,37 @@ from drl_dist.training.chain import GradientEngine
 
 
 class Outcome(NamedTuple):
-    """A loss, and what is told about each sample."""
+    """A loss, and numbers of each sample."""
 
     loss: Tensor
     """()"""
-    told: dict[str, Tensor]
-    """(B,) each, without gradients."""
+    reported: Mapping[str, Tensor]
+    """(B,) each, without gradients, by the names of `Objective.reports`."""
+
+
+class Objective(Protocol):
+    """What a training step minimises."""
+
+    needs_negatives: ClassVar[bool]
+    """Whether it compares the data with the ends of chains; as `drl_dist.config.tree.NEEDS_NEGATIVES`."""
+    needs_gradient: ClassVar[bool]
+    """Whether its forward gives the image gradient of raw instead of raw."""
+    reports: ClassVar[tuple[str, ...]]
+    """Names of the numbers it reports of each sample; averages are logged as ``NAME/level_T``."""
+
+    def __init__(self, experiment: Experiment, ladder: NoiseLadder) -> None: ...
+
+    def outcome(self, forward: nn.Module, pairs: Pairs, y_neg: Tensor | None, here: Levels) -> Outcome:
+        """The loss of a batch, and what is reported of it.
+
+        Args:
+            forward: `Forward`, of gradients if the objective needs them, maybe wrapped by DDP; called once.
+            pairs: (B,) of them.
+            y_neg: (B, C, H, W) ends of chains, or (2B, C, H, W) of which the second half are other draws for the same
+                pairs; None for an objective without negatives.
+            here: (B,) of the pairs' levels.
+        """
+        ...
 
 
 class Forward(nn.Module):
@@ -41,47 +72,84 @@ class Forward(nn.Module):
         return self._engine.gradient(y, level) if self._is_gradient else self._engine.forward(y, level)
 
 
-def recovery_outcome(forward: nn.Module, pairs: Pairs, y_pos: Tensor, y_neg: Tensor, here: Levels) -> Outcome:
+class Recovery:
     """Minus the recovery log-likelihood, both ends of the chain in one forward (Algorithm 1).
 
-    Args:
-        forward: `Forward` of raw values.
-        y_pos, y_neg: (B, C, H, W), or (2B, C, H, W) of which the second half are other draws for the same pairs.
-        here: (B,) of the pairs' levels.
+    With ``mcmc.antithetic`` every pair has a second y_pos, opposite to the first, as it has a second y_neg.
     """
-    draws = len(y_pos) // len(pairs.level)
-    raw = forward(torch.cat([y_pos, y_neg]), pairs.level.repeat(2 * draws))
-    raw_pos, raw_neg = (half.reshape(draws, -1).mean(0) for half in raw.chunk(2))
-    positive, negative = raw_pos.detach() * here.energy_scale, raw_neg.detach() * here.energy_scale
-    told = {
-        "log_density_pos": positive,
-        "log_density_neg": negative,
-        "log_density_gap": positive - negative,
-        "displacement": root_mean_square(y_neg[: len(pairs.level)] - pairs.x_noisy).to(raw.dtype),
-    }
-    return Outcome(recovery_loss(raw_pos, raw_neg, here.loss_weight), told)
+
+    needs_negatives: ClassVar[bool] = True
+    needs_gradient: ClassVar[bool] = False
+    reports: ClassVar[tuple[str, ...]] = ("log_density_pos", "log_density_neg", "log_density_gap", "displacement")
+
+    def __init__(self, experiment: Experiment, ladder: NoiseLadder) -> None:
+        self._is_antithetic = experiment.mcmc.antithetic
+
+    def outcome(self, forward: nn.Module, pairs: Pairs, y_neg: Tensor | None, here: Levels) -> Outcome:
+        """See `Objective.outcome`."""
+        assert y_neg is not None
+        y_pos = pairs.y_pos
+        if self._is_antithetic:
+            y_pos = torch.cat([y_pos, pairs.opposite_y_pos(column(1 / here.recovery_precision, y_pos))])
+        draws = len(y_pos) // len(pairs.level)
+        raw = forward(torch.cat([y_pos, y_neg]), pairs.level.repeat(2 * draws))
+        raw_pos, raw_neg = (half.reshape(draws, -1).mean(0) for half in raw.chunk(2))
+        positive, negative = raw_pos.detach() * here.energy_scale, raw_neg.detach() * here.energy_scale
+        reported = {
+            "log_density_pos": positive,
+            "log_density_neg": negative,
+            "log_density_gap": positive - negative,
+            "displacement": root_mean_square(y_neg[: len(pairs.level)] - pairs.x_noisy).to(raw.dtype),
+        }
+        return Outcome(recovery_loss(raw_pos, raw_neg, here.loss_weight), reported)
 
 
-def matching_outcome(
-    forward: nn.Module, pairs: Pairs, here: Levels, ladder: NoiseLadder, experiment: Experiment
-) -> Outcome:
-    """Minus the log-likelihood of the normal approximation, or the denoising score matching loss.
+class _Matching(ABC):
+    """Squared distance between the log-density's gradient at x_noisy and a target.
 
     With ``loss_weight inverse_std`` a sample weighs cumulative_std_{t+1}**2 instead of sigma_{t+1}**2: the loss is then
     that of the noise predicted, -cumulative_std_{t+1} grad f, at every level.
-
-    Args:
-        forward: `Forward` of gradients.
-        here: (B,) of the pairs' levels.
     """
-    gradient = column(here.energy_scale, pairs.x_noisy) * forward(pairs.x_noisy, pairs.level)
-    std = ladder.cumulative_std.to(gradient.device, gradient.dtype)[pairs.level + 1]
-    target = pairs.score
-    if experiment.optim.objective == "normal_likelihood":
-        target = (pairs.y_pos - pairs.x_noisy) * column(here.recovery_precision, pairs.x_noisy)
-    is_equal = experiment.optim.loss_weight == "inverse_std"
-    weight = std.square() if is_equal else 1 / here.recovery_precision
-    predicted = -gradient.detach() * column(std, gradient)
-    noise = -pairs.score * column(std, gradient)
-    told = {"predicted_noise": root_mean_square(predicted), "noise_error": root_mean_square(predicted - noise)}
-    return Outcome(matching_loss(gradient, target, weight), told)
+
+    needs_negatives: ClassVar[bool] = False
+    needs_gradient: ClassVar[bool] = True
+    reports: ClassVar[tuple[str, ...]] = ("predicted_noise", "noise_error")
+
+    def __init__(self, experiment: Experiment, ladder: NoiseLadder) -> None:
+        self._ladder, self._is_equal = ladder, experiment.optim.loss_weight == "inverse_std"
+
+    def outcome(self, forward: nn.Module, pairs: Pairs, y_neg: Tensor | None, here: Levels) -> Outcome:
+        """See `Objective.outcome`."""
+        gradient = column(here.energy_scale, pairs.x_noisy) * forward(pairs.x_noisy, pairs.level)
+        std = self._ladder.cumulative_std.to(gradient.device, gradient.dtype)[pairs.level + 1]
+        weight = std.square() if self._is_equal else 1 / here.recovery_precision
+        predicted = -gradient.detach() * column(std, gradient)
+        noise = -pairs.score * column(std, gradient)
+        reported = {"predicted_noise": root_mean_square(predicted), "noise_error": root_mean_square(predicted - noise)}
+        return Outcome(matching_loss(gradient, self._target(pairs, here), weight), reported)
+
+    @abstractmethod
+    def _target(self, pairs: Pairs, here: Levels) -> Tensor:
+        """(B, C, H, W) what the gradient of the log-density at x_noisy should be."""
+
+
+class NormalLikelihood(_Matching):
+    """Minus the log-likelihood of the normal approximation, without negatives (equation 37)."""
+
+    def _target(self, pairs: Pairs, here: Levels) -> Tensor:
+        return (pairs.y_pos - pairs.x_noisy) * column(here.recovery_precision, pairs.x_noisy)
+
+
+class DenoisingScoreMatching(_Matching):
+    """Denoising score matching, the score being the log-density's gradient (equation 14)."""
+
+    def _target(self, pairs: Pairs, here: Levels) -> Tensor:
+        return pairs.score
+
+
+OBJECTIVES: Mapping[ObjectiveName, type[Objective]] = {
+    "recovery": Recovery,
+    "normal_likelihood": NormalLikelihood,
+    "dsm": DenoisingScoreMatching,
+}
+"""The objectives by their names in ``optim.objective``."""

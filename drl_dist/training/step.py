@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -21,7 +21,7 @@ from drl_dist.mcmc.kernel import KeyedChainNoise, StepNoise, column, run_chain
 from drl_dist.sampling.progressive import ProgressiveSampler
 from drl_dist.training.chain import GradientEngine
 from drl_dist.training.guard import DivergedError, Interrupt, agree
-from drl_dist.training.objectives import Forward, matching_outcome, recovery_outcome
+from drl_dist.training.objectives import OBJECTIVES, Forward
 from drl_dist.training.state import TrainState
 
 MAX_TOLD_LEVELS = 16
@@ -105,8 +105,8 @@ class TrainStep:
         self.sampler = ProgressiveSampler(self.levels, experiment.mcmc.num_chain_steps, experiment.mcmc.noise_scale)
         self.noise = PhiloxNoise(experiment.train.seed if noise_seed is None else noise_seed)
         self.gradients = GradientEngine(state.network, engine)
-        self.has_negatives = experiment.optim.objective == "recovery"
-        self.forward: nn.Module = Forward(self.gradients, is_gradient=not self.has_negatives)
+        self.objective = OBJECTIVES[experiment.optim.objective](experiment, self.ladder)
+        self.forward: nn.Module = Forward(self.gradients, is_gradient=self.objective.needs_gradient)
         if is_initialized():
             # Buffers hold only power-iteration vectors, which every rank advances alike.
             self.forward = DistributedDataParallel(
@@ -115,7 +115,7 @@ class TrainStep:
                 forward_sync_buffers=False,
                 gradient_as_bucket_view=True,
                 # An image gradient does not depend on the biases behind the last activation.
-                find_unused_parameters=not self.has_negatives,
+                find_unused_parameters=self.objective.needs_gradient,
             )
 
     def __call__(self, batch: Batch) -> StepResult:
@@ -127,7 +127,7 @@ class TrainStep:
         self.state.network.advance_power_iteration()
         positions = batch.positions.to(self.device, non_blocking=True)
         pairs = self.draw(batch.images, positions)
-        y_neg = self.run_chain(pairs, positions) if self.has_negatives else None
+        y_neg = self.run_chain(pairs, positions) if self.objective.needs_negatives else None
         return self.update(pairs, y_neg, batch.bad_samples)
 
     def draw(self, images: Tensor, positions: Tensor) -> Pairs:
@@ -160,18 +160,12 @@ class TrainStep:
         """One Adam step.
 
         Args:
-            y_neg: from `run_chain`; None for the objectives without negatives.
-            bad_samples: images of this rank that stand in for damaged ones; told on.
+            y_neg: from `run_chain`; None for an objective without negatives.
+            bad_samples: images of this rank that replace damaged ones; reported as they are.
         """
         here = self.levels.at(pairs.level)
         state, optim = self.state, self.experiment.optim
-        if y_neg is not None:
-            y_pos = pairs.y_pos
-            if self.experiment.mcmc.antithetic:
-                y_pos = torch.cat([y_pos, pairs.opposite_y_pos(column(1 / here.recovery_precision, y_pos))])
-            loss, told = recovery_outcome(self.forward, pairs, y_pos, y_neg, here)
-        else:
-            loss, told = matching_outcome(self.forward, pairs, here, self.ladder, self.experiment)
+        loss, reported = self.objective.outcome(self.forward, pairs, y_neg, here)
         if is_initialized():
             # Gradients are averaged over ranks: one with more images than others counts for more. 1 with even shares.
             loss = loss * (len(pairs.level) * torch.distributed.get_world_size() / self.experiment.train.batch_size)
@@ -190,19 +184,20 @@ class TrainStep:
         state.optimizer.step()
         state.ema.update(state.network)
         state.step += 1
-        return self._result(pairs.level, told, loss.detach(), grad_norm, learning_rate, bad_samples, interrupt)
+        return self._result(pairs.level, reported, loss.detach(), grad_norm, learning_rate, bad_samples, interrupt)
 
     def _result(
         self,
         level: Tensor,
-        told: dict[str, Tensor],
+        reported: Mapping[str, Tensor],
         loss: Tensor,
         grad_norm: Tensor,
         learning_rate: float,
         bad_samples: int,
         interrupt: Interrupt,
     ) -> StepResult:
-        rows = torch.stack([*told.values(), torch.ones_like(level, dtype=self.dtype)])
+        names = self.objective.reports
+        rows = torch.stack([*(reported[name] for name in names), torch.ones_like(level, dtype=self.dtype)])
         sums = torch.zeros(len(rows), self.levels.num_levels, dtype=rows.dtype, device=rows.device)
         sums.index_add_(1, level, rows)
         bad = torch.full_like(loss, bad_samples, dtype=sums.dtype)
@@ -211,4 +206,4 @@ class TrainStep:
             packed = torch.cat([sums.flatten(), torch.stack([mean, bad])])
             all_reduce(packed)
             sums, loss, bad = packed[:-2].reshape(sums.shape), packed[-2], packed[-1]
-        return StepResult(loss, grad_norm, tuple(told), sums, learning_rate, bad, interrupt)
+        return StepResult(loss, grad_norm, names, sums, learning_rate, bad, interrupt)

@@ -16,14 +16,20 @@ from drl_dist.config.presets import TABLE_6, preset
 from drl_dist.config.tree import RunConfig, differences, flatten, to_dict
 from drl_dist.diffusion import noise
 
-# Table 6 of the paper: N, beta1, batch size, thousands of training iterations.
+# Table 6 of the paper (N, beta1, batch size, thousands of training iterations), and the multiples of Table 5.
 PAPER = {
-    "cifar10": (8, 0.9, 256, 240),
-    "celeba64": (6, 0.5, 128, 880),
-    "lsun_church64": (2, 0.9, 128, 960),
-    "lsun_bedroom64": (2, 0.9, 128, 760),
-    "lsun_church128": (2, 0.5, 64, 840),
-    "lsun_bedroom128": (5, 0.5, 64, 580),
+    "cifar10": (8, 0.9, 256, 240, (1, 2, 2, 2)),
+    "celeba64": (6, 0.5, 128, 880, (1, 2, 2, 2, 4)),
+    "lsun_church64": (2, 0.9, 128, 960, (1, 2, 2, 2, 4)),
+    "lsun_bedroom64": (2, 0.9, 128, 760, (1, 2, 2, 2, 4)),
+    "lsun_church128": (2, 0.5, 64, 840, (1, 2, 2, 2, 4, 4)),
+    "lsun_bedroom128": (5, 0.5, 64, 580, (1, 2, 2, 2, 4, 4)),
+}
+# What all of its data sets share, and ours do not: channels, width, learning rate, warm-up, half-life, EMA decay, flip.
+SHARED = (3, 128, 1e-4, 1000, None, 0.999, True)
+OURS = {
+    "digits": (1, 32, 1.5e-3, 100, None, 0.99, False),
+    "fashion_mnist": (1, 16, 1.5e-3, 300, 6000, 0.999, True),
 }
 
 
@@ -35,8 +41,26 @@ def test_table_6(name: str) -> None:
         experiment.optim.beta1,
         experiment.train.batch_size,
         experiment.train.num_steps // 1000,
+        experiment.model.width_multipliers,
     )
     assert got == PAPER[name]
+    assert experiment.model.resolution == int(name.removeprefix("cifar10").lstrip("_abcdefghijklmnopqrstuvwxyz") or 32)
+
+
+@pytest.mark.parametrize("name", sorted(PAPER | OURS))
+def test_the_columns_that_the_data_sets_of_the_paper_share(name: str) -> None:
+    experiment = preset(name)
+    optim = experiment.optim
+    got = (
+        experiment.model.channels,
+        experiment.model.width,
+        optim.learning_rate,
+        optim.warmup_steps,
+        optim.half_life_steps,
+        optim.ema_decay,
+        experiment.train.horizontal_flip,
+    )
+    assert got == OURS.get(name, SHARED)
 
 
 def test_every_preset_builds_and_ours_are_there() -> None:

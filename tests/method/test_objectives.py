@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import ClassVar, get_args
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from drl_dist.common.batch import Batch
 from drl_dist.common.images import to_unit_range
 from drl_dist.config.presets import SETTINGS, preset
-from drl_dist.config.tree import EngineConfig, Experiment
+from drl_dist.config.tree import NEEDS_NEGATIVES, EngineConfig, Experiment, ObjectiveName
+from drl_dist.diffusion.ladder import NoiseLadder, Pairs
 from drl_dist.diffusion.noise import PhiloxNoise, Purpose
+from drl_dist.diffusion.recovery import Levels
 from drl_dist.energy.wide_resnet import evaluate
 from drl_dist.mcmc.kernel import column
+from drl_dist.tracking.metrics import describe
+from drl_dist.training.objectives import OBJECTIVES, Outcome
 from drl_dist.training.state import TrainState
 from drl_dist.training.step import TrainStep, level_bands
 
@@ -47,6 +52,36 @@ def awake(experiment: Experiment) -> TrainStep:
 def batch(start: int = 0) -> Batch:
     images = torch.randint(0, 256, (SIZE, 1, 8, 8), generator=torch.Generator().manual_seed(start), dtype=torch.uint8)
     return Batch(images, torch.arange(start, start + SIZE))
+
+
+def test_the_registry_says_what_the_config_does() -> None:
+    assert OBJECTIVES.keys() == NEEDS_NEGATIVES.keys() == set(get_args(ObjectiveName))
+    assert {name: kind.needs_negatives for name, kind in OBJECTIVES.items()} == NEEDS_NEGATIVES
+    told = {name for kind in OBJECTIVES.values() for name in kind.reports}
+    assert [name for name in told if describe(f"{name}/level_0") is None] == []
+
+
+def test_an_objective_of_its_own_needs_its_class_and_its_name_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    class RawLikelihood:
+        """f(y_pos) - f(y_neg) without weights, of which nothing but the loss is known."""
+
+        needs_negatives: ClassVar[bool] = True
+        needs_gradient: ClassVar[bool] = False
+        reports: ClassVar[tuple[str, ...]] = ("energy",)
+
+        def __init__(self, experiment: Experiment, ladder: NoiseLadder) -> None: ...
+
+        def outcome(self, forward: nn.Module, pairs: Pairs, y_neg: Tensor | None, here: Levels) -> Outcome:
+            assert y_neg is not None
+            raw_pos, raw_neg = forward(torch.cat([pairs.y_pos, y_neg]), pairs.level.repeat(2)).chunk(2)
+            return Outcome((raw_neg - raw_pos).mean(), {"energy": -raw_pos.detach()})
+
+    monkeypatch.setitem(NEEDS_NEGATIVES, "raw", True)  # type: ignore[call-overload]
+    monkeypatch.setitem(OBJECTIVES, "raw", RawLikelihood)  # type: ignore[call-overload]
+    given = tiny("t6", objective="raw")
+    step = awake(dataclasses.replace(given, mcmc=dataclasses.replace(given.mcmc, num_chain_steps=2)))
+    assert step(batch()).metrics().keys() >= {"loss", "grad_norm", "learning_rate"}
+    assert {name.split("/")[0] for name in step(batch(SIZE)).metrics() if "/" in name} == {"energy"}
 
 
 def raw_gradient(step: TrainStep, y: Tensor, level: Tensor) -> Tensor:
