@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Protocol
 
+from drl_dist.durations import duration
+
 LINE_SECONDS = 5.0
 """Seconds between lines where the output is no terminal."""
 
@@ -77,11 +79,3 @@ def progress(what: str, total: int, done: int, unit: str) -> Generator[Advance]:
             )
 
     yield advance_in_lines
-
-
-def duration(seconds: float) -> str:
-    """Seconds as ``3 h 05 min``, ``12 min`` or ``40 s``."""
-    minutes = round(seconds / 60)
-    if seconds >= 3600:
-        return f"{minutes // 60} h {minutes % 60:02d} min"
-    return f"{minutes} min" if seconds >= 120 else f"{seconds:.0f} s"

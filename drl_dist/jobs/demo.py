@@ -14,8 +14,8 @@ from pathlib import Path
 
 from drl_dist.common.errors import UserError
 from drl_dist.common.program import EXIT_INTERRUPTED
-from drl_dist.common.progress import duration
 from drl_dist.common.validation import local_of
+from drl_dist.durations import duration
 from drl_dist.localhost import MlflowServer, RayHead, StartError, end_on_signals, submit_job
 
 RUN_NAME = "demo"

@@ -44,7 +44,8 @@ def main(argv: Sequence[str]) -> int:
     began = time.monotonic()
     options = _options(argv)
     # Heavy imports wait until the options are understood.
-    from drl_dist.common.progress import duration, progress
+    from drl_dist.common.progress import progress
+    from drl_dist.durations import duration
     from drl_dist.toy.density import Grid
     from drl_dist.toy.laws import law
     from drl_dist.toy.pictures import comparison_picture, levels_picture

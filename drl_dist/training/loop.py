@@ -1,10 +1,12 @@
-"""The training loop, over small protocols: where batches come from, and who is told."""
+"""The training loop, over small protocols: where batches come from, and what is called after each step."""
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 from torch import Tensor
@@ -18,41 +20,42 @@ from drl_dist.training.step import StepResult, TrainStep
 
 @dataclass(frozen=True)
 class StepReport:
-    """One step as the listeners see it."""
+    """One step as the callbacks see it."""
 
     step: int
     """Steps made so far, this one included."""
     num_steps: int
     """Steps in all."""
     result: StepResult
-    """Read on demand: reading waits for the device."""
+    """Its damaged images are those since the first step of the run; its tensors become floats in `metrics` alone."""
     wait_seconds: float
     """Time this rank waited for its batch."""
     seconds: float
-    """Duration of the whole step, the waiting and the listeners of the step before included."""
+    """Duration of the whole step, the waiting and the callbacks of the step before included."""
     images_seen: int
     """Over all ranks, since the first step of the run."""
     images_per_second: float
     """Over all ranks."""
     chain_steps_per_second: float
     """Langevin steps of single images, over all ranks."""
-    bad_samples: Tensor | float = 0.0
-    """() damaged images that others stood in for, over all ranks, since the first step of the run."""
 
     def metrics(self) -> dict[str, float]:
-        """Every number of the step by its name."""
+        """Every number of the step by its name; read from the device once, however many callbacks ask."""
+        return dict(self._metrics)
+
+    @cached_property
+    def _metrics(self) -> dict[str, float]:
         return self.result.metrics() | {
             "images_per_second": self.images_per_second,
             "chain_steps_per_second": self.chain_steps_per_second,
             "data_wait_fraction": self.wait_seconds / self.seconds,
             "step_seconds": self.seconds,
             "images_seen": float(self.images_seen),
-            "bad_samples": float(self.bad_samples),
         }
 
 
-class Listener(Protocol):
-    """Told after every step, on every rank, in the order of the list."""
+class Callback(Protocol):
+    """Called after every step, on every rank, in the order of the list."""
 
     def on_step(self, report: StepReport, state: TrainState) -> None:
         """The state is the one after the step; it changes with the next one."""
@@ -64,7 +67,7 @@ def train(
     state: TrainState,
     experiment: Experiment,
     batches: BatchSource,
-    listeners: Sequence[Listener],
+    callbacks: Sequence[Callback],
     *,
     bad_samples: Tensor | float = 0.0,
 ) -> None:
@@ -75,8 +78,8 @@ def train(
         state: the state that `step` changes.
         experiment: says how many steps, and the batch size over all ranks.
         batches: this rank's batches, starting with that of step ``state.step``.
-        listeners: told after every step.
-        bad_samples: damaged images that others stood in for in the steps made so far.
+        callbacks: called after every step.
+        bad_samples: damaged images that were replaced in the steps made so far.
 
     Raises:
         DivergedError: from the step; the state is that of the last good step.
@@ -91,6 +94,7 @@ def train(
         wait_seconds = time.perf_counter() - waited
         result = step(batch)
         bad_samples = bad_samples + result.bad_samples
+        result = dataclasses.replace(result, bad_samples=bad_samples)
         now = time.perf_counter()
         seconds, started = now - started, now
         rate = batch_size / seconds
@@ -103,9 +107,8 @@ def train(
             images_seen=state.step * batch_size,
             images_per_second=rate,
             chain_steps_per_second=rate * num_chain_steps,
-            bad_samples=bad_samples,
         )
-        for listener in listeners:
-            listener.on_step(report, state)
+        for callback in callbacks:
+            callback.on_step(report, state)
         if result.interrupt is Interrupt.STOP:
             return

@@ -24,40 +24,57 @@ from drl_dist.training.guard import DivergedError, Interrupt, agree
 from drl_dist.training.objectives import OBJECTIVES, Forward
 from drl_dist.training.state import TrainState
 
-MAX_TOLD_LEVELS = 16
-"""Ladders of more levels are told in this many bands of consecutive levels."""
+MAX_REPORTED_LEVELS = 16
+"""Ladders of more levels are reported in this many bands of consecutive levels."""
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one step says about itself, averaged over all ranks; on the device until somebody reads it."""
+    """The numbers of one step, averaged over all ranks; on the device until `metrics` reads them."""
 
     loss: Tensor
     """()"""
     grad_norm: Tensor
     """() norm of the gradient before clipping."""
     names: tuple[str, ...]
-    """What is told about each level."""
+    """What is reported of each level."""
     per_level: Tensor
     """(len(names) + 1, T): sums over the samples of each level, and last their number."""
     learning_rate: float
     bad_samples: Tensor | float = 0.0
-    """() damaged images of this step that others stood in for; a sum over all ranks."""
+    """() damaged images of this step that were replaced; a sum over all ranks."""
     interrupt: Interrupt = Interrupt.NONE
     """What is to happen now, the same on all ranks."""
 
     def metrics(self) -> dict[str, float]:
-        """Named numbers; levels that no sample of this step fell on are left out. Log-densities are in nats."""
-        *sums, count = self.per_level.double().cpu().unbind()
+        """Named numbers; levels that no sample of this step fell on are left out. Log-densities are in nats.
+
+        The one place of training where tensors become floats: all of them together, which waits for the device once.
+        """
+        table = self.per_level.double()
+        scalars = torch.stack(
+            [
+                torch.as_tensor(one, dtype=table.dtype, device=table.device)
+                for one in (self.loss, self.grad_norm, self.bad_samples)
+            ]
+        )
+        packed, bands = torch.cat([scalars, table.flatten()]).cpu(), level_bands(table.shape[1])
+        table = packed[len(scalars) :].view_as(table)
+        sums = torch.stack([table[:, levels].sum(1) for levels in bands.values()])
+        loss, grad_norm, bad_samples, *flat = torch.cat([packed[: len(scalars)], sums.flatten()]).tolist()
         numbers = {
-            "loss": float(self.loss),
-            "grad_norm": float(self.grad_norm),
+            "loss": loss,
+            "grad_norm": grad_norm,
             "learning_rate": self.learning_rate,
+            "bad_samples": bad_samples,
         }
-        for label, levels in level_bands(len(count)).items():
-            if samples := float(count[levels].sum()):
-                for name, values in zip(self.names, sums, strict=True):
-                    numbers[f"{name}/level_{label}"] = float(values[levels].sum()) / samples
+        width = len(self.names) + 1
+        for row, label in enumerate(bands):
+            *values, samples = flat[row * width : (row + 1) * width]
+            if samples:
+                numbers |= {
+                    f"{name}/level_{label}": value / samples for name, value in zip(self.names, values, strict=True)
+                }
         return numbers
 
 
@@ -70,10 +87,10 @@ def learning_rate_at(optim: OptimConfig, step: int) -> float:
 
 
 def level_bands(num_levels: int) -> dict[str, slice]:
-    """Levels by the label under which they are told: each by its number, or bands like ``000-062`` of a long ladder."""
-    if num_levels <= MAX_TOLD_LEVELS:
+    """Levels by the label under which they are reported: each by its number, or bands like ``000-062`` of a long ladder."""
+    if num_levels <= MAX_REPORTED_LEVELS:
         return {str(t): slice(t, t + 1) for t in range(num_levels)}
-    ends = [num_levels * band // MAX_TOLD_LEVELS for band in range(MAX_TOLD_LEVELS + 1)]
+    ends = [num_levels * band // MAX_REPORTED_LEVELS for band in range(MAX_REPORTED_LEVELS + 1)]
     digits = len(str(num_levels - 1))
     return {f"{low:0{digits}}-{high - 1:0{digits}}": slice(low, high) for low, high in pairwise(ends)}
 

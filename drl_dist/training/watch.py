@@ -1,4 +1,4 @@
-"""Tells a run that has run away although every number of it is still finite."""
+"""Finds out that a run has run away although every number of it is still finite."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ class DivergenceWatch:
 
 @dataclass(frozen=True)
 class RunawayGuard:
-    """A listener that ends a run whose chains have run away, before a checkpoint of it takes the place of a good one.
+    """A callback that ends a run whose chains have run away, before a checkpoint of it takes the place of a good one.
 
     Such a run need not come to numbers that are not finite for hundreds of steps. The displacement is averaged over all
     ranks, so that all end at the same step.
@@ -121,7 +121,7 @@ class RunawayGuard:
     checkpoint_every: int
 
     def on_step(self, report: StepReport, state: TrainState) -> None:
-        """Look at every tenth step: reading its numbers waits for the device.
+        """Look at every tenth step: reading numbers that nobody else asked for waits for the device.
 
         Raises:
             RunawayError: the chains move farther than `MAX_MOVE`.

@@ -20,7 +20,7 @@ from drl_dist.training.watch import DivergenceLimits, DivergenceWatch
 class TrialScores:
     """Ends a trial that has diverged, keeps the trial's curve beside its checkpoints, and reports each score to Ray.
 
-    Stands behind the listener that scores, and before the one that writes checkpoints: a checkpoint that is complete
+    Stands behind the callback that scores, and before the one that writes checkpoints: a checkpoint that is complete
     has its scores in the curve.
 
     Args:

@@ -1,123 +1,73 @@
-"""Who is told about a training step: the console, the tracker, the storage."""
+"""The callbacks of a training worker and their order, and the one that writes checkpoints."""
 
 from __future__ import annotations
 
 import tempfile
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import ray.train
 import torch
 
 from drl_dist.checkpoints.format import CheckpointState, write_checkpoint
 from drl_dist.checkpoints.storage import checkpoint_name
-from drl_dist.common.images import grid
-from drl_dist.common.progress import duration
-from drl_dist.config.tree import EngineConfig, Experiment, RunConfig
-from drl_dist.jobs.train.scores import draw_together
+from drl_dist.config.tree import RunConfig
+from drl_dist.jobs.train.damage import Damage
+from drl_dist.jobs.train.elastic import Growth
+from drl_dist.jobs.train.metrics import Clock, Exports, Stalling
 from drl_dist.jobs.train.storage import Uploader
+from drl_dist.training.callbacks import LogMetrics, Metrics, Progress, Samples, Scores
 from drl_dist.training.guard import Interrupt
-from drl_dist.training.loop import StepReport
+from drl_dist.training.loop import Callback, StepReport
 from drl_dist.training.state import TrainState
-
-PROGRESS_SECONDS = 10.0
-PROGRESSION_ROWS = 8
-GRID_PIXELS = 32
-"""Smaller images are enlarged to about this size in grids."""
+from drl_dist.training.watch import RunawayGuard
 
 
-_TOLD = {
-    Interrupt.CHECKPOINT: "a machine is about to be taken away, so a checkpoint is written",
-    Interrupt.STOP: "asked to stop, so a checkpoint is written and training ends",
-}
+def build_callbacks(
+    run: RunConfig,
+    *,
+    world_size: int,
+    log: LogMetrics | None,
+    exports: Exports | None,
+    samples: Samples,
+    scores: Scores | None,
+    trial: Callback | None,
+    damage: Damage,
+    checkpoints: Checkpoints,
+    clock: Clock,
+) -> list[Callback]:
+    """The callbacks of one rank, in the order in which they are called after every step.
 
+    1. `Progress`, `Metrics` and `Exports`, on the first rank: the numbers of a step are known, whatever ends the run at
+       it.
+    2. `Growth`, on the first rank of a run with fewer workers than it wants: a restart that is due right after a
+       checkpoint does not wait for pictures, which the restarted workers would draw again.
+    3. `RunawayGuard`: no pictures, scores or checkpoint of a state that has run away.
+    4. `Samples`, then `Scores`.
+    5. The callback of a sweep's trial: it reports the scores of this step.
+    6. `Damage`: the list of substitutes is in storage before the checkpoint that it belongs to.
+    7. `Checkpoints`, last, with its time counted as a stall: a restart continues after the checkpoint's step, of which
+       everything else must have been logged.
 
-class Progress:
-    """A line every few seconds: step, loss, rate, share of time spent waiting for data, time left."""
-
-    def __init__(self) -> None:
-        self._began = self._told = time.monotonic()
-        self._waited = 0.0
-        self._first_step: int | None = None
-        self._told_step = 0
-
-    def on_step(self, report: StepReport, state: TrainState) -> None:
-        now = time.monotonic()
-        if report.result.interrupt is not Interrupt.NONE:
-            print(f"step {report.step}/{report.num_steps}: {_TOLD[report.result.interrupt]}", flush=True)
-        if self._first_step is None:
-            # Compilation and warm-up would spoil the estimate.
-            self._first_step = self._told_step = report.step
-            self._began = now
-            print(f"step {report.step}/{report.num_steps}: under way", flush=True)
-            return
-        self._waited += report.wait_seconds
-        if now - self._told < PROGRESS_SECONDS and report.step < report.num_steps:
-            return
-        steps, seconds = report.step - self._told_step, now - max(self._told, self._began)
-        per_step = (now - self._began) / (report.step - self._first_step)
-        images = report.images_seen / report.step * steps / seconds
-        print(
-            f"step {report.step}/{report.num_steps}: loss {float(report.result.loss):.4g}, {images:.1f} images/s, "
-            f"waiting for data {self._waited / seconds:.1%}, "
-            f"{duration((report.num_steps - report.step) * per_step)} left",
-            flush=True,
-        )
-        self._told, self._told_step, self._waited = now, report.step, 0.0
-
-
-@dataclass(frozen=True)
-class Metrics:
-    """Every number of a step, every so many steps."""
-
-    log: Callable[[int, dict[str, float]], None]
-    every_steps: int
-
-    def on_step(self, report: StepReport, state: TrainState) -> None:
-        if report.step % self.every_steps == 0 or report.step == report.num_steps:
-            self.log(report.step, report.metrics())
-
-
-@dataclass(frozen=True)
-class Samples:
-    """Images generated from the averaged weights, always from the same noise; all ranks draw a share.
+    Those that are collective (4 to 7) are in the list of every rank or of none.
 
     Args:
-        show: gets a name, the step and a sheet (H, W, 3) uint8; None on ranks that only help to draw.
+        run: the run.
+        world_size: ranks that there are.
+        log: takes metrics; None, as is `exports`, on all ranks but the first.
+        exports: of this run.
+        samples, scores, trial, damage, checkpoints: the callbacks; None where the run has none.
+        clock: of this worker.
     """
-
-    experiment: Experiment
-    engine: EngineConfig
-    every_steps: int
-    num_samples: int
-    rank: int
-    world_size: int
-    show: Callable[[str, int, np.ndarray], None] | None
-
-    def on_step(self, report: StepReport, state: TrainState) -> None:
-        if report.step % self.every_steps == 0 or report.step == report.num_steps:
-            self.draw(report.step, state)
-
-    def draw(self, step: int, state: TrainState) -> None:
-        """Draw and show the pictures of a state; a collective call of all ranks."""
-        stages = draw_together(
-            self.experiment,
-            self.engine,
-            state,
-            self.num_samples,
-            rank=self.rank,
-            world_size=self.world_size,
-            whole_way=True,
-        )
-        if self.show is not None:
-            enlarge = max(1, GRID_PIXELS // self.experiment.model.resolution)
-            self.show("samples", step, grid(stages[-1], enlarge=enlarge))
-            # One row per image, from white noise on the left to the sample on the right.
-            rows = stages[:, :PROGRESSION_ROWS].transpose(0, 1).flatten(0, 1)
-            self.show("progression", step, grid(rows, len(stages), enlarge=enlarge))
+    callbacks: list[Callback] = []
+    if log is not None and exports is not None:
+        callbacks += [Progress(), Metrics(log, run.tracking.log_every_steps), exports]
+        if world_size < run.num_workers:
+            callbacks.append(Growth(run, world_size, clock))
+    callbacks += [RunawayGuard(run.checkpoint.every_steps), samples]
+    callbacks += [one for one in (scores, trial) if one is not None]
+    return [*callbacks, damage, Stalling(checkpoints, clock)]
 
 
 @dataclass(frozen=True)

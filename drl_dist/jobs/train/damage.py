@@ -22,7 +22,7 @@ from drl_dist.training.state import TrainState
 class Damage:
     """Ends a run that has replaced too many samples; gathers what all ranks have replaced for the ledger.
 
-    Stands before the listener that writes checkpoints: the ledger is uploaded before the checkpoint that it belongs to,
+    Stands before the callback that writes checkpoints: the ledger is uploaded before the checkpoint that it belongs to,
     so that a checkpoint that is complete has all of its substitutes in the ledger.
 
     Args:
@@ -62,7 +62,7 @@ class Damage:
         self._waiting += self.stream.substitutes
         self.stream.substitutes.clear()
         # Read on all ranks alike: it is a sum over them.
-        total, limit = int(report.bad_samples), self.run.loader.max_substitutes
+        total, limit = int(report.metrics()["bad_samples"]), self.run.loader.max_substitutes
         if total <= limit:
             return
         text = self.gather(state.network.stem.weight.device)

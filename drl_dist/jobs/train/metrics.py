@@ -12,7 +12,7 @@ from typing import Any
 from ray.train import Checkpoint, UserCallback
 
 from drl_dist.jobs.common.prometheus import Exporter
-from drl_dist.training.loop import Listener, StepReport
+from drl_dist.training.loop import Callback, StepReport
 from drl_dist.training.state import TrainState
 
 LOOK_SECONDS = 1.0
@@ -37,14 +37,14 @@ class Clock:
 
 @dataclass(frozen=True)
 class Stalling:
-    """A listener whose time counts as waiting for checkpoints."""
+    """A callback whose time counts as waiting for checkpoints."""
 
-    listener: Listener
+    callback: Callback
     clock: Clock
 
     def on_step(self, report: StepReport, state: TrainState) -> None:
         began = time.perf_counter()
-        self.listener.on_step(report, state)
+        self.callback.on_step(report, state)
         self.clock.stalled += time.perf_counter() - began
 
 
@@ -135,13 +135,14 @@ class Exports:
         if not is_due:
             return
         self._mean = self._since / self._steps
+        metrics = report.metrics()
         self._exporter.set(
             step=report.step,
             step_seconds=self._mean,
             data_wait_fraction=self._waited / self._since,
-            loss=float(report.result.loss),
-            grad_norm=float(report.result.grad_norm),
-            bad_samples=float(report.bad_samples),
+            loss=metrics["loss"],
+            grad_norm=metrics["grad_norm"],
+            bad_samples=metrics["bad_samples"],
         )
         self._looked, self._since, self._waited, self._steps = now, 0.0, 0.0, 0
 

@@ -22,19 +22,18 @@ from drl_dist.data.stream import ShardStream
 from drl_dist.jobs.common.device import prepare_device
 from drl_dist.jobs.common.prometheus import Exporter
 from drl_dist.jobs.sweep.worker import TrialScores
-from drl_dist.jobs.train.callbacks import Checkpoints, Metrics, Progress, Samples
+from drl_dist.jobs.train.callbacks import Checkpoints, build_callbacks
 from drl_dist.jobs.train.damage import Damage
-from drl_dist.jobs.train.elastic import Growth
-from drl_dist.jobs.train.metrics import Clock, Exports, Stalling
+from drl_dist.jobs.train.metrics import Clock, Exports
 from drl_dist.jobs.train.restore import restore
-from drl_dist.jobs.train.scores import Scores
 from drl_dist.jobs.train.stop import StopNote, Wishes
 from drl_dist.tracking.access import take_access
 from drl_dist.tracking.tracker import Tracker
-from drl_dist.training.loop import Listener, train
+from drl_dist.training.callbacks import Samples, Scores
+from drl_dist.training.loop import train
 from drl_dist.training.state import TrainState
 from drl_dist.training.step import TrainStep
-from drl_dist.training.watch import DivergenceLimits, RunawayGuard
+from drl_dist.training.watch import DivergenceLimits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,8 +100,7 @@ def train_worker(task: WorkerTask) -> int:
         wishes = stack.enter_context(Wishes(task.stop_note if rank == 0 else None))
         seed = noise_seed(experiment.train.seed, task.num_rollbacks)
         step = TrainStep(state, experiment, run.engine, wishes, seed)
-        listeners: list[Listener] = []
-        show, register, log = None, None, None
+        show, register, log, exports = None, None, None, None
         clock, exporter = Clock(), stack.enter_context(Exporter(run.run_name))
         exporter.set(workers=1)
         if rank == 0:
@@ -125,33 +123,36 @@ def train_worker(task: WorkerTask) -> int:
                 log=log,
                 log_every=run.tracking.log_every_steps,
             )
-            listeners = [Progress(), Metrics(log, run.tracking.log_every_steps), exports]
-            if world_size < run.num_workers:
-                listeners.append(Growth(run, world_size, clock))
-        listeners.append(RunawayGuard(run.checkpoint.every_steps))
         tracking = run.tracking
         samples = Samples(
             experiment, run.engine, tracking.sample_every_steps, tracking.num_samples, rank, world_size, show
         )
-        listeners.append(samples)
-        trial = None
+        trial, scores = None, None
         if task.limits is not None:
             trial = TrialScores.resumed(task.limits, task.run_url, rank, state.step, run.tracking.score_every_steps)
         if tracking.score_every_steps is not None:
-            listeners.append(_scores(run, index, state, rank, world_size, log, trial))
-        if trial is not None:
-            listeners.append(trial)
-        # Last: a restart goes on after the checkpoint's step, of which all else must have been told.
+            scores = _scores(run, index, state, rank, world_size, log, trial)
         checkpoints = Checkpoints(
             run, task.run_url, task.fingerprint, world_size, register, damage.gather, clock.uploaded
         )
-        listeners += [damage, Stalling(checkpoints, clock)]
+        callbacks = build_callbacks(
+            run,
+            world_size=world_size,
+            log=log,
+            exports=exports,
+            samples=samples,
+            scores=scores,
+            trial=trial,
+            damage=damage,
+            checkpoints=checkpoints,
+            clock=clock,
+        )
         stack.enter_context(stream)
         if state.step == 0:
             # Show where training began, before there is anything else to see.
             samples.draw(0, state)
         batches = _noted(run, stream, rank, world_size)
-        train(step, state, experiment, batches, listeners, bad_samples=damage.count)
+        train(step, state, experiment, batches, callbacks, bad_samples=damage.count)
     return state.step
 
 
@@ -185,7 +186,7 @@ def _scores(
     log: Callable[[int, dict[str, float]], None] | None,
     trial: TrialScores | None,
 ) -> Scores:
-    """The listener that scores; its feature network is loaded, and real images are seen, before training starts."""
+    """The callback that scores; its feature network is loaded, and real images are seen, before training starts."""
     tracking, score = run.tracking, None
     assert tracking.score_every_steps is not None
     if log is not None:

@@ -1,0 +1,192 @@
+"""Callbacks of the training loop that need torch and numpy alone: progress, metrics, samples and scores.
+
+They write nothing themselves: numbers and pictures go to functions that the caller hands in, for instance the methods
+of a tracker, or two that write files (docs/training.md).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from drl_dist.common.images import enlargement, grid
+from drl_dist.config.tree import EngineConfig, Experiment
+from drl_dist.durations import duration
+from drl_dist.training.generate import draw_together
+from drl_dist.training.guard import Interrupt
+from drl_dist.training.loop import StepReport
+from drl_dist.training.state import TrainState
+
+PROGRESS_SECONDS = 10.0
+"""Seconds between lines of `Progress`."""
+PROGRESSION_ROWS = 8
+"""Images whose way from noise is shown."""
+
+LogMetrics = Callable[[int, dict[str, float]], None]
+"""Takes the numbers of a step, by name."""
+LogImage = Callable[[str, int, NDArray[np.uint8]], None]
+"""Takes a name, a step and a sheet (H, W, 3) uint8."""
+ScoreImages = Callable[[Tensor], dict[str, float]]
+"""Generated images, uint8 (B, C, H, W) on the CPU, to scores by name."""
+SeeImages = Callable[[int, int, Tensor], None]
+"""Takes the step, the images trained on since the first step, and generated images, uint8 (B, C, H, W)."""
+
+_INTERRUPTS = {
+    Interrupt.CHECKPOINT: "a machine is about to be taken away, so a checkpoint is written",
+    Interrupt.STOP: "asked to stop, so a checkpoint is written and training ends",
+}
+
+
+class Progress:
+    """Prints a line every few seconds: step, loss, rate, share of time spent waiting for data, time left."""
+
+    def __init__(self) -> None:
+        self._began = self._printed = time.monotonic()
+        self._waited = 0.0
+        self._first_step: int | None = None
+        self._printed_step = 0
+
+    def on_step(self, report: StepReport, state: TrainState) -> None:
+        """See `drl_dist.training.loop.Callback`."""
+        now = time.monotonic()
+        if report.result.interrupt is not Interrupt.NONE:
+            print(f"step {report.step}/{report.num_steps}: {_INTERRUPTS[report.result.interrupt]}", flush=True)
+        if self._first_step is None:
+            # Compilation and warm-up would spoil the estimate.
+            self._first_step = self._printed_step = report.step
+            self._began = now
+            print(f"step {report.step}/{report.num_steps}: under way", flush=True)
+            return
+        self._waited += report.wait_seconds
+        if now - self._printed < PROGRESS_SECONDS and report.step < report.num_steps:
+            return
+        steps, seconds = report.step - self._printed_step, now - max(self._printed, self._began)
+        per_step = (now - self._began) / (report.step - self._first_step)
+        images = report.images_seen / report.step * steps / seconds
+        print(
+            f"step {report.step}/{report.num_steps}: loss {report.metrics()['loss']:.4g}, {images:.1f} images/s, "
+            f"waiting for data {self._waited / seconds:.1%}, "
+            f"{duration((report.num_steps - report.step) * per_step)} left",
+            flush=True,
+        )
+        self._printed, self._printed_step, self._waited = now, report.step, 0.0
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Logs every number of a step, every so many steps and at the last one.
+
+    Args:
+        log: gets the step and its numbers.
+        every_steps: steps between two logs.
+    """
+
+    log: LogMetrics
+    every_steps: int
+
+    def on_step(self, report: StepReport, state: TrainState) -> None:
+        """See `drl_dist.training.loop.Callback`."""
+        if report.step % self.every_steps == 0 or report.step == report.num_steps:
+            self.log(report.step, report.metrics())
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Shows images generated from the averaged weights, always from the same noise; all ranks draw a share.
+
+    Args:
+        experiment: of the run.
+        engine: how gradients are computed.
+        every_steps: steps between two sheets; there is one at the last step too.
+        num_samples: images in a sheet.
+        rank, world_size: this rank, and how many there are.
+        show: gets ``samples`` or ``progression``, the step and the sheet; None on ranks that only help to draw.
+    """
+
+    experiment: Experiment
+    engine: EngineConfig
+    every_steps: int
+    num_samples: int
+    rank: int = 0
+    world_size: int = 1
+    show: LogImage | None = None
+
+    def on_step(self, report: StepReport, state: TrainState) -> None:
+        """See `drl_dist.training.loop.Callback`."""
+        if report.step % self.every_steps == 0 or report.step == report.num_steps:
+            self.draw(report.step, state)
+
+    def draw(self, step: int, state: TrainState) -> None:
+        """Draw and show the pictures of a state; a collective call of all ranks."""
+        stages = draw_together(
+            self.experiment,
+            self.engine,
+            state,
+            self.num_samples,
+            rank=self.rank,
+            world_size=self.world_size,
+            whole_way=True,
+        )
+        if self.show is not None:
+            enlarge = enlargement(self.experiment.model.resolution)
+            self.show("samples", step, grid(stages[-1], enlarge=enlarge))
+            # One row per image, from white noise on the left to the sample on the right.
+            rows = stages[:, :PROGRESSION_ROWS].transpose(0, 1).flatten(0, 1)
+            self.show("progression", step, grid(rows, len(stages), enlarge=enlarge))
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores images generated from the averaged weights, always from the same noise; all ranks draw a share.
+
+    Args:
+        experiment: of the run.
+        engine: how gradients are computed.
+        every_steps: steps between two scores; there is one at the last step too.
+        num_images: that are scored.
+        rank, world_size: this rank, and how many there are.
+        score: turns generated images into numbers by name.
+        log: gets the step and the numbers. Both are None on ranks that only help to draw.
+        look: gets the images on every rank, before they are scored.
+    """
+
+    experiment: Experiment
+    engine: EngineConfig
+    every_steps: int
+    num_images: int
+    rank: int = 0
+    world_size: int = 1
+    score: ScoreImages | None = None
+    log: LogMetrics | None = None
+    look: SeeImages | None = None
+
+    def on_step(self, report: StepReport, state: TrainState) -> None:
+        """See `drl_dist.training.loop.Callback`."""
+        if report.step % self.every_steps and report.step != report.num_steps:
+            return
+        began = time.monotonic()
+        images = draw_together(
+            self.experiment,
+            self.engine,
+            state,
+            self.num_images,
+            rank=self.rank,
+            world_size=self.world_size,
+            whole_way=False,
+        )[-1]
+        if self.look is not None:
+            self.look(report.step, report.images_seen, images)
+        if self.score is not None and self.log is not None:
+            numbers = self.score(images)
+            self.log(report.step, numbers)
+            shown = ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())
+            print(
+                f"step {report.step}/{report.num_steps}: {shown} of {self.num_images} images, drawn and scored in "
+                f"{duration(time.monotonic() - began)}",
+                flush=True,
+            )

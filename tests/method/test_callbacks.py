@@ -1,0 +1,144 @@
+"""Callbacks of the loop on torch alone: what they print, log and show, and that numbers are read once a step."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from drl_dist.training import callbacks
+from drl_dist.training.callbacks import Metrics, Progress, Samples, Scores
+from drl_dist.training.generate import draw_together
+from drl_dist.training.guard import Interrupt
+from drl_dist.training.loop import Callback, StepReport, train
+from drl_dist.training.state import TrainState
+from drl_dist.training.step import TrainStep
+from drl_dist.training.watch import RunawayGuard
+from tests.method.test_step import EAGER, batch, tiny
+
+STEPS = 3
+
+
+def run(*called: Callback, num_steps: int = STEPS, stop_at: int | None = None, bad: int = 0) -> TrainState:
+    """Train a tiny network with these callbacks, without a process group."""
+    experiment = tiny(num_steps=num_steps)
+    state = TrainState.create(experiment)
+
+    def request() -> Interrupt:
+        return Interrupt.STOP if state.step + 1 == stop_at else Interrupt.NONE
+
+    step = TrainStep(state, experiment, EAGER, request)
+    given = [dataclasses.replace(batch(12 * number), bad_samples=bad) for number in range(num_steps)]
+    train(step, state, experiment, given, called)
+    return state
+
+
+class Calls:
+    """A callback made of a function."""
+
+    def __init__(self, call: Callable[[StepReport], object]) -> None:
+        self._call = call
+
+    def on_step(self, report: StepReport, state: TrainState) -> None:
+        self._call(report)
+
+
+READS = ("__bool__", "__float__", "__int__", "cpu", "item", "numpy", "tolist")
+"""By which a number leaves the device."""
+
+
+def test_tensors_become_floats_once_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    reads: Counter[str] = Counter()
+
+    def counted(name: str) -> Callable[..., Any]:
+        original = getattr(torch.Tensor, name)
+
+        def method(self: torch.Tensor, *args: Any, **more: Any) -> Any:
+            reads[name] += 1
+            return original(self, *args, **more)
+
+        return method
+
+    seen: list[Counter[str]] = []
+    logged: list[dict[str, float]] = []
+    # As many that read every step as a worker may have.
+    asking = [Metrics(lambda _, numbers: logged.append(numbers), 1) for _ in range(3)]
+    silent = [Progress(), RunawayGuard(checkpoint_every=100)]
+    start, end = Calls(lambda _: reads.clear()), Calls(lambda _: seen.append(reads.copy()))
+    for name in READS:
+        monkeypatch.setattr(torch.Tensor, name, counted(name))
+    run(start, *asking, *silent, end)
+    # One copy to the host, and one list of Python numbers made of it.
+    assert seen == [{"cpu": 1, "tolist": 1}] * STEPS
+    assert all(type(value) is float for numbers in logged for value in numbers.values())
+    seen.clear()
+    run(start, Metrics(lambda _, numbers: logged.append(numbers), 2), end)
+    # None at steps of which nobody asks anything; the last one is logged too.
+    assert [sum(one.values()) for one in seen] == [0, 2, 2]
+
+
+def test_a_callback_cannot_change_what_the_next_one_gets() -> None:
+    logged: list[dict[str, float]] = []
+    run(Metrics(lambda _, numbers: numbers.clear(), 1), Metrics(lambda _, numbers: logged.append(numbers), 1))
+    assert all(numbers["images_seen"] > 0 for numbers in logged)
+
+
+def test_metrics_count_damaged_images_from_the_first_step() -> None:
+    logged: dict[int, float] = {}
+    run(Metrics(lambda step, numbers: logged.update({step: numbers["bad_samples"]}), 1), bad=2)
+    assert logged == {1: 2.0, 2: 4.0, 3: 6.0}
+
+
+def test_progress_prints_rate_and_time_left(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(callbacks, "PROGRESS_SECONDS", 0.0)
+    run(Progress(), stop_at=2)
+    first, second, third = capsys.readouterr().out.splitlines()
+    assert first == f"step 1/{STEPS}: under way"
+    assert second == f"step 2/{STEPS}: asked to stop, so a checkpoint is written and training ends"
+    assert third.startswith(f"step 2/{STEPS}: loss ") and " images/s, waiting for data " in third
+    assert third.endswith(" s left")
+
+
+def test_samples_are_drawn_when_due_and_the_last_ones_are_of_the_last_step() -> None:
+    shown: dict[tuple[str, int], NDArray[np.uint8]] = {}
+
+    def show(name: str, step: int, sheet: NDArray[np.uint8]) -> None:
+        shown[name, step] = sheet
+
+    state = run(Samples(tiny(), EAGER, 2, num_samples=4, show=show))
+    assert list(shown) == [(name, step) for step in (2, 3) for name in ("samples", "progression")]
+    # Images of 8 pixels are enlarged to 32; 2 x 2 of them, with white between; 4 rows of 7 levels.
+    assert shown["samples", 3].shape == (2 * 34 + 2, 2 * 34 + 2, 3) and shown["samples", 3].dtype == np.uint8
+    assert shown["progression", 3].shape == (4 * 34 + 2, 7 * 34 + 2, 3)
+    images = draw_together(tiny(), EAGER, state, 4, whole_way=False)[-1]
+    corner = shown["samples", 3][2:34:4, 2:34:4, 0]
+    assert np.array_equal(corner, images[0, 0].numpy())
+
+
+def test_scores_reach_the_log_and_images_are_looked_at_before(capsys: pytest.CaptureFixture[str]) -> None:
+    order: list[object] = []
+
+    def score(images: torch.Tensor) -> dict[str, float]:
+        order.append(("scored", tuple(images.shape)))
+        return {"score/fid": 3.25}
+
+    scores = Scores(
+        tiny(),
+        EAGER,
+        2,
+        num_images=5,
+        score=score,
+        log=lambda step, numbers: order.append((step, numbers)),
+        look=lambda step, images_seen, images: order.append((step, images_seen, len(images))),
+    )
+    run(scores, num_steps=2)
+    assert order == [(2, 24, 5), ("scored", (5, 1, 8, 8)), (2, {"score/fid": 3.25})]
+    assert "step 2/2: score/fid 3.25 of 5 images, drawn and scored in " in capsys.readouterr().out
