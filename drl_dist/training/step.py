@@ -87,7 +87,7 @@ def learning_rate_at(optim: OptimConfig, step: int) -> float:
 
 
 def level_bands(num_levels: int) -> dict[str, slice]:
-    """Levels by the label under which they are reported: each by its number, or bands like ``000-062`` of a long ladder."""
+    """Levels by the label under which they are reported: each by its number, or bands like ``000-062``."""
     if num_levels <= MAX_REPORTED_LEVELS:
         return {str(t): slice(t, t + 1) for t in range(num_levels)}
     ends = [num_levels * band // MAX_REPORTED_LEVELS for band in range(MAX_REPORTED_LEVELS + 1)]

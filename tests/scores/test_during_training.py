@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from drl_dist.jobs.train.scores import Scores
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -24,6 +23,7 @@ from drl_dist.evaluation.features import features_of
 from drl_dist.evaluation.networks import load_network
 from drl_dist.evaluation.scores import image_scorer, score_images
 from drl_dist.jobs.common.options import parse_train
+from drl_dist.training.callbacks import Scores
 from drl_dist.training.chain import GradientEngine
 from drl_dist.training.ema import load_averaged
 from drl_dist.training.loop import train
