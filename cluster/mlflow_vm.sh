@@ -16,7 +16,7 @@ key=$(secret drl-mlflow-key)
 printf '%s\n' "MLFLOW_AUTH_ADMIN_PASSWORD=$password" "MLFLOW_FLASK_SERVER_SECRET_KEY=$key" \
   MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false >/run/mlflow.env
 
-# Runs and users are SQLite files on this machine's disk; artifacts go to the bucket.
+# Runs and users are stored in SQLite files on this machine's disk, artifacts in the bucket.
 install --directory --owner=1000 --group=1000 --mode=700 /var/lib/mlflow
 docker rm --force mlflow >/dev/null 2>&1 || true # none at the first boot
 docker run --detach --restart=always --name mlflow --network host --env-file /run/mlflow.env \
