@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# fsspec 2026.9.0: `url_to_fs` takes an absolute local path with "::" in it for a chain of file systems.
+# fsspec 2026.9.0: `url_to_fs` treats an absolute local path that contains "::" as a chain of file systems.
 #
-# Expected: an absolute path without a protocol is a local path, whatever its names; a chain is something like
-# `zip://member::file://archive`. `Path`, `open` and every shell take the folder `photos::v2` for a folder of that name.
-# What happens: the path is cut at "::", and the file system of the first part is returned with a path without the second:
-# the folder beside it, `photos`. Nothing says so. Whoever writes there, or empties what they were given, does it in another
-# folder. A path with ":" alone, or "#", is taken as it is.
+# Expected: an absolute path without a protocol is a local path, whatever characters it contains; a chain looks like
+# `zip://member::file://archive`. `Path`, `open` and every shell treat `photos::v2` as a folder of that name.
+# What happens: the path is cut at "::". The result is the file system of the first part and a path without the second,
+# which is the sibling folder `photos`, without any warning. Code that writes to that folder, or empties it, does so in the
+# wrong folder. A path with a single ":", or "#", is used as it is.
 #
 # Seen:
 #   on disk: ['mine.txt'] in photos::v2

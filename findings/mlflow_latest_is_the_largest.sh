@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # MLflow 3.17.2: of two values of a metric with the same step and timestamp, the *largest* is the latest.
 #
-# Expected: what was logged last counts, so that logging a number again corrects it; or the second row is refused.
-# What happens: both rows are kept, and `run.data.metrics` (what the page shows) is the maximum of them, whichever came
-# last. A number that is logged a second time for the same step and time (sent again after a lost answer, or computed
-# again with another last digit) can only ever correct upwards.
+# Expected: the value logged last counts, so that logging a value again corrects it; or the second row is refused.
+# What happens: both rows are kept, and `run.data.metrics` (what the page shows) is their maximum, whichever came last. A
+# value that is logged again for the same step and time (resent after a lost answer, or computed again with a different
+# last digit) can only raise the metric, never lower it.
 #
 # Seen:
 #   logged one after the other, same step and time: [2.0, 1.0, 3.0]

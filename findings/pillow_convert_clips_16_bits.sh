@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Pillow 13.0.0: `convert("L")` of a 16-bit grey image clips to 255 instead of scaling 65535 to 255.
 #
-# Expected: 16 bits become 8 by scaling, as 8 bits become 16 elsewhere: 0, 257, 25700, 65535 -> 0, 1, 100, 255.
-# What happens: every value above 255 becomes 255, without a warning. A 16-bit PNG (mode "I;16"), most of whose values lie
-# above 255, becomes an almost white picture; `convert("RGB")` is the same.
+# Expected: 16 bits are scaled to 8, the inverse of scaling 8 bits to 16: 0, 257, 25700, 65535 -> 0, 1, 100, 255.
+# What happens: every value above 255 becomes 255, without a warning. A 16-bit PNG (mode "I;16") with most values above
+# 255 becomes an almost white picture. `convert("RGB")` does the same.
 #
 # Seen:
 #   mode read from the PNG: I;16

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Pillow 13.0.0: white of a 16-bit JPEG 2000 in colour opens as black.
+# Pillow 13.0.0: white in a 16-bit colour JPEG 2000 is decoded as black.
 #
-# Expected: 16 bits a channel become 8 by keeping the upper byte, as Pillow does for a 16-bit colour PNG: 65535 -> 255.
-# What happens: the values are rounded, and what is rounded up to 256 is kept in 8 bits as 0: all from 65408 on. Highlights turn
-# black, the rest of the picture is right, and nothing says so. Below 8 bits, values are shifted and not scaled: white of a
-# 4-bit grey file is 240.
+# Expected: 16 bits per channel become 8 by keeping the upper byte, as Pillow does for a 16-bit colour PNG: 65535 -> 255.
+# What happens: the values are rounded, and values from 65408 on are rounded up to 256, which overflows to 0 in 8 bits.
+# Highlights turn black while the rest of the picture is correct, without a warning. Below 8 bits, values are shifted
+# instead of scaled: white in a 4-bit grey file is 240.
 #
 # Seen (another decoder reads the values back as they were written):
 #   16-bit values:     [0, 256, 32768, 65407, 65408, 65535]

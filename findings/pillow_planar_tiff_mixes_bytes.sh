@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Pillow 13.0.0: an uncompressed 16-bit RGB TIFF with separate planes opens as another picture.
+# Pillow 13.0.0: an uncompressed 16-bit RGB TIFF with separate planes is decoded to a different picture.
 #
-# Expected: PlanarConfiguration says how the samples lie in the file, not what they are: the same pixels, separate or side by
-# side, are the same picture; or a layout that is not known is an error.
-# What happens: each plane's 16-bit values are taken as 8-bit ones, so that their low and high bytes stand beside each other as
-# pixels. The size and the mode are right, and nothing says so.
+# Expected: PlanarConfiguration only says how the samples are laid out in the file. The same pixels, separate or side by
+# side, give the same picture; or an unsupported layout is an error.
+# What happens: each plane's 16-bit values are read as 8-bit values, so their low and high bytes become neighbouring
+# pixels. Size and mode are correct, and there is no warning.
 #
 # Seen (every pixel is 65535, 32768, 0):
 #   side by side: [[255, 128, 0], [255, 128, 0]]

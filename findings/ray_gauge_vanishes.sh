@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Ray 2.60.0: a gauge disappears from what Prometheus reads some 20 seconds after it was last set, though its actor lives.
+# Ray 2.60.0: a gauge disappears from what Prometheus reads about 20 seconds after it was last set, although its actor lives.
 #
-# Expected: a gauge is a level: it keeps its last value for as long as the process that set it lives.
+# Expected: a gauge keeps its last value for as long as the process that set it lives.
 # What happens: it is exported until about two export intervals (10 s each) after the last `set`, then its series ends. A
-# counter of the same actor stays. An alert on an old value, the age of the last checkpoint, say, or a rate of 0, cannot fire when
-# the loop that sets the gauge hangs: there is nothing to compare.
+# counter of the same actor stays. An alert on an old value, such as the age of the last checkpoint or a rate of 0, cannot
+# fire when the loop that sets the gauge hangs, because there is no value to compare.
 #
 # Seen:
 #   my_gauge: exported from 10 s to 29 s after it was set

@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# Ray 2.60.0: `ray job submit`, waiting for its job, exits with 0 when the job is stopped, and what the job itself ended with
-# is nowhere kept.
+# Ray 2.60.0: `ray job submit`, waiting for its job, exits with 0 when the job is stopped, and the job's own exit status is
+# not stored anywhere.
 #
-# Expected: as after any end but success, a status other than 0; and `driver_exit_code` holds the program's own status, 75 here.
-# What happens: status 0, so that `ray job submit … && next` goes on; the job is STOPPED with `driver_exit_code` null,
-# although its program has handled SIGTERM and ended by itself. The same program that ends with 75 unasked is FAILED, with
-# `driver_exit_code` 75, and `ray job submit` exits with 1.
+# Expected: a status other than 0, as after any unsuccessful end; `driver_exit_code` holds the program's own status, 75
+# here.
+# What happens: status 0, so that `ray job submit … && next` runs `next`; the job is STOPPED with `driver_exit_code` null,
+# although its program has handled SIGTERM and exited on its own. If the same program exits with 75 without being stopped,
+# the job is FAILED with `driver_exit_code` 75, and `ray job submit` exits with 1.
 #
 # Seen:
 #   ends with 75 unasked:      ray job submit exits 1, FAILED, driver_exit_code 75
@@ -15,7 +16,7 @@ set -euo pipefail
 folder=$(mktemp -d /tmp/XXXXXX)
 ray="$folder/env/bin/ray"
 head=
-# The head ends its own processes when it is told to; `ray stop` would end those of other clusters, too.
+# The head ends its own processes when it gets a signal; `ray stop` would end those of other clusters, too.
 trap 'test -z "$head" || { kill "$head" 2>/dev/null || tail -n 1 "$folder/start.log" >&2; wait "$head" || true; }; rm -rf "$folder"' EXIT
 python3 -m venv "$folder/env"
 "$folder/env/bin/pip" install --quiet 'ray[default]==2.60.0'
@@ -42,7 +43,7 @@ while True:
     except (ConnectionError, RuntimeError):  # the head is starting
         assert time.monotonic() < deadline
         time.sleep(1)
-# It needs no more than a moment to end, well below the three seconds after which Ray kills a job.
+# It ends within a moment, well before Ray kills the job after three seconds.
 handler = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(75)); print('ready', flush=True); time.sleep(300)"
 
 

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# ruamel.yaml 0.19.1 (YAML 1.2, safe, pure Python): valid JSON is not always read as JSON reads it.
+# ruamel.yaml 0.19.1 (YAML 1.2, safe, pure Python): valid JSON is not always read as a JSON parser reads it.
 #
-# Expected: YAML 1.2 was made so that JSON is a part of it; a reader of YAML 1.2 gives what a reader of JSON gives.
-# What happens: a character beyond U+FFFF, which JSON escapes as a pair of surrogates, becomes two lone surrogates, a text that
-# cannot be encoded as UTF-8. A key with its colon on the next line is refused. Whoever takes both forms reads JSON first.
+# Expected: YAML 1.2 was designed to include JSON, so a YAML 1.2 parser gives the same result as a JSON parser.
+# What happens: a character beyond U+FFFF, which JSON escapes as a pair of surrogates, becomes two lone surrogates, a text
+# that cannot be encoded as UTF-8. A key with its colon on the next line is refused. A program that accepts both forms
+# should therefore try JSON first.
 #
 # Seen:
 #   json:        ['U+1F3B2']
