@@ -55,12 +55,12 @@ def submit(name: str, program: str) -> subprocess.Popen[bytes]:
     )
 
 
-def told(name: str, status: int) -> tuple[int, str, object]:
+def outcome(name: str, status: int) -> tuple[int, str, object]:
     job = client.get_job_info(name)
     return status, job.status.value, job.driver_exit_code
 
 
-unasked = told("unasked", submit("unasked", "import sys; sys.exit(75)").wait())
+unasked = outcome("unasked", submit("unasked", "import sys; sys.exit(75)").wait())
 waiting = submit("stopped", handler)
 while True:
     try:
@@ -71,7 +71,7 @@ while True:
     assert time.monotonic() < deadline
     time.sleep(0.5)
 client.stop_job("stopped")
-stopped = told("stopped", waiting.wait())
+stopped = outcome("stopped", waiting.wait())
 for what, (status, state, code) in (("ends with 75 unasked:     ", unasked), ("ends with 75 when stopped:", stopped)):
     print(f"{what} ray job submit exits {status}, {state}, driver_exit_code {code}")
 sys.exit(0 if (unasked, stopped) == ((1, "FAILED", 75), (0, "STOPPED", None)) else 1)
