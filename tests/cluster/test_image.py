@@ -51,7 +51,7 @@ def test_what_it_copies_exists_and_reaches_the_build() -> None:
             assert target == (source if source.endswith("/") else "./")
             copied.add(source.rstrip("/"))
     assert copied == allowed
-    assert {"constraints.txt", "pyproject.toml", PROJECT["readme"]} <= copied
+    assert {"constraints.txt", "pyproject.toml", PROJECT["readme"], *PROJECT["license-files"]} <= copied
 
 
 def test_packages_are_those_of_the_constraints() -> None:
