@@ -72,9 +72,8 @@ class StepResult:
         for row, label in enumerate(bands):
             *values, samples = flat[row * width : (row + 1) * width]
             if samples:
-                numbers |= {
-                    f"{name}/level_{label}": value / samples for name, value in zip(self.names, values, strict=True)
-                }
+                for name, value in zip(self.names, values, strict=True):
+                    numbers[f"{name}/level_{label}"] = value / samples
         return numbers
 
 
@@ -87,7 +86,7 @@ def learning_rate_at(optim: OptimConfig, step: int) -> float:
 
 
 def level_bands(num_levels: int) -> dict[str, slice]:
-    """Levels by the label under which they are reported: each by its number, or bands like ``000-062``."""
+    """Levels by the label of their metrics: each by its number, or in bands like ``000-062`` of a long ladder."""
     if num_levels <= MAX_REPORTED_LEVELS:
         return {str(t): slice(t, t + 1) for t in range(num_levels)}
     ends = [num_levels * band // MAX_REPORTED_LEVELS for band in range(MAX_REPORTED_LEVELS + 1)]

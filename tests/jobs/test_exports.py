@@ -52,15 +52,13 @@ def kept(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, list[float]]]:
 
 
 def step(number: int, seconds: float, wait: float = 0.0) -> Any:
-    result = SimpleNamespace(loss=0.5, grad_norm=2.0)
     return SimpleNamespace(
         step=number,
         num_steps=100,
         seconds=seconds,
         wait_seconds=wait,
         images_seen=8 * number,
-        result=result,
-        bad_samples=0.0,
+        metrics=lambda: {"loss": 0.5, "grad_norm": 2.0, "bad_samples": 0.0},
     )
 
 

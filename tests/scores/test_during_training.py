@@ -1,4 +1,4 @@
-"""Scores as a curve: the listener's images, its schedule and its numbers."""
+"""Scores as a curve: the callback's images, when it draws them, and its numbers."""
 
 from __future__ import annotations
 
@@ -66,8 +66,8 @@ def one_rank(rank: int, world_size: int, folder: Path) -> None:
         for one in (batch(12 * number) for number in range(STEPS))
     ]
     score, log = (recorder.score, recorder.log) if rank == 0 else (None, None)
-    listener = Scores(experiment(), ENGINE, EVERY, NUM_IMAGES, rank, world_size, score, log)
-    train(TrainStep(state, experiment(), ENGINE), state, experiment(), share, [listener])
+    callback = Scores(experiment(), ENGINE, EVERY, NUM_IMAGES, rank, world_size, score, log)
+    train(TrainStep(state, experiment(), ENGINE), state, experiment(), share, [callback])
     if rank == 0:
         # Every second step, and the last.
         assert [step for step, _ in recorder.logged] == [2, 3]
