@@ -13,13 +13,10 @@ from torch import Tensor
 
 from drl_dist.common.errors import UserError
 from drl_dist.diffusion.recovery import LogDensityAndGrad
-from drl_dist.mcmc.hmc import Hmc
 from drl_dist.mcmc.kernel import ChainNoise, Info, KernelAt, State
+from drl_dist.mcmc.kernels import KernelName
 from drl_dist.mcmc.leapfrog import Point
-from drl_dist.mcmc.mala import Mala
-from drl_dist.mcmc.nuts import Nuts
 
-KernelName = Literal["hmc", "mala", "nuts"]
 DensityName = Literal["conditional", "marginal"]
 
 # One correction is delta <- delta * exp(gain * (rate - target)). Where the rate falls with delta as HMC's and MALA's
@@ -105,23 +102,6 @@ class StepSizeSchedule:
     def num_levels(self) -> int:
         """T."""
         return len(self.step_size) - (self.density == "marginal")
-
-
-def kernel_named(name: KernelName, *, num_leapfrog_steps: int = 2, max_tree_depth: int = 10) -> KernelAt:
-    """The kernels of one kind, as functions of density and step size.
-
-    Args:
-        name: which kind.
-        num_leapfrog_steps: of HMC.
-        max_tree_depth: of NUTS.
-    """
-
-    def kernel_at(density: LogDensityAndGrad, step_size: Tensor) -> Hmc | Mala | Nuts:
-        if name == "hmc":
-            return Hmc(density, step_size, num_leapfrog_steps)
-        return Mala(density, step_size) if name == "mala" else Nuts(density, step_size, max_tree_depth)
-
-    return kernel_at
 
 
 @dataclass

@@ -17,8 +17,8 @@ from drl_dist.diffusion.ladder import NoiseLadder
 from drl_dist.diffusion.noise import MAX_SAMPLE_IDS, Noise, PhiloxNoise, Purpose
 from drl_dist.diffusion.recovery import Levels, LogDensityAndGrad, conditional_density, scaled_density
 from drl_dist.mcmc.adaptation import AdaptationConfig, AdaptingChains, StepSizeSchedule, adapt_step_size
-from drl_dist.mcmc.hmc import Hmc
 from drl_dist.mcmc.kernel import KernelAt, KeyedChainNoise, Observer, run_chain
+from drl_dist.mcmc.kernels import KernelName, gradients_per_step, kernel_named
 from drl_dist.mcmc.normal_approximation import NormalApproximation
 from drl_dist.sampling.progressive import RawAtLevel
 
@@ -219,6 +219,7 @@ def adapt_schedule(
     *,
     seed: int,
     config: AdaptationConfig,
+    kernel: KernelName = "hmc",
     num_leapfrog_steps: int = 2,
     start: Start = "normal_approximation",
     batch_size: int | None = None,
@@ -228,7 +229,7 @@ def adapt_schedule(
     keep: Callable[[Adapted], None] | None = None,
     adapted: Adapted | None = None,
 ) -> StepSizeSchedule:
-    """Step sizes of HMC for every level, on chains that run down the ladder while they adapt (section 4.2).
+    """Step sizes of a kernel for every level, on chains that run down the ladder while they adapt (section 4.2).
 
     A level begins with the step size of the level above, changed as the Langevin step sizes of the two differ.
 
@@ -238,7 +239,8 @@ def adapt_schedule(
         shape: of one image.
         seed: keys the noise; images of the same seed see other noise.
         config: how many chains and steps, and the wanted acceptance rates.
-        num_leapfrog_steps: of each proposal.
+        kernel: whose acceptance counts.
+        num_leapfrog_steps: of each proposal of HMC.
         start: where the chains of a level begin.
         batch_size: chains that are computed together; by default all.
         device: of the chains, by default the CPU.
@@ -251,9 +253,8 @@ def adapt_schedule(
         UserError: a level at which no step size has such a rate.
     """
 
-    def kernel_at(density: LogDensityAndGrad, step_size: Tensor) -> Hmc:
-        return Hmc(density, step_size, num_leapfrog_steps)
-
+    kernel_at = kernel_named(kernel, num_leapfrog_steps=num_leapfrog_steps)
+    fewest, most = gradients_per_step(kernel, num_leapfrog_steps=num_leapfrog_steps)
     noise = PhiloxNoise(seed)
     ids = torch.arange(ADAPTATION_IDS, ADAPTATION_IDS + config.num_chains, device=device)
     parts = ids.split(batch_size or config.num_chains)
@@ -279,8 +280,8 @@ def adapt_schedule(
     return StepSizeSchedule(
         step_size=step_sizes,
         acceptance_rate=rates,
-        kernel="hmc",
-        num_leapfrog_steps=num_leapfrog_steps,
+        kernel=kernel,
+        num_leapfrog_steps=most if fewest == most else 0,
         num_chains=config.num_chains,
         num_steps=config.num_steps,
         seed=seed,

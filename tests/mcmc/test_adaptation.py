@@ -20,12 +20,11 @@ from drl_dist.jobs.common.step_sizes import SCHEDULE_NAME, read_schedule, write_
 from drl_dist.mcmc.adaptation import (
     AdaptationConfig,
     AdaptingChains,
-    KernelName,
     StepSizeSchedule,
     adapt_step_size,
-    kernel_named,
 )
 from drl_dist.mcmc.kernel import KeyedChainNoise
+from drl_dist.mcmc.kernels import KernelName, kernel_named
 from drl_dist.mcmc.langevin import UnadjustedLangevin
 from tests.mcmc.laws import expected_rate, run
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast, get_args
 
 import pytest
 import torch
@@ -14,13 +15,14 @@ import drl_dist.mcmc.mala as mala_module
 from drl_dist.diffusion.noise import PhiloxNoise, Purpose
 from drl_dist.diffusion.recovery import LogDensityAndGrad, conditional_density
 from drl_dist.energy.analytic import Gaussian
-from drl_dist.mcmc.adaptation import kernel_named
 from drl_dist.mcmc.hmc import Hmc
 from drl_dist.mcmc.kernel import Info, Kernel, KernelAt, KeyedChainNoise, StepNoise, run_chain
+from drl_dist.mcmc.kernels import KERNELS, KernelName, adapted_with, gradients_per_step, kernel_named
 from drl_dist.mcmc.langevin import UnadjustedLangevin
 from drl_dist.mcmc.mala import Mala
 from drl_dist.mcmc.normal_approximation import NormalApproximation
 from tests.mcmc.laws import Law, ergodic_scores, gaussian, invariance_scores, make, mixture, run
+from tests.support import ROOT
 
 COUNT = 4000
 LIMIT = 4.5
@@ -160,6 +162,49 @@ def test_a_step_costs_the_gradients_it_needs(kernel: str, per_step: int, at_firs
 
     run(EVERY[kernel](counted, torch.full((3,), 0.1, dtype=torch.float64)), exact.draws, 0, 11)
     assert calls == at_first + 11 * per_step
+
+
+def test_every_kernel_of_the_registry_is_in_this_suite() -> None:
+    assert {name.partition("-")[0] for name in ADJUSTED} == set(get_args(KernelName))
+    assert set(get_args(KernelName)) == {name for name, row in KERNELS.items() if row.is_adjusted}
+    assert {name.replace("-", "_") for name in UNADJUSTED} == KERNELS.keys() - set(get_args(KernelName))
+
+
+def test_the_registry_knows_what_a_step_costs() -> None:
+    exact, calls = gaussian(0, 40), 0
+
+    def counted(y: Tensor) -> tuple[Tensor, Tensor]:
+        nonlocal calls
+        calls += 1
+        return exact.density(y)
+
+    for name in KERNELS:
+        fewest, most = gradients_per_step(name, num_leapfrog_steps=3, max_tree_depth=3)
+        kernel_at = kernel_named(name, num_leapfrog_steps=3, max_tree_depth=3)
+        kernel = kernel_at(counted, torch.full((40,), 0.1, dtype=torch.float64))
+        state, calls = kernel.init(exact.draws), 0
+        numbers = KeyedChainNoise(PhiloxNoise(0), Purpose.SAMPLE_CHAIN, torch.arange(40), 0, (3,), torch.float64)
+        [one] = numbers.steps(0, 1, kernel.num_uniforms)
+        kernel(state, one)
+        assert fewest <= calls <= most, name
+    assert gradients_per_step("hmc", num_leapfrog_steps=3) == (3, 3)
+    assert gradients_per_step("nuts", max_tree_depth=3) == (1, 7)
+
+
+def test_the_page_has_the_registry_s_rows() -> None:
+    lines = (ROOT / "docs/samplers.md").read_text().splitlines()
+    rows = [line.strip("|").split("|") for line in lines if line.startswith("| `")]
+    page = {cells[0].strip(): [cell.strip() for cell in cells[1:]] for cells in rows}
+
+    def row(name: str) -> list[str]:
+        known, (fewest, most) = KERNELS[name], gradients_per_step(name)
+        cost = str(most) if fewest == most else f"{fewest} to {most}"
+        kind = cast(type, known.kernel).__name__
+        options = ", ".join(f"`{option}`" for option in known.options)
+        adapted = f"`{adapted_with(name).name}`" if known.is_adjusted else ""
+        return [f"`{kind}`", "yes" if known.is_adjusted else "no", cost, options, adapted]
+
+    assert page == {f"`{name}`": row(name) for name in KERNELS}
 
 
 @pytest.mark.parametrize("kernel", ADJUSTED)

@@ -27,7 +27,8 @@ from drl_dist.jobs.long_run.diagnostics import MIN_DRAWS, mixing
 from drl_dist.jobs.long_run.driver import long_run
 from drl_dist.jobs.long_run.options import LongRunOptions, check_options
 from drl_dist.jobs.long_run.output import figure, finite, table
-from drl_dist.mcmc.adaptation import AdaptationConfig, StepSizeSchedule, kernel_named
+from drl_dist.mcmc.adaptation import AdaptationConfig, StepSizeSchedule
+from drl_dist.mcmc.kernels import kernel_named
 from drl_dist.sampling.long_run import LongRunSampler
 from drl_dist.training.chain import GradientEngine
 from drl_dist.training.ema import load_averaged
@@ -174,6 +175,7 @@ def test_what_does_not_fit_is_told_before_work(
     good = LongRunOptions(model=str(checkpoint), out=str(tmp_path / "out"))
     for changed, message in (
         ({"schedule": str(tmp_path)}, "step_sizes.json: got no such file"),
+        ({"schedule": str(finished[0]), "kernel": "mala"}, "got those of hmc, expected those of mala"),
         ({"schedule": str(finished[0]), "num_leapfrog_steps": 3}, "got those of 2 leapfrog steps, expected those of 3"),
         ({"model": str(tmp_path)}, "got no complete checkpoint"),
         ({"out": "ftp://host/out"}, "storage URL"),

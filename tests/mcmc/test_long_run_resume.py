@@ -70,7 +70,8 @@ def contents(folder: Path) -> dict[str, bytes]:
 @pytest.mark.integration
 @pytest.mark.usefixtures("always_saving")
 @pytest.mark.parametrize(
-    ("kernel", "start"), [("hmc", "normal_approximation"), ("hmc", "x_noisy"), ("nuts", "normal_approximation")]
+    ("kernel", "start"),
+    [("hmc", "normal_approximation"), ("hmc", "x_noisy"), ("mala", "x_noisy"), ("nuts", "normal_approximation")],
 )
 def test_a_run_that_is_cut_short_at_every_kind_of_place_ends_with_the_same_bytes(
     checkpoint: Path,

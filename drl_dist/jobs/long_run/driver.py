@@ -27,7 +27,8 @@ from drl_dist.jobs.long_run.options import LongRunOptions
 from drl_dist.jobs.long_run.output import DIAGNOSTICS_NAME, LongRunOutput, table
 from drl_dist.jobs.long_run.progress import Batch, LongRunProgress, Watch, record_files
 from drl_dist.jobs.long_run.request import JOB, known_request, whole_request, written_files, written_shards
-from drl_dist.mcmc.adaptation import StepSizeSchedule, kernel_named
+from drl_dist.mcmc.adaptation import StepSizeSchedule
+from drl_dist.mcmc.kernels import KERNELS, adapted_with, kernel_named
 from drl_dist.mcmc.record import ChainSummary, summarise_closed
 from drl_dist.sampling.long_run import LongRunSampler, Start, adapt_schedule, suitable_start
 from drl_dist.training.chain import GradientEngine
@@ -75,7 +76,7 @@ def long_run(options: LongRunOptions) -> int:
     schedule = None
     if options.schedule is not None:
         schedule = read_schedule(options.schedule, model.ema_sha256, levels.num_levels)
-        _check_leapfrogs(options, schedule)
+        _check_kernel(options, schedule)
     start = suitable_start(ladder) if options.start == "auto" else options.start
     request = whole_request(options, model, start, schedule)
     device = torch.device(device_name(options.use_gpu))
@@ -108,8 +109,19 @@ def _kept_schedule(folder: JobFolder, model: TrainedModel, levels: Levels) -> St
     return read_schedule(folder.url, model.ema_sha256, levels.num_levels)
 
 
-def _check_leapfrogs(options: LongRunOptions, schedule: StepSizeSchedule) -> None:
-    if options.kernel == "hmc" and schedule.num_leapfrog_steps != options.num_leapfrog_steps:
+def _check_kernel(options: LongRunOptions, schedule: StepSizeSchedule) -> None:
+    wanted = adapted_with(options.kernel).name
+    if schedule.kernel != wanted:
+        raise UserError(
+            f"step sizes below {options.schedule}",
+            got=f"those of {schedule.kernel}",
+            expected=f"those of {wanted}, which {options.kernel} takes",
+            remedy="choose another --kernel, or leave out --schedule",
+        )
+    if (
+        "num_leapfrog_steps" in KERNELS[options.kernel].options
+        and schedule.num_leapfrog_steps != options.num_leapfrog_steps
+    ):
         raise UserError(
             f"step sizes below {options.schedule}",
             got=f"those of {schedule.num_leapfrog_steps} leapfrog steps",
@@ -146,6 +158,7 @@ def _adapt(setting: _Setting, ema_sha256: str, kept: LongRunProgress) -> StepSiz
             setting.engine.network.image_shape,
             seed=options.seed,
             config=config,
+            kernel=adapted_with(options.kernel).name,
             num_leapfrog_steps=options.num_leapfrog_steps,
             start=setting.start,
             batch_size=options.batch_size,
@@ -250,7 +263,7 @@ def _rows(levels: Levels, batches: Sequence[Batch], shown: frozenset[int]) -> li
 
 
 def _origin(setting: _Setting, model: TrainedModel, schedule: StepSizeSchedule) -> dict[str, Any]:
-    options = setting.options
+    options, used = setting.options, KERNELS[setting.options.kernel].options
     return {
         "model": options.model,
         "step": model.step,
@@ -258,8 +271,8 @@ def _origin(setting: _Setting, model: TrainedModel, schedule: StepSizeSchedule) 
         "kernel": options.kernel,
         "start": setting.start,
         "precision": options.precision,
-        "num_leapfrog_steps": options.num_leapfrog_steps if options.kernel == "hmc" else None,
-        "max_tree_depth": options.max_tree_depth if options.kernel == "nuts" else None,
+        "num_leapfrog_steps": options.num_leapfrog_steps if "num_leapfrog_steps" in used else None,
+        "max_tree_depth": options.max_tree_depth if "max_tree_depth" in used else None,
         "num_images": options.num_images,
         "seed": options.seed,
         "schedule": dataclasses.asdict(schedule),

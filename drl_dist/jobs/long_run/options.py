@@ -9,6 +9,7 @@ from typing import Literal
 from drl_dist.common.errors import UserError
 from drl_dist.common.validation import Rule, model_rule, place_rule, refuse_broken
 from drl_dist.mcmc.adaptation import AdaptationConfig
+from drl_dist.mcmc.kernels import KernelName
 from drl_dist.sampling.long_run import Start
 
 MAX_IMAGES = 10**6
@@ -21,8 +22,8 @@ class LongRunOptions:
 
     model: str = ""
     """models:/NAME@latest, models:/NAME/VERSION, or the URL of a checkpoint or of a run folder."""
-    kernel: Literal["hmc", "nuts"] = "hmc"
-    """What moves the chains; NUTS takes the step sizes of HMC."""
+    kernel: KernelName = "hmc"
+    """What moves the chains (docs/samplers.md); NUTS takes the step sizes of HMC."""
     steps_per_level: str = "1,10,100"
     """Chain lengths, each a run of its own: steps per level, a draw from the normal approximation included."""
     num_images: int = 64

@@ -12,6 +12,7 @@ from drl_dist.jobs.common.step_sizes import SCHEDULE_NAME
 from drl_dist.jobs.long_run.options import LongRunOptions
 from drl_dist.jobs.long_run.output import COMPARISON_NAME, FIGURE_NAME, SPLIT, shards_folder
 from drl_dist.mcmc.adaptation import StepSizeSchedule
+from drl_dist.mcmc.kernels import KERNELS, adapted_with
 from drl_dist.sampling.long_run import Start
 
 JOB = "drl_dist.long_run"
@@ -20,14 +21,16 @@ JOB = "drl_dist.long_run"
 def known_request(options: LongRunOptions) -> dict[str, Any]:
     """The fields of the request that are known before the model is."""
     is_adapted = options.schedule is None
+    row = KERNELS[options.kernel]
+    # Where the step sizes come from another kernel, its options count while they are looked for.
+    used = {*row.options, *(adapted_with(options.kernel).options if is_adapted else ())}
     return {
         "kernel": options.kernel,
         "chain_lengths": list(options.chain_lengths),
         "num_images": options.num_images,
         "seed": options.seed,
-        # NUTS takes the step sizes of HMC, and needs its leapfrog steps only where they are looked for.
-        "num_leapfrog_steps": options.num_leapfrog_steps if is_adapted or options.kernel == "hmc" else None,
-        "max_tree_depth": options.max_tree_depth if options.kernel == "nuts" else None,
+        "num_leapfrog_steps": options.num_leapfrog_steps if "num_leapfrog_steps" in used else None,
+        "max_tree_depth": options.max_tree_depth if "max_tree_depth" in used else None,
         "batch_size": options.batch_size,
         "precision": options.precision,
         "device": device_name(options.use_gpu),
