@@ -44,6 +44,19 @@ class CheckpointState:
     world_size: int
     """Workers that wrote the checkpoint; another number may resume it."""
 
+    @classmethod
+    def after(cls, step: int, experiment: Experiment, data_fingerprint: str, world_size: int) -> CheckpointState:
+        """Of a run that has made so many steps."""
+        images_seen = step * experiment.train.batch_size
+        return cls(
+            step=step,
+            images_seen=images_seen,
+            next_position=images_seen,
+            seed=experiment.train.seed,
+            data_fingerprint=data_fingerprint,
+            world_size=world_size,
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:

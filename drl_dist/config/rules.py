@@ -17,6 +17,8 @@ MAX_LEVELS = 4096
 """As `drl_dist.diffusion.noise.MAX_LEVELS`, which cannot be had without importing torch; commands answer at once."""
 BASE_STEPS = 1000
 """Of the base ladder that the t6 ladder is composed of."""
+ARRAY_SUFFIX = ".npy"
+"""End of the name of a file that holds all images, which training without Ray takes too."""
 MAX_SIGNAL = 0.05
 """Share of the data's variance that may be left in x_T."""
 
@@ -129,6 +131,38 @@ def _check_ladder(diffusion: DiffusionConfig) -> None:
             expected=f"a ladder that ends in white noise (at most {MAX_SIGNAL:.0%})",
             remedy="raise diffusion.last_variance or diffusion.num_levels, or use --diffusion.ladder t6",
         )
+
+
+def check_without_ray(run: RunConfig) -> None:
+    """Raise `UserError` for what a run on one device, without Ray, cannot do; `check_run` has passed."""
+    is_array = run.data.endswith(ARRAY_SUFFIX)
+    rules: list[tuple[str, object, str, bool]] = [
+        ("num_workers", run.num_workers, "1", run.num_workers == 1),
+        ("min_workers", run.min_workers, "none", run.min_workers is None),
+        ("max_rollbacks", run.max_rollbacks, "0", run.max_rollbacks == 0),
+        ("loader.on_damage", run.loader.on_damage, "strict", run.loader.on_damage == "strict"),
+        local_rule("storage", run.storage or None),
+        (
+            "loader.ledger_dir",
+            run.loader.ledger_dir,
+            f"none, for images in one {ARRAY_SUFFIX} file",
+            run.loader.ledger_dir is None or not is_array,
+        ),
+        (
+            "tracking.score_every_steps",
+            run.tracking.score_every_steps,
+            f"none, for images in one {ARRAY_SUFFIX} file",
+            run.tracking.score_every_steps is None or not is_array,
+        ),
+    ]
+    for name, got, expected, holds in rules:
+        if not holds:
+            raise UserError(
+                f"config field {name} with --without-ray",
+                got=got,
+                expected=expected,
+                remedy="correct the field, or train with Ray",
+            )
 
 
 def check_run(run: RunConfig, *, complete: bool = True) -> None:

@@ -22,7 +22,7 @@ from tyro import _errors as tyro_errors
 from drl_dist.common.errors import UserError
 from drl_dist.common.program import door, stop_on_signals
 from drl_dist.config.presets import SETTINGS, preset
-from drl_dist.config.rules import check_run
+from drl_dist.config.rules import check_run, check_without_ray
 from drl_dist.config.tree import Experiment, RunConfig, flatten, to_dict
 from drl_dist.jobs.common.option_values import registry, switches_as_flags
 from drl_dist.tracking.option import choose_option
@@ -46,6 +46,9 @@ class TrainOptions(RunConfig):
     experiment: Annotated[ExperimentOptions, tyro.conf.arg(name="")]
     setting: str = "t6"
     """t6, t1k, t1k_dsm or t1: the settings of section 4 and Table 2, each a set of defaults (docs/training.md)."""
+    without_ray: bool = False
+    """Train in this process, on one device, without Ray and MLflow: metrics and pictures go to files in the run's
+    folder; --data may also be a .npy file of images."""
     dry_run: bool = False
     """Print the fully resolved config as JSON and start nothing."""
 
@@ -86,7 +89,15 @@ def parse_options(kind: type[Options], default: Options, argv: Sequence[str], *,
 
 
 def parse_train(name: str, argv: Sequence[str], categories: Mapping[str, str] | None = None) -> tuple[RunConfig, bool]:
-    """The run that a training command describes, and whether it is a dry run.
+    """The run that a training command describes, and whether it is a dry run; see `parse_train_options`."""
+    run, options = parse_train_options(name, argv, categories)
+    return run, options.dry_run
+
+
+def parse_train_options(
+    name: str, argv: Sequence[str], categories: Mapping[str, str] | None = None
+) -> tuple[RunConfig, TrainOptions]:
+    """The run that a training command describes, and all of its options.
 
     Args:
         name: the preset whose values are the defaults.
@@ -109,18 +120,24 @@ def parse_train(name: str, argv: Sequence[str], categories: Mapping[str, str] | 
         options = parse_options(_CategoryOptions, default, argv, description=description)
     run = dataclasses.replace(plain(RunConfig, options), experiment=plain(Experiment, options.experiment))
     check_run(run, complete=not options.dry_run)
-    return run, options.dry_run
+    if options.without_ray:
+        check_without_ray(run)
+    return run, options
 
 
 def train_door(name: str, categories: Mapping[str, str] | None = None) -> NoReturn:
     """The program ``jobs/train_*.py``: parse, then print the config or train."""
 
     def command() -> int:
-        run, is_dry_run = parse_train(name, sys.argv[1:], categories)
-        if is_dry_run:
+        run, options = parse_train_options(name, sys.argv[1:], categories)
+        if options.dry_run:
             print(json.dumps(to_dict(run), indent=2, allow_nan=False))
             return 0
         stop_on_signals()
+        if options.without_ray:
+            from drl_dist.jobs.train_single_device import train_on_one_device
+
+            return train_on_one_device(run)
         from drl_dist.jobs.train.driver import train_run
 
         return train_run(run)

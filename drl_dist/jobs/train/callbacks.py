@@ -99,7 +99,9 @@ class Checkpoints:
         ledger = self.gather(state.network.stem.weight.device)
         if self.register is not None:
             folder = Path(tempfile.mkdtemp(prefix="drl-checkpoint-"))
-            write_checkpoint(folder, state.tensors(), self._state(report), self.run.experiment)
+            experiment = self.run.experiment
+            stands = CheckpointState.after(report.step, experiment, self.fingerprint, self.world_size)
+            write_checkpoint(folder, state.tensors(), stands, experiment)
             self.register(
                 report.step,
                 folder,
@@ -117,14 +119,4 @@ class Checkpoints:
             checkpoint_dir_name=name,
             checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
             checkpoint_upload_fn=Uploader(self.run_url, ledger, self.uploaded),
-        )
-
-    def _state(self, report: StepReport) -> CheckpointState:
-        return CheckpointState(
-            step=report.step,
-            images_seen=report.images_seen,
-            next_position=report.images_seen,
-            seed=self.run.experiment.train.seed,
-            data_fingerprint=self.fingerprint,
-            world_size=self.world_size,
         )

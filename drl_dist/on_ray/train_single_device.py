@@ -1,0 +1,312 @@
+"""Training in this process on one device, without Ray and MLflow: ``jobs/train_*.py --without-ray``.
+
+Data order, noise, checkpoints and the run's folder are those of the Ray job: either goes on with what the other began.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Self
+
+import torch
+from drl_dist.jobs.train_run_files import WRITTEN, Curves, RunFiles
+
+from drl_dist.checkpoints.format import PARTS, CheckpointState, read_checkpoint, write_checkpoint
+from drl_dist.checkpoints.retention import remove_leftovers
+from drl_dist.checkpoints.rollbacks import noise_seed, read_rollbacks
+from drl_dist.checkpoints.run_record import RECORD, check_record, write_record
+from drl_dist.checkpoints.storage import StoredCheckpoint, checkpoint_name, fetch_checkpoint, upload_checkpoint
+from drl_dist.checkpoints.verify import newest_sound_checkpoint
+from drl_dist.checkpoints.warm_start import starting_point
+from drl_dist.common.batch import BatchSource
+from drl_dist.common.errors import UserError
+from drl_dist.common.places import joined
+from drl_dist.common.program import SIGNALS, Stopped
+from drl_dist.config.rules import ARRAY_SUFFIX
+from drl_dist.config.tree import RunConfig, differences, to_dict
+from drl_dist.data.array_file import read_array_file
+from drl_dist.data.audit import noted
+from drl_dist.data.filesystem import Folder, check_reachable
+from drl_dist.data.index import ShardIndex, open_index
+from drl_dist.data.stream import ShardStream
+from drl_dist.jobs.common.device import device_name, prepare_device
+from drl_dist.training.callbacks import Metrics, Progress, Samples, ScoreImages, Scores
+from drl_dist.training.guard import DivergedError, Interrupt
+from drl_dist.training.in_memory import InMemoryBatches
+from drl_dist.training.loop import Callback, StepReport, train
+from drl_dist.training.state import TrainState
+from drl_dist.training.step import TrainStep
+from drl_dist.training.watch import RunawayGuard
+
+
+@dataclass(frozen=True)
+class _Data:
+    """The images of a run."""
+
+    fingerprint: str
+    index: ShardIndex | None
+    """None for images in one file."""
+    batches: Callable[[int], AbstractContextManager[BatchSource]]
+    """Of a position in the stream of samples."""
+
+
+def train_on_one_device(run: RunConfig) -> int:
+    """Start or resume a run, make the steps that are left; the exit status.
+
+    Args:
+        run: complete and checked; see `drl_dist.config.rules.check_without_ray`.
+
+    Returns:
+        0 if the run has made all its steps, 1 if it diverged.
+
+    Raises:
+        UserError: something that the user gave cannot be used.
+        Stopped: a signal ended it before all steps were made.
+    """
+    experiment = run.experiment
+    # Not the CPUs that Ray would give a worker: the device is this process's own.
+    device = prepare_device(device_name(run.use_gpu), threads=run.engine.threads_per_worker, is_reproducible=False)
+    data = _open_data(run)
+    run_url = joined(run.storage, run.run_name)
+    check_reachable(run_url)
+    check_record(run_url, experiment, data.fingerprint, run.start_from)
+    _refuse_other_files(run_url)
+    newest = newest_sound_checkpoint(run_url)
+    if newest is not None and newest.step >= experiment.train.num_steps:
+        print(
+            f"run {run.run_name} has made its {newest.step} steps; its last checkpoint is {newest.url} (a larger "
+            "--train.num-steps goes on from there)",
+            flush=True,
+        )
+        return 0
+    if run.start_from is not None and newest is None:
+        run = dataclasses.replace(run, start_from=starting_point(run.start_from, experiment, data.fingerprint))
+    score = _scorer(run, data, device)
+    state = TrainState.create(experiment, device)
+    began_at = newest.url if newest else run.start_from
+    if began_at is not None:
+        _restore(state, run, began_at, data.fingerprint)
+    write_record(run_url, experiment, data.fingerprint, run.start_from)
+    beginning = f"resuming after step {state.step} from {began_at}" if began_at else "starting"
+    print(f"run {run.run_name}: {beginning} on {device}, checkpoints, metrics and samples in {run_url}", flush=True)
+    try:
+        cause = _train(run, run_url, data, state, score)
+    except DivergedError as error:
+        print(error, file=sys.stderr, flush=True)
+        return 1
+    if state.step < experiment.train.num_steps:
+        assert cause is not None, "training ends early for a signal alone"
+        raise Stopped(cause, f"after step {state.step}, whose checkpoint is written")
+    print(f"run {run.run_name} has made its {state.step} steps; all of it is in {run_url}", flush=True)
+    return 0
+
+
+def _train(run: RunConfig, run_url: str, data: _Data, state: TrainState, score: ScoreImages | None) -> str | None:
+    """Make the steps that are left; the signal that asked to stop, if any."""
+    experiment, tracking = run.experiment, run.tracking
+    seed = noise_seed(experiment.train.seed, len(read_rollbacks(run_url)))
+    with (
+        StopSignals() as stop,
+        RunFiles(Path(run_url), state.step) as files,
+        data.batches(state.step * experiment.train.batch_size) as batches,
+    ):
+        samples = Samples(
+            experiment, run.engine, tracking.sample_every_steps, tracking.num_samples, show=files.log_image
+        )
+        # In the order of the Ray job; see `drl_dist.jobs.train.callbacks.build_callbacks`.
+        callbacks: list[Callback] = [
+            Progress(),
+            Metrics(files.log_metrics, tracking.log_every_steps),
+            RunawayGuard(run.checkpoint.every_steps),
+            samples,
+        ]
+        if score is not None and tracking.score_every_steps is not None:
+            num_images = tracking.score_num_images
+            callbacks.append(
+                Scores(
+                    experiment,
+                    run.engine,
+                    tracking.score_every_steps,
+                    num_images,
+                    score=score,
+                    log=files.log_metrics,
+                )
+            )
+        callbacks += [Curves(files, tracking.sample_every_steps), LocalCheckpoints(run, run_url, data.fingerprint)]
+        if state.step == 0:
+            samples.draw(0, state)
+        train(TrainStep(state, experiment, run.engine, stop, seed), state, experiment, batches, callbacks)
+        return stop.cause
+
+
+@dataclass(frozen=True)
+class LocalCheckpoints:
+    """A callback that writes checkpoints into the run's folder, and removes the oldest; the last in the list.
+
+    Args:
+        run: the run.
+        run_url: its folder.
+        fingerprint: of its data.
+    """
+
+    run: RunConfig
+    run_url: str
+    fingerprint: str
+
+    def on_step(self, report: StepReport, state: TrainState) -> None:
+        """See `drl_dist.training.loop.Callback`.
+
+        Raises:
+            UserError: the folder does not take the checkpoint; the one before it is as it was.
+        """
+        is_due = report.step % self.run.checkpoint.every_steps == 0 or report.step == report.num_steps
+        if not is_due and report.result.interrupt is Interrupt.NONE:
+            return
+        experiment, url = self.run.experiment, joined(self.run_url, checkpoint_name(report.step))
+        stands = CheckpointState.after(report.step, experiment, self.fingerprint, world_size=1)
+        with tempfile.TemporaryDirectory(prefix="drl-checkpoint-") as folder:
+            write_checkpoint(Path(folder), state.tensors(), stands, experiment)
+            upload_checkpoint(Path(folder), url)
+        remove_leftovers(self.run_url, self.run.checkpoint.keep, StoredCheckpoint(url, report.step))
+
+
+@dataclass
+class StopSignals:
+    """Until it is left, the first of `SIGNALS` asks training to stop at its next step; the next one ends the process.
+
+    What the process ignores, as under nohup, stays ignored.
+    """
+
+    cause: str | None = None
+    """The signal that asked."""
+    _before: dict[signal.Signals, object] = field(default_factory=dict[signal.Signals, object])
+
+    def __call__(self) -> Interrupt:
+        """What is to happen after this step."""
+        return Interrupt.NONE if self.cause is None else Interrupt.STOP
+
+    def __enter__(self) -> Self:
+        for signum in SIGNALS:
+            if signal.getsignal(signum) is not signal.SIG_IGN:
+                self._before[signum] = signal.signal(signum, self._ask)
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        for signum, handler in self._before.items():
+            signal.signal(signum, handler)  # pyright: ignore[reportArgumentType]
+
+    def _ask(self, signum: int, _frame: FrameType | None) -> None:
+        # Nothing is printed here: the signal may have come in the middle of a print. `Progress` says it.
+        self.cause = signal.Signals(signum).name
+        for other in self._before:
+            signal.signal(other, signal.SIG_DFL)
+
+
+def _open_data(run: RunConfig) -> _Data:
+    experiment = run.experiment
+    train_config, model = experiment.train, experiment.model
+    if run.data.endswith(ARRAY_SUFFIX):
+        images, fingerprint = read_array_file(run.data)
+        if tuple(images.shape[1:]) != (model.channels, model.resolution, model.resolution):
+            raise UserError(
+                f"data {run.data}",
+                got=f"images of shape {tuple(images.shape[1:])}",
+                expected=f"{(model.channels, model.resolution, model.resolution)}, as the model has",
+                remedy="choose the preset made for this data, or --model.channels and --model.resolution",
+            )
+
+        def in_memory(position: int) -> AbstractContextManager[BatchSource]:
+            return nullcontext(
+                InMemoryBatches(
+                    images,
+                    seed=train_config.seed,
+                    batch_size=train_config.batch_size,
+                    start_position=position,
+                    horizontal_flip=train_config.horizontal_flip,
+                )
+            )
+
+        return _Data(fingerprint, None, in_memory)
+    index = open_index(run.data)
+    index.check_model(resolution=model.resolution, channels=model.channels)
+    return _Data(index.fingerprint, index, lambda position: _Shards(run, index, position))
+
+
+class _Shards:
+    """The stream of shards from a position on, in an audit log if the run keeps one; closes the stream when left."""
+
+    def __init__(self, run: RunConfig, index: ShardIndex, position: int) -> None:
+        self._run, train_config = run, run.experiment.train
+        self._stream = ShardStream(
+            index,
+            seed=train_config.seed,
+            batch_size=train_config.batch_size,
+            start_position=position,
+            horizontal_flip=train_config.horizontal_flip,
+            loader=run.loader,
+        )
+
+    def __enter__(self) -> BatchSource:
+        stream, folder = self._stream, self._run.loader.ledger_dir
+        if folder is None:
+            return stream
+        size = self._run.experiment.train.batch_size
+        place = Path(folder) / self._run.run_name
+        return noted(stream, place, stream.order, batch_size=size, rank=0, world_size=1)
+
+    def __exit__(self, *_error: object) -> None:
+        self._stream.close()
+
+
+def _scorer(run: RunConfig, data: _Data, device: torch.device) -> ScoreImages | None:
+    """What scores generated images, if the run asks for scores; reads real images and the feature network."""
+    if run.tracking.score_every_steps is None or data.index is None:
+        return None
+    # Only here must the scores' libraries be installed.
+    from drl_dist.evaluation.scores import image_scorer
+
+    return image_scorer(run.tracking.score_features, data.index, run.tracking.score_num_images, device)
+
+
+def _refuse_other_files(run_url: str) -> None:
+    """Raise `UserError` where files of the names that are written here lie in a folder that is no run's."""
+    names = Folder(run_url).sizes().keys()
+    if RECORD not in names and (found := sorted(WRITTEN & names)):
+        raise UserError(
+            f"run {run_url}",
+            got=f"{', '.join(found)} of something else, without {RECORD}",
+            expected="a new folder, or one of this run",
+            remedy="give the run another name, or another --storage",
+        )
+
+
+def _restore(state: TrainState, run: RunConfig, url: str, fingerprint: str) -> None:
+    """Load a checkpoint of this run, or the one that it starts from, which was compared with it before."""
+    folder = fetch_checkpoint(url, PARTS)
+    try:
+        checkpoint = read_checkpoint(folder, PARTS)
+    finally:
+        if Folder(url).local is None:
+            shutil.rmtree(folder)
+    changed = [
+        line
+        for line in differences(to_dict(checkpoint.experiment), to_dict(run.experiment))
+        if url != run.start_from and not line.startswith("train.num_steps:")
+    ]
+    if changed or checkpoint.state.data_fingerprint != fingerprint:
+        raise UserError(
+            f"checkpoint {url}",
+            got="; ".join(changed) or "a checkpoint of a run on other data",
+            expected="a checkpoint of this run",
+            remedy="give the run a name of its own",
+        )
+    state.load_tensors(checkpoint.tensors, checkpoint.state.step)
