@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from drl_dist.jobs.train_single_device import LocalCheckpoints, train_on_one_device
 from PIL import Image
 
 from drl_dist.checkpoints.format import PARTS, read_checkpoint
@@ -21,8 +20,10 @@ from drl_dist.common.errors import UserError
 from drl_dist.common.program import Stopped
 from drl_dist.config.tree import RunConfig
 from drl_dist.data.array_file import read_array_file
-from drl_dist.jobs import train_run_files, train_single_device
 from drl_dist.jobs.common.options import parse_train_options
+from drl_dist.jobs.train import run_files as train_run_files
+from drl_dist.jobs.train import single_device as train_single_device
+from drl_dist.jobs.train.single_device import LocalCheckpoints, train_on_one_device
 from drl_dist.training.in_memory import InMemoryBatches
 from drl_dist.training.loop import StepReport
 from drl_dist.training.state import TrainState

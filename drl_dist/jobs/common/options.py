@@ -135,7 +135,7 @@ def train_door(name: str, categories: Mapping[str, str] | None = None) -> NoRetu
             return 0
         stop_on_signals()
         if options.without_ray:
-            from drl_dist.jobs.train_single_device import train_on_one_device
+            from drl_dist.jobs.train.single_device import train_on_one_device
 
             return train_on_one_device(run)
         from drl_dist.jobs.train.driver import train_run

@@ -18,7 +18,6 @@ from types import FrameType
 from typing import Self
 
 import torch
-from drl_dist.jobs.train_run_files import WRITTEN, Curves, RunFiles
 
 from drl_dist.checkpoints.format import PARTS, CheckpointState, read_checkpoint, write_checkpoint
 from drl_dist.checkpoints.retention import remove_leftovers
@@ -39,6 +38,7 @@ from drl_dist.data.filesystem import Folder, check_reachable
 from drl_dist.data.index import ShardIndex, open_index
 from drl_dist.data.stream import ShardStream
 from drl_dist.jobs.common.device import device_name, prepare_device
+from drl_dist.jobs.train.run_files import WRITTEN, Curves, RunFiles
 from drl_dist.training.callbacks import Metrics, Progress, Samples, ScoreImages, Scores
 from drl_dist.training.guard import DivergedError, Interrupt
 from drl_dist.training.in_memory import InMemoryBatches
