@@ -39,5 +39,5 @@ def test_what_a_document_points_at_exists(document: str) -> None:
         path = ROOT / module.replace(".", "/")
         assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), module
     makefile = (ROOT / "Makefile").read_text()
-    for name in re.findall(r"`make (\w+)`", text):
+    for name in re.findall(r"`make ([\w-]+)`", text):
         assert re.search(rf"^{name}:", makefile, re.MULTILINE), f"make {name}"

@@ -10,8 +10,8 @@ from pathlib import Path
 from tests.support import ROOT
 
 PROGRAMS = {
-    *("docker", "gcloud", "git", "helm", "kubectl", "make", "mlflow", "pip", "prometheus", "promtool", "python"),
-    *("python3", "ray", "uv"),
+    *("docker", "gcloud", "git", "helm", "kubectl", "make", "mlflow", "pip", "pre-commit", "prometheus", "promtool"),
+    *("python", "python3", "ray", "uv"),
 }
 """A line or a piece of inline code that begins with one of these, or with a script of ``jobs/``, is a command."""
 SHELLS = {"sh", "bash", "shell", "console"}

@@ -55,6 +55,8 @@ def python(words: Sequence[str], folder: Path) -> None:
     Raises:
         Refused: no such program, or it refuses the command, in its own words.
     """
+    if tuple(words[:2]) == ("-m", "pytest"):
+        return _pytest(words[2:], folder)
     program, source, arguments = _program(words)
     is_partial = ELIDED in arguments[-1:]
     arguments = [filled(word) for word in (arguments[:-1] if is_partial else arguments)]
@@ -93,6 +95,20 @@ def _program(words: Sequence[str]) -> tuple[str, Path, list[str]]:
     if not source.is_file():
         raise Refused(f"there is no {source.relative_to(ROOT)}")
     return words[1] if words[0] == "-m" else words[0], source, list(arguments)
+
+
+def _pytest(words: Sequence[str], folder: Path) -> None:
+    """A choice of tests: files that are there, and `-k`; raises `Refused` for anything else."""
+    parser = argparse.ArgumentParser(exit_on_error=False)
+    parser.add_argument("-k")
+    parser.add_argument("files", nargs="+")
+    try:
+        chosen, unknown = parser.parse_known_args(list(words))
+    except argparse.ArgumentError as error:
+        raise Refused(str(error)) from None
+    missing = [*unknown, *(path for path in chosen.files if not (folder / path).exists())]
+    if missing:
+        raise Refused(f"pytest: no {', '.join(missing)}")
 
 
 def is_named(words: Sequence[str]) -> bool:
@@ -274,5 +290,6 @@ JUDGES: dict[str, Callable[[Sequence[str], Path], None]] = {
     "prometheus": prometheus,
     "promtool": promtool,
     "pip": lambda words, folder: has_options([sys.executable, "-m", "pip"], words),
+    "pre-commit": lambda words, folder: has_options([sys.executable, "-m", "pre_commit"], words),
 }
 """How each program that is at hand is asked. Others need a mark in the page."""

@@ -14,6 +14,8 @@ from tests.support import ROOT
 PAGES = pages()
 SOURCES = {"benchmarks", "cluster", "datasets_prep", "docs", "drl_dist", "findings", "jobs", "tests"}
 """Folders that are part of the project."""
+TO_BE_FILLED_IN = re.compile(r"(?<![A-Za-z])[A-Z]{3,}(?![A-Za-z])")
+"""``NAME`` in ``jobs/NAME.py`` or ``jobs/train_NAME.py``."""
 
 
 def without_code(text: str) -> str:
@@ -95,7 +97,7 @@ def test_every_test_and_file_that_is_named_is_there(page: str) -> None:
                 continue
             path, colons, name = found.groups()
             # A folder may be one that is made; NAME is to be filled in.
-            if path and ("." not in path.rpartition("/")[2] or re.search(r"\b[A-Z]{3,}\b", path.rpartition("/")[2])):
+            if path and ("." not in path.rpartition("/")[2] or TO_BE_FILLED_IN.search(path)):
                 continue
             if path and not (ROOT / path).exists():
                 wrong.append(f"line {line}: {word}: no such file")
@@ -111,12 +113,14 @@ def test_every_test_and_file_that_is_named_is_there(page: str) -> None:
 
 def test_help_of_make_lists_its_targets() -> None:
     makefile = (ROOT / "Makefile").read_text()
-    (phony,) = re.findall(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)
-    told = subprocess.run(
+    phony = " ".join(re.findall(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)).split()
+    targets = re.findall(r"^([a-z][\w-]*):(?!=)", makefile, re.MULTILINE)
+    assert sorted(phony) == sorted(targets)
+    printed = subprocess.run(
         ["make", "--no-print-directory", "help"], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    listed = re.findall(r"^make (\w+) ", told.stdout, re.MULTILINE)
-    assert set(listed) == set(phony.split()) - {"help"}
+    listed = re.findall(r"^make ([\w-]+) +\S", printed.stdout, re.MULTILINE)
+    assert sorted(listed) == sorted({*targets} - {"help"})
     for target in listed:
         subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, check=True)
 
