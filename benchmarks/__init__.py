@@ -1,1 +1,1 @@
-"""Measurements, run from a checkout."""
+"""Benchmarks and measurements, run from a checkout."""

@@ -2,11 +2,11 @@
 
     python -m benchmarks.ablation --out FOLDER [--settings t6 t1k ... --seeds 0 1 2 --budget 1000 --threads 1]
 
-Each setting is trained from each seed with the same network and with as much arithmetic: a step costs 2K + 6 forwards
-per image, 8 where there is no chain, and the budget is what so many steps of T = 6, K = 30 cost. Learning
-rate, warm-up and moving average follow the number of steps that it is enough for. Images are then generated from the
-averaged weights, and scored. Features are the hidden layer of a small network that is trained here on the digits'
-labels. Results are kept in FOLDER one by one: the same command goes on where it was stopped. Needs the extra `eval`.
+Each setting is trained from each seed with the same network and the same amount of arithmetic. A step costs 2K + 6
+forward passes per image, or 8 without a chain, and the budget is the cost of ``--budget`` steps of T = 6, K = 30.
+Learning rate, warm-up and moving average are adapted to the number of steps that this allows. Then images are generated
+from the averaged weights and scored, with the hidden layer of a small network as features, which is trained here on the
+digits' labels. Results are stored in FOLDER one by one: the same command resumes. Needs the extra `evaluation`.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ SETTINGS = {
     "t6": ("T=6, K=30", "t6", None),
     "t6_k50": ("T=6, K=50", "t6", 50),
 }
-"""Rows of Table 2: how they are printed, the preset's setting, and K where it is not the setting's own."""
+"""Rows of Table 2: label, setting of the preset, and K if it differs from the setting's own."""
 PAPER_FID = {"t1": 32.12, "t1k": 22.58, "t1k_dsm": 21.76, "t6_k10": math.nan, "t6": 9.58, "t6_k50": 9.36}
 """On CIFAR-10 (Table 2); no number where training was unstable."""
 FORWARDS_OF_T6 = 66
@@ -102,7 +102,7 @@ def main() -> None:
 
 
 def experiment_of(name: str, seed: int, budget: int) -> Experiment:
-    """The preset `digits` in one setting, with as many steps as the budget pays for and an optimiser to match."""
+    """The preset `digits` in one setting, with the number of steps that the budget allows and a matching optimiser."""
     _, setting, num_chain_steps = SETTINGS[name]
     base = preset("digits", setting)
     mcmc = base.mcmc if num_chain_steps is None else dataclasses.replace(base.mcmc, num_chain_steps=num_chain_steps)
@@ -185,7 +185,7 @@ def score(generated: Tensor, real: Tensor, network: FeatureNetwork) -> dict[str,
 
 
 def table(results: dict[str, list[dict[str, Any]]], real: Tensor, network: FeatureNetwork) -> str:
-    """A Markdown table: medians over the seeds, and between which values they lie."""
+    """A Markdown table: medians and ranges over the seeds."""
     half = torch.randperm(len(real), generator=torch.Generator().manual_seed(0))
     floor = score(to_unit_range(real[half[::2]]), real[half[1::2]], network)
     rows = [

@@ -20,7 +20,7 @@ def digits() -> tuple[Tensor, Tensor]:
 
 
 def train_feature_network(images: Tensor, labels: Tensor, *, seed: int) -> tuple[FeatureNetwork, float]:
-    """A small convolutional classifier, with its 64 hidden numbers, of variance 1 on average, as features.
+    """Train a small convolutional classifier whose 64 hidden values, of variance 1 on average, are the features.
 
     Args:
         images: uint8 (N, 1, 8, 8).
@@ -28,7 +28,7 @@ def train_feature_network(images: Tensor, labels: Tensor, *, seed: int) -> tuple
         seed: of initial weights, batches, and which 360 images are held out.
 
     Returns:
-        the network, and the share of held-out images that it classifies rightly.
+        the network, and the share of held-out images that it classifies correctly.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -45,7 +45,7 @@ def train_feature_network(images: Tensor, labels: Tensor, *, seed: int) -> tuple
         optimizer = torch.optim.AdamW([*hidden.parameters(), *head.parameters()], lr=1e-3, weight_decay=1e-2)
         for _ in range(_STEPS):
             chosen = known[torch.randint(len(known), (_BATCH,))]
-            # A pixel of shift and some noise: features should not hang on exact places and exact greys.
+            # A pixel of shift and some noise: features should not depend on exact positions and exact grey values.
             shifts = tuple(int(shift) for shift in torch.randint(-1, 2, (2,)))
             batch = torch.roll(x[chosen], shifts, (2, 3)) + 0.1 * torch.randn(len(chosen), 1, 8, 8)
             optimizer.zero_grad()
@@ -53,7 +53,7 @@ def train_feature_network(images: Tensor, labels: Tensor, *, seed: int) -> tuple
             optimizer.step()
 
     with torch.no_grad():
-        # One factor, so that distances do not hang on the scale that the classifier happened to find.
+        # One factor, so that distances do not depend on the scale that the classifier happened to find.
         scale = hidden(x).var(0).mean().sqrt()
 
     def extract(batch: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Killing what runs, and timing how it comes back: what `benchmarks.reliability` is made of."""
+"""Kills the processes of a running job and times its recovery, for `benchmarks.reliability`."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from drl_dist.checkpoints.storage import newest_checkpoint
 from drl_dist.localhost import RayHead, processes
 
 LONGEST_WAIT = 180.0
-"""Seconds in which a job must come back after a fault."""
+"""Seconds within which a job must recover from a fault."""
 CONTROLLER_SECONDS = 1.0
-"""In which Ray's controller looks at its workers' reports."""
+"""Seconds between two looks of Ray's controller at its workers' reports."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fault:
-    """One thing that was done to a job."""
+    """One fault that was inflicted on a job."""
 
     kind: str
     """worker or driver."""
     time: float
     """In seconds since 1970."""
     recovery_seconds: float
-    """Until a step was begun again (training), or another worker was at work (sampling)."""
+    """Until a step was begun again (training), or a replacement worker was working (sampling)."""
 
 
 @dataclass(kw_only=True)
 class Command:
-    """A job as its own process; run again by the same words when it was killed."""
+    """A job as its own process, which the same command line starts again after a kill."""
 
     words: Sequence[str]
     environment: Mapping[str, str]
@@ -67,14 +67,14 @@ class Command:
             raise RuntimeError(f"{' '.join(self.words)} ended with status {status}; see {self.log}")
 
     def kill(self) -> None:
-        """SIGKILL to the driver alone; the cluster ends what it had started."""
+        """Send SIGKILL to the driver alone; the cluster ends what the driver had started."""
         assert self.process is not None
         self.process.kill()
         self.process.wait()
 
 
 def titled(head: RayHead, title: str) -> list[int]:
-    """Process ids of a Ray head's processes whose title begins so."""
+    """Ids of a Ray head's processes whose name in the process list begins with `title`."""
     found: list[int] = []
     for process in processes.tree(head.pid):
         try:
@@ -95,9 +95,9 @@ def train_under_kills(
     pause: Callable[[], float],
     run_url: str,
 ) -> list[Fault]:
-    """Run a training job to its end, doing to it what `kinds` lists, each time `pause` seconds after it trains again.
+    """Run a training job to its end and inflict the faults in `kinds`, each `pause` seconds after it trains again.
 
-    Every third time a further checkpoint of the run in `run_url` is waited for: a job gives up where none ever comes.
+    Every third fault waits for a new checkpoint of the run in `run_url`, because a job gives up if none ever comes.
 
     Returns:
         the faults; fewer than asked for if the job ended before.
@@ -129,7 +129,7 @@ def train_under_kills(
 
 
 def _further_checkpoint(run_url: str, known: int, command: Command) -> int:
-    """The step of the newest checkpoint, once it is beyond the `known` one and Ray's controller was told of it."""
+    """The step of the newest checkpoint, once it is beyond the `known` one and Ray's controller knows of it."""
     while command.is_running():
         newest = newest_checkpoint(run_url)
         if newest is not None and newest.step > known:
@@ -140,11 +140,11 @@ def _further_checkpoint(run_url: str, known: int, command: Command) -> int:
 
 
 def _begun_after(ledger: Path, moment: float, command: Command) -> float | None:
-    """When workers that started after `moment` first began a step; None if the job ended instead."""
+    """The time at which workers started after `moment` first began a step; None if the job ended instead."""
     deadline = time.time() + LONGEST_WAIT
     while time.time() < deadline:
         for path in ledger.glob("*.jsonl"):
-            # The name ends with the nanosecond at which the file was made.
+            # The name ends with the nanosecond at which the file was created.
             if int(path.stem.rsplit("-", 1)[1]) / 1e9 > moment:
                 first, newline, _ = path.read_text().partition("\n")
                 if newline:
@@ -156,7 +156,7 @@ def _begun_after(ledger: Path, moment: float, command: Command) -> float | None:
 
 
 def sample_under_kills(head: RayHead, command: Command, chooser: random.Random, kills: int) -> int:
-    """Run a sampling job to its end and kill so many of its workers at random moments; how many were killed."""
+    """Run a sampling job to its end, killing up to `kills` of its workers at random moments; how many were killed."""
     command.start()
     done = 0
     while done < kills and command.is_running():

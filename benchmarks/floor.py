@@ -1,4 +1,4 @@
-"""The least that a chain of network gradients can cost: its convolutions, and nothing else."""
+"""A lower bound on the time of a chain of network gradients: its convolutions alone."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class BareConvolutions:
 
     @torch.no_grad()
     def run(self, times: int) -> None:
-        """All convolutions forwards, then all input gradients backwards, `times` times over."""
+        """Run all convolutions forward, then all input gradients backward, `times` times."""
         for _ in range(times):
             for x, weight, _ in self._work:
                 functional.conv2d(x, weight, padding=1)

@@ -1,10 +1,10 @@
-"""The table of docs/reliability.md: what is left of a run, and how soon it is back, when its processes are killed.
+"""The table of docs/reliability.md: what a run loses, and how soon it recovers, when its processes are killed.
 
     python -m benchmarks.reliability --out FOLDER [--parts exact workers goodput sampling] [--kills 95 --drivers 6]
 
 Starts a Ray head and an MLflow server of its own on 127.0.0.1, trains on scikit-learn's digits and samples with real
-jobs, and kills their processes with SIGKILL, at moments drawn from a seed. Results are kept in FOLDER part by part;
-parts that are there are not made again. Some 75 minutes on two cores, which should have nothing else to do.
+jobs, and kills their processes with SIGKILL at moments drawn from a seed. Results are stored in FOLDER part by part;
+existing parts are not measured again. It takes about 75 minutes on two cores, which should be otherwise idle.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ TINY = (
 
 @dataclass(frozen=True, kw_only=True)
 class Bench:
-    """Where everything is."""
+    """Servers and folders of the benchmark."""
 
     out: Path
     head: RayHead
@@ -59,7 +59,7 @@ class Bench:
     seed: int
 
     def training(self, name: str, workers: int, steps: int, every: int, *more: str) -> Command:
-        """A training job on digits with a ledger."""
+        """A training job on digits with an audit log."""
         words = [
             "jobs/train_digits.py",
             f"--data={self.out / 'digits'}",
@@ -78,7 +78,7 @@ class Bench:
         return str(self.out / "runs" / name)
 
     def ledger(self, name: str) -> Path:
-        """Folder of a run's ledger."""
+        """Folder of a run's audit log."""
         return self.out / "ledger" / name
 
     def weights(self, name: str, step: int) -> dict[str, str]:
@@ -88,7 +88,7 @@ class Bench:
 
 
 def exact(bench: Bench, kills: int, drivers: int) -> dict[str, Any]:
-    """Kills of workers and drivers while a run trains, against the same run left alone."""
+    """Compare a run whose workers and drivers are killed with the same run undisturbed."""
     chooser = random.Random(bench.seed)
     alone = bench.training("alone", 2, EXACT_STEPS, EXACT_EVERY, *TINY)
     alone.start()
@@ -117,7 +117,7 @@ def exact(bench: Bench, kills: int, drivers: int) -> dict[str, Any]:
 
 
 def workers(bench: Bench) -> dict[str, Any]:
-    """The order of samples while the number of workers changes, against one worker from start to end."""
+    """Compare the order of samples under a changing number of workers with that of one worker throughout."""
     steps = CHANGES[-1][1]
     names = {"one": [(1, steps)], "changing": CHANGES}
     for name, parts in names.items():
@@ -139,7 +139,7 @@ def workers(bench: Bench) -> dict[str, Any]:
 
 
 def _places(ledger: Path) -> dict[int, tuple[int, int]]:
-    """Position -> shard and sample."""
+    """Position to shard and sample."""
     return {
         position: (shard, sample)
         for line in read_ledger(ledger)
@@ -186,7 +186,7 @@ def _tracked(bench: Bench, name: str) -> dict[str, float]:
 
 
 def sampling(bench: Bench) -> dict[str, Any]:
-    """10,000 images on 1, 2 and 3 workers with workers killed at random, against a job left alone."""
+    """Compare 10,000 images from 1, 2 and 3 workers, killed at random, with those of an undisturbed job."""
     chooser = random.Random(bench.seed + 2)
     model = bench.out / "runs" / "alone"
     told: dict[str, Any] = {"images": NUM_IMAGES}
@@ -315,7 +315,7 @@ def table(results: dict[str, Any]) -> str:
 
 
 def _quantile(ordered: list[float], share: float) -> float:
-    """The smallest measured value that so large a share of them does not exceed."""
+    """The smallest of the sorted values that at least `share` of them do not exceed."""
     return ordered[max(0, -(-int(share * 100) * len(ordered) // 100) - 1)]
 
 

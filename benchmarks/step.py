@@ -1,9 +1,9 @@
-"""How fast a training step is: the engine, the plain reference, and the bare convolutions, interleaved in one run.
+"""Time a training step: the engine, the plain reference, and the bare convolutions, interleaved in one run.
 
     python -m benchmarks.step [--preset cifar10 --num-res-blocks 2 --batch-size 8 --rounds 3 --device cpu ...]
 
 The reference computes in float32; the engine and its floor are timed in each ``--precision``. Prints a table of medians
-and ratios, and writes the same as JSON where ``--json`` says.
+and ratios, and writes them as JSON to the file given with ``--json``.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def main() -> None:
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Every figure of one run."""
+    """All figures of one run."""
     base = preset(arguments.preset)
     experiment = dataclasses.replace(
         base,
@@ -126,7 +126,7 @@ def gradient_flop(state: TrainState, experiment: Experiment, level: Tensor, y: T
 def add_step(
     contenders: dict[str, Callable[[], object]], name: str, step: TrainStep, batch: Batch, pairs: Pairs
 ) -> None:
-    """Time chain and update of a step by themselves."""
+    """Time chain and update of a step separately."""
     y_neg = step.run_chain(pairs, batch.positions)
     contenders[f"{name}: chain"] = lambda: step.run_chain(pairs, batch.positions)
     contenders[f"{name}: update"] = lambda: step.update(pairs, y_neg)
@@ -135,7 +135,7 @@ def add_step(
 def add_reference(
     contenders: dict[str, Callable[[], object]], experiment: Experiment, batch: Batch, device: torch.device
 ) -> None:
-    """The plain step of the tests; on a GPU, which it does not know, the eager engine without graphs."""
+    """The plain step of the tests; on a GPU, which it does not support, the eager engine without graphs."""
     state = TrainState.create(experiment, device)
     if device.type != "cpu":
         eager = TrainStep(state, experiment, EngineConfig(compile="never", cuda_graph=False))
@@ -148,7 +148,7 @@ def add_reference(
 
 
 def random_batch(experiment: Experiment, device: torch.device) -> Batch:
-    """Images of noise: the time of a step does not depend on what it sees."""
+    """Images of noise: the time of a step does not depend on their content."""
     model = experiment.model
     shape = (experiment.train.batch_size, model.channels, model.resolution, model.resolution)
     generator = torch.Generator().manual_seed(0)
@@ -181,14 +181,14 @@ def matrix_rate(dtype: torch.dtype, size: int = 8192) -> float:
 
 
 def machine(device: torch.device) -> str:
-    """What the figures belong to."""
+    """The machine that the figures were measured on."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{platform.machine()} CPU, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def table(figures: dict[str, Any]) -> str:
-    """The figures for reading."""
+    """The figures as a table."""
     lines = [f"{figures['machine']}, torch {figures['torch']}, {figures['date']}", f"{figures['setting']}", ""]
     lines += [f"{name:<26} {seconds:10.4f} s" for name, seconds in figures["median_seconds"].items()]
     lines.append("")

@@ -1,7 +1,7 @@
 """Time a sweep against its trials run one by one: ``python -m benchmarks.sweep --preset digits …``.
 
-Runs ``jobs/sweep.py`` with the same options, and then every trial that made all its steps as a training job of its own,
-in another folder, on the same cluster. Use ``--rescore-trials 0 --no-early-stopping``: final scores are no part of a
+Runs ``jobs/sweep.py`` with the same options, and then every trial that made all its steps as a separate training job,
+in another folder, on the same cluster. Use ``--rescore-trials 0 --no-early-stopping``: final scores are not part of a
 trial.
 """
 
