@@ -1,9 +1,16 @@
-"""Floors 0 to 2 run where only torch and numpy are installed."""
+"""The method and the training loop run on torch and numpy alone, and a whole run without Ray and MLflow."""
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from pathlib import Path
+
+import numpy as np
+
+from tests.documents.pages import blocks, pages
+from tests.support import ROOT, subprocess_environment
 
 # Everything that the extras bring; a None in sys.modules makes an import fail as if it were not installed.
 EXTRAS = [
@@ -52,12 +59,52 @@ train(TrainStep(state, e, EngineConfig()), state, e, batches, [])
 engine = GradientEngine(state.ema_network(), EngineConfig())
 images = build_sampler(e).sample(engine.raw_at, PhiloxNoise(0), torch.arange(2), (1, 8, 8))
 print(state.step, tuple(images.shape), bool(images.isfinite().all()))
+
+# The script of the page, but for a smaller experiment.
+import drl_dist.config.presets
+sys.modules.pop("PIL")
+drl_dist.config.presets.preset, whole_preset = lambda name: e, preset
+exec({script!r}, {{}})
+drl_dist.config.presets.preset = whole_preset
+print("script")
+
+# The command, with all of the extras but Ray and MLflow.
+for name in set({extras}) - {{"ray", "mlflow"}}:
+    sys.modules.pop(name, None)
+import runpy
+sys.argv = ["train_digits.py", "--without-ray", *{arguments}]
+try:
+    runpy.run_path({command!r}, run_name="__main__")
+except SystemExit as end:
+    print("command", end.code)
+assert sys.modules["ray"] is None and sys.modules["mlflow"] is None
 """
 
 
-def test_training_and_sampling_without_the_extras() -> None:
+def test_training_and_sampling_without_the_extras(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (5, 1, 8, 8), dtype=np.uint8)
+    np.save(tmp_path / "images.npy", images)
+    text = pages()["docs/training.md"]
+    (script,) = [body for _, language, body in blocks(text) if language == "python" and "callbacks" in body]
+    words = f"--data {tmp_path}/images.npy --storage {tmp_path}/runs --run-name a --train.batch-size 2"
+    arguments = f"{words} --train.num-steps 2 --model.width 4 --mcmc.num-chain-steps 2 --tracking.num-samples 4".split()
+    command = str(ROOT / "jobs/train_digits.py")
+    program = PROGRAM.format(extras=EXTRAS, script=script, arguments=arguments, command=command)
     ran = subprocess.run(
-        [sys.executable, "-c", PROGRAM.format(extras=EXTRAS)], capture_output=True, text=True, check=False
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env=subprocess_environment(),
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert ran.returncode == 0, ran.stderr
-    assert ran.stdout.split("\n")[0] == "2 (2, 1, 8, 8) True"
+    lines = ran.stdout.splitlines()
+    assert lines[0] == "2 (2, 1, 8, 8) True"
+    assert lines[1] == "step 1/2: under way" and lines[2].startswith("step 2/2: loss ") and lines[3] == "script"
+    logged = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [numbers["step"] for numbers in logged] == [1, 2]
+    assert {path.name for path in tmp_path.glob("*.png")} == {"samples-2.png", "progression-2.png"}
+    assert lines[-1] == "command 0", ran.stderr
+    made = {path.name for path in (tmp_path / "runs/a").iterdir()}
+    assert made >= {"checkpoint_000000002", "metrics.jsonl", "samples.png", "curves.png", "experiment.json"}
