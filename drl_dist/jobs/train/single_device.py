@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Self
+from typing import Any, Self
 
 import torch
 
@@ -188,7 +188,7 @@ class StopSignals:
 
     cause: str | None = None
     """The signal that asked."""
-    _before: dict[signal.Signals, object] = field(default_factory=dict[signal.Signals, object])
+    _before: dict[signal.Signals, Any] = field(default_factory=dict[signal.Signals, Any])
 
     def __call__(self) -> Interrupt:
         """What is to happen after this step."""
@@ -202,7 +202,7 @@ class StopSignals:
 
     def __exit__(self, *_error: object) -> None:
         for signum, handler in self._before.items():
-            signal.signal(signum, handler)  # pyright: ignore[reportArgumentType]
+            signal.signal(signum, handler)
 
     def _ask(self, signum: int, _frame: FrameType | None) -> None:
         # Nothing is printed here: the signal may have come in the middle of a print. `Progress` says it.
