@@ -77,7 +77,7 @@ class Checkpoints:
     Args:
         run_url: folder of the run.
         fingerprint: of the data.
-        register: gets the step, the local folder and what else to tell, before the folder goes; None on ranks that
+        register: gets the step, the local folder and metadata, before the folder is removed; None on ranks that
             only take part in the report.
         gather: the ledger of damaged samples, on rank 0 if it has lines; asked by all ranks.
         uploaded: called when a checkpoint is complete in storage.
@@ -100,8 +100,8 @@ class Checkpoints:
         if self.register is not None:
             folder = Path(tempfile.mkdtemp(prefix="drl-checkpoint-"))
             experiment = self.run.experiment
-            stands = CheckpointState.after(report.step, experiment, self.fingerprint, self.world_size)
-            write_checkpoint(folder, state.tensors(), stands, experiment)
+            reached = CheckpointState.after(report.step, experiment, self.fingerprint, self.world_size)
+            write_checkpoint(folder, state.tensors(), reached, experiment)
             self.register(
                 report.step,
                 folder,

@@ -172,9 +172,9 @@ class LocalCheckpoints:
         if not is_due and report.result.interrupt is Interrupt.NONE:
             return
         experiment, url = self.run.experiment, joined(self.run_url, checkpoint_name(report.step))
-        stands = CheckpointState.after(report.step, experiment, self.fingerprint, world_size=1)
+        reached = CheckpointState.after(report.step, experiment, self.fingerprint, world_size=1)
         with tempfile.TemporaryDirectory(prefix="drl-checkpoint-") as folder:
-            write_checkpoint(Path(folder), state.tensors(), stands, experiment)
+            write_checkpoint(Path(folder), state.tensors(), reached, experiment)
             upload_checkpoint(Path(folder), url)
         remove_leftovers(self.run_url, self.run.checkpoint.keep, StoredCheckpoint(url, report.step))
 
