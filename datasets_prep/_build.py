@@ -55,7 +55,7 @@ from drl_dist.data.filesystem import Folder, check_reachable
 from drl_dist.data.index import INDEX_NAME, MAX_RESOLUTION, MAX_SHARDS, ShardIndex, write_index
 from drl_dist.data.pictures import PictureError, PixelRules
 from drl_dist.data.shards import MAX_SAMPLE_ID, Sample, encode_png, pack_shard, shard_name
-from drl_dist.jobs.common.job_folder import Records
+from drl_dist.jobs.common.job_records import Records
 
 MAX_ROUNDS = 3
 """Times that a shard is made because its images change meanwhile."""

@@ -107,6 +107,36 @@ def report(
     )
 
 
+def whole_metrics(report: Report) -> dict[str, float]:
+    """Metrics of the longest chains."""
+    best = report.estimates[-1]
+    return {
+        "likelihood/log_z_lower": best.lower.log_z,
+        "likelihood/log_z_upper": best.upper.log_z,
+        "likelihood/ess_lower": best.lower.effective_sample_size,
+        "likelihood/ess_upper": best.upper.effective_sample_size,
+        "likelihood/bits_per_dim_lower": report.at_data.lower,
+        "likelihood/bits_per_dim_upper": report.at_data.upper,
+        "likelihood/bits_per_dim_x0_lower": report.at_x_0.lower,
+        "likelihood/bits_per_dim_x0_upper": report.at_x_0.upper,
+        "likelihood/bits_per_dim_x0_annealed": best.annealed_bits_per_dim,
+    }
+
+
+def level_metrics(report: Report) -> list[tuple[str, int, float]]:
+    """Metrics of the longest chains by level: name, level, value."""
+    return [
+        (f"likelihood/{name}_{side}", row.level, value)
+        for side, bound in (("lower", report.estimates[-1].lower), ("upper", report.estimates[-1].upper))
+        for row in bound.levels
+        for name, value in (
+            ("level_log_z_ratio", row.log_z_ratio),
+            ("level_ess", row.effective_sample_size),
+            ("level_acceptance_rate", row.acceptance_rate),
+        )
+    ]
+
+
 def _estimate(length: int, down: Chains, up: Chains, *, levels: Levels, ladder: NoiseLadder, num_dims: int) -> Estimate:
     lower, upper = (
         bound(way["log_weight"], way["acceptance_rate"], way["root_mean_square"], levels, num_dims)

@@ -17,6 +17,7 @@ from mlflow.exceptions import MlflowException
 from drl_dist.checkpoints.format import CHECKSUMS, CONFIG, STATE, part_file, read_checkpoint
 from drl_dist.common.errors import UserError
 from drl_dist.tracking.client import connect, every, is_duplicate, is_missing, user_errors
+from drl_dist.tracking.job_runs import RegisteredVersion
 
 EMA = part_file("ema")
 REGISTERED_FILES = (EMA, CONFIG, STATE, CHECKSUMS)
@@ -26,16 +27,11 @@ _REFERENCE = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[\w\-]+)|/(?P<ve
 
 
 @dataclass(frozen=True)
-class ResolvedModel:
+class ResolvedModel(RegisteredVersion):
     """A model version on this machine."""
 
     folder: Path
     """Checkpoint folder with the EMA, config, state and checksums; `read_checkpoint` reads it."""
-    name: str
-    version: int
-    run_id: str
-    """MLflow run that trained it."""
-    step: int
 
 
 def artifact_path(step: int) -> str:
@@ -112,7 +108,7 @@ def resolve_model(reference: str, uri: str | None = None, into: Path | None = No
         else:
             read_checkpoint(folder, ("ema",))
     assert version.run_id is not None
-    return ResolvedModel(folder, version.name, int(version.version), version.run_id, int(version.tags["step"]))
+    return ResolvedModel(version.name, int(version.version), int(version.tags["step"]), version.run_id, folder)
 
 
 def _find(client: MlflowClient, reference: str, name: str, alias: str | None, number: str | None) -> ModelVersion:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from drl_dist.tracking.samples import is_linked, link_samples
 
 from drl_dist.checkpoints.format import read_checkpoint
 from drl_dist.common.errors import UserError
@@ -15,7 +16,6 @@ from drl_dist.localhost import MlflowServer
 from drl_dist.tracking.client import client_of, connect
 from drl_dist.tracking.registry import artifact_path, register_checkpoint, resolve_model
 from drl_dist.tracking.runs import open_run
-from drl_dist.tracking.samples import is_linked, link_samples
 
 pytestmark = pytest.mark.integration
 

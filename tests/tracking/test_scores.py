@@ -11,6 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from drl_dist.tracking.scores import ScoredModel
 
 from drl_dist.common.errors import UserError
 from drl_dist.data.manifest import MANIFEST_FORMAT, MANIFEST_NAME, MANIFEST_VERSION
@@ -21,7 +22,6 @@ from drl_dist.localhost import MlflowServer, free_ports
 from drl_dist.tracking.client import connect
 from drl_dist.tracking.registry import register_checkpoint
 from drl_dist.tracking.runs import open_run
-from drl_dist.tracking.scores import ScoredModel
 from tests.data.sets import write_set
 from tests.scores.tiny import tiny_network
 

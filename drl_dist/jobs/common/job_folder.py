@@ -6,45 +6,20 @@ one is refused with the difference shown, and nothing of what lies there is touc
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
-import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, NamedTuple
-
-import numpy as np
-from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load, save
+from typing import Any
 
 from drl_dist.common.errors import UserError
 from drl_dist.common.places import joined
 from drl_dist.config.tree import differences
 from drl_dist.data.filesystem import Folder, check_reachable
 from drl_dist.data.index import INDEX_NAME
+from drl_dist.jobs.common.job_records import RECORDS_FOLDER, Records, as_json, digest_of
 
 REQUEST_NAME = "request.json"
-RECORDS_FOLDER = "_progress"
-SAVE_SECONDS = 10.0
-"""Seconds between two records of the same work, at least."""
-_COST = 20
-"""A record may take one part in so many of the time."""
-_THREADS = 8
-# That of safetensors' own reader.
-_MAX_HEADER_BYTES = 100_000_000
-
-
-def as_json(value: Any) -> Any:
-    """What JSON makes of a value: lists for tuples."""
-    return json.loads(json.dumps(value))
-
-
-def digest_of(request: Mapping[str, Any]) -> str:
-    """SHA-256 over all fields of a request, 64 hexadecimal digits."""
-    return hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
 
 
 def read_json(folder: Folder, name: str, *, what: str = "", option: str = "--out") -> dict[str, Any] | None:
@@ -78,26 +53,29 @@ def read_json(folder: Folder, name: str, *, what: str = "", option: str = "--out
 
 
 def refuse_other(
-    url: str, found: Mapping[str, Any], wanted: Mapping[str, Any], *, noun: str = "another request"
+    what: str,
+    found: Mapping[str, Any],
+    wanted: Mapping[str, Any],
+    *,
+    noun: str = "another request",
+    expected: str = "an empty folder, or this request",
+    remedy: str = "choose another --out, or repeat the command that began there",
 ) -> None:
     """Return if two requests are the same.
 
     Args:
-        url: the folder.
+        what: the folder or file that holds the first one.
         found: the request that it holds.
         wanted: the request at hand.
         noun: what another request is called.
+        expected: what would have been accepted, for the message.
+        remedy: what to do about it, for the message.
 
     Raises:
         UserError: they differ.
     """
     if other := differences(dict(found), as_json(wanted)):
-        raise UserError(
-            f"output {url}",
-            got=f"{noun} ({', '.join(other)})",
-            expected="an empty folder, or this request",
-            remedy="choose another --out, or repeat the command that began there",
-        )
+        raise UserError(what, got=f"{noun} ({', '.join(other)})", expected=expected, remedy=remedy)
 
 
 def refuse_without_request(
@@ -136,138 +114,45 @@ def _matching(names: Iterable[str], patterns: Iterable[str]) -> list[str]:
     return sorted(name for name in names if pattern.fullmatch(name))
 
 
-class Record(NamedTuple):
-    """What is kept of unfinished work."""
-
-    arrays: dict[str, NDArray[Any]]
-    facts: dict[str, Any]
-    """What else is known, as JSON."""
-
-    def to_bytes(self, request: str) -> bytes:
-        """The record as safetensors, bound to a request by its digest and to its content by a checksum."""
-        arrays = {name: np.ascontiguousarray(array) for name, array in self.arrays.items()}
-        facts = json.dumps(self.facts, sort_keys=True)
-        return save(arrays, {"request": request, "facts": facts, "sha256": _checksum(arrays, facts)})
-
-    @classmethod
-    def from_bytes(cls, data: bytes, request: str) -> Record | None:
-        """The record in these bytes, None if it was made for another request or is damaged."""
-        try:
-            arrays = load(data)
-            header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        except (SafetensorError, ValueError):
-            return None
-        told: dict[str, str] = header.get("__metadata__", {})
-        facts = told.get("facts", "")
-        if told.get("request") != request or told.get("sha256") != _checksum(arrays, facts):
-            return None
-        return cls(arrays, json.loads(facts))
-
-
-class Records:
-    """The folder of records below an output folder.
-
-    Args:
-        url: the output folder.
-    """
-
-    def __init__(self, url: str) -> None:
-        self.folder = Folder(joined(url, RECORDS_FOLDER))
-
-    def read(self, names: Iterable[str]) -> list[bytes]:
-        """The bytes of some records, which are there."""
-        with ThreadPoolExecutor(_THREADS) as threads:
-            return list(threads.map(self.folder.read, names))
-
-    def are_of(self, request: Mapping[str, Any], name: str = REQUEST_NAME) -> bool:
-        """Whether the records are those of a request, which the file `name` beside them holds."""
-        try:
-            found = json.loads(self.folder.read(name))
-        except (FileNotFoundError, NotADirectoryError, ValueError):
-            return False
-        return found == as_json(request)
-
-    def write(self, records: Mapping[str, bytes]) -> None:
-        """Write records, each of them whole or not at all."""
-        with ThreadPoolExecutor(_THREADS) as threads:
-            list(threads.map(self.folder.write, records.keys(), records.values()))
-
-    def load(self, name: str, request: str) -> Record | None:
-        """One record, None if there is none of this request that is whole.
-
-        Args:
-            name: of the file.
-            request: its digest.
-        """
-        try:
-            data = self.folder.read(name)
-        except FileNotFoundError:
-            return None
-        return Record.from_bytes(data, request)
-
-    def remove(self, names: Sequence[str]) -> None:
-        """Remove records, and the folder if nothing else is in it.
-
-        Args:
-            names: of all that the job writes here, the most important one last, as it is removed.
-        """
-        self.folder.remove_written(names)
-        self.folder.remove_if_empty()
-
-    def remove_bound(self, names: Sequence[str], request: str) -> None:
-        """As `remove`, but of records as `Record.to_bytes` makes them, and only those of one request.
-
-        Args:
-            names: as for `remove`.
-            request: its digest; a file of the same name that does not name it is somebody else's.
-        """
-        self.folder.remove_parts(names)
-        there = self.folder.sizes()
-        present = [name for name in names if name in there]
-        with ThreadPoolExecutor(_THREADS) as threads:
-            bound = list(threads.map(self._request_of, present))
-        if own := [name for name, found in zip(present, bound, strict=True) if found == request]:
-            self.folder.remove_written(own)
-        self.folder.remove_if_empty()
-
-    def _request_of(self, name: str) -> str | None:
-        """The request that a record names, without reading its arrays."""
-        size = int.from_bytes(self.folder.read(name, 0, 8), "little")
-        if not 0 < size <= _MAX_HEADER_BYTES:
-            return None
-        try:
-            return json.loads(self.folder.read(name, 8, 8 + size))["__metadata__"]["request"]
-        except (ValueError, KeyError, TypeError):
-            return None
-
-
 class JobFolder:
-    """An output folder with its request in ``request.json``, written before anything else.
+    """An output folder, the request that it is for, and the records of unfinished work.
+
+    The request of a `job` is in ``request.json``, written before anything else, and stays there. A job whose result
+    itself says what it was made for has none: its request lies beside the records, and goes with them.
 
     Args:
         url: the folder.
-        job: what is made there, e.g. ``drl_dist.long_run``.
         result: the file that is written last, whose presence says that the folder is complete.
+        job: what is made there, e.g. ``drl_dist.long_run``.
+        request_of_result: reads, in the place of `job`, what the result was made for.
         written: regular expressions of the names of all other files that the job writes there.
-        below: the same of its subfolders, by their names.
+        records: the same of its records.
+        below: the same of further subfolders, by their names.
         noun: what another request is called.
+        refuse: raises `UserError` if a request that was found is not the one at hand; its second argument says whether
+            the result was made for it. By default every difference is refused.
     """
 
     def __init__(
         self,
         url: str,
-        job: str,
         *,
         result: str,
+        job: str | None = None,
+        request_of_result: Callable[[], Mapping[str, Any]] | None = None,
         written: Collection[str] = (),
+        records: Collection[str] = (),
         below: Mapping[str, Collection[str]] = MappingProxyType({}),
         noun: str = "another request",
+        refuse: Callable[[Mapping[str, Any], bool], None] | None = None,
     ) -> None:
+        assert (job is None) != (request_of_result is None)
         self.url = url.rstrip("/") or "/"
         self.files, self.records = Folder(self.url), Records(self.url)
-        self._head = {"format": job, "version": 1}
-        self._result, self._written, self._noun = result, [re.escape(result), *written], noun
-        self._below = {RECORDS_FOLDER: (), **below}
+        self._result, self._request_of_result, self._noun, self._refuse = result, request_of_result, noun, refuse
+        self._head = {} if job is None else {"format": job, "version": 1}
+        self._written = [re.escape(result), *written]
+        self._below = {RECORDS_FOLDER: records, **below}
 
     def check(self, fields: Mapping[str, Any]) -> None:
         """Return if the folder holds nothing, or a request that agrees in some fields: those known before a model is.
@@ -275,37 +160,38 @@ class JobFolder:
         Raises:
             UserError: the storage does not answer, or the folder holds something else.
         """
-        found = self._found()
+        found, _ = self._found()
         if found is not None:
-            wanted = self._head | dict(fields)
-            refuse_other(self.url, {name: found.get(name) for name in wanted}, wanted, noun=self._noun)
+            self._compare({name: found.get(name) for name in self._head | dict(fields)}, fields)
 
     def is_complete(self, request: Mapping[str, Any]) -> bool:
         """Whether an earlier start of this request has finished; errors as `check`."""
-        found = self._found()
-        if found is None:
-            return False
-        refuse_other(self.url, found, self._head | dict(request), noun=self._noun)
-        return self._result in self.files.sizes()
+        found, is_done = self._found()
+        if found is not None:
+            self._compare(found, request, is_done=is_done)
+        return is_done
 
-    def begin(self, request: Mapping[str, Any]) -> None:
-        """Write what the folder is for; this also shows that it can be written.
+    def check_begun(self, request: Mapping[str, Any], names: Collection[str] = ()) -> None:
+        """Return if what was begun here, if anything, is this request; errors as `check`.
+
+        Args:
+            request: the request at hand.
+            names: of files in the folder, none of which may be the job's where nothing says what they were made for.
+        """
+        begun = self.begun()
+        if begun is None:
+            refuse_without_request(self.url, names, self._written, below=self._below)
+        else:
+            self._compare(begun, request)
+
+    def begun(self) -> dict[str, Any] | None:
+        """The request of unfinished work, None if there is none.
 
         Raises:
-            UserError: it cannot.
+            UserError: the storage does not answer, or the request is damaged or another job's.
         """
-        self.files.write(REQUEST_NAME, (json.dumps(self._head | dict(request), indent=2) + "\n").encode())
-
-    def _found(self) -> dict[str, Any] | None:
-        """The request that the folder holds."""
-        check_reachable(self.url)
-        names = self.files.sizes()
-        if REQUEST_NAME not in names:
-            refuse_without_request(self.url, names, self._written, below=self._below)
-            return None
-        found = read_json(self.files, REQUEST_NAME)
-        assert found is not None
-        if found.get("format") != self._head["format"]:
+        found = read_json(self.files if self._head else self.records.folder, REQUEST_NAME)
+        if found is not None and self._head and found.get("format") != self._head["format"]:
             raise UserError(
                 f"output {self.url}",
                 got=f"the output of another job ({found.get('format', 'unknown')})",
@@ -314,30 +200,55 @@ class JobFolder:
             )
         return found
 
+    def begin(self, request: Mapping[str, Any]) -> None:
+        """Write what the folder is for; this also shows that it can be written.
 
-class SaveClock:
-    """When it is time for the next record of work that goes on: not too often, and not at too high a cost."""
+        Raises:
+            UserError: it cannot.
+        """
+        if self._head:
+            self.files.write(REQUEST_NAME, (json.dumps(self._head | dict(request), indent=2) + "\n").encode())
+        else:
+            self.records.write({REQUEST_NAME: json.dumps(request).encode()})
 
-    def __init__(self) -> None:
-        self._next = time.monotonic() + SAVE_SECONDS
+    def finish(self, data: bytes) -> None:
+        """Write the result, which completes the folder.
 
-    def is_due(self) -> bool:
-        """Whether it is time."""
-        return time.monotonic() >= self._next
+        Raises:
+            UserError: the storage does not take it.
+        """
+        self.files.write(self._result, data)
 
-    def saved(self, began: float) -> None:
-        """Start anew after a record.
+    def clean_up(self, request: Mapping[str, Any], *, records: Sequence[str], files: Collection[str] = ()) -> None:
+        """Remove the records of a request, and what a killed writer of its files left; nothing else.
 
         Args:
-            began: when writing it began, in seconds of `time.monotonic`.
+            request: the request at hand; records of another one stay.
+            records: names of all its records.
+            files: names of what it writes in the folder, the result apart.
         """
-        now = time.monotonic()
-        self._next = now + max(SAVE_SECONDS, _COST * (now - began))
+        self.files.remove_parts([self._result, *files, *([REQUEST_NAME] if self._head else [])])
+        if self._head:
+            self.records.remove_bound(records, digest_of(request))
+            return
+        if self.records.are_of(request, REQUEST_NAME):
+            # The request goes last: without it, nobody knows whose the others are.
+            self.records.remove([*records, REQUEST_NAME])
+        # Or a clean-up that was killed has left an empty folder.
+        self.records.folder.remove_if_empty()
 
+    def _found(self) -> tuple[Mapping[str, Any] | None, bool]:
+        """The request that the folder holds, None if it holds none, and whether its result is there."""
+        check_reachable(self.url)
+        names = self.files.sizes()
+        is_done = self._result in names
+        found = self._request_of_result() if is_done and self._request_of_result is not None else self.begun()
+        if found is None:
+            refuse_without_request(self.url, names, self._written, below=self._below)
+        return found, is_done
 
-def _checksum(arrays: Mapping[str, NDArray[Any]], facts: str) -> str:
-    digest = hashlib.sha256(facts.encode())
-    for name, array in sorted(arrays.items()):
-        digest.update(f"\0{name}\0{array.dtype.str}\0{array.shape}\0".encode())
-        digest.update(array.tobytes())
-    return digest.hexdigest()
+    def _compare(self, found: Mapping[str, Any], wanted: Mapping[str, Any], *, is_done: bool = False) -> None:
+        if self._refuse is not None:
+            self._refuse(found, is_done)
+        else:
+            refuse_other(f"output {self.url}", found, self._head | dict(wanted), noun=self._noun)

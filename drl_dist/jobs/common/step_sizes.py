@@ -100,3 +100,18 @@ def read_schedule(
             remedy=_REMEDY,
         )
     return file.schedule
+
+
+def check_leapfrogs(schedule: StepSizeSchedule, wanted: int, folder: str | None) -> None:
+    """Return if given step sizes are those of as many leapfrog steps as the job makes.
+
+    Raises:
+        UserError: they are not; `folder` is where they were read.
+    """
+    if schedule.num_leapfrog_steps != wanted:
+        raise UserError(
+            f"step sizes below {folder}",
+            got=f"those of {schedule.num_leapfrog_steps} leapfrog steps",
+            expected=f"those of {wanted}",
+            remedy=f"use --num-leapfrog-steps {schedule.num_leapfrog_steps}, or leave out --schedule",
+        )

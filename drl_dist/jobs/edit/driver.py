@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -44,30 +46,27 @@ def interpolate_run(options: InterpolateOptions) -> int:
     model = load_model(options.model, options.tracking_uri)
     experiment = _experiment(options, model)
     request = _request(options, model, experiment) | {"pairs": options.pairs, "columns": options.columns}
-    output = EditOutput(options.out, INTERPOLATION_SHEET, request)
-    if output.is_complete():
-        return _nothing_to_do(options)
-    output.begin()
-    engine = GradientEngine(averaged_network(experiment, model.ema, device), EngineConfig(), is_frozen=True)
     pairs = torch.arange(options.pairs, device=device)
     weights = torch.linspace(0, 1, options.columns, dtype=torch.float64, device=device)
     noise = InterpolatedNoise(PhiloxNoise(options.seed), 2 * pairs, 2 * pairs + 1, weights)
+    batches = noise.sample_ids.split(options.batch_size)
+    names = [f"{pair:05d}-{column:03d}.png" for pair in range(options.pairs) for column in range(options.columns)]
+    output = EditOutput(options.out, INTERPOLATION_SHEET, request, len(batches))
+    if output.is_complete():
+        return _nothing_to_do(options, output, names)
+    output.begin()
+    engine = GradientEngine(averaged_network(experiment, model.ema, device), EngineConfig(), is_frozen=True)
     sampler = build_sampler(experiment)
     per_image = max(1, sampler.num_chain_steps) * sampler.levels.num_levels
-    made: list[Tensor] = []
-    with progress("interpolating", len(noise.sample_ids) * per_image, 0, "chain steps") as advance:
-        for ids in noise.sample_ids.split(options.batch_size):
-            images = sampler.sample(_counted(engine, advance), noise, ids, engine.network.image_shape)
-            made.append(to_uint8(_finite(images)).cpu())
-    images = torch.cat(made)
-    for number, pixels in enumerate(images):
-        pair, column = divmod(number, options.columns)
-        output.write_image(f"{pair:05d}-{column:03d}.png", pixels)
+
+    def draw(ids: Tensor, advance: Advance) -> Tensor:
+        return to_uint8(_finite(sampler.sample(_counted(engine, advance), noise, ids, engine.network.image_shape)))
+
+    images = _draw_all(output, batches, draw, "interpolating", per_image)
+    output.write_images(dict(zip(names, images, strict=True)))
     shown = images[: SHEET_ROWS * options.columns]
-    print(
-        f"{len(images)} images in {options.out}/{IMAGES_FOLDER}, shown in {output.finish(shown, options.columns)}",
-        flush=True,
-    )
+    sheet = output.finish(shown, options.columns, names)
+    print(f"{len(images)} images in {options.out}/{IMAGES_FOLDER}, shown in {sheet}", flush=True)
     return 0
 
 
@@ -86,34 +85,67 @@ def inpaint_run(options: InpaintOptions) -> int:
     sampler = build_posterior_sampler(experiment, options.num_rounds)
     size = experiment.model.resolution
     task = open_task(options, sampler, (experiment.model.channels, size, size), device)
-    names = ("task", "data", "mask", "noise_std", "factor", "degraded", "num_images", "num_completions", "num_rounds")
-    request = _request(options, model, experiment) | {name: getattr(options, name) for name in names}
-    output = EditOutput(options.out, INPAINTING_SHEET, request)
+    fields = ("task", "data", "mask", "noise_std", "factor", "degraded", "num_images", "num_completions", "num_rounds")
+    request = _request(options, model, experiment) | {name: getattr(options, name) for name in fields}
+    count, completions = len(task.given), options.num_completions
+    batches = torch.arange(count * completions, device=device).split(options.batch_size)
+    kinds = ["given", *(f"result-{number:03d}" for number in range(completions))]
+    kinds += [] if task.original is None else ["original"]
+    names = [f"{number:05d}-{kind}.png" for number in range(count) for kind in kinds]
+    output = EditOutput(options.out, INPAINTING_SHEET, request, len(batches))
     if output.is_complete():
-        return _nothing_to_do(options)
+        return _nothing_to_do(options, output, names)
     output.begin()
     engine = GradientEngine(averaged_network(experiment, model.ema, device), EngineConfig(), is_frozen=True)
-    count, completions = len(task.given), options.num_completions
-    made: list[Tensor] = []
-    with progress(options.task, count * completions * task.num_gradients, 0, "chain steps") as advance:
-        for numbers in torch.arange(count * completions, device=device).split(options.batch_size):
-            chosen, completion = numbers // completions, numbers % completions
-            results = task.draw(_counted(engine, advance), chosen, (completion << _COMPLETION) + chosen)
-            made.append(task.finish(_finite(results), chosen).cpu())
+
+    def draw(numbers: Tensor, advance: Advance) -> Tensor:
+        chosen, completion = numbers // completions, numbers % completions
+        results = task.draw(_counted(engine, advance), chosen, (completion << _COMPLETION) + chosen)
+        return task.finish(_finite(results), chosen)
+
+    shown_as = [tensor.cpu().numpy() for tensor in (task.given, task.original) if tensor is not None]
+    given = hashlib.sha256(b"".join(pixels.tobytes() for pixels in shown_as)).hexdigest()
+    made = _draw_all(output, batches, draw, options.task, task.num_gradients, given)
     # One column for each image: what is observed, its results, the original.
-    rows = [task.given.cpu()[:, None], torch.cat(made).unflatten(0, (count, completions))]
-    names = ["given", *(f"result-{number:03d}" for number in range(completions))]
+    rows = [task.given.cpu()[:, None], made.unflatten(0, (count, completions))]
     if task.original is not None:
         rows.append(task.original.cpu()[:, None])
-        names.append("original")
     table = torch.cat(rows, dim=1)
-    for number, column in enumerate(table):
-        for name, pixels in zip(names, column, strict=True):
-            output.write_image(f"{number:05d}-{name}.png", pixels)
+    output.write_images(dict(zip(names, table.flatten(0, 1), strict=True)))
     shown = table[:SHEET_COLUMNS]
-    sheet = output.finish(shown.transpose(0, 1).flatten(0, 1), len(shown))
+    sheet = output.finish(shown.transpose(0, 1).flatten(0, 1), len(shown), names)
     print(f"{count * completions} images in {options.out}/{IMAGES_FOLDER}, shown in {sheet}", flush=True)
     return 0
+
+
+def _draw_all(
+    output: EditOutput,
+    batches: Sequence[Tensor],
+    draw: Callable[[Tensor, Advance], Tensor],
+    what: str,
+    steps_per_image: int,
+    given: str = "",
+) -> Tensor:
+    """The images of all batches, those that earlier starts finished as they left them; uint8 (N, C, H, W).
+
+    Args:
+        output: keeps each batch when it is finished.
+        batches: numbers of images.
+        draw: the images (B, C, H, W) uint8 of these numbers.
+        what: is being done, for people.
+        steps_per_image: chain steps.
+        given: checksum of what is observed of the images.
+    """
+    made = output.finished(given)
+    total, done = sum(map(len, batches)), sum(map(len, made.values()))
+    if done:
+        print(f"resumes with {done} of {total} images", flush=True)
+    with progress(what, total * steps_per_image, done * steps_per_image, "chain steps") as advance:
+        for number in range(len(batches)):
+            if number not in made:
+                made[number] = draw(batches[number], advance).cpu()
+                output.keep(number, made[number], given)
+    return torch.cat([made[number] for number in range(len(batches))])
 
 
 def _experiment(options: EditOptions, model: TrainedModel) -> Experiment:
@@ -137,7 +169,8 @@ def _request(options: EditOptions, model: TrainedModel, experiment: Experiment) 
     }
 
 
-def _nothing_to_do(options: EditOptions) -> int:
+def _nothing_to_do(options: EditOptions, output: EditOutput, names: Collection[str]) -> int:
+    output.clean_up(names)
     print(f"{options.out} already holds these images; nothing to do", flush=True)
     return 0
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from drl_dist.common.images import enlargement, grid
+from drl_dist.common.places import joined
 from drl_dist.data.filesystem import Folder
 from drl_dist.data.shards import encode_png
 from drl_dist.jobs.common.job_folder import JobFolder
+from drl_dist.jobs.common.job_records import Record, digest_of
+from drl_dist.jobs.common.report import sheet_png
 
 IMAGES_FOLDER = "images"
 JOB = "drl_dist.edit"
@@ -23,13 +27,16 @@ class EditOutput:
         url: the folder.
         sheet: file name of the picture of all images; its presence says that the folder is complete.
         request: all that determines the images.
+        num_batches: in which the images are computed.
     """
 
-    def __init__(self, url: str, sheet: str, request: Mapping[str, Any]) -> None:
+    def __init__(self, url: str, sheet: str, request: Mapping[str, Any], num_batches: int) -> None:
         below = {IMAGES_FOLDER: [r"\d{5,}-(\d{3,}|given|original|result-\d{3,})\.png"]}
-        self._folder = JobFolder(url, JOB, result=sheet, below=below, noun="other images")
-        self._images = Folder(f"{self._folder.url}/{IMAGES_FOLDER}")
-        self._sheet, self._request = sheet, request
+        self._folder = JobFolder(
+            url, job=JOB, result=sheet, records=[r"\d{6,}\.safetensors"], below=below, noun="other images"
+        )
+        self._images = Folder(joined(self._folder.url, IMAGES_FOLDER))
+        self._sheet, self._request, self._num_batches = sheet, request, num_batches
 
     def is_complete(self) -> bool:
         """Whether an earlier start has made all of it.
@@ -40,19 +47,57 @@ class EditOutput:
         return self._folder.is_complete(self._request)
 
     def begin(self) -> None:
-        """Note what the folder is for; this also shows that it can be written.
+        """Write what the folder is for; this also shows that it can be written.
 
         Raises:
             UserError: it cannot.
         """
         self._folder.begin(self._request)
 
-    def write_image(self, name: str, pixels: Tensor) -> None:
-        """Write an image (C, H, W) uint8 as a PNG file."""
-        self._images.write(name, encode_png(pixels.cpu().numpy()))
+    def finished(self, given: str) -> dict[int, Tensor]:
+        """The images (B, C, H, W) uint8 of the batches that earlier starts finished, by number.
 
-    def finish(self, images: Tensor, columns: int) -> str:
-        """Write the sheet of (B, C, H, W) uint8 images, row by row, which completes the folder; its URL."""
-        sheet = grid(images, columns, enlarge=enlargement(images.shape[-1]))
-        self._folder.files.write(self._sheet, encode_png(sheet.transpose(2, 0, 1)))
+        Args:
+            given: checksum of what is observed of the images, which the request names by its URL alone.
+        """
+        numbers = {name: number for number, name in enumerate(self._record_names())}
+        digest, found = digest_of(self._request), dict[int, Tensor]()
+        for name, data in self._folder.records.present(numbers).items():
+            record = Record.from_bytes(data, digest)
+            if record is not None and record.facts == {"given": given}:
+                found[numbers[name]] = torch.from_numpy(record.arrays["images"])
+        return found
+
+    def keep(self, number: int, images: Tensor, given: str) -> None:
+        """Keep the images (B, C, H, W) uint8 of a finished batch, so that a later start skips it; see `finished`."""
+        record = Record({"images": images.numpy()}, {"given": given})
+        self._folder.records.write({_record_name(number): record.to_bytes(digest_of(self._request))})
+
+    def write_images(self, images: Mapping[str, Tensor]) -> None:
+        """Write images (C, H, W) uint8 as PNG files, by the files' names."""
+        for name, pixels in images.items():
+            self._images.write(name, encode_png(pixels.cpu().numpy()))
+
+    def finish(self, images: Tensor, columns: int, names: Collection[str]) -> str:
+        """Write the sheet of (B, C, H, W) uint8 images, row by row, which completes the folder; its URL.
+
+        Args:
+            images: on the sheet.
+            columns: of the sheet.
+            names: of the files that `write_images` wrote.
+        """
+        self._folder.finish(sheet_png(grid(images, columns, enlarge=enlargement(images.shape[-1]))))
+        self.clean_up(names)
         return self._folder.files.url_of(self._sheet)
+
+    def clean_up(self, names: Collection[str]) -> None:
+        """Remove the records of this request, and what a killed writer of its files left; nothing else."""
+        self._images.remove_parts(names)
+        self._folder.clean_up(self._request, records=self._record_names())
+
+    def _record_names(self) -> Sequence[str]:
+        return [_record_name(number) for number in range(self._num_batches)]
+
+
+def _record_name(number: int) -> str:
+    return f"{number:06d}.safetensors"

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
-import math
 import os
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from drl_dist.common.errors import UserError
 from drl_dist.common.validation import file_of
-from drl_dist.config.tree import differences, flatten
+from drl_dist.config.tree import flatten
 from drl_dist.data.filesystem import Folder, check_writable_file
 from drl_dist.data.index import ShardIndex, open_index
 from drl_dist.data.manifest import Origin, read_origin
@@ -27,12 +24,12 @@ from drl_dist.evaluation.feature_spec import default_cache_dir
 from drl_dist.evaluation.features import FeatureNetwork, Features
 from drl_dist.evaluation.networks import load_network
 from drl_dist.jobs.common.device import device_name, prepare_device
-from drl_dist.jobs.common.job_folder import read_json
+from drl_dist.jobs.common.job_folder import read_json, refuse_other
+from drl_dist.jobs.common.report import report_bytes
 from drl_dist.jobs.evaluate.options import EvaluateOptions, check_evaluate
+from drl_dist.tracking.job_runs import JobRun, RegisteredVersion, find_version, job_run_name, log_or_warn, warn_unlogged
 
-if TYPE_CHECKING:
-    # mlflow takes seconds to import, and is not needed where nothing is logged.
-    from drl_dist.tracking.scores import ScoredModel
+_WHAT, _LATER = "the scores are", "The same command logs them later, from kept features."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +44,7 @@ class Scores:
     """None if the feature network gives no logits."""
     inception_score_std: float | None
 
-    def told(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """Those that there are, by metric name."""
         return {f"score/{name}": value for name, value in dataclasses.asdict(self).items() if value is not None}
 
@@ -70,7 +67,7 @@ def evaluate_run(options: EvaluateOptions) -> int:
     compared = _compared(options, samples, data)
     _check_report(options, compared)
     origin = read_origin(options.samples)
-    # Before the work, so that what is wrong with the tracking is told early; it does not keep the scores from anybody.
+    # Before the work, so that a mistake in the tracking shows early; it keeps the scores from nobody.
     tracked = _tracked_model(options, origin)
     network = load_network(spec, device)
     _check_report(options, compared | {"feature_network": network.identity})
@@ -86,12 +83,9 @@ def evaluate_run(options: EvaluateOptions) -> int:
     report = _report(scores, network, options, samples, data, origin)
     if options.json:
         folder, name = file_of(options.json, "option --json")
-        Folder(folder).write(name, (json.dumps(report, indent=2) + "\n").encode())
+        Folder(folder).write(name, report_bytes(report))
     if tracked is not None:
-        try:
-            _log(options, tracked, scores, report)
-        except UserError as error:
-            _warn(error)
+        log_or_warn(options.tracking_uri, _job_run(options, tracked, scores, report), what=_WHAT, later=_LATER)
     return 0
 
 
@@ -117,13 +111,14 @@ def _check_report(options: EvaluateOptions, compared: Mapping[str, Any]) -> None
     if found is None:
         return
     known, wanted = flatten(found), flatten(dict(compared))
-    if other := differences({field: known.get(field, "absent") for field in wanted}, wanted):
-        raise UserError(
-            f"file {options.json}",
-            got=f"the scores of another comparison ({', '.join(other)})",
-            expected="no such file, or scores of this comparison",
-            remedy="choose another --json",
-        )
+    refuse_other(
+        f"file {options.json}",
+        {field: known.get(field, "absent") for field in wanted},
+        wanted,
+        noun="the scores of another comparison",
+        expected="no such file, or scores of this comparison",
+        remedy="choose another --json",
+    )
 
 
 def score(generated: Features, real: Features) -> Scores:
@@ -174,13 +169,8 @@ def _report(
     data: ShardIndex,
     origin: Origin | None,
 ) -> dict[str, Any]:
-    # JSON has no NaN.
-    numbers = {
-        name: value if value is not None and math.isfinite(value) else None
-        for name, value in dataclasses.asdict(scores).items()
-    }
     return {
-        **numbers,
+        **dataclasses.asdict(scores),
         "num_images": options.num_images,
         "features": network.name,
         "feature_network": network.identity,
@@ -191,19 +181,17 @@ def _report(
     }
 
 
-def _tracked_model(options: EvaluateOptions, origin: Origin | None) -> ScoredModel | None:
+def _tracked_model(options: EvaluateOptions, origin: Origin | None) -> RegisteredVersion | None:
     uri = options.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
     if not uri:
         return None
     if origin is None or origin.name is None or origin.version is None:
         print(f"not logged to MLflow: {options.samples} names no registered model as its origin", flush=True)
         return None
-    from drl_dist.tracking.scores import find_scored_model
-
     try:
-        return find_scored_model(uri, origin.name, origin.version, origin.ema_sha256)
+        return find_version(uri, origin.name, origin.version, origin.ema_sha256)
     except UserError as error:
-        _warn(error)
+        warn_unlogged(error, what=_WHAT, later=_LATER)
         return None
 
 
@@ -215,25 +203,14 @@ def _check_uri(uri: str | None) -> None:
         server_uri(uri)
 
 
-def _warn(error: UserError) -> None:
-    print(
-        f"warning: the scores are not logged to MLflow: {error} The same command logs them later, from kept features.",
-        file=sys.stderr,
-        flush=True,
-    )
-
-
-def _log(options: EvaluateOptions, model: ScoredModel, scores: Scores, report: dict[str, Any]) -> None:
-    from drl_dist.tracking.scores import link_scores
-
-    # One run for each comparison, whatever the number of starts.
+def _job_run(options: EvaluateOptions, model: RegisteredVersion, scores: Scores, report: Mapping[str, Any]) -> JobRun:
+    """What is logged: one run for each comparison, whatever the number of starts."""
     compared = [report["samples"]["fingerprint"], report["data"]["fingerprint"], report["feature_network"]]
-    identity = hashlib.sha256(json.dumps([*compared, options.num_images]).encode()).hexdigest()[:12]
-    run_id = link_scores(
-        options.tracking_uri,
-        model,
-        run_name=f"scores-{model.name}-{identity}",
-        scores=scores.told(),
+    metrics = scores.metrics()
+    return JobRun(
+        kind="scores",
+        version=model,
+        name=job_run_name("scores", model.name, json.dumps([*compared, options.num_images])),
         params={
             "features": report["features"],
             "feature_network": report["feature_network"],
@@ -242,5 +219,7 @@ def _log(options: EvaluateOptions, model: ScoredModel, scores: Scores, report: d
             "data_fingerprint": compared[1],
         },
         tags={"samples_url": options.samples, "data_url": options.data},
+        metrics=[(name, value, model.step) for name, value in metrics.items()],
+        # A metric's name may hold a slash, which a tag's may not everywhere.
+        version_tags={name.rsplit("/", 1)[-1]: repr(value) for name, value in metrics.items()},
     )
-    print(f"logged to MLflow as run {run_id}, linked to version {model.version} of {model.name}", flush=True)

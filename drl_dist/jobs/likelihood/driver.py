@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
 from drl_dist.build import build_ladder, build_levels
-from drl_dist.common.errors import UserError
 from drl_dist.common.progress import progress
 from drl_dist.data.index import ShardIndex, open_index
 from drl_dist.data.subset import check_count
 from drl_dist.jobs.common.actor_pool import WorkerPool
 from drl_dist.jobs.common.cluster import check_capacity, cluster
 from drl_dist.jobs.common.device import device_name
+from drl_dist.jobs.common.job_records import digest_of
 from drl_dist.jobs.common.model import TrainedModel, load_model
 from drl_dist.jobs.common.prometheus import job_exported
-from drl_dist.jobs.common.step_sizes import SCHEDULE_NAME, read_schedule
+from drl_dist.jobs.common.report import report_bytes
+from drl_dist.jobs.common.step_sizes import SCHEDULE_NAME, check_leapfrogs, read_schedule
 from drl_dist.jobs.likelihood.options import LikelihoodOptions
 from drl_dist.jobs.likelihood.output import (
     FIGURE_NAME,
@@ -30,7 +28,7 @@ from drl_dist.jobs.likelihood.output import (
     as_json,
     concatenated,
     figure,
-    told,
+    report_lines,
 )
 from drl_dist.jobs.likelihood.task import (
     LikelihoodMaker,
@@ -40,8 +38,9 @@ from drl_dist.jobs.likelihood.task import (
     UnitResult,
     num_adapted,
 )
-from drl_dist.likelihood.report import Report, report
+from drl_dist.likelihood.report import Report, level_metrics, report, whole_metrics
 from drl_dist.mcmc.adaptation import StepSizeSchedule
+from drl_dist.tracking.job_runs import JobRun, job_run_name, log_or_warn
 
 
 def likelihood_run(options: LikelihoodOptions) -> int:
@@ -61,7 +60,7 @@ def likelihood_run(options: LikelihoodOptions) -> int:
     given = None
     if options.schedule is not None:
         given = read_schedule(options.schedule, model.ema_sha256, num_levels, "marginal")
-        _check_leapfrogs(options, given)
+        check_leapfrogs(given, options.num_leapfrog_steps, options.schedule)
     request = likelihood_request(options, model, index, given)
     output = LikelihoodOutput(options.out, request, num_levels)
     finished = output.finished_report()
@@ -88,7 +87,6 @@ def likelihood_request(
     options: LikelihoodOptions, model: TrainedModel, index: ShardIndex, given: StepSizeSchedule | None
 ) -> LikelihoodRequest:
     """All that determines the numbers."""
-    text = None if given is None else json.dumps(dataclasses.asdict(given), sort_keys=True)
     return LikelihoodRequest(
         preset=model.experiment.preset,
         ema_sha256=model.ema_sha256,
@@ -104,18 +102,8 @@ def likelihood_request(
         device=device_name(options.use_gpu),
         threads=options.cpus_per_worker,
         adapt=options.adapt if given is None else None,
-        schedule_sha256=None if text is None else hashlib.sha256(text.encode()).hexdigest(),
+        schedule_sha256=None if given is None else digest_of(dataclasses.asdict(given)),
     )
-
-
-def _check_leapfrogs(options: LikelihoodOptions, schedule: StepSizeSchedule) -> None:
-    if schedule.num_leapfrog_steps != options.num_leapfrog_steps:
-        raise UserError(
-            f"step sizes below {options.schedule}",
-            got=f"those of {schedule.num_leapfrog_steps} leapfrog steps",
-            expected=f"those of {options.num_leapfrog_steps}",
-            remedy=f"use --num-leapfrog-steps {schedule.num_leapfrog_steps}, or leave out --schedule",
-        )
 
 
 def _adapt(options: LikelihoodOptions, model: TrainedModel, request: LikelihoodRequest) -> StepSizeSchedule:
@@ -166,7 +154,7 @@ def _make(
     )
     with progress("likelihood", sum(items), sum(items[number] for number in results), "chain steps") as advance:
         for number, result in pool.run(missing, advance):
-            output.note(number, result)
+            output.keep(number, result)
             results[number] = result
 
 
@@ -206,20 +194,12 @@ def _finish(
     )
     output.write_figure(picture)
     origin = _origin(options, model, index, results)
-    for line in told(found, request.num_images):
+    for line in report_lines(found, request.num_images):
         print(line, flush=True)
-    is_unlogged = False
     if model.version is not None:
-        try:
-            origin["mlflow_run"] = _log(options, model, request, output, found, picture)
-        except UserError as error:
-            origin["mlflow_run"], is_unlogged = None, True
-            print(
-                f"warning: the likelihood is not logged to MLflow: {error} The same command logs it later.",
-                file=sys.stderr,
-                flush=True,
-            )
-    output.finish({**origin, **as_json(found)}, keep_records=is_unlogged)
+        origin["mlflow_run"] = _log(options, model, request, output, found, picture)
+    # Without its records a later start could not log what could not be logged.
+    output.finish({**origin, **as_json(found)}, keep_records=origin.get("mlflow_run", "") is None)
     print(f"{REPORT_NAME}, {FIGURE_NAME} and the weights are in {options.out}", flush=True)
 
 
@@ -244,21 +224,20 @@ def _log(
     output: LikelihoodOutput,
     found: Report,
     picture: bytes,
-) -> str:
-    """Log to the experiment of the model; the run's id."""
-    from drl_dist.tracking.likelihood import link_likelihood
-
+) -> str | None:
+    """Log to the experiment of the model: numbers of the whole at the model's step, those of levels with the level as
+    their step. The run's id, None if the server does not take it."""
     assert model.version is not None
-    # One run for each request and place, whatever the number of starts.
-    identity = hashlib.sha256(f"{request.digest} {output.url}".encode()).hexdigest()[:12]
-    run_id = link_likelihood(
-        options.tracking_uri,
-        model.version,
-        run_name=f"likelihood-{model.version.name}-{identity}",
-        report=found,
+    whole = whole_metrics(found)
+    metrics = [(name, value, model.version.step) for name, value in whole.items()]
+    run = JobRun(
+        kind="likelihood",
+        version=model.version,
+        name=job_run_name("likelihood", model.version.name, f"{request.digest} {output.url}"),
         params=dataclasses.asdict(request),
-        artifacts={FIGURE_NAME: picture, REPORT_NAME: (json.dumps(as_json(found), indent=2) + "\n").encode()},
         tags={"data_url": options.data, "output_url": output.url},
+        metrics=[*metrics, *((name, value, level) for name, level, value in level_metrics(found))],
+        files={FIGURE_NAME: picture, REPORT_NAME: report_bytes(as_json(found))},
+        version_tags={name: repr(whole[f"likelihood/{name}"]) for name in ("bits_per_dim_lower", "bits_per_dim_upper")},
     )
-    print(f"logged to MLflow as run {run_id}, linked to version {model.version.version} of {model.version.name}")
-    return run_id
+    return log_or_warn(options.tracking_uri, run, what="the likelihood is", later="The same command logs it later.")

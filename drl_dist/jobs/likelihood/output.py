@@ -3,27 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import io
-import json
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from operator import itemgetter
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save
 
-from drl_dist.data.filesystem import Folder, check_reachable
-from drl_dist.jobs.common.job_folder import (
-    RECORDS_FOLDER,
-    REQUEST_NAME,
-    Records,
-    read_json,
-    refuse_other,
-    refuse_without_request,
-)
+from drl_dist.jobs.common.job_folder import JobFolder, read_json
+from drl_dist.jobs.common.report import Column, evenly_spread, figure_png, new_figure, report_bytes, table
 from drl_dist.jobs.common.step_sizes import SCHEDULE_NAME, read_schedule, write_schedule
 from drl_dist.jobs.likelihood.task import LikelihoodRequest, UnitResult
 from drl_dist.likelihood.partition import LogZ
@@ -33,10 +22,10 @@ from drl_dist.mcmc.adaptation import StepSizeSchedule
 REPORT_NAME = "likelihood.json"
 FIGURE_NAME = "log_z.png"
 WEIGHTS_NAME = "log_weights.safetensors"
+_WRITTEN = (SCHEDULE_NAME, WEIGHTS_NAME, FIGURE_NAME)
 SHOWN_LEVELS = 12
 """Lines of the printed table; likelihood.json has all levels."""
-# Title, width, and how a level's row fills the column.
-_COLUMNS: tuple[tuple[str, int, str], ...] = (
+_COLUMNS: tuple[Column, ...] = (
     ("level", 5, "{level}"),
     ("log ratio", 11, "{log_z_ratio:.3f}"),
     ("log Z", 12, "{log_z:.3f}"),
@@ -57,8 +46,18 @@ class LikelihoodOutput:
     """
 
     def __init__(self, url: str, request: LikelihoodRequest, num_levels: int) -> None:
-        self.url, self._request, self._num_levels = url.rstrip("/") or "/", request, num_levels
-        self._folder, self._records = Folder(self.url), Records(self.url)
+        self._request, self._num_levels = request, num_levels
+        self._job = JobFolder(
+            url,
+            result=REPORT_NAME,
+            request_of_result=self._read_request,
+            # Such as the step sizes of a long run; ours would take their place.
+            written=list(map(re.escape, _WRITTEN)),
+            records=[r"\d{6,}\.safetensors"],
+        )
+        self.url, self._folder, self._records = self._job.url, self._job.files, self._job.records
+        self._fields = dataclasses.asdict(request)
+        self._report: dict[str, Any] | None = None
 
     def finished_report(self) -> dict[str, Any] | None:
         """The report, which is written last, if it is there.
@@ -66,28 +65,15 @@ class LikelihoodOutput:
         Raises:
             UserError: the storage does not answer, or the folder holds something else.
         """
-        check_reachable(self.url)
-        found = read_json(self._folder, REPORT_NAME)
-        if found is not None:
-            self._refuse_other(found.get("request"))
-            return found
-        begun = read_json(self._records.folder, REQUEST_NAME)
-        if begun is not None:
-            self._refuse_other(begun)
-        else:
-            # Such as the step sizes of a long run; ours would take their place.
-            own = (re.escape(name) for name in (SCHEDULE_NAME, WEIGHTS_NAME, FIGURE_NAME))
-            records = {RECORDS_FOLDER: [r"\d{6,}\.safetensors"]}
-            refuse_without_request(self.url, self._folder.sizes(), own, below=records)
-        return None
+        return self._report if self._job.is_complete(self._fields) else None
 
     def begin(self) -> None:
-        """Note what the folder is for; this also shows that it can be written.
+        """Write what the folder is for; this also shows that it can be written.
 
         Raises:
             UserError: it cannot.
         """
-        self._records.write({REQUEST_NAME: json.dumps(dataclasses.asdict(self._request)).encode()})
+        self._job.begin(self._fields)
 
     def schedule(self) -> StepSizeSchedule | None:
         """The step sizes that an earlier start left here, None if it left none."""
@@ -101,14 +87,14 @@ class LikelihoodOutput:
 
     def finished(self) -> dict[int, UnitResult]:
         """The results of the units that earlier starts finished, by number."""
-        sizes = self._records.folder.sizes()
-        numbers = [unit for unit in range(len(self._request.units())) if f"{unit:06d}.safetensors" in sizes]
-        texts = self._records.read(f"{number:06d}.safetensors" for number in numbers)
-        results = (UnitResult.from_bytes(data, self._request) for data in texts)
-        found = sorted(zip(numbers, results, strict=True), key=itemgetter(0))
-        return {number: result for number, result in found if result is not None}
+        units = {name: unit for unit, name in enumerate(self._record_names())}
+        results = {
+            units[name]: UnitResult.from_bytes(data, self._request)
+            for name, data in self._records.present(units).items()
+        }
+        return {unit: result for unit, result in results.items() if result is not None}
 
-    def note(self, unit: int, result: UnitResult) -> None:
+    def keep(self, unit: int, result: UnitResult) -> None:
         """Keep the result of a finished unit, so that a later start skips it."""
         self._records.write({f"{unit:06d}.safetensors": result.to_bytes(self._request)})
 
@@ -126,35 +112,29 @@ class LikelihoodOutput:
         Args:
             keep_records: leave them, from which a later start logs what could not be logged.
         """
-        whole = {"request": dataclasses.asdict(self._request), **content}
-        data = (json.dumps(_finite(whole), indent=2, allow_nan=False) + "\n").encode()
-        self._folder.write(REPORT_NAME, data)
+        data = report_bytes({"request": self._fields, **content})
+        self._job.finish(data)
         if not keep_records:
             self.clean_up()
         return data
 
     def clean_up(self) -> None:
         """Remove the records of this request, and what a killed writer of its files left; nothing else."""
-        self._folder.remove_parts([SCHEDULE_NAME, WEIGHTS_NAME, FIGURE_NAME, REPORT_NAME])
-        # The request goes last: without it, nobody knows whose the others are.
-        if self._records.are_of(dataclasses.asdict(self._request)):
-            units = range(len(self._request.units()))
-            self._records.remove([*(f"{unit:06d}.safetensors" for unit in units), REQUEST_NAME])
-        # Of a clean-up that was killed.
-        self._records.folder.remove_if_empty()
+        self._job.clean_up(self._fields, records=self._record_names(), files=_WRITTEN)
 
-    def _refuse_other(self, found: Any) -> None:
-        request = found if isinstance(found, dict) else {}
-        refuse_other(self.url, request, dataclasses.asdict(self._request))
+    def _record_names(self) -> list[str]:
+        return [f"{unit:06d}.safetensors" for unit in range(len(self._request.units()))]
+
+    def _read_request(self) -> Mapping[str, Any]:
+        """What a complete folder was made for."""
+        self._report = read_json(self._folder, REPORT_NAME) or {}
+        request = self._report.get("request")
+        return request if isinstance(request, dict) else {}
 
 
 def figure(report: Report) -> bytes:
     """Both bounds of log Z over the number of chains, for every chain length, as a PNG (Figure 7, right)."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    drawing = Figure(figsize=(6.4, 4.2), layout="constrained")
-    FigureCanvasAgg(drawing)
+    drawing = new_figure(6.4, 4.2)
     axes = drawing.subplots()
     for place, estimate in enumerate(report.estimates):
         colour, steps = f"C{place}", _steps(estimate.steps_per_level)
@@ -166,25 +146,19 @@ def figure(report: Report) -> bytes:
     axes.ticklabel_format(axis="y", useOffset=False)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=7)
-    buffer = io.BytesIO()
-    drawing.savefig(buffer, format="png", dpi=120, metadata={"Software": None})
-    return buffer.getvalue()
+    return figure_png(drawing)
 
 
-def table(bound: LogZ) -> str:
+def level_table(bound: LogZ) -> list[str]:
     """Some of the levels as lines of text, those that few chains carry marked; what is not known is a dash."""
-    count = len(bound.levels)
-    shown = set(np.linspace(0, count - 1, min(count, SHOWN_LEVELS)).round().astype(int).tolist())
-    lines = ["  ".join(f"{title:>{width}}" for title, width, _ in _COLUMNS)]
-    for row in bound.levels:
-        if row.level in shown:
-            values = dataclasses.asdict(row)
-            mark = "  few chains" if row.is_carried_by_few else ""
-            lines.append("  ".join(f"{_cell(form, values):>{width}}" for _, width, form in _COLUMNS) + mark)
-    return "\n".join(lines)
+    shown = set(evenly_spread(len(bound.levels), SHOWN_LEVELS))
+    rows = [row for row in bound.levels if row.level in shown]
+    titles, *lines = table(_COLUMNS, map(dataclasses.asdict, rows))
+    marks = ("  few chains" if row.is_carried_by_few else "" for row in rows)
+    return [titles, *(line + mark for line, mark in zip(lines, marks, strict=True))]
 
 
-def told(report: Report, num_images: int) -> Sequence[str]:
+def report_lines(report: Report, num_images: int) -> Sequence[str]:
     """The report as lines of text."""
     lines: list[str] = []
     for estimate in report.estimates:
@@ -195,7 +169,8 @@ def told(report: Report, num_images: int) -> Sequence[str]:
                 f"{bound.num_chains} chains)"
             )
     best = report.estimates[-1]
-    lines += ["levels, from white noise down:", table(best.lower), "levels, from images up:", table(best.upper)]
+    lines += ["levels, from white noise down:", *level_table(best.lower)]
+    lines += ["levels, from images up:", *level_table(best.upper)]
     for name, bits in (("dequantised images", report.at_data), ("x_0, with the ladder's noise", report.at_x_0)):
         lines.append(
             f"bits/dim of {num_images} {name}: from {bits.lower:.4f} (standard error "
@@ -225,18 +200,3 @@ def concatenated(results: Iterable[UnitResult]) -> dict[str, NDArray[np.float64]
 
 def _steps(length: int) -> str:
     return f"{length} step{'s' if length > 1 else ''} per level"
-
-
-def _finite(value: Any) -> Any:
-    """The same dictionaries and lists with None for numbers that JSON does not have."""
-    if isinstance(value, Mapping):
-        return {name: _finite(inner) for name, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _cell(form: str, values: Mapping[str, Any]) -> str:
-    name = form[1:].partition(":")[0].partition("}")[0]
-    value = values[name]
-    return "-" if isinstance(value, float) and math.isnan(value) else form.format(**{name: value})

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -13,8 +11,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load, save
+from safetensors.numpy import save
 from torch import Tensor
 
 from drl_dist.build import build_ladder, build_levels
@@ -24,6 +21,7 @@ from drl_dist.data.index import ShardIndex
 from drl_dist.data.subset import images_at, spread
 from drl_dist.diffusion.noise import PhiloxNoise
 from drl_dist.jobs.common.device import prepare_device
+from drl_dist.jobs.common.job_records import digest_of, read_arrays
 from drl_dist.jobs.common.model import averaged_network
 from drl_dist.jobs.likelihood.options import MAX_CHAINS
 from drl_dist.likelihood.adaptation import LIKELIHOOD_IDS, AdaptedLevel, MarginalAdaptation, adapted_levels
@@ -83,7 +81,7 @@ class LikelihoodRequest:
     @property
     def digest(self) -> str:
         """SHA-256 over all fields, 64 hexadecimal digits."""
-        return hashlib.sha256(json.dumps(dataclasses.asdict(self), sort_keys=True).encode()).hexdigest()
+        return digest_of(dataclasses.asdict(self))
 
     @property
     def num_upward(self) -> int:
@@ -121,14 +119,10 @@ class UnitResult:
     @classmethod
     def from_bytes(cls, data: bytes, request: LikelihoodRequest) -> UnitResult | None:
         """The result in these bytes, None if it was found for another request or is damaged."""
-        try:
-            arrays = load(data)
-        except SafetensorError:
+        found = read_arrays(data)
+        if found is None or found[1].get("request") != request.digest:
             return None
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        facts: dict[str, str] = header.get("__metadata__", {})
-        if facts.get("request") != request.digest:
-            return None
+        arrays, facts = found
         return cls(arrays, facts["device"], float(facts["seconds"]))
 
 

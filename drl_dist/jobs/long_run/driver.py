@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 
 from drl_dist.build import build_ladder, build_levels
@@ -19,14 +18,16 @@ from drl_dist.config.tree import EngineConfig
 from drl_dist.diffusion.noise import PhiloxNoise
 from drl_dist.diffusion.recovery import Levels
 from drl_dist.jobs.common.device import device_name, prepare_device
-from drl_dist.jobs.common.job_folder import RECORDS_FOLDER, JobFolder, digest_of
+from drl_dist.jobs.common.job_folder import JobFolder
+from drl_dist.jobs.common.job_records import digest_of
 from drl_dist.jobs.common.model import TrainedModel, averaged_network, load_model
-from drl_dist.jobs.common.step_sizes import SCHEDULE_NAME, read_schedule, write_schedule
+from drl_dist.jobs.common.report import evenly_spread
+from drl_dist.jobs.common.step_sizes import SCHEDULE_NAME, check_leapfrogs, read_schedule, write_schedule
 from drl_dist.jobs.long_run.diagnostics import Mixing, mixing
 from drl_dist.jobs.long_run.options import LongRunOptions
-from drl_dist.jobs.long_run.output import DIAGNOSTICS_NAME, LongRunOutput, table
-from drl_dist.jobs.long_run.progress import Batch, LongRunProgress, Watch, record_files
-from drl_dist.jobs.long_run.request import JOB, known_request, whole_request, written_files, written_shards
+from drl_dist.jobs.long_run.output import DIAGNOSTICS_NAME, LongRunOutput, level_table
+from drl_dist.jobs.long_run.progress import Batch, LongRunProgress, Watch
+from drl_dist.jobs.long_run.request import clean_up, known_request, open_folder, whole_request
 from drl_dist.mcmc.adaptation import StepSizeSchedule
 from drl_dist.mcmc.kernels import KERNELS, adapted_with, kernel_named
 from drl_dist.mcmc.record import ChainSummary, summarise_closed
@@ -62,13 +63,7 @@ def long_run(options: LongRunOptions) -> int:
     Raises:
         UserError: something that the user gave cannot be used.
     """
-    folder = JobFolder(
-        options.out,
-        JOB,
-        result=DIAGNOSTICS_NAME,
-        written=written_files(options),
-        below={RECORDS_FOLDER: record_files(), **written_shards(options)},
-    )
+    folder = open_folder(options)
     folder.check(known_request(options))
     model = load_model(options.model, options.tracking_uri)
     ladder = build_ladder(model.experiment.diffusion)
@@ -82,7 +77,7 @@ def long_run(options: LongRunOptions) -> int:
     device = torch.device(device_name(options.use_gpu))
     kept = LongRunProgress(folder.records, digest_of(request), device)
     if folder.is_complete(request):
-        kept.clean_up(options.chain_lengths, options.num_batches)
+        clean_up(folder, request, options)
         print(f"{options.out} already holds these chains, in {DIAGNOSTICS_NAME}; nothing to do", flush=True)
         return 0
     engine = _engine(model, options, device)
@@ -91,12 +86,12 @@ def long_run(options: LongRunOptions) -> int:
     folder.begin(request)
     if schedule is None:
         schedule = _kept_schedule(folder, model, levels) or _adapt(setting, model.ema_sha256, kept)
-    output = LongRunOutput(options.out, model.experiment, _origin(setting, model, schedule))
+    output = LongRunOutput(folder, model.experiment, _origin(setting, model, schedule))
     output.write_step_sizes(schedule, options.adapt)
     runs = [_run(setting, schedule, length, output, kept) for length in options.chain_lengths]
     output.write_comparison()
     output.write_diagnostics(runs)
-    kept.clean_up(options.chain_lengths, options.num_batches)
+    clean_up(folder, request, options)
     print(f"images, pictures and diagnostics are below {options.out}", flush=True)
     return 0
 
@@ -118,16 +113,8 @@ def _check_kernel(options: LongRunOptions, schedule: StepSizeSchedule) -> None:
             expected=f"those of {wanted}, which {options.kernel} takes",
             remedy="choose another --kernel, or leave out --schedule",
         )
-    if (
-        "num_leapfrog_steps" in KERNELS[options.kernel].options
-        and schedule.num_leapfrog_steps != options.num_leapfrog_steps
-    ):
-        raise UserError(
-            f"step sizes below {options.schedule}",
-            got=f"those of {schedule.num_leapfrog_steps} leapfrog steps",
-            expected=f"those of {options.num_leapfrog_steps}",
-            remedy=f"use --num-leapfrog-steps {schedule.num_leapfrog_steps}, or leave out --schedule",
-        )
+    if "num_leapfrog_steps" in KERNELS[options.kernel].options:
+        check_leapfrogs(schedule, options.num_leapfrog_steps, options.schedule)
 
 
 def _engine(model: TrainedModel, options: LongRunOptions, device: torch.device) -> GradientEngine:
@@ -184,7 +171,7 @@ def _run(
     )
     sampler = LongRunSampler(levels, schedule.step_size, kernel_at, length, setting.start, _DTYPES[options.precision])
     num_levels, noise = levels.num_levels, PhiloxNoise(options.seed)
-    shown = frozenset(np.linspace(0, num_levels - 1, min(num_levels, SHOWN_LEVELS)).round().astype(int).tolist())
+    shown = frozenset(evenly_spread(num_levels, SHOWN_LEVELS))
     parts = torch.arange(options.num_images, device=setting.device).split(options.batch_size)
     batches = [kept.finished(length, number) for number in range(len(parts))]
     missing = [number for number, batch in enumerate(batches) if batch is None]
@@ -236,7 +223,7 @@ def _run(
     rows = _rows(levels, whole, shown)
     seconds = time.monotonic() - began
     print(f"{what}, {length * num_levels} in all: {options.num_images} images in {seconds:.0f} s", flush=True)
-    print(table(rows), flush=True)
+    print(level_table(rows), flush=True)
     return {"steps_per_level": length, "steps": length * num_levels, "levels": rows}
 
 

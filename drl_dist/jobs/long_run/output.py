@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -18,6 +15,8 @@ from drl_dist.config.tree import Experiment
 from drl_dist.data.filesystem import Folder
 from drl_dist.data.index import ShardIndex, write_index
 from drl_dist.data.shards import Sample, ShardRow, encode_png, pack_shard, shard_name
+from drl_dist.jobs.common.job_folder import JobFolder
+from drl_dist.jobs.common.report import Column, figure_png, new_figure, report_bytes, sheet_png, table
 from drl_dist.mcmc.adaptation import AdaptationConfig, StepSizeSchedule
 
 DIAGNOSTICS_NAME = "diagnostics.json"
@@ -29,8 +28,7 @@ _SHARD_IMAGES = 256
 _SHOWN_PIXELS = 32
 SPLIT = "generated"
 
-# Title, width, and how a level's row fills the column.
-_COLUMNS: tuple[tuple[str, int, str], ...] = (
+_COLUMNS: tuple[Column, ...] = (
     ("level", 5, "{level}"),
     ("acceptance", 10, "{acceptance_rate:.3f}"),
     ("displacement", 12, "{displacement:.4g}"),
@@ -44,17 +42,16 @@ _COLUMNS: tuple[tuple[str, int, str], ...] = (
 
 
 class LongRunOutput:
-    """An output folder.
+    """What the job writes into its folder.
 
     Args:
-        url: the folder.
+        folder: the folder, which was begun.
         experiment: of the model.
         origin: what determines the images, the chain length apart.
     """
 
-    def __init__(self, url: str, experiment: Experiment, origin: Mapping[str, Any]) -> None:
-        self.url, self._experiment, self._origin = url.rstrip("/") or "/", experiment, origin
-        self._folder = Folder(self.url)
+    def __init__(self, folder: JobFolder, experiment: Experiment, origin: Mapping[str, Any]) -> None:
+        self._job, self._folder, self._experiment, self._origin = folder, folder.files, experiment, origin
         self._enlarge = max(1, _SHOWN_PIXELS // experiment.model.resolution)
         self._sheets: list[NDArray[np.uint8]] = []
 
@@ -72,9 +69,9 @@ class LongRunOutput:
         """
         sheet = grid(images[:SHEET_IMAGES], enlarge=self._enlarge)
         self._sheets.append(sheet)
-        self._folder.write(f"samples_{length}.png", _png(sheet))
+        self._folder.write(f"samples_{length}.png", sheet_png(sheet))
         shown = stages[:, :STAGE_IMAGES].transpose(0, 1).flatten(0, 1)
-        self._folder.write(f"stages_{length}.png", _png(grid(shown, len(stages), enlarge=self._enlarge)))
+        self._folder.write(f"stages_{length}.png", sheet_png(grid(shown, len(stages), enlarge=self._enlarge)))
         self._write_shards(length, images)
 
     def write_comparison(self) -> None:
@@ -82,16 +79,15 @@ class LongRunOutput:
         sheet = self._sheets[0]
         for other in self._sheets[1:]:
             sheet = beside(sheet, other)
-        self._folder.write(COMPARISON_NAME, _png(sheet))
+        self._folder.write(COMPARISON_NAME, sheet_png(sheet))
 
     def write_diagnostics(self, runs: Sequence[Mapping[str, Any]]) -> None:
-        """Write what the chains say about themselves as JSON; numbers that are not finite become null."""
-        content = finite({**self._origin, "runs": list(runs)})
-        self._folder.write(DIAGNOSTICS_NAME, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
+        """Write what the chains say about themselves as JSON, which completes the folder."""
+        self._job.finish(report_bytes({**self._origin, "runs": list(runs)}))
 
     def _write_shards(self, length: int, images: Tensor) -> None:
         """A folder in the project's own data format, for whatever scores images."""
-        model, url = self._experiment.model, joined(self.url, shards_folder(length))
+        model, url = self._experiment.model, joined(self._job.url, shards_folder(length))
         rows: list[ShardRow] = []
         for unit, part in enumerate(images.split(_SHARD_IMAGES)):
             first = unit * _SHARD_IMAGES
@@ -119,11 +115,7 @@ def shards_folder(length: int) -> str:
 
 def figure(schedule: StepSizeSchedule, config: AdaptationConfig) -> bytes:
     """Step size, on a logarithmic axis, and acceptance rate over the noise level, as a PNG."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    drawing = Figure(figsize=(9, 3.4), layout="constrained")
-    FigureCanvasAgg(drawing)
+    drawing = new_figure(9, 3.4)
     left, right = drawing.subplots(1, 2)
     marker = "o" if schedule.num_levels <= 50 else ""
     left.semilogy(schedule.step_size, marker=marker)
@@ -131,34 +123,9 @@ def figure(schedule: StepSizeSchedule, config: AdaptationConfig) -> bytes:
     right.plot(schedule.acceptance_rate, marker=marker)
     right.axhspan(config.lowest_rate, config.highest_rate, alpha=0.15)
     right.set(xlabel="noise level t", ylabel="acceptance rate", ylim=(0, 1))
-    buffer = io.BytesIO()
-    drawing.savefig(buffer, format="png", dpi=120, metadata={"Software": None})
-    return buffer.getvalue()
+    return figure_png(drawing)
 
 
-def table(rows: Iterable[Mapping[str, Any]]) -> str:
+def level_table(rows: Iterable[Mapping[str, Any]]) -> str:
     """The shown levels as lines of text; what is not known is a dash."""
-    lines = ["  ".join(f"{title:>{width}}" for title, width, _ in _COLUMNS)]
-    for row in rows:
-        if row["is_shown"]:
-            values = {**row, **(row["mixing"] or {})}
-            lines.append("  ".join(f"{_cell(form, values):>{width}}" for _, width, form in _COLUMNS))
-    return "\n".join(lines)
-
-
-def finite(value: Any) -> Any:
-    """The same dictionaries and lists with None for numbers that JSON does not have."""
-    if isinstance(value, Mapping):
-        return {name: finite(inner) for name, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _cell(form: str, values: Mapping[str, Any]) -> str:
-    name = form[1:].partition(":")[0].partition("}")[0]
-    return "-" if values.get(name) is None else form.format(**{name: values[name]})
-
-
-def _png(sheet: NDArray[np.uint8]) -> bytes:
-    return encode_png(sheet.transpose(2, 0, 1))
+    return "\n".join(table(_COLUMNS, ({**row, **(row["mixing"] or {})} for row in rows if row["is_shown"])))

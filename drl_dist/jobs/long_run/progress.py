@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from drl_dist.common.progress import Advance
-from drl_dist.jobs.common.job_folder import Record, Records, SaveClock
+from drl_dist.jobs.common.job_records import Record, Records, SaveClock
 from drl_dist.mcmc.kernel import Info, Observer, State
 from drl_dist.mcmc.leapfrog import Point
 from drl_dist.mcmc.record import ChainRecord
@@ -141,16 +141,6 @@ class LongRunProgress:
             facts["num_steps"] = record.num_steps
         self._write(CHAINS_NAME, batch.to_record(facts, more), began)
 
-    def clean_up(self, lengths: Sequence[int], num_batches: int) -> None:
-        """Remove the records.
-
-        Args:
-            lengths: of the chains.
-            num_batches: of each length.
-        """
-        names = [_batch_name(length, number) for length in lengths for number in range(num_batches)]
-        self._records.remove_bound([*names, CHAINS_NAME, ADAPTATION_NAME], self._request)
-
     def _write(self, name: str, record: Record, began: float) -> None:
         self._records.write({name: record.to_bytes(self._request)})
         self.clock.saved(began)
@@ -219,6 +209,17 @@ class Watch:
 def record_files() -> list[str]:
     """Regular expressions of the names of all records."""
     return [re.escape(ADAPTATION_NAME), re.escape(CHAINS_NAME), r"\d+-\d{6,}\.safetensors"]
+
+
+def record_names(lengths: Sequence[int], num_batches: int) -> list[str]:
+    """The names of all records of a request, the most important one last.
+
+    Args:
+        lengths: of the chains.
+        num_batches: of each length.
+    """
+    names = [_batch_name(length, number) for length in lengths for number in range(num_batches)]
+    return [*names, CHAINS_NAME, ADAPTATION_NAME]
 
 
 def _batch_name(length: int, number: int) -> str:

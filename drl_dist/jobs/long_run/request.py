@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+from collections.abc import Mapping
 from typing import Any
 
 from drl_dist.jobs.common.device import device_name
-from drl_dist.jobs.common.job_folder import as_json, digest_of
+from drl_dist.jobs.common.job_folder import JobFolder
+from drl_dist.jobs.common.job_records import as_json, digest_of
 from drl_dist.jobs.common.model import TrainedModel
 from drl_dist.jobs.common.step_sizes import SCHEDULE_NAME
 from drl_dist.jobs.long_run.options import LongRunOptions
-from drl_dist.jobs.long_run.output import COMPARISON_NAME, FIGURE_NAME, SPLIT, shards_folder
+from drl_dist.jobs.long_run.output import (
+    COMPARISON_NAME,
+    DIAGNOSTICS_NAME,
+    FIGURE_NAME,
+    SPLIT,
+    shards_folder,
+)
+from drl_dist.jobs.long_run.progress import record_files, record_names
 from drl_dist.mcmc.adaptation import StepSizeSchedule
 from drl_dist.mcmc.kernels import KERNELS, adapted_with
 from drl_dist.sampling.long_run import Start
@@ -60,12 +70,24 @@ def whole_request(
     }
 
 
-def written_files(options: LongRunOptions) -> list[str]:
-    """Regular expressions of the names of what the job writes, beside its folders of shards."""
-    names = [FIGURE_NAME, COMPARISON_NAME, *([SCHEDULE_NAME] if options.schedule is None else [])]
-    return [*(name.replace(".", r"\.") for name in names), r"samples_\d+\.png", r"stages_\d+\.png"]
+def open_folder(options: LongRunOptions) -> JobFolder:
+    """The job's output folder, of which nothing is read yet."""
+    return JobFolder(
+        options.out,
+        job=JOB,
+        result=DIAGNOSTICS_NAME,
+        written=[*map(re.escape, _fixed_files(options)), r"samples_\d+\.png", r"stages_\d+\.png"],
+        records=record_files(),
+        below={shards_folder(length): [rf".*-{SPLIT}-\d{{5,}}\.tar"] for length in options.chain_lengths},
+    )
 
 
-def written_shards(options: LongRunOptions) -> dict[str, list[str]]:
-    """The names of its folders of shards, and regular expressions of the names of the shards."""
-    return {shards_folder(length): [rf".*-{SPLIT}-\d{{5,}}\.tar"] for length in options.chain_lengths}
+def clean_up(folder: JobFolder, request: Mapping[str, Any], options: LongRunOptions) -> None:
+    """Remove the records of a request that is done."""
+    pictures = [f"{kind}_{length}.png" for kind in ("samples", "stages") for length in options.chain_lengths]
+    records = record_names(options.chain_lengths, options.num_batches)
+    folder.clean_up(request, records=records, files=[*_fixed_files(options), *pictures])
+
+
+def _fixed_files(options: LongRunOptions) -> list[str]:
+    return [FIGURE_NAME, COMPARISON_NAME, *([SCHEDULE_NAME] if options.schedule is None else [])]

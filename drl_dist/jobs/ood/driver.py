@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import json
 import re
 import time
 from collections.abc import Mapping
@@ -23,8 +21,10 @@ from drl_dist.diffusion.noise import PhiloxNoise
 from drl_dist.energy.wide_resnet import WideResNet
 from drl_dist.evaluation.ood import auroc, log_densities
 from drl_dist.jobs.common.device import device_name, prepare_device
-from drl_dist.jobs.common.job_folder import RECORDS_FOLDER, JobFolder, Record, SaveClock, digest_of
+from drl_dist.jobs.common.job_folder import JobFolder
+from drl_dist.jobs.common.job_records import Record, SaveClock, digest_of
 from drl_dist.jobs.common.model import averaged_network, load_model
+from drl_dist.jobs.common.report import figure_png, new_figure, report_bytes
 from drl_dist.jobs.ood.options import OodOptions
 
 REPORT_NAME, HISTOGRAM_NAME = "ood.json", "histogram.png"
@@ -55,10 +55,10 @@ def ood_run(options: OodOptions) -> int:
     }
     folder = JobFolder(
         options.out,
-        JOB,
+        job=JOB,
         result=REPORT_NAME,
         written=[re.escape(HISTOGRAM_NAME)],
-        below={RECORDS_FOLDER: list(map(re.escape, _RECORDS))},
+        records=list(map(re.escape, _RECORDS)),
     )
     folder.check(request)
     check_count(inside, count, what="data")
@@ -73,7 +73,7 @@ def ood_run(options: OodOptions) -> int:
         "config_sha256": model.config_sha256,
     }
     if folder.is_complete(request):
-        folder.records.remove_bound(_RECORDS, digest_of(request))
+        folder.clean_up(request, records=_RECORDS, files=[HISTOGRAM_NAME])
         print(f"{options.out} already holds this comparison, in {REPORT_NAME}; nothing to do", flush=True)
         return 0
     network = averaged_network(model.experiment, model.ema, device)
@@ -93,8 +93,8 @@ def ood_run(options: OodOptions) -> int:
         HISTOGRAM_NAME,
         histogram_png(values, others, area, (f"{inside.name} {inside.split}", f"{outside.name} {outside.split}")),
     )
-    folder.files.write(REPORT_NAME, (json.dumps(report, indent=2) + "\n").encode())
-    folder.records.remove_bound(_RECORDS, digest_of(request))
+    folder.finish(report_bytes(report))
+    folder.clean_up(request, records=_RECORDS, files=[HISTOGRAM_NAME])
     print(f"AUROC {area:.4f}: the chance that an image of {inside.url} has a higher log-density than one of")
     print(f"{outside.url}; {count} images of each, {HISTOGRAM_NAME} and {REPORT_NAME} in {options.out}", flush=True)
     return 0
@@ -169,12 +169,7 @@ def histogram_png(inside: Tensor, outside: Tensor, area: float, names: tuple[str
         area: their AUROC, shown above.
         names: of the two sets.
     """
-    # The figure itself, not pyplot, which would keep it and look for a display.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(7, 4)
     axes = figure.subplots()
     together = torch.cat([inside, outside]).numpy()
     edges = np.histogram_bin_edges(together, bins=_BINS)
@@ -185,9 +180,7 @@ def histogram_png(inside: Tensor, outside: Tensor, area: float, names: tuple[str
     axes.set_ylabel("share of images per nat")
     axes.set_title(f"AUROC {area:.4f}")
     axes.legend()
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120)
-    return buffer.getvalue()
+    return figure_png(figure)
 
 
 def _facts(index: ShardIndex, values: Tensor) -> dict[str, Any]:

@@ -2,17 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
-import sys
 import time
 from contextlib import closing
 
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
-
-from drl_dist.common.errors import UserError
 from drl_dist.common.progress import progress
 from drl_dist.data.filesystem import Folder
 from drl_dist.data.index import ShardIndex, open_index
@@ -25,6 +17,7 @@ from drl_dist.jobs.common.prometheus import job_exported
 from drl_dist.jobs.sample.options import SampleOptions
 from drl_dist.jobs.sample.output import DEVICES_BETWEEN, GRID_NAME, SampleOutput
 from drl_dist.jobs.sample.task import PROGRESSION_NAME, SampleRequest, UnitMaker, UnitRecord
+from drl_dist.tracking.job_runs import PICTURE_NAME, JobRun, is_logged, job_run_name, log_or_warn
 
 
 def sample_run(options: SampleOptions) -> int:
@@ -41,7 +34,7 @@ def sample_run(options: SampleOptions) -> int:
     output = SampleOutput(options.out, experiment, request)
     if output.is_complete():
         output.clean_up()
-        _link_late(options, model, request, output)
+        _log_late(options, model, request, output)
         print(f"{options.out} already holds these {request.num_images} images; nothing to do", flush=True)
         return 0
     real = None
@@ -108,7 +101,7 @@ def _make(
             progress("sampling", request.num_images, done, "images") as advance,
         ):
             for unit, record in pool.run(missing, advance):
-                output.note(unit, record)
+                output.keep(unit, record)
                 records[unit] = record
                 done += len(request.images_of(unit))
                 rate = (done - before) / (time.monotonic() - began)
@@ -133,8 +126,7 @@ def _finish(
     }
     output.write_manifest(records, origin)
     index = output.index(records)
-    sheet = output.write_grid(index, real)
-    _link(options, model, request, output, index, sheet)
+    _log(options, model, request, output, index, output.write_grid(index, real))
     output.finish(index)
     print(
         f"{index.num_samples} images in {len(index.shards)} shards below {output.url}, with {MANIFEST_NAME}, "
@@ -144,53 +136,37 @@ def _finish(
 
 
 def _run_name(model: TrainedModel, request: SampleRequest, output: SampleOutput) -> str:
-    """One run for each request and place, whatever the number of starts."""
     assert model.version is not None
-    identity = hashlib.sha256(f"{request.digest} {output.url}".encode()).hexdigest()[:12]
-    return f"samples-{model.version.name}-{identity}"
+    return job_run_name("samples", model.version.name, f"{request.digest} {output.url}")
 
 
-def _link(
+def _log(
     options: SampleOptions,
     model: TrainedModel,
     request: SampleRequest,
     output: SampleOutput,
     index: ShardIndex,
-    sheet: NDArray[np.uint8],
+    grid: bytes,
 ) -> None:
-    """Log the images of a registered model; a server that went away keeps them from nobody."""
-    version = model.version
-    if version is None:
+    """Log the images of a registered model."""
+    if model.version is None:
         return
-    from drl_dist.tracking.samples import link_samples
-
-    try:
-        run_id = link_samples(
-            options.tracking_uri,
-            version,
-            run_name=_run_name(model, request, output),
-            params=vars(request) | {"fingerprint": index.fingerprint},
-            grid=sheet,
-            output_url=output.url,
-        )
-    except UserError as error:
-        print(
-            f"warning: the images are not logged to MLflow: {error} The same command logs them later.",
-            file=sys.stderr,
-            flush=True,
-        )
-        return
-    print(f"logged to MLflow as run {run_id}, linked to version {version.version} of {version.name}", flush=True)
+    run = JobRun(
+        kind="samples",
+        version=model.version,
+        name=_run_name(model, request, output),
+        params=vars(request) | {"fingerprint": index.fingerprint},
+        tags={"output_url": output.url},
+        files={PICTURE_NAME: grid},
+        version_tags={"url": output.url},
+    )
+    log_or_warn(options.tracking_uri, run, what="the images are", later="The same command logs them later.")
 
 
-def _link_late(options: SampleOptions, model: TrainedModel, request: SampleRequest, output: SampleOutput) -> None:
+def _log_late(options: SampleOptions, model: TrainedModel, request: SampleRequest, output: SampleOutput) -> None:
     """Log the images of a complete folder, if the server was away when they were made."""
     if model.version is None:
         return
-    from drl_dist.tracking.samples import is_linked
-
-    if is_linked(options.tracking_uri, model.version, _run_name(model, request, output)):
-        return
-    with Image.open(io.BytesIO(Folder(output.url).read(GRID_NAME))) as picture:
-        sheet = np.asarray(picture.convert("RGB"))
-    _link(options, model, request, output, open_index(output.url), sheet)
+    if not is_logged(options.tracking_uri, model.version, f"samples.{_run_name(model, request, output)}.url"):
+        grid = Folder(output.url).read(GRID_NAME)
+        _log(options, model, request, output, open_index(output.url), grid)

@@ -11,35 +11,19 @@ import tarfile
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from drl_dist.common.errors import UserError
 from drl_dist.common.images import beside, enlargement, grid
 from drl_dist.config.tree import Experiment
 from drl_dist.data.decode import read_images
-from drl_dist.data.filesystem import Folder, check_reachable
 from drl_dist.data.index import INDEX_NAME, METADATA_KEY, ShardIndex, open_index, write_index
 from drl_dist.data.manifest import MANIFEST_FORMAT, MANIFEST_NAME, MANIFEST_VERSION, read_manifest
 from drl_dist.data.shards import Sample, ShardRow, pack_shard, shard_name
-from drl_dist.jobs.common.job_folder import (
-    RECORDS_FOLDER,
-    REQUEST_NAME,
-    Records,
-    read_json,
-    refuse_other,
-    refuse_without_request,
-)
-from drl_dist.jobs.sample.task import (
-    PROGRESSION_NAME,
-    SPLIT,
-    TAR_HEADER_BYTES,
-    SampleRequest,
-    UnitRecord,
-    sheet_png,
-)
+from drl_dist.jobs.common.job_folder import JobFolder, refuse_other
+from drl_dist.jobs.common.report import sheet_png
+from drl_dist.jobs.sample.task import PROGRESSION_NAME, SPLIT, TAR_HEADER_BYTES, SampleRequest, UnitRecord
 
 GRID_NAME = "grid.png"
 GRID_IMAGES = 64
@@ -61,8 +45,18 @@ class SampleOutput:
     """
 
     def __init__(self, url: str, experiment: Experiment, request: SampleRequest) -> None:
-        self.url, self._experiment, self._request = url.rstrip("/") or "/", experiment, request
-        self._folder, self._records = Folder(self.url), Records(self.url)
+        self._experiment, self._request = experiment, request
+        shards = rf"{re.escape(request.preset)}-{SPLIT}-\d+\.tar"
+        self._job = JobFolder(
+            url,
+            result=INDEX_NAME,
+            request_of_result=self._read_index,
+            written=[*map(re.escape, (GRID_NAME, PROGRESSION_NAME, MANIFEST_NAME)), shards],
+            records=[r"\d{5,}\.json", shards, re.escape(PROGRESSION_NAME)],
+            refuse=self._refuse_other,
+        )
+        self.url, self._folder, self._records = self._job.url, self._job.files, self._job.records
+        self._fields = dataclasses.asdict(request)
         self._complete: ShardIndex | None = None
 
     @property
@@ -83,43 +77,31 @@ class SampleOutput:
         Raises:
             UserError: the storage does not answer, or the folder holds something else, or more images.
         """
-        check_reachable(self.url)
-        names = self._folder.sizes()
-        if INDEX_NAME in names:
-            index = open_index(self.url)
-            self._refuse_other(dict(index.made_by), "holds")
-            if index.num_samples == self._request.num_images:
-                return True
-            self._complete = index
-        if REQUEST_NAME not in self._records.folder.sizes():
-            shards = rf"{re.escape(self._request.preset)}-{SPLIT}-\d+\.tar"
-            own = (re.escape(name) for name in (GRID_NAME, PROGRESSION_NAME, MANIFEST_NAME))
-            records = [r"\d{5,}\.json", shards, re.escape(PROGRESSION_NAME)]
-            # In a complete folder all but the records is this job's.
-            there = names if self._complete is None else ()
-            refuse_without_request(self.url, there, [*own, shards], below={RECORDS_FOLDER: records})
+        if not self._job.is_complete(self._fields):
+            return False
+        assert self._complete is not None
+        if self._complete.num_samples == self._request.num_images:
+            return True
+        self._job.check_begun(self._fields)
         return False
 
     def finished(self) -> dict[int, UnitRecord]:
         """The records of the units that earlier starts finished, by number.
 
         Raises:
-            UserError: the storage does not answer, or the folder holds the beginnings of other images.
+            UserError: the storage does not answer.
         """
         records = self._earlier()
-        begun = read_json(self._records.folder, REQUEST_NAME)
+        begun = self._job.begun()
         if begun is None:
             return records
-        self._refuse_other(begun, "was begun for")
-        sizes_there = self._records.folder.sizes()
-        units = [unit for unit in range(self._request.num_units) if f"{unit:05d}.json" in sizes_there]
-        texts = self._records.read(f"{unit:05d}.json" for unit in units)
-        for unit, text in zip(units, texts, strict=True):
-            record = UnitRecord.from_json(text, self._request, begun["num_images"])
+        units = {f"{unit:05d}.json": unit for unit in range(self._request.num_units)}
+        for name, text in self._records.present(units).items():
+            unit, record = units[name], UnitRecord.from_json(text, self._request, begun["num_images"])
             # The last unit of fewer images is another one.
             if record is not None and record.row.num_samples == len(self._request.images_of(unit)):
                 records.setdefault(unit, record)
-        places = [self._folder.sizes(), sizes_there]
+        places = [self._folder.sizes(), self._records.folder.sizes()]
         return {
             unit: record
             for unit, record in sorted(records.items())
@@ -127,16 +109,16 @@ class SampleOutput:
         }
 
     def begin(self, records: Mapping[int, UnitRecord]) -> None:
-        """Note what the folder is for, and the finished units; this also shows that it can be written.
+        """Write what the folder is for, and the finished units; this also shows that it can be written.
 
         Raises:
             UserError: it cannot.
         """
         # The request first: records without one are somebody else's.
-        self._records.write({REQUEST_NAME: json.dumps(dataclasses.asdict(self._request)).encode()})
+        self._job.begin(self._fields)
         self._records.write({f"{unit:05d}.json": record.to_json(self._request) for unit, record in records.items()})
 
-    def note(self, unit: int, record: UnitRecord) -> None:
+    def keep(self, unit: int, record: UnitRecord) -> None:
         """Keep the record of a finished unit, so that a later start skips it."""
         self._records.write({f"{unit:05d}.json": record.to_json(self._request)})
 
@@ -163,11 +145,11 @@ class SampleOutput:
         """Take the index of fewer images away, and put shards that were made aside where they belong.
 
         Args:
-            records: of all units, which are noted; images that were there keep their bytes, and their record.
+            records: of all units, which are kept; images that were there keep their bytes, and their record.
         """
         for unit in self.replaced:
             records[unit] = self._with_earlier_images(unit, records[unit])
-            self.note(unit, records[unit])
+            self.keep(unit, records[unit])
         self._folder.remove(INDEX_NAME)
         aside = self._records.folder.sizes()
         for record in records.values():
@@ -229,7 +211,7 @@ class SampleOutput:
             resolution=model.resolution,
             channels=model.channels,
             shards=tuple(records[unit].row for unit in sorted(records)),
-            made_by=dataclasses.asdict(self._request),
+            made_by=self._fields,
         )
 
     def write_manifest(self, records: Mapping[int, UnitRecord], origin: Mapping[str, Any]) -> None:
@@ -241,7 +223,7 @@ class SampleOutput:
         metadata = {
             "format": MANIFEST_FORMAT,
             "version": MANIFEST_VERSION,
-            **dataclasses.asdict(self._request),
+            **self._fields,
             **origin,
         }
         schema = pa.schema(
@@ -270,15 +252,16 @@ class SampleOutput:
                 writer.write_table(pa.table(columns, schema=schema))
         self._folder.write(MANIFEST_NAME, buffer.getvalue())
 
-    def write_grid(self, index: ShardIndex, real: ShardIndex | None) -> NDArray[np.uint8]:
-        """Write a picture of the first generated images, with the first real ones to their right; uint8 (H, W, 3)."""
+    def write_grid(self, index: ShardIndex, real: ShardIndex | None) -> bytes:
+        """Write a picture of the first generated images, with the first real ones to their right; the PNG."""
         enlarge = enlargement(index.resolution)
         sheet = grid(read_images(index, GRID_IMAGES), enlarge=enlarge)
         if real is not None:
             shown = min(GRID_IMAGES, index.num_samples)
             sheet = beside(sheet, grid(read_images(real, shown), enlarge=enlarge))
-        self._folder.write(GRID_NAME, sheet_png(sheet))
-        return sheet
+        picture = sheet_png(sheet)
+        self._folder.write(GRID_NAME, picture)
+        return picture
 
     def finish(self, index: ShardIndex) -> None:
         """Write the index, which completes the folder, and remove the records."""
@@ -289,32 +272,32 @@ class SampleOutput:
         """Remove the records of this request, and what a killed writer of its files left; nothing else."""
         units = range(self._request.num_units)
         shards = [shard_name(self._request.preset, SPLIT, unit) for unit in units]
-        self._folder.remove_parts([*shards, PROGRESSION_NAME, GRID_NAME, MANIFEST_NAME, INDEX_NAME])
         # Records of an extension that waits for its own command stay.
-        if not self._records.are_of(dataclasses.asdict(self._request)):
-            # Or a clean-up that was killed has left an empty folder.
-            self._records.folder.remove_if_empty()
-            return
-        # The request goes last: without it, nobody knows whose the others are.
-        self._records.remove([*(f"{unit:05d}.json" for unit in units), *shards, PROGRESSION_NAME, REQUEST_NAME])
+        self._job.clean_up(
+            self._fields,
+            records=[*(f"{unit:05d}.json" for unit in units), *shards, PROGRESSION_NAME],
+            files=[*shards, PROGRESSION_NAME, GRID_NAME, MANIFEST_NAME],
+        )
 
-    def _refuse_other(self, found: dict[str, Any], what: str) -> None:
-        held = found.get("num_images")
-        if isinstance(held, int) and held > self._request.num_images:
-            # Of the same images there are more: nothing else may differ.
-            self._refuse_difference(found | {"num_images": self._request.num_images})
+    def _read_index(self) -> Mapping[str, Any]:
+        """What a complete folder was made for."""
+        self._complete = open_index(self.url)
+        return self._complete.made_by
+
+    def _refuse_other(self, found: Mapping[str, Any], is_done: bool) -> None:
+        """Refuse other images; fewer of the same are extended."""
+        held, wanted = found.get("num_images"), self._request.num_images
+        same_number = {**found, "num_images": wanted} if isinstance(held, int) else found
+        # Of the same images there may be more: nothing else may differ.
+        refuse_other(f"output {self.url}", same_number, self._fields, noun="other images")
+        if isinstance(held, int) and held > wanted:
+            what = "holds" if is_done else "was begun for"
             raise UserError(
                 f"output {self.url}",
                 got=f"a folder that {what} {held} of these images",
-                expected=f"at most {self._request.num_images}",
+                expected=f"at most {wanted}",
                 remedy=f"use --num-images {held}, or choose another --out",
             )
-        if isinstance(held, int):
-            found = found | {"num_images": self._request.num_images}
-        self._refuse_difference(found)
-
-    def _refuse_difference(self, found: dict[str, Any]) -> None:
-        refuse_other(self.url, found, dataclasses.asdict(self._request), noun="other images")
 
 
 def _png_in(shard: bytes, row: ShardRow, place: int) -> bytes:

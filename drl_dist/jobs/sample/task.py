@@ -23,7 +23,9 @@ from drl_dist.data.filesystem import Folder
 from drl_dist.data.shards import Sample, ShardRow, encode_png, pack_shard, shard_name
 from drl_dist.diffusion.noise import PhiloxNoise
 from drl_dist.jobs.common.device import prepare_device
+from drl_dist.jobs.common.job_records import digest_of
 from drl_dist.jobs.common.model import averaged_network
+from drl_dist.jobs.common.report import sheet_png
 from drl_dist.sampling.progressive import shown_levels
 from drl_dist.training.chain import GradientEngine
 
@@ -60,7 +62,7 @@ class SampleRequest:
     @property
     def digest(self) -> str:
         """SHA-256 over all fields, 64 hexadecimal digits."""
-        return hashlib.sha256(json.dumps(dataclasses.asdict(self), sort_keys=True).encode()).hexdigest()
+        return digest_of(dataclasses.asdict(self))
 
     @property
     def unit_digest(self) -> str:
@@ -188,8 +190,3 @@ def progression(stages: Tensor) -> bytes:
     """
     shown = stages[:, :PROGRESSION_IMAGES].transpose(0, 1).flatten(0, 1)
     return sheet_png(grid(to_uint8(shown), len(stages), enlarge=enlargement(stages.shape[-1])))
-
-
-def sheet_png(sheet: NDArray[np.uint8]) -> bytes:
-    """A PNG of a sheet, uint8 (H, W, 3)."""
-    return encode_png(sheet.transpose(2, 0, 1))

@@ -104,7 +104,7 @@ def score_images_of(
         )
         for url, what in ((samples, "samples"), (data, "real images"))
     )
-    return score(made, real).told()
+    return score(made, real).metrics()
 
 
 def _scores_on_a_worker(run: RunConfig, samples: str, data: str, num_images: int) -> dict[str, float]:

@@ -1,0 +1,76 @@
+"""What jobs write and print at their end: reports as JSON, tables as text, figures and sheets of images as PNG."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from drl_dist.data.shards import encode_png
+
+if TYPE_CHECKING:
+    # matplotlib takes a second to import, and most processes of a job draw nothing.
+    from matplotlib.figure import Figure
+
+Column = tuple[str, int, str]
+"""Title, width in characters, and the format of a row's field, such as ``{log_z:.3f}``."""
+
+
+def report_bytes(content: Mapping[str, Any]) -> bytes:
+    """A report as JSON text; numbers that JSON does not have, NaN and infinity, become null."""
+    return (json.dumps(finite(content), indent=2, allow_nan=False) + "\n").encode()
+
+
+def finite(value: Any) -> Any:
+    """The same dictionaries and lists with None for numbers that JSON does not have."""
+    if isinstance(value, Mapping):
+        return {name: finite(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def table(columns: Sequence[Column], rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Rows as aligned lines of text below a line of titles; a field that is absent, None or NaN is a dash."""
+    lines = ["  ".join(f"{title:>{width}}" for title, width, _ in columns)]
+    return lines + ["  ".join(f"{_cell(form, row):>{width}}" for _, width, form in columns) for row in rows]
+
+
+def _cell(form: str, row: Mapping[str, Any]) -> str:
+    name = form[1:].partition(":")[0].partition("}")[0]
+    value = row.get(name)
+    is_unknown = value is None or (isinstance(value, float) and math.isnan(value))
+    return "-" if is_unknown else form.format(**{name: value})
+
+
+def evenly_spread(count: int, most: int) -> list[int]:
+    """At most so many of the numbers from 0 to count - 1, both ends included, in ascending order."""
+    return sorted(set(np.linspace(0, count - 1, min(count, most)).round().astype(int).tolist()))
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure of this size in inches."""
+    # The figure itself, not pyplot, which would keep it and look for a display.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def figure_png(figure: Figure) -> bytes:
+    """A PNG of a figure at 120 dots per inch, without the name of the program that drew it."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def sheet_png(sheet: NDArray[np.uint8]) -> bytes:
+    """A PNG of a sheet of images, uint8 (H, W, 3)."""
+    return encode_png(sheet.transpose(2, 0, 1))
