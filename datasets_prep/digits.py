@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from datasets_prep._build import PrepOptions, build
 from datasets_prep._source import Item, SourceDefaults, digest_of, from_pixels
-from drl_dist.jobs.common.options import door, parse_options
+from drl_dist.common.program import door
+from drl_dist.jobs.common.options import parse_options
 
 BRIGHTEST = 16
 """The largest value of a pixel in the data set."""

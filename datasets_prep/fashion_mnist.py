@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from datasets_prep._build import PrepOptions, build
 from datasets_prep._source import Item, SourceDefaults, digest_of, found_in, from_pixels, require_same, require_source
 from drl_dist.common.errors import UserError
-from drl_dist.jobs.common.options import door, parse_options
+from drl_dist.common.program import door
+from drl_dist.jobs.common.options import parse_options
 
 DEBIAN_FOLDER = "/usr/share/datasets/fashion-mnist"
 PREFIXES = {"train": "train", "test": "t10k"}

@@ -17,7 +17,8 @@ from datasets_prep._listing import picture_formats, printable
 from datasets_prep._lmdb_keys import read_keys
 from datasets_prep._source import Encoded, Item, SourceDefaults, centre_square, found_in, require_source
 from drl_dist.common.errors import UserError
-from drl_dist.jobs.common.options import door, parse_options
+from drl_dist.common.program import door
+from drl_dist.jobs.common.options import parse_options
 
 NEEDS = "the unpacked LSUN folder <category>_<split>_lmdb (with data.mdb in it), or the folder that holds it"
 Category = Literal[

@@ -2,16 +2,8 @@
 
 from __future__ import annotations
 
-import sys
-
-from drl_dist.jobs.common.options import door, parse_options
+from drl_dist.jobs.common.entry import run_job
 from drl_dist.tracking.curves import CurvesOptions, curves
 
-
-def main() -> int:
-    """The command."""
-    return curves(parse_options(CurvesOptions, CurvesOptions(), sys.argv[1:], description=__doc__ or ""))
-
-
 if __name__ == "__main__":
-    door(main)
+    run_job(CurvesOptions(), curves, description=__doc__ or "", resumes=False)

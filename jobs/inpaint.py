@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-import sys
-
-from drl_dist.jobs.common.options import door, parse_options
+from drl_dist.jobs.common.entry import run_job
 from drl_dist.jobs.edit.options import InpaintOptions, check_inpaint
 
-
-def main() -> int:
-    """The command."""
-    options = parse_options(
-        InpaintOptions,
-        InpaintOptions(),
-        sys.argv[1:],
-        description="Fill in what a mask hides of images, take their noise away, or make them larger.",
-    )
-    check_inpaint(options)
-    # Heavy imports wait until the options are understood.
-    from drl_dist.jobs.edit.driver import inpaint_run
-
-    return inpaint_run(options)
-
-
 if __name__ == "__main__":
-    door(main)
+    run_job(
+        InpaintOptions(),
+        "drl_dist.jobs.edit.driver:inpaint_run",
+        check=check_inpaint,
+        description="Fill in what a mask hides of images, take their noise away, or make them larger; "
+        "the same command resumes.",
+        resumes=True,
+    )

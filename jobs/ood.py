@@ -2,29 +2,15 @@
 
 from __future__ import annotations
 
-import sys
-
-from drl_dist.common.program import stop_on_signals
-from drl_dist.jobs.common.options import door, parse_options
+from drl_dist.jobs.common.entry import run_job
 from drl_dist.jobs.ood.options import OodOptions, check_ood
 
-
-def main() -> int:
-    """The command."""
-    options = parse_options(
-        OodOptions,
+if __name__ == "__main__":
+    run_job(
         OodOptions(),
-        sys.argv[1:],
+        "drl_dist.jobs.ood.driver:ood_run",
+        check=check_ood,
         description="AUROC between the log-densities f(y_0, t = 0) that a model gives to two sets of images; "
         "the same command resumes.",
+        resumes=True,
     )
-    check_ood(options)
-    # Heavy imports wait until the options are understood.
-    from drl_dist.jobs.ood.driver import ood_run
-
-    stop_on_signals()
-    return ood_run(options)
-
-
-if __name__ == "__main__":
-    door(main)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from drl_dist.jobs.common.options import train_door
+from drl_dist.jobs.train.options import train_command
 
 if __name__ == "__main__":
-    train_door("digits")
+    train_command("digits")

@@ -14,7 +14,7 @@ from drl_dist.checkpoints.configs import config_from_dict
 from drl_dist.common.errors import UserError
 from drl_dist.config.presets import TABLE_6, preset
 from drl_dist.config.tree import RunConfig
-from drl_dist.jobs.common.options import parse_train
+from drl_dist.jobs.train.options import parse_train
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPLETE = ("--data", "/data", "--run-name", "a", "--storage", "/runs")

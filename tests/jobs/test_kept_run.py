@@ -11,7 +11,7 @@ import torch
 from drl_dist.checkpoints.format import PARTS, read_checkpoint
 from drl_dist.common.errors import UserError
 from drl_dist.config.tree import RunConfig
-from drl_dist.jobs.common.options import parse_train_options
+from drl_dist.jobs.train.options import parse_train_options
 from drl_dist.jobs.train.single_device import train_on_one_device
 
 KEPT = Path(__file__).parents[1] / "kept" / "run_0_1_0"

@@ -18,7 +18,6 @@ from drl_dist.common.errors import UserError
 from drl_dist.config.presets import preset
 from drl_dist.config.tree import RunConfig, flatten, to_dict
 from drl_dist.evaluation.feature_spec import parse_features
-from drl_dist.jobs.common.options import parse_train
 from drl_dist.jobs.edit.options import InpaintOptions, InterpolateOptions, check_inpaint, check_interpolate
 from drl_dist.jobs.evaluate.options import EvaluateOptions, check_evaluate
 from drl_dist.jobs.likelihood import options as likelihood_options
@@ -26,6 +25,7 @@ from drl_dist.jobs.long_run import options as long_run_options
 from drl_dist.jobs.ood.options import OodOptions, check_ood
 from drl_dist.jobs.sample import options as sample_options
 from drl_dist.jobs.sweep.entry import parse_sweep
+from drl_dist.jobs.train.options import parse_train
 from drl_dist.toy.__main__ import main as toy
 from drl_dist.tracking.curves import CurvesOptions, curves
 from drl_dist.tracking.sync import main as sync

@@ -20,9 +20,9 @@ from drl_dist.common.errors import UserError
 from drl_dist.common.program import Stopped
 from drl_dist.config.tree import RunConfig
 from drl_dist.data.array_file import read_array_file
-from drl_dist.jobs.common.options import parse_train_options
 from drl_dist.jobs.train import run_files as train_run_files
 from drl_dist.jobs.train import single_device as train_single_device
+from drl_dist.jobs.train.options import parse_train_options
 from drl_dist.jobs.train.single_device import LocalCheckpoints, train_on_one_device
 from drl_dist.training.in_memory import InMemoryBatches
 from drl_dist.training.loop import StepReport

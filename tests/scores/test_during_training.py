@@ -22,7 +22,7 @@ from drl_dist.evaluation.feature_spec import parse_features
 from drl_dist.evaluation.features import features_of
 from drl_dist.evaluation.networks import load_network
 from drl_dist.evaluation.scores import image_scorer, score_images
-from drl_dist.jobs.common.options import parse_train
+from drl_dist.jobs.train.options import parse_train
 from drl_dist.training.callbacks import Scores
 from drl_dist.training.chain import GradientEngine
 from drl_dist.training.ema import load_averaged

@@ -17,8 +17,8 @@ import pytest
 from mlflow import MlflowClient
 
 from drl_dist.checkpoints.storage import newest_checkpoint
-from drl_dist.jobs.common.options import parse_train
 from drl_dist.jobs.sweep.record import Curve, Outcome, read
+from drl_dist.jobs.train.options import parse_train
 from drl_dist.localhost import MlflowServer
 from tests.jobs.conftest import digits
 from tests.jobs.training_jobs import Job

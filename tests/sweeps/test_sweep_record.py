@@ -17,7 +17,6 @@ from PIL import Image
 from drl_dist.common.errors import UserError
 from drl_dist.config.presets import preset
 from drl_dist.config.tree import Experiment
-from drl_dist.jobs.common.options import parse_train
 from drl_dist.jobs.sweep.entry import parse_sweep
 from drl_dist.jobs.sweep.options import plan_sweep
 from drl_dist.jobs.sweep.plots import label, make_plots, places
@@ -26,6 +25,7 @@ from drl_dist.jobs.sweep.result import RESULTS
 from drl_dist.jobs.sweep.space import apply, parse_space
 from drl_dist.jobs.sweep.table import as_csv, as_parquet, as_text, best, make_table, ranked
 from drl_dist.jobs.sweep.winner import DOORS, submitted, train_words
+from drl_dist.jobs.train.options import parse_train
 from tests.sweeps.makers import SPACE, curve, plan, row, rows
 
 

@@ -17,8 +17,9 @@ import pytest
 
 from drl_dist.common.errors import UserError
 from drl_dist.config.tree import RunConfig
-from drl_dist.jobs.common.options import parse_options, parse_train
+from drl_dist.jobs.common.options import parse_options
 from drl_dist.jobs.sample.options import SampleOptions
+from drl_dist.jobs.train.options import parse_train
 from drl_dist.localhost import MlflowServer
 from drl_dist.tracking import option
 from drl_dist.tracking.access import access, take_access

@@ -13,8 +13,9 @@ from drl_dist.common.errors import UserError
 from drl_dist.config.presets import SETTINGS, TABLE_6, preset
 from drl_dist.config.rules import check_run
 from drl_dist.config.tree import Experiment, RunConfig
-from drl_dist.jobs.common.options import ExperimentOptions, TrainOptions, early_option, parse_options, plain
+from drl_dist.jobs.common.options import parse_options
 from drl_dist.jobs.sweep.options import SweepOptions, SweepPlan, plan_sweep
+from drl_dist.jobs.train.options import ExperimentOptions, TrainOptions, early_option, plain
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,140 @@
+"""The options of ``jobs/train_*.py``: a preset's fields, and how the run is made."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, NoReturn, TypeVar
+
+import tyro
+
+from drl_dist.common.errors import UserError
+from drl_dist.config.presets import SETTINGS, preset
+from drl_dist.config.rules import check_run, check_without_ray
+from drl_dist.config.tree import Experiment, RunConfig, to_dict
+from drl_dist.jobs.common.entry import run_command
+from drl_dist.jobs.common.options import parse_options
+
+Options = TypeVar("Options")
+Plain = TypeVar("Plain", Experiment, RunConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExperimentOptions(Experiment):
+    """An experiment's fields as options of a command that has chosen the preset."""
+
+    # The command chooses the preset; as an option it would rename the experiment without changing it.
+    preset: tyro.conf.Suppress[tyro.conf.Fixed[str]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions(RunConfig):
+    """A run's fields as options."""
+
+    experiment: Annotated[ExperimentOptions, tyro.conf.arg(name="")]
+    setting: str = "t6"
+    """t6, t1k, t1k_dsm or t1: the settings of section 4 and Table 2, each a set of defaults (docs/training.md)."""
+    without_ray: bool = False
+    """Train in this process, on one device, without Ray and MLflow: metrics and pictures go to files in the run's
+    folder; --data may also be a .npy file of images."""
+    dry_run: bool = False
+    """Print the fully resolved config as JSON and start nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _CategoryOptions(TrainOptions):
+    category: str = ""
+    """LSUN category: church_outdoor or bedroom."""
+
+
+def parse_train(name: str, argv: Sequence[str], categories: Mapping[str, str] | None = None) -> tuple[RunConfig, bool]:
+    """The run that a training command describes, and whether it is a dry run; see `parse_train_options`."""
+    run, options = parse_train_options(name, argv, categories)
+    return run, options.dry_run
+
+
+def parse_train_options(
+    name: str, argv: Sequence[str], categories: Mapping[str, str] | None = None
+) -> tuple[RunConfig, TrainOptions]:
+    """The run that a training command describes, and all of its options.
+
+    Args:
+        name: the preset whose values are the defaults.
+        argv: the command's arguments.
+        categories: presets by LSUN category; the first is the default. `name` is ignored if they are given.
+
+    Raises:
+        UserError: an option, a category or a combination of values that no run can have.
+    """
+    description = "Train by diffusion recovery likelihood; the same --run-name resumes."
+    argv = _split_workers(argv)
+    setting = early_option(argv, "--setting", list(SETTINGS))
+    if categories is None:
+        default = TrainOptions(experiment=plain(ExperimentOptions, preset(name, setting)))
+        options = parse_options(TrainOptions, default, argv, description=description)
+    else:
+        category = early_option(argv, "--category", list(categories))
+        experiment = plain(ExperimentOptions, preset(categories[category], setting))
+        default = _CategoryOptions(experiment=experiment, category=category)
+        options = parse_options(_CategoryOptions, default, argv, description=description)
+    run = dataclasses.replace(plain(RunConfig, options), experiment=plain(Experiment, options.experiment))
+    check_run(run, complete=not options.dry_run)
+    if options.without_ray:
+        check_without_ray(run)
+    return run, options
+
+
+def train_command(name: str, categories: Mapping[str, str] | None = None) -> NoReturn:
+    """The program ``jobs/train_*.py``; arguments as for `parse_train_options`."""
+
+    def parse(argv: Sequence[str]) -> tuple[tuple[RunConfig, bool], bool]:
+        run, options = parse_train_options(name, argv, categories)
+        return (run, options.without_ray), options.dry_run
+
+    run_command(parse, _train, as_json=lambda wanted: to_dict(wanted[0]))
+
+
+def _train(wanted: tuple[RunConfig, bool]) -> int:
+    """Train a run, on Ray or without it; the exit status."""
+    run, without_ray = wanted
+    if without_ray:
+        from drl_dist.jobs.train.single_device import train_on_one_device
+
+        return train_on_one_device(run)
+    from drl_dist.jobs.train.driver import train_run
+
+    return train_run(run)
+
+
+def _split_workers(argv: Sequence[str]) -> list[str]:
+    """``--num-workers MIN:MAX`` in its long form."""
+    joined = re.sub(
+        r"(^|\0)--num[-_]workers[\0=](\d+):(\d+)(?=\0|$)", r"\1--min-workers\0\2\0--num-workers\0\3", "\0".join(argv)
+    )
+    return joined.split("\0") if joined else []
+
+
+def plain(kind: type[Options], value: Plain) -> Options:
+    """The same fields in another class of the same family (a base class, or one with no fields of its own)."""
+    return kind(**{field.name: getattr(value, field.name) for field in dataclasses.fields(kind)})  # pyright: ignore
+
+
+def early_option(argv: Sequence[str], option: str, choices: Sequence[str]) -> str:
+    """The value of an option that must be known before the defaults are; the first choice if it is not given.
+
+    Raises:
+        UserError: it is none of the choices.
+    """
+    value = choices[0]
+    for index, argument in enumerate(argv):
+        if argument == option and index + 1 < len(argv):
+            value = argv[index + 1]
+        elif argument.startswith(option + "="):
+            value = argument.partition("=")[2]
+    if value not in choices:
+        raise UserError(
+            f"option {option}", got=value, expected="one of " + ", ".join(choices), remedy="choose one of these"
+        )
+    return value
