@@ -1,41 +1,160 @@
-"""Names of what is logged while a model trains."""
+"""The one table of metrics: name, meaning, unit, whose MLflow runs hold it, and whether Prometheus gets it.
+
+``python -m drl_dist.tracking.metrics`` prints it as docs/tracking.md has it.
+"""
 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
+from typing import Literal
 
-METRICS: dict[str, str] = {
-    "loss": "weighted loss of the objective",
-    "log_density_pos/level_{t}": "mean log-density of y_pos at noise level t, in nats",
-    "log_density_neg/level_{t}": "mean log-density of y_neg at noise level t, in nats",
-    "log_density_gap/level_{t}": "mean log-density of y_pos less that of y_neg at noise level t, in nats",
-    "displacement/level_{t}": "root-mean-square move of a chain from its start at noise level t, per pixel",
-    "noise_error/level_{t}": "root-mean-square error of the noise that the score tells at noise level t, per pixel",
-    "predicted_noise/level_{t}": "root mean square of the noise that the score tells at noise level t, per pixel",
-    "grad_norm": "norm of the gradient before clipping",
-    "learning_rate": "learning rate, with warm-up",
-    "images_per_second": "images trained on per second, over all workers",
-    "chain_steps_per_second": "Langevin steps per second, times images, over all workers",
-    "data_wait_fraction": "share of the time that the step waited for data",
-    "images_seen": "images trained on since the start of the run, over all workers",
-    "goodput": "time that the steps made since the job's start take undisturbed, over the time since its start",
-    "checkpoint_stall_fraction": "share of the time since the workers' start in which training waited for checkpoints",
-    "bad_samples": "damaged samples that others stood in for since the start of the run, over all workers",
-    "rollbacks": "how often the run has diverged and gone back to a checkpoint",
-    "score/fid": "FID of a few generated images against as many real ones, every `tracking.score_every_steps`",
-    "score/kid": "KID of the same images",
-}
-"""Metric names and what they say; ``{t}`` is the noise level, from 0."""
+Exported = Literal["gauge", "counter"]
+# What Ray puts behind a name.
+_SUFFIX: dict[Exported, str] = {"gauge": "", "counter": "_total"}
+_PLACEHOLDERS = ((re.compile(r"level_[\d-]+$"), "level_{t}"), (re.compile(r"_(lower|upper)$"), "_{side}"))
 
-IMAGES: dict[str, str] = {
-    "samples": "grid of generated images",
-    "progression": "the same chains level by level, noise first",
-}
-"""Image names and what they show."""
 
-_LEVEL = re.compile(r"level_\d+$")
+@dataclass(frozen=True)
+class Metric:
+    """A row of the table."""
+
+    name: str
+    """In MLflow; with ``ray_drl_`` before it in Prometheus. ``{t}`` is the noise level, from 0, or a band of levels,
+    ``{side}`` is lower or upper."""
+    meaning: str
+    unit: str = ""
+    """Empty for shares, counts of events and numbers without one."""
+    runs: str = ""
+    """Kinds of MLflow runs that hold it; empty if it is only exported."""
+    exported: Exported | None = None
+    """How it is exported for Prometheus; None if it is not."""
+    page: str = ""
+    """Page of the documentation that says more."""
+
+    @property
+    def description(self) -> str:
+        """Meaning and unit."""
+        return f"{self.meaning}, in {self.unit}" if self.unit else self.meaning
+
+
+_EPOCH = "seconds since 1970"
+METRICS: tuple[Metric, ...] = (
+    Metric("loss", "weighted loss of the objective", runs="training", exported="gauge"),
+    Metric("log_density_pos/level_{t}", "mean log-density of y_pos at noise level t", "nats", "training"),
+    Metric("log_density_neg/level_{t}", "mean log-density of y_neg at noise level t", "nats", "training"),
+    Metric("log_density_gap/level_{t}", "mean log-density of y_pos less that of y_neg at level t", "nats", "training"),
+    Metric(
+        "displacement/level_{t}",
+        "root-mean-square move per pixel of a chain from its start at noise level t",
+        "units of the data, which is in [-1, 1]",
+        "training",
+    ),
+    Metric(
+        "noise_error/level_{t}",
+        "root-mean-square error per pixel of the noise that the score predicts at noise level t",
+        "standard deviations",
+        "training",
+    ),
+    Metric(
+        "predicted_noise/level_{t}",
+        "root mean square per pixel of the noise that the score predicts at noise level t",
+        "standard deviations",
+        "training",
+    ),
+    Metric("grad_norm", "norm of the gradient before clipping", runs="training", exported="gauge"),
+    Metric("learning_rate", "learning rate, with warm-up", runs="training"),
+    Metric("step", "training steps made", exported="gauge"),
+    Metric("step_timestamp_seconds", "when the last step was made; at first the job's start", _EPOCH, exported="gauge"),
+    Metric("step_seconds", "duration of a step, the waiting for data included", "seconds", "training", "gauge"),
+    Metric("images_seen", "images trained on since the start of the run, over all workers", runs="training"),
+    Metric("images_per_second", "images trained on, over all workers", "images per second", "training", "gauge"),
+    Metric(
+        "chain_steps_per_second", "Langevin steps times images, over all workers", "chain steps per second", "training"
+    ),
+    Metric("data_wait_fraction", "share of the time that steps waited for data", runs="training", exported="gauge"),
+    Metric(
+        "goodput",
+        "time that the steps made since the job's start take undisturbed, over the time since its start",
+        runs="training",
+        exported="gauge",
+    ),
+    Metric(
+        "checkpoint_stall_fraction",
+        "share of the time since the workers' start in which training waited for checkpoints",
+        runs="training",
+        exported="gauge",
+    ),
+    Metric(
+        "checkpoint_timestamp_seconds",
+        "when the newest checkpoint was complete in storage; at first the job's start",
+        _EPOCH,
+        exported="gauge",
+    ),
+    Metric(
+        "bad_samples",
+        "damaged samples that were replaced since the start of the run, over all workers",
+        runs="training",
+        exported="gauge",
+        page="data.md",
+    ),
+    Metric("rollbacks", "how often the run has gone back to a checkpoint", runs="training", page="training.md"),
+    Metric("spool_unsent_bytes", "what is still to be sent to MLflow", "bytes", exported="gauge"),
+    Metric("mlflow_told_timestamp_seconds", "when MLflow last took what it was sent", _EPOCH, exported="gauge"),
+    Metric("workers", "1 of each living training worker, 0 of their job: the sum is their number", exported="gauge"),
+    Metric("started_timestamp_seconds", "when a job that still runs was started", _EPOCH, exported="gauge"),
+    Metric("ended", "jobs that made all their steps or images, or were asked to stop", exported="counter"),
+    Metric("sampled_images", "images that a sampling job has made", exported="gauge"),
+    Metric("sampling_images_per_second", "images that a sampling job makes", "images per second", exported="gauge"),
+    Metric("score/fid", "FID of generated images against as many real ones", runs="training, scores", page="scores.md"),
+    Metric("score/kid", "KID of the same images, mean over subsets", runs="training, scores", page="scores.md"),
+    Metric("score/kid_std", "standard deviation of the KID over subsets", runs="scores"),
+    Metric("score/inception_score", "inception score of the generated images", runs="scores"),
+    Metric("score/inception_score_std", "standard deviation of the inception score over splits", runs="scores"),
+    Metric("sweep_score", "last score of a trial", runs="trials", page="sweeps.md"),
+    Metric("likelihood/log_z_{side}", "bound of log Z", "nats", "likelihood", page="likelihood.md"),
+    Metric("likelihood/ess_{side}", "effective number of the chains that this bound rests on", runs="likelihood"),
+    Metric("likelihood/bits_per_dim_{side}", "negative log-likelihood by this bound", "bits/dim", "likelihood"),
+    Metric(
+        "likelihood/bits_per_dim_x0_{side}", "the same of x_0, with the ladder's first noise", "bits/dim", "likelihood"
+    ),
+    Metric("likelihood/level_log_z_ratio_{side}", "what level STEP adds to the bound of log Z", "nats", "likelihood"),
+    Metric("likelihood/level_ess_{side}", "effective number of chains at level STEP", runs="likelihood"),
+    Metric("likelihood/level_acceptance_rate_{side}", "acceptance rate at level STEP", runs="likelihood"),
+    Metric(
+        "likelihood/bits_per_dim_x0_annealed",
+        "negative log-likelihood of x_0 under the annealed sampler, at most",
+        "bits/dim",
+        "likelihood",
+    ),
+)
+"""All metrics, in the order of the documentation."""
+
+_BY_NAME = {metric.name: metric for metric in METRICS}
+
+
+def find_metric(name: str) -> Metric | None:
+    """The row of a metric by its name in MLflow, None if it is not in the table."""
+    for pattern, placeholder in _PLACEHOLDERS:
+        name = pattern.sub(placeholder, name)
+    return _BY_NAME.get(name)
 
 
 def describe(name: str) -> str | None:
-    """What a metric says, None for one that is not in the table."""
-    return METRICS.get(_LEVEL.sub("level_{t}", name))
+    """Meaning and unit of a metric by its name in MLflow, None if it is not in the table."""
+    metric = find_metric(name)
+    return None if metric is None else metric.description
+
+
+def markdown_table() -> str:
+    """The table as docs/tracking.md has it."""
+    lines = ["| metric | meaning | unit | MLflow runs | Prometheus |", "|---|---|---|---|---|"]
+    for metric in METRICS:
+        page = f" ([{metric.page}]({metric.page}))" if metric.page else ""
+        exported = f"`ray_drl_{metric.name}{_SUFFIX[metric.exported]}`" if metric.exported else ""
+        lines.append(f"| `{metric.name}` | {metric.meaning}{page} | {metric.unit} | {metric.runs} | {exported} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    print(markdown_table(), end="")

@@ -13,7 +13,7 @@ from ray import cloudpickle
 from drl_dist.checkpoints.storage import FILES, StoredCheckpoint, checkpoint_name
 from drl_dist.common.errors import UserError
 from drl_dist.config.presets import preset
-from drl_dist.jobs.common.job_folder import Record, Records
+from drl_dist.jobs.common.job_records import Record, Records
 from drl_dist.jobs.edit.output import EditOutput
 from drl_dist.jobs.likelihood.output import LikelihoodOutput
 from drl_dist.jobs.likelihood.task import LikelihoodRequest
@@ -105,7 +105,7 @@ def test_records_go_and_notes_stay(job: str, tmp_path: Path) -> None:
 def test_files_of_others_are_not_written_over(job: str, name: str, tmp_path: Path) -> None:
     keep_notes(tmp_path / "images")
     checks = {
-        "edit": EditOutput(str(tmp_path), "inpainting.png", {"seed": 1}).is_complete,
+        "edit": EditOutput(str(tmp_path), "inpainting.png", {"seed": 1}, 1).is_complete,
         "likelihood": LikelihoodOutput(str(tmp_path), LIKELIHOOD, 6).finished_report,
         "sample": SampleOutput(str(tmp_path), preset("digits"), SAMPLES).is_complete,
     }

@@ -97,7 +97,7 @@ def finished(made: Made) -> Path:
     output.write_schedule(made.schedule)
     maker = made.maker()
     for unit in range(len(made.request.units())):
-        output.note(unit, made.result(maker, unit))
+        output.keep(unit, made.result(maker, unit))
     assert likelihood_run(made.options) == 0
     return Path(made.options.out)
 
@@ -191,7 +191,7 @@ def test_a_likelihood_is_there_without_the_server_and_logged_when_it_is_back(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    from drl_dist.tracking import likelihood as tracking
+    from drl_dist.tracking import job_runs
     from drl_dist.tracking.client import connect
     from drl_dist.tracking.registry import register_checkpoint
     from drl_dist.tracking.runs import open_run
@@ -206,13 +206,13 @@ def test_a_likelihood_is_there_without_the_server_and_logged_when_it_is_back(
     output.write_schedule(made.schedule)
     maker = made.maker()
     for unit in range(len(made.request.units())):
-        output.note(unit, made.result(maker, unit))
+        output.keep(unit, made.result(maker, unit))
 
     def away(*_: object, **__: object) -> str:
         raise UserError("MLflow server", got="no answer", expected="one", remedy="start it")
 
     with monkeypatch.context() as patched:
-        patched.setattr(tracking, "link_likelihood", away)
+        patched.setattr(job_runs, "log_job_run", away)
         assert likelihood_run(given) == 0
     printed = capsys.readouterr()
     assert printed.err.splitlines()[-1].startswith(

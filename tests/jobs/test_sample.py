@@ -207,7 +207,7 @@ def test_a_registered_model_is_sampled_and_linked(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    from drl_dist.tracking import samples as tracking
+    from drl_dist.tracking import job_runs
     from drl_dist.tracking.client import connect
     from drl_dist.tracking.registry import register_checkpoint
     from drl_dist.tracking.runs import open_run
@@ -246,7 +246,7 @@ def test_a_registered_model_is_sampled_and_linked(
         raise UserError("MLflow server", got="no answer", expected="one", remedy="start it")
 
     with monkeypatch.context() as patched:
-        patched.setattr(tracking, "link_samples", away)
+        patched.setattr(job_runs, "log_job_run", away)
         assert sample_run(options) == 0
     assert "warning: the images are not logged to MLflow: MLflow server: got no answer" in capsys.readouterr().err
     assert sample_run(options) == 0

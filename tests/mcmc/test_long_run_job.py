@@ -23,10 +23,11 @@ from drl_dist.config.tree import EngineConfig
 from drl_dist.data.decode import read_images
 from drl_dist.data.index import open_index
 from drl_dist.diffusion.noise import PhiloxNoise
+from drl_dist.jobs.common.report import finite
 from drl_dist.jobs.long_run.diagnostics import MIN_DRAWS, mixing
 from drl_dist.jobs.long_run.driver import long_run
 from drl_dist.jobs.long_run.options import LongRunOptions, check_options
-from drl_dist.jobs.long_run.output import figure, finite, table
+from drl_dist.jobs.long_run.output import figure, level_table
 from drl_dist.mcmc.adaptation import AdaptationConfig, StepSizeSchedule
 from drl_dist.mcmc.kernels import kernel_named
 from drl_dist.sampling.long_run import LongRunSampler
@@ -268,7 +269,7 @@ def test_pictures_and_tables() -> None:
     assert np.asarray(Image.open(io.BytesIO(figure(schedule, AdaptationConfig())))).shape == (408, 1080, 4)
     row = {"level": 3, "is_shown": True, "acceptance_rate": 0.5, "displacement": 0.1, "energy_error_rms": math.inf}
     row |= {"num_divergences": 2, "leapfrogs_per_step": 2.0, "mixing": None}
-    header, line = table([row, row | {"is_shown": False}]).split("\n")
+    header, line = level_table([row, row | {"is_shown": False}]).split("\n")
     assert line.split() == ["3", "0.500", "0.1", "inf", "2", "2.0", "-", "-", "-"]
     assert len(header) == len(line)
     assert finite({"a": [math.nan, 1.0], "b": (math.inf, "x")}) == {"a": [None, 1.0], "b": [None, "x"]}

@@ -15,7 +15,7 @@ import pytest
 
 from drl_dist.common.errors import UserError
 from drl_dist.data.filesystem import Folder
-from drl_dist.jobs.common import job_folder
+from drl_dist.jobs.common import job_records
 from drl_dist.jobs.long_run import driver as long_run_driver
 from drl_dist.jobs.long_run.driver import long_run
 from drl_dist.jobs.long_run.options import LongRunOptions
@@ -24,8 +24,8 @@ from tests.support import ROOT, subprocess_environment, wait_for, write_tiny_che
 
 JOB = """
 import sys
-from drl_dist.jobs.common import job_folder
-job_folder.SAVE_SECONDS, job_folder._COST = 0.0, 0
+from drl_dist.jobs.common import job_records
+job_records.SAVE_SECONDS, job_records._COST = 0.0, 0
 sys.argv = ["long_run.py", *sys.argv[1:]]
 import runpy
 runpy.run_path({path!r}, run_name="__main__")
@@ -44,8 +44,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def always_saving(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(job_folder, "SAVE_SECONDS", 0.0)
-    monkeypatch.setattr(job_folder, "_COST", 0)
+    monkeypatch.setattr(job_records, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(job_records, "_COST", 0)
 
 
 def options(checkpoint: Path, out: Path, **changed: object) -> LongRunOptions:

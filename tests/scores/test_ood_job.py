@@ -22,7 +22,7 @@ from drl_dist.data.index import open_index
 from drl_dist.data.subset import image_batches
 from drl_dist.diffusion.noise import PhiloxNoise
 from drl_dist.evaluation.ood import auroc, log_densities
-from drl_dist.jobs.common import job_folder
+from drl_dist.jobs.common import job_records
 from drl_dist.jobs.ood import driver as ood
 from drl_dist.jobs.ood.driver import histogram_png, ood_run
 from drl_dist.jobs.ood.options import OodOptions, check_ood
@@ -140,8 +140,8 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_a_killed_comparison_resumes_to_the_same_bytes(
     folder: Path, done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(job_folder, "SAVE_SECONDS", 0.0)
-    monkeypatch.setattr(job_folder, "_COST", 0)
+    monkeypatch.setattr(job_records, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(job_records, "_COST", 0)
     given = options(folder, out=str(tmp_path / "killed"))
     write = Folder.write
 

@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from drl_dist.tracking.samples import is_linked, link_samples
 
 from drl_dist.checkpoints.format import read_checkpoint
 from drl_dist.common.errors import UserError
+from drl_dist.data.shards import encode_png
 from drl_dist.localhost import MlflowServer
 from drl_dist.tracking.client import client_of, connect
+from drl_dist.tracking.job_runs import JobRun, is_logged, log_job_run
 from drl_dist.tracking.registry import artifact_path, register_checkpoint, resolve_model
 from drl_dist.tracking.runs import open_run
 
@@ -50,23 +51,28 @@ def test_register_resolve_and_sample(
     assert register_checkpoint(client, "registered", other, 50, make_checkpoint(50), {}) == 3
     assert resolve_model("models:/registered@latest", uri).run_id == other
 
-    assert not is_linked(uri, latest, "registered-samples")
+    run = JobRun(
+        kind="samples",
+        version=latest,
+        name="registered-samples",
+        params={"num_images": 16, "seed": 3},
+        tags={"output_url": "gs://bucket/samples"},
+        files={"samples.png": encode_png(np.zeros((1, 16, 16), np.uint8))},
+        version_tags={"url": "gs://bucket/samples"},
+    )
+    assert not is_logged(uri, latest, "samples.registered-samples.url")
     for _ in range(2):
-        sampled = link_samples(
-            uri,
-            latest,
-            run_name="registered-samples",
-            params={"num_images": 16, "seed": 3},
-            grid=np.zeros((16, 16, 1), np.uint8),
-            output_url="gs://bucket/samples",
-        )
-    assert is_linked(uri, latest, "registered-samples") and not is_linked(uri, latest, "registered")
+        sampled = log_job_run(uri, run)
+    assert is_logged(uri, latest, "samples.registered-samples.url")
+    assert not is_logged(uri, latest, "samples.registered.url")
     # No chart of images, which the run's parameters would fill.
     assert [item.path for item in client.list_artifacts(sampled)] == ["samples.png"]
-    run = client.get_run(sampled)
-    assert "path=samples.png" in run.data.tags["mlflow.note.content"]
-    assert run.info.status == "FINISHED" and run.data.params == {"num_images": "16", "seed": "3"}
-    assert run.data.tags["model"] == "models:/registered/2" and run.data.tags["output_url"] == "gs://bucket/samples"
+    logged = client.get_run(sampled)
+    assert "path=samples.png" in logged.data.tags["mlflow.note.content"]
+    assert logged.info.status == "FINISHED" and logged.data.params == {"num_images": "16", "seed": "3"}
+    assert (
+        logged.data.tags["model"] == "models:/registered/2" and logged.data.tags["output_url"] == "gs://bucket/samples"
+    )
     tags = client.get_model_version("registered", "2").tags
     assert (
         tags["samples.registered-samples"] == sampled

@@ -11,7 +11,6 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from drl_dist.tracking.scores import ScoredModel
 
 from drl_dist.common.errors import UserError
 from drl_dist.data.manifest import MANIFEST_FORMAT, MANIFEST_NAME, MANIFEST_VERSION
@@ -20,6 +19,7 @@ from drl_dist.jobs.evaluate.driver import evaluate_run
 from drl_dist.jobs.evaluate.options import EvaluateOptions
 from drl_dist.localhost import MlflowServer, free_ports
 from drl_dist.tracking.client import connect
+from drl_dist.tracking.job_runs import RegisteredVersion
 from drl_dist.tracking.registry import register_checkpoint
 from drl_dist.tracking.runs import open_run
 from tests.data.sets import write_set
@@ -100,7 +100,7 @@ def test_scores_need_no_server(
         evaluate_run(dataclasses.replace(options, tracking_uri="sqlite:///mlflow.db"))
 
     # The server goes away while the scores are computed.
-    monkeypatch.setattr("drl_dist.tracking.scores.find_scored_model", lambda *_: ScoredModel("scored", 1, 30, "0" * 32))
+    monkeypatch.setattr(scores_module, "find_version", lambda *_: RegisteredVersion("scored", 1, 30, "0" * 32))
     away = f"http://127.0.0.1:{free_ports(1)[0]}"
     assert "no answer" in told_without_logging(dataclasses.replace(options, tracking_uri=away), capsys)
 

@@ -16,7 +16,6 @@ import pytest
 
 from drl_dist.common.errors import UserError
 from drl_dist.tracking import spool as spool_module
-from drl_dist.tracking.metrics import METRICS, describe
 from drl_dist.tracking.sender import METRICS_PER_REQUEST, _groups
 from drl_dist.tracking.spool import ImageRecord, MetricsRecord, Spool, StatusRecord
 from drl_dist.tracking.sync import sync
@@ -197,11 +196,3 @@ def test_names_that_the_server_would_refuse_are_refused_at_once(tmp_path: Path) 
     with pytest.raises(ValueError, match="is not uint8"):
         tracker.log_image("samples", 0, np.zeros((8, 8), np.float32))
     tracker.close(deadline_seconds=0)
-
-
-def test_every_metric_is_in_the_table_and_the_table_in_the_documentation() -> None:
-    assert describe("log_density_gap/level_5") == METRICS["log_density_gap/level_{t}"]
-    assert describe("energy") is None
-    text = (ROOT / "docs" / "tracking.md").read_text()
-    for name in METRICS:
-        assert f"`{name}`" in text

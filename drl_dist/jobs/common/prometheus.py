@@ -11,30 +11,11 @@ from typing import Self
 from ray.util.metrics import Counter, Gauge
 
 from drl_dist.common.program import Stopped
+from drl_dist.tracking.metrics import METRICS
 
-EXPORTED: dict[str, str] = {
-    "drl_step": "training steps made",
-    "drl_step_timestamp_seconds": "when the last step was made, in seconds since 1970; at first the job's start",
-    "drl_images_per_second": "images trained on per second, over all workers; falls while no step ends",
-    "drl_step_seconds": "mean duration of a step since the last look, the waiting for data included",
-    "drl_data_wait_fraction": "share of the time since the last look that steps of the first worker waited for data",
-    "drl_loss": "weighted loss of the objective",
-    "drl_grad_norm": "norm of the gradient before clipping",
-    "drl_goodput": "time that the steps made since the job's start take undisturbed, over the time since its start",
-    "drl_checkpoint_timestamp_seconds": "when the newest checkpoint was complete in storage, in seconds since 1970; at "
-    "first the job's start",
-    "drl_checkpoint_stall_fraction": "share of the time since the last restart that training waited for checkpoints",
-    "drl_bad_samples": "damaged samples that others stood in for since the start of the run, over all workers",
-    "drl_spool_unsent_bytes": "bytes that MLflow is still to be told",
-    "drl_mlflow_told_timestamp_seconds": "when MLflow last took what it is told, in seconds since 1970",
-    "drl_workers": "1 of each training worker that is alive, 0 of their job: the sum is their number",
-    "drl_started_timestamp_seconds": "when a job that still runs was started, in seconds since 1970",
-    "drl_ended": "jobs that made all their steps or images, or were asked to stop",
-    "drl_sampled_images": "images that a sampling job has made",
-    "drl_sampling_images_per_second": "images that a sampling job makes per second",
-}
+EXPORTED = {f"drl_{metric.name}": metric.description for metric in METRICS if metric.exported}
 """Name and meaning; Ray puts `ray_` before the name. All have the tag `run`; all are gauges but `COUNTED`."""
-COUNTED = frozenset({"drl_ended"})
+COUNTED = frozenset(f"drl_{metric.name}" for metric in METRICS if metric.exported == "counter")
 """Counters, after whose name Ray puts `_total`. They stay when their process has ended; gauges go after 20 s."""
 EXPORT_SECONDS = 5.0
 """Ray drops a gauge that was not set for two of its export intervals, 20 s by default."""
