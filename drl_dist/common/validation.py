@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from drl_dist.common.errors import UserError
@@ -88,9 +88,8 @@ def model_rule(model: str) -> Rule:
     return name, got, expected if holds else f"models:/NAME@latest, models:/NAME/VERSION, {expected}", holds
 
 
-def refuse_missing(places: dict[str, str]) -> None:
-    """Raise `UserError` if options, given by name with their values, are empty; it names all of them."""
-    missing = [name for name, place in places.items() if not place]
-    if missing:
-        flags, wanted = ", ".join(missing), ", ".join(places)
-        raise UserError("command line", got=f"no {flags}", expected=wanted, remedy=f"add {flags}")
+def refuse_missing(given: Mapping[str, object]) -> None:
+    """Raise `UserError` if one of the options that a command needs, by their names, is empty or None."""
+    if missing := [name for name, value in given.items() if value in ("", None)]:
+        flags = ", ".join(missing)
+        raise UserError("command line", got=f"no {flags}", expected=", ".join(given), remedy=f"add {flags}")

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
+import pkgutil
+import runpy
+import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
+from drl_dist.jobs.ood.options import OodOptions
 
 from drl_dist.checkpoints.configs import config_from_dict
 from drl_dist.common.errors import UserError
+from drl_dist.common.program import SIGNALS
 from drl_dist.config.presets import TABLE_6, preset
 from drl_dist.config.tree import RunConfig
+from drl_dist.jobs.common import entry as cli_entry
+from drl_dist.jobs.common.entry import run_command, run_job
+from drl_dist.jobs.train import options as cli_train
 from drl_dist.jobs.train.options import parse_train
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -184,3 +195,83 @@ def test_help_lists_fields_with_their_docstrings() -> None:
     assert "N, the residual blocks per resolution level." in done.stdout
     assert "--category" in done.stdout
     assert "--preset" not in done.stdout
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "jobs").glob("*.py")), ids=lambda path: path.stem)
+def test_a_command_names_a_function_of_its_own_options(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a command runs is named by a text, which no type checker reads."""
+    named: list[tuple[object, str]] = []
+
+    def job(default: object, work: str | Callable[..., int], **_: object) -> None:
+        if isinstance(work, str):
+            named.append((work, type(default).__name__))
+
+    def command(_parse: object, work: str, **_: object) -> None:
+        named.append((work, "SweepPlan" if path.stem == "sweep" else "RunConfig"))
+
+    for module in (cli_entry, cli_train):
+        monkeypatch.setattr(module, "run_command", command)
+    monkeypatch.setattr(cli_entry, "run_job", job)
+    runpy.run_path(str(path), run_name="__main__")
+    assert len(named) == (path.stem not in ("curves", "demo"))
+    for work, options in named:
+        (parameter,) = inspect.signature(pkgutil.resolve_name(str(work))).parameters.values()
+        assert parameter.annotation == options
+
+
+def status_of(command: Callable[[], NoReturn]) -> object:
+    with pytest.raises(SystemExit) as end:
+        command()
+    return end.value.code
+
+
+@pytest.fixture
+def signals_kept() -> Iterator[None]:
+    handlers = {signum: signal.getsignal(signum) for signum in SIGNALS}
+    yield
+    for signum, handler in handlers.items():
+        signal.signal(signum, handler)
+
+
+def test_nothing_is_imported_before_the_options_are_understood(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(options: OodOptions) -> None:
+        raise UserError("option --out", got=options.out, expected="another", remedy="correct it")
+
+    for argv, check, sentence in (
+        (["--out", "/here"], refuse, "option --out: got /here, expected another; correct it.\n"),
+        (["--outt", "/here"], lambda _: None, "option: got --outt, expected a field of the config; did you mean"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["ood.py", *argv])
+        work = "no_such_module:work"
+        assert (
+            status_of(lambda: run_job(OodOptions(), work, check=check, description="", resumes=True)) == 2  # noqa: B023
+        )
+        printed = capsys.readouterr()
+        assert (printed.out, printed.err.count("\n")) == ("", 1)
+        assert printed.err.startswith(sentence)
+    assert status_of(lambda: run_command(lambda _: (7, True), "no_such_module:work", as_json=lambda x: {"x": x})) == 0
+    assert json.loads(capsys.readouterr().out) == {"x": 7}
+
+
+@pytest.mark.usefixtures("signals_kept")
+@pytest.mark.parametrize(
+    ("resumes", "sent", "status", "said"),
+    [
+        (True, signal.SIGTERM, 75, "stopped by SIGTERM; the same command resumes\n"),
+        (True, signal.SIGINT, 75, "stopped by SIGINT; the same command resumes\n"),
+        (False, signal.SIGINT, 130, "interrupted\n"),
+    ],
+)
+def test_a_stop_ends_a_command_by_whether_it_resumes(
+    resumes: bool, sent: signal.Signals, status: int, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def work(_: int) -> int:
+        signal.raise_signal(sent)
+        return 0
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    assert status_of(lambda: run_command(lambda _: (7, False), work, resumes=resumes)) == status
+    assert capsys.readouterr().err == said
+    assert status_of(lambda: run_command(lambda _: (7, False), lambda number: number, resumes=resumes)) == 7

@@ -22,6 +22,7 @@ from drl_dist.jobs.likelihood.options import LikelihoodOptions
 from drl_dist.jobs.sweep import driver as sweep_driver
 from drl_dist.jobs.train import metrics as train_metrics
 from drl_dist.jobs.train.metrics import CheckpointTimes, Clock, Exports
+from drl_dist.tracking.metrics import find_metric
 from tests.sweeps.makers import plan
 
 
@@ -110,6 +111,24 @@ def test_a_run_that_hangs_tells_of_its_last_step(kept: dict[str, list[float]], m
         assert hung["goodput"] == pytest.approx(21 * 2 / 1000)
     assert kept["step"][-1] == 31
     assert kept["data_wait_fraction"][-1] == 0.25
+
+
+def test_what_the_tracker_is_given_too_is_in_the_table_of_metrics(kept: dict[str, list[float]]) -> None:
+    logged: set[str] = set()
+    with Exporter("church", seconds=100) as exporter:
+        exports = Exports(
+            exporter,
+            Clock(),
+            started=time.time(),
+            first_step=10,
+            backlog=dict,
+            log=lambda _step, values: logged.update(values),
+            log_every=1,
+        )
+        for number in (11, 12):
+            exports.on_step(step(number, 2.0), cast(Any, None))
+    assert "goodput" in logged
+    assert all(metric is not None and metric.runs == "training" for metric in map(find_metric, logged))
 
 
 def test_a_job_counts_as_ended_if_it_ended_as_it_should(kept: dict[str, list[float]]) -> None:

@@ -5,21 +5,20 @@ from __future__ import annotations
 import io
 import shutil
 import tarfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from drl_dist.common.errors import UserError
-from drl_dist.common.progress import Advance
 from drl_dist.data.filesystem import Folder
 from drl_dist.data.index import open_index
 from drl_dist.jobs.sample import driver as sample_driver
 from drl_dist.jobs.sample.driver import sample_run
 from drl_dist.jobs.sample.options import SampleOptions
 from drl_dist.jobs.sample.task import UnitMaker
+from tests.jobs.in_process import OneByOne, run_in_process
 from tests.support import write_tiny_checkpoint
 
 
@@ -27,37 +26,9 @@ class Killed(BaseException):
     """Ends a job in the middle of a write."""
 
 
-class OneByOne:
-    """Makes units in this process: what a cluster does with them is tested in test_sample.py."""
-
-    made: list[int]
-
-    def __init__(
-        self, size: int, *, cpus: int, gpus: int, new_maker: type[UnitMaker], arguments: Sequence[Any]
-    ) -> None:
-        self._maker = new_maker(*arguments)
-
-    def run(self, units: Sequence[int], advance: Advance) -> Iterator[tuple[int, Any]]:
-        for unit in units:
-            *_, record = self._maker.make(unit)
-            OneByOne.made.append(unit)
-            yield unit, record
-
-    def close(self) -> None:
-        pass
-
-
-@contextmanager
-def no_cluster() -> Iterator[None]:
-    yield
-
-
 @pytest.fixture(autouse=True)
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    OneByOne.made = []
-    monkeypatch.setattr(sample_driver, "WorkerPool", OneByOne)
-    monkeypatch.setattr(sample_driver, "cluster", no_cluster)
-    monkeypatch.setattr(sample_driver, "check_capacity", lambda *_, **__: None)
+    run_in_process(monkeypatch, sample_driver)
 
 
 @pytest.fixture(scope="module")

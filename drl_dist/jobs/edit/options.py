@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from drl_dist.common.errors import UserError
-from drl_dist.common.validation import Rule, file_rule, model_rule, place_rule, refuse_broken
+from drl_dist.common.validation import Rule, file_rule, model_rule, place_rule, refuse_broken, refuse_missing
 
 SHAPES = ("left-half", "right-half", "top-half", "bottom-half", "centre")
 """Regions that a mask can hide by name; random-NN% hides so many of the pixels."""
@@ -142,11 +142,7 @@ def random_share(mask: str) -> float | None:
 
 
 def _check(options: EditOptions, needed: list[str], rules: list[Rule]) -> None:
-    if missing := [name for name in needed if getattr(options, name) in ("", None)]:
-        flags = ", ".join(map(_flag, missing))
-        raise UserError(
-            "command line", got=f"no {flags}", expected=", ".join(map(_flag, needed)), remedy=f"add {flags}"
-        )
+    refuse_missing({_flag(name): getattr(options, name) for name in needed})
     scale = options.noise_scale
     common: list[Rule] = [
         ("seed", options.seed, "a number in [0, 2**63)", 0 <= options.seed < 2**63),

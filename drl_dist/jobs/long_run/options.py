@@ -6,8 +6,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
-from drl_dist.common.errors import UserError
-from drl_dist.common.validation import Rule, model_rule, place_rule, refuse_broken
+from drl_dist.common.validation import Rule, model_rule, place_rule, refuse_broken, refuse_missing
 from drl_dist.mcmc.adaptation import AdaptationConfig
 from drl_dist.mcmc.kernels import KernelName
 from drl_dist.sampling.long_run import Start
@@ -67,10 +66,7 @@ class LongRunOptions:
 
 def check_options(options: LongRunOptions) -> None:
     """Raise `UserError` for options that no job can have."""
-    missing = [name for name in ("model", "out") if not getattr(options, name)]
-    if missing:
-        flags = ", ".join("--" + name for name in missing)
-        raise UserError("command line", got=f"no {flags}", expected="--model and --out", remedy=f"add {flags}")
+    refuse_missing({"--model": options.model, "--out": options.out})
     is_list = re.fullmatch(r"\d{1,7}(,\d{1,7})*", options.steps_per_level) is not None
     lengths = options.chain_lengths if is_list else ()
     rules: list[Rule] = [

@@ -89,10 +89,11 @@ class LongRunOutput:
         """A folder in the project's own data format, for whatever scores images."""
         model, url = self._experiment.model, joined(self._job.url, shards_folder(length))
         rows: list[ShardRow] = []
-        for unit, part in enumerate(images.split(_SHARD_IMAGES)):
+        names = shard_names(self._experiment.preset, len(images))
+        for unit, (name, part) in enumerate(zip(names, images.split(_SHARD_IMAGES), strict=True)):
             first = unit * _SHARD_IMAGES
             samples = (Sample(first + i, encode_png(pixels)) for i, pixels in enumerate(part.numpy()))
-            data, row = pack_shard(shard_name(self._experiment.preset, SPLIT, unit), samples)
+            data, row = pack_shard(name, samples)
             Folder(url).write(row.name, data)
             rows.append(row)
         write_index(
@@ -111,6 +112,11 @@ class LongRunOutput:
 def shards_folder(length: int) -> str:
     """Name of the folder of the images of one chain length."""
     return f"steps_{length}"
+
+
+def shard_names(preset: str, num_images: int) -> list[str]:
+    """Names of the shards of one chain length."""
+    return [shard_name(preset, SPLIT, unit) for unit in range(-(-num_images // _SHARD_IMAGES))]
 
 
 def figure(schedule: StepSizeSchedule, config: AdaptationConfig) -> bytes:

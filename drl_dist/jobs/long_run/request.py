@@ -7,6 +7,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from drl_dist.common.places import joined
+from drl_dist.data.filesystem import Folder
+from drl_dist.data.index import INDEX_NAME
 from drl_dist.jobs.common.device import device_name
 from drl_dist.jobs.common.job_folder import JobFolder
 from drl_dist.jobs.common.job_records import as_json, digest_of
@@ -18,6 +21,7 @@ from drl_dist.jobs.long_run.output import (
     DIAGNOSTICS_NAME,
     FIGURE_NAME,
     SPLIT,
+    shard_names,
     shards_folder,
 )
 from drl_dist.jobs.long_run.progress import record_files, record_names
@@ -83,9 +87,12 @@ def open_folder(options: LongRunOptions) -> JobFolder:
 
 
 def clean_up(folder: JobFolder, request: Mapping[str, Any], options: LongRunOptions) -> None:
-    """Remove the records of a request that is done."""
+    """Remove the records of a request that is done, and what a killed writer of its files left."""
     pictures = [f"{kind}_{length}.png" for kind in ("samples", "stages") for length in options.chain_lengths]
     records = record_names(options.chain_lengths, options.num_batches)
+    for length in options.chain_lengths:
+        names = shard_names(request["preset"], options.num_images)
+        Folder(joined(folder.url, shards_folder(length))).remove_parts([*names, INDEX_NAME])
     folder.clean_up(request, records=records, files=[*_fixed_files(options), *pictures])
 
 

@@ -6,8 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from drl_dist.common.errors import UserError
-from drl_dist.common.validation import Rule, model_rule, place_rule, refuse_broken
+from drl_dist.common.validation import Rule, model_rule, place_rule, refuse_broken, refuse_missing
 
 MAX_IMAGES = 10**9
 MAX_SHARDS = 100_000
@@ -47,10 +46,7 @@ class SampleOptions:
 
 def check_options(options: SampleOptions) -> None:
     """Raise `UserError` for options that no job can have."""
-    missing = [name for name in ("model", "out") if not getattr(options, name)]
-    if missing:
-        flags = ", ".join("--" + name for name in missing)
-        raise UserError("command line", got=f"no {flags}", expected="--model and --out", remedy=f"add {flags}")
+    refuse_missing({"--model": options.model, "--out": options.out})
     smallest_shard = max(1, -(-options.num_images // MAX_SHARDS))
     rules: list[Rule] = [
         ("--num-images", options.num_images, f"1 to {MAX_IMAGES}", 1 <= options.num_images <= MAX_IMAGES),
