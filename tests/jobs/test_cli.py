@@ -23,7 +23,7 @@ from drl_dist.common.program import SIGNALS
 from drl_dist.config.presets import TABLE_6, preset
 from drl_dist.config.tree import RunConfig
 from drl_dist.jobs.common import entry as cli_entry
-from drl_dist.jobs.common.entry import run_command, run_job
+from drl_dist.jobs.common.entry import run_command
 from drl_dist.jobs.train import options as cli_train
 from drl_dist.jobs.train.options import parse_train
 
@@ -246,7 +246,7 @@ def test_nothing_is_imported_before_the_options_are_understood(
         monkeypatch.setattr(sys, "argv", ["ood.py", *argv])
         work = "no_such_module:work"
         assert (
-            status_of(lambda: run_job(OodOptions(), work, check=check, description="", resumes=True)) == 2  # noqa: B023
+            status_of(lambda: cli_entry.run_job(OodOptions(), work, check=check, description="", resumes=True)) == 2  # noqa: B023
         )
         printed = capsys.readouterr()
         assert (printed.out, printed.err.count("\n")) == ("", 1)

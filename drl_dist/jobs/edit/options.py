@@ -26,7 +26,7 @@ class EditOptions:
     model: str = ""
     """models:/NAME@latest, models:/NAME/VERSION, or the URL of a checkpoint or of a run folder."""
     out: str = ""
-    """URL of the folder for the pictures."""
+    """URL of the folder for the pictures; the same command resumes there."""
     seed: int = 0
     """Keys all noise."""
     noise_scale: float | None = None
