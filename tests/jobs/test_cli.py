@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
-from drl_dist.jobs.ood.options import OodOptions
 
 from drl_dist.checkpoints.configs import config_from_dict
 from drl_dist.common.errors import UserError
@@ -24,6 +23,7 @@ from drl_dist.config.presets import TABLE_6, preset
 from drl_dist.config.tree import RunConfig
 from drl_dist.jobs.common import entry as cli_entry
 from drl_dist.jobs.common.entry import run_command
+from drl_dist.jobs.ood.options import OodOptions
 from drl_dist.jobs.train import options as cli_train
 from drl_dist.jobs.train.options import parse_train
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from drl_dist.jobs.ood.options import OodOptions
 
 from drl_dist.common.errors import UserError
 from drl_dist.data.filesystem import Folder
@@ -21,6 +20,7 @@ from drl_dist.jobs.likelihood.options import LikelihoodOptions
 from drl_dist.jobs.long_run.driver import long_run
 from drl_dist.jobs.long_run.options import LongRunOptions
 from drl_dist.jobs.ood.driver import ood_run
+from drl_dist.jobs.ood.options import OodOptions
 from drl_dist.jobs.sample import driver as sample_driver
 from drl_dist.jobs.sample.driver import sample_run
 from drl_dist.jobs.sample.options import SampleOptions
