@@ -171,16 +171,12 @@ class JobFolder:
             self._compare(found, request, is_done=is_done)
         return is_done
 
-    def check_begun(self, request: Mapping[str, Any], names: Collection[str] = ()) -> None:
-        """Return if what was begun here, if anything, is this request; errors as `check`.
-
-        Args:
-            request: the request at hand.
-            names: of files in the folder, none of which may be the job's where nothing says what they were made for.
-        """
+    def check_begun(self, request: Mapping[str, Any]) -> None:
+        """Return if what was begun here beside a result, if anything, is this request; errors as `check`."""
         begun = self.begun()
         if begun is None:
-            refuse_without_request(self.url, names, self._written, below=self._below)
+            # In a complete folder all but the records is this job's.
+            refuse_without_request(self.url, (), self._written, below=self._below)
         else:
             self._compare(begun, request)
 

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from drl_dist.build import build_network
 from drl_dist.checkpoints.format import CHECKSUMS, CONFIG, part_file, read_checkpoint
 from drl_dist.checkpoints.storage import fetch_checkpoint
+from drl_dist.common.errors import UserError
 from drl_dist.config.tree import Experiment
 from drl_dist.energy.wide_resnet import WideResNet
 from drl_dist.training.ema import load_averaged
@@ -69,6 +71,22 @@ def averaged_network(
     network = load_averaged(build_network(experiment), averaged)
     network.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     return network
+
+
+def check_finite(values: Tensor, what: str, *, remedy: str, expected: str = "finite pixels") -> None:
+    """Return if everything that a model made is finite.
+
+    Args:
+        values: of any shape.
+        what: what they are, for the message.
+        remedy: what to do if they are not.
+        expected: what they should be.
+
+    Raises:
+        UserError: some are not.
+    """
+    if not bool(values.isfinite().all()):
+        raise UserError(what, got="values that are not finite", expected=expected, remedy=remedy)
 
 
 def _registered(address: str, tracking_uri: str | None, into: Path) -> ResolvedModel:

@@ -18,7 +18,7 @@ from drl_dist.config.tree import EngineConfig, Experiment
 from drl_dist.diffusion.noise import PhiloxNoise
 from drl_dist.diffusion.recovery import LogDensityAndGrad
 from drl_dist.jobs.common.device import device_name, prepare_device
-from drl_dist.jobs.common.model import TrainedModel, averaged_network, load_model
+from drl_dist.jobs.common.model import TrainedModel, averaged_network, check_finite, load_model
 from drl_dist.jobs.edit.options import EditOptions, InpaintOptions, InterpolateOptions
 from drl_dist.jobs.edit.output import IMAGES_FOLDER, EditOutput
 from drl_dist.jobs.edit.tasks import open_task
@@ -192,11 +192,9 @@ def _counted(engine: GradientEngine, advance: Advance) -> RawAtLevel:
 
 
 def _finite(images: Tensor) -> Tensor:
-    if not bool(images.isfinite().all()):
-        raise UserError(
-            "drawn images",
-            got="values that are not finite",
-            expected="finite pixels",
-            remedy="use an earlier checkpoint, or one that was trained at a lower learning rate",
-        )
+    check_finite(
+        images,
+        "drawn images",
+        remedy="use an earlier checkpoint, or one that was trained at a lower learning rate",
+    )
     return images

@@ -15,14 +15,13 @@ from safetensors.numpy import save
 from torch import Tensor
 
 from drl_dist.build import build_ladder, build_levels
-from drl_dist.common.errors import UserError
 from drl_dist.config.tree import EngineConfig, Experiment
 from drl_dist.data.index import ShardIndex
 from drl_dist.data.subset import images_at, spread
 from drl_dist.diffusion.noise import PhiloxNoise
 from drl_dist.jobs.common.device import prepare_device
 from drl_dist.jobs.common.job_records import digest_of, read_arrays
-from drl_dist.jobs.common.model import averaged_network
+from drl_dist.jobs.common.model import averaged_network, check_finite
 from drl_dist.jobs.likelihood.options import MAX_CHAINS
 from drl_dist.likelihood.adaptation import LIKELIHOOD_IDS, AdaptedLevel, MarginalAdaptation, adapted_levels
 from drl_dist.likelihood.bits import dequantise, noisy_x_0
@@ -227,13 +226,12 @@ class LikelihoodMaker:
         else:
             yield from self._chains(wanted, arrays)
         for name, values in arrays.items():
-            if not bool(values.isfinite().all()):
-                raise UserError(
-                    f"{name} of {_WHAT[wanted.kind]} {wanted.numbers.start} to {wanted.numbers.stop - 1}",
-                    got="values that are not finite",
-                    expected="finite numbers",
-                    remedy="use an earlier checkpoint, or --precision float64",
-                )
+            check_finite(
+                values,
+                f"{name} of {_WHAT[wanted.kind]} {wanted.numbers.start} to {wanted.numbers.stop - 1}",
+                expected="finite numbers",
+                remedy="use an earlier checkpoint, or --precision float64",
+            )
         yield UnitResult(
             {name: np.ascontiguousarray(values.cpu().numpy()) for name, values in arrays.items()},
             self._model.device_name,

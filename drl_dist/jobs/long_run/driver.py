@@ -20,7 +20,7 @@ from drl_dist.diffusion.recovery import Levels
 from drl_dist.jobs.common.device import device_name, prepare_device
 from drl_dist.jobs.common.job_folder import JobFolder
 from drl_dist.jobs.common.job_records import digest_of
-from drl_dist.jobs.common.model import TrainedModel, averaged_network, load_model
+from drl_dist.jobs.common.model import TrainedModel, averaged_network, check_finite, load_model
 from drl_dist.jobs.common.report import evenly_spread
 from drl_dist.jobs.common.step_sizes import SCHEDULE_NAME, check_leapfrogs, read_schedule, write_schedule
 from drl_dist.jobs.long_run.diagnostics import Mixing, mixing
@@ -207,13 +207,11 @@ def _run(
                 watch.end_level(t, x_t)
                 x = x_t
             assert x is not None
-            if not bool(x.isfinite().all()):
-                raise UserError(
-                    f"images {int(ids[0])} to {int(ids[-1])} at {what}",
-                    got="values that are not finite",
-                    expected="finite pixels",
-                    remedy="use --start x_noisy, or an earlier checkpoint",
-                )
+            check_finite(
+                x,
+                f"images {int(ids[0])} to {int(ids[-1])} at {what}",
+                remedy="use --start x_noisy, or an earlier checkpoint",
+            )
             batch.images = to_uint8(x).cpu()
             kept.finish(length, number, batch)
             batches[number] = batch

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from drl_dist.common.errors import UserError
 from drl_dist.common.progress import progress
 from drl_dist.config.tree import Experiment
 from drl_dist.data.index import ShardIndex, open_index
@@ -23,7 +22,7 @@ from drl_dist.evaluation.ood import auroc, log_densities
 from drl_dist.jobs.common.device import device_name, prepare_device
 from drl_dist.jobs.common.job_folder import JobFolder
 from drl_dist.jobs.common.job_records import Record, SaveClock, digest_of
-from drl_dist.jobs.common.model import averaged_network, load_model
+from drl_dist.jobs.common.model import averaged_network, check_finite, load_model
 from drl_dist.jobs.common.report import figure_png, new_figure, report_bytes
 from drl_dist.jobs.ood.options import OodOptions
 
@@ -138,13 +137,12 @@ class _Work:
             for images in image_batches(index, self.count, self.options.batch_size, first=done):
                 ids = torch.arange(done, done + len(images), device=device)
                 values = log_densities(self.network, self.experiment, noise, images.to(device), ids)
-                if not bool(values.isfinite().all()):
-                    raise UserError(
-                        f"log-densities of {index.url}",
-                        got="values that are not finite",
-                        expected="finite numbers",
-                        remedy="use an earlier checkpoint",
-                    )
+                check_finite(
+                    values,
+                    f"log-densities of {index.url}",
+                    expected="finite numbers",
+                    remedy="use an earlier checkpoint",
+                )
                 if not self.has_begun:
                     # Not before there is anything to keep: a model without densities is no reason to claim a folder.
                     self.folder.begin(self.request)

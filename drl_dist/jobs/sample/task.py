@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from drl_dist.build import build_sampler
-from drl_dist.common.errors import UserError
 from drl_dist.common.images import enlargement, grid, to_uint8
 from drl_dist.config.tree import EngineConfig, Experiment
 from drl_dist.data.filesystem import Folder
@@ -24,7 +23,7 @@ from drl_dist.data.shards import Sample, ShardRow, encode_png, pack_shard, shard
 from drl_dist.diffusion.noise import PhiloxNoise
 from drl_dist.jobs.common.device import prepare_device
 from drl_dist.jobs.common.job_records import digest_of
-from drl_dist.jobs.common.model import averaged_network
+from drl_dist.jobs.common.model import averaged_network, check_finite
 from drl_dist.jobs.common.report import sheet_png
 from drl_dist.sampling.progressive import shown_levels
 from drl_dist.training.chain import GradientEngine
@@ -162,13 +161,11 @@ class UnitMaker:
             stages = self._sampler.sample_levels(
                 self._engine.raw_at, self._noise, ids, self._shape, keep=self._shown if ids[0] == 0 else (0,)
             )
-            if not bool(stages.isfinite().all()):
-                raise UserError(
-                    f"generated images {int(ids[0])} to {int(ids[-1])}",
-                    got="values that are not finite",
-                    expected="finite pixels",
-                    remedy="sample an earlier checkpoint, or train at a lower learning rate",
-                )
+            check_finite(
+                stages,
+                f"generated images {int(ids[0])} to {int(ids[-1])}",
+                remedy="sample an earlier checkpoint, or train at a lower learning rate",
+            )
             pngs += [encode_png(pixels) for pixels in to_uint8(stages[-1]).cpu().numpy()]
             if ids[0] == 0:
                 folder.write(PROGRESSION_NAME, progression(stages))
