@@ -15,7 +15,6 @@ from drl_dist.tracking.client import chunks, client_of, is_final
 from drl_dist.tracking.registry import register_checkpoint
 from drl_dist.tracking.spool import (
     CheckpointRecord,
-    FolderRecord,
     ImageRecord,
     MetricsRecord,
     Record,
@@ -87,8 +86,6 @@ class Sender:
                         # before the image, and ends before it begins.
                         for path in (picture_path(record.name, record.step), f"{record.name}.png"):
                             self._client.log_image(self._run_id, image, artifact_file=path)
-                case FolderRecord():
-                    self._client.log_artifacts(self._run_id, str(self._spool.payload / record.payload), record.path)
                 case CheckpointRecord():
                     register_checkpoint(
                         self._client,

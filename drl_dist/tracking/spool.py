@@ -48,14 +48,6 @@ class ImageRecord:
 
 
 @dataclass(frozen=True)
-class FolderRecord:
-    """A folder in ``payload/`` that becomes artifacts below `path`."""
-
-    path: str
-    payload: str
-
-
-@dataclass(frozen=True)
 class CheckpointRecord:
     """A checkpoint folder in ``payload/`` that becomes a model version."""
 
@@ -72,11 +64,10 @@ class StatusRecord:
     status: str
 
 
-Record = MetricsRecord | ImageRecord | FolderRecord | CheckpointRecord | StatusRecord
+Record = MetricsRecord | ImageRecord | CheckpointRecord | StatusRecord
 _KINDS: dict[str, type[Record]] = {
     "metrics": MetricsRecord,
     "image": ImageRecord,
-    "folder": FolderRecord,
     "checkpoint": CheckpointRecord,
     "status": StatusRecord,
 }
@@ -165,23 +156,20 @@ class Spool:
         """A path in ``payload/`` that nobody has."""
         return self.payload / f"{uuid.uuid4().hex}{suffix}"
 
-    def keep_files(self, folder: Path, names: Iterable[str], *, link: bool = False) -> str:
-        """Take files of a folder into ``payload/`` and give the payload's name.
+    def keep_files(self, folder: Path, names: Iterable[str]) -> str:
+        """Take files of a folder, which nobody writes to any more, into ``payload/`` and give the payload's name.
 
-        Args:
-            link: by hard link where that is possible; for files that nobody writes to any more.
+        They are hard links where that is possible.
         """
         target = self.new_payload()
         for name in names:
             (target / name).parent.mkdir(parents=True, exist_ok=True)
-            if link:
-                try:
-                    os.link(folder / name, target / name)
-                    continue
-                except OSError as error:
-                    if error.errno not in (errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK):
-                        raise
-            shutil.copyfile(folder / name, target / name)
+            try:
+                os.link(folder / name, target / name)
+            except OSError as error:
+                if error.errno not in (errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK):
+                    raise
+                shutil.copyfile(folder / name, target / name)
         return target.name
 
     def drop_payload(self, record: Record) -> None:

@@ -24,7 +24,6 @@ from drl_dist.tracking.runs import RunStatus
 from drl_dist.tracking.sender import Sender, ServerAway
 from drl_dist.tracking.spool import (
     CheckpointRecord,
-    FolderRecord,
     ImageRecord,
     MetricsRecord,
     Record,
@@ -104,15 +103,10 @@ class Tracker:
         Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image).save(path)
         self._append(ImageRecord(name, step, _now_ms(), path.name))
 
-    def log_artifact_folder(self, folder: Path, path: str) -> None:
-        """Every file of a folder as it is now, as artifacts below `path`."""
-        names = [str(file.relative_to(folder)) for file in sorted(folder.rglob("*")) if file.is_file()]
-        self._append(FolderRecord(path, self._spool.keep_files(folder, names)))
-
     def register_checkpoint(self, model_name: str, step: int, folder: Path, metadata: Mapping[str, object]) -> None:
         """See `drl_dist.tracking.registry.register_checkpoint`. The folder may be removed after the call."""
         tags = {name: str(value) for name, value in metadata.items()}
-        payload = self._spool.keep_files(folder, REGISTERED_FILES, link=True)
+        payload = self._spool.keep_files(folder, REGISTERED_FILES)
         self._append(CheckpointRecord(model_name, step, payload, tags))
 
     def flush(self, deadline_seconds: float) -> bool:

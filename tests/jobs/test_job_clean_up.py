@@ -20,7 +20,7 @@ from drl_dist.jobs.likelihood.task import LikelihoodRequest
 from drl_dist.jobs.sample.output import SampleOutput
 from drl_dist.jobs.sample.task import SampleRequest
 from drl_dist.jobs.train.storage import drop_stale_snapshot, ray_filesystem
-from drl_dist.tracking.spool import FolderRecord, ImageRecord, Spool
+from drl_dist.tracking.spool import CheckpointRecord, ImageRecord, Spool
 from drl_dist.tracking.sync import sync
 from tests.data.test_clean_up import assert_notes, checkpoint, keep_notes
 
@@ -188,7 +188,7 @@ def test_a_spool_drops_only_what_it_named(tmp_path: Path) -> None:
     own.write_bytes(b"x")
     spool.drop_payload(ImageRecord("samples", 1, 1, own.name))
     assert not own.exists()
-    spool.drop_payload(FolderRecord("a", "../mine"))
+    spool.drop_payload(CheckpointRecord("tiny", 1, "../mine", {}))
     spool.drop_payload(ImageRecord("samples", 1, 1, "../mine/notes.txt"))
     spool.close()
     assert (tmp_path / "mine" / "notes.txt").read_text() == "mine"

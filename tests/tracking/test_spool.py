@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 import shlex
 import socket
@@ -132,16 +134,23 @@ def test_groups_keep_order_and_the_request_limit() -> None:
     assert [(len(group), offset) for group, offset in groups] == [(1, 1), (1, 2), (1, 3), (2, 5), (1, 6), (1, 7)]
 
 
-def test_files_linked_into_the_spool_outlive_their_folder(tmp_path: Path) -> None:
+def test_files_in_the_spool_outlive_their_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = tmp_path / "source"
     source.mkdir()
     (source / "a.txt").write_text("a")
     spool = Spool(tmp_path / "spool")
-    for link in (True, False):
-        payload = spool.payload / spool.keep_files(source, ["a.txt"], link=link)
-        assert (payload / "a.txt").read_text() == "a"
+    linked = spool.payload / spool.keep_files(source, ["a.txt"]) / "a.txt"
+    assert linked.samefile(source / "a.txt")
     with pytest.raises(FileNotFoundError):
-        spool.keep_files(source, ["absent"], link=True)
+        spool.keep_files(source, ["absent"])
+
+    def other_disk(*_: object) -> None:
+        raise OSError(errno.EXDEV, "another disk")
+
+    monkeypatch.setattr(os, "link", other_disk)
+    copied = spool.payload / spool.keep_files(source, ["a.txt"]) / "a.txt"
+    (source / "a.txt").unlink()
+    assert (linked.read_text(), copied.read_text()) == ("a", "a")
     spool.close()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Self
 
@@ -17,6 +17,7 @@ EXPORTED = {f"drl_{metric.name}": metric.description for metric in METRICS if me
 """Name and meaning; Ray puts `ray_` before the name. All have the tag `run`; all are gauges but `COUNTED`."""
 COUNTED = frozenset(f"drl_{metric.name}" for metric in METRICS if metric.exported == "counter")
 """Counters, after whose name Ray puts `_total`. They stay when their process has ended; gauges go after 20 s."""
+_GAUGES = EXPORTED.keys() - COUNTED
 EXPORT_SECONDS = 5.0
 """Ray drops a gauge that was not set for two of its export intervals, 20 s by default."""
 
@@ -43,7 +44,7 @@ class Exporter:
     def set(self, **values: float) -> None:
         """Export gauges by their names in `EXPORTED`, without `drl_`, from now on; returns at once."""
         for name in values:
-            _check_name(name)
+            _check_name(name, _GAUGES)
         self._values = {**self._values, **values}
 
     def ask(self, look: Callable[[], Mapping[str, float]]) -> None:
@@ -52,7 +53,7 @@ class Exporter:
 
     def count(self, name: str) -> None:
         """Add one to a counter of `COUNTED`, named without `drl_`."""
-        full = _check_name(name)
+        full = _check_name(name, COUNTED)
         Counter(full, EXPORTED[full], tag_keys=("run",)).inc(1, tags={"run": self._run})
 
     def close(self) -> None:
@@ -75,7 +76,7 @@ class Exporter:
 
     def _export(self) -> None:
         for name, value in {**self._values, **self._look()}.items():
-            full = _check_name(name)
+            full = _check_name(name, _GAUGES)
             if full not in self._gauges:
                 self._gauges[full] = Gauge(full, EXPORTED[full], tag_keys=("run",))
             self._gauges[full].set(value, tags={"run": self._run})
@@ -98,8 +99,8 @@ def job_exported(run: str) -> Iterator[Exporter]:
         exporter.count("ended")
 
 
-def _check_name(name: str) -> str:
+def _check_name(name: str, known: Collection[str]) -> str:
     full = f"drl_{name}"
-    if full not in EXPORTED:
+    if full not in known:
         raise ValueError(f"{name} is not exported")
     return full
