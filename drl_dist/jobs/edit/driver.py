@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from drl_dist.build import build_posterior_sampler, build_sampler
-from drl_dist.common.errors import UserError
 from drl_dist.common.images import to_uint8
 from drl_dist.common.progress import Advance, progress
 from drl_dist.config.tree import EngineConfig, Experiment
