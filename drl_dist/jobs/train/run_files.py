@@ -88,12 +88,13 @@ class RunFiles:
         whole, _, _ = self._place.read_text().rpartition("\n")
         found: list[tuple[str, dict[str, Any]]] = []
         for number, line in enumerate(whole.splitlines(), 1):
+            numbers: object = None
             try:
                 numbers = json.loads(line)
                 is_known = isinstance(numbers, dict) and type(numbers["step"]) is int
             except (ValueError, KeyError):
                 is_known = False
-            if not is_known:
+            if not isinstance(numbers, dict) or not is_known:
                 raise UserError(
                     f"metrics {self._place}",
                     got=f"line {number} without a step",
