@@ -17,7 +17,7 @@ SEED = 2020
 
 
 def fid(generated: Tensor, real: Tensor) -> float:
-    """Frechet distance between the normal laws with the moments of two sets of features, (N, D) and (M, D)."""
+    """Frechet distance between the normal distributions with the moments of two sets of features, (N, D) and (M, D)."""
     make_importable()
     from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics, fid_statistics_to_metric
 

@@ -89,7 +89,7 @@ def upper_bound(
 
 
 def annealed_log_density(unnormalised: Tensor, total_log_weight: Tensor, num_dims: int) -> Tensor:
-    """On average at most log q(x_0) of each image, q being the law of the ends of the chains that go down.
+    """A lower bound, on average, of log q(x_0) of each image, where q is the distribution in which downward chains end.
 
     f(x_0) + weight - log Z_T, where one chain led x_0 up the ladder (RAISE: Burda, Grosse, Salakhutdinov, AISTATS
     2015). q is a normalised density whatever the chains do, and is p if they mix; images need not be draws of p.

@@ -43,7 +43,7 @@ class Estimate:
     lower_curve: Curve
     upper_curve: Curve
     annealed_bits_per_dim: float
-    """Of x_0 under the law of the ends of the chains that go down, on average at least its true value (RAISE)."""
+    """Bits per dimension of x_0 under the distribution in which downward chains end (RAISE); too large on average."""
     annealed_standard_error: float
 
 

@@ -4,17 +4,18 @@ The learned model is the prior. What is observed of an image x is its orthogonal
 its block means. White noise is white in P and in the rest, so what is observed of x_t is
 P (cumulative_scale_t x + cumulative_std_t e), and the chain of level t draws the rest of y_t given P y_t and x_{t+1}.
 
-**Rounds.** One pass down the ladder, as the paper describes, does not draw from the law of the rest given P x: the rest
-of x_{t+1} was drawn before P x_t was known, and the recovery term ties the chain to it. With more rounds, x_{t+1} is
-drawn anew from x_t by the forward process and the chain is run again. These are the two halves of a Gibbs sampler; its
-law tends to that of the rest of x_t given P x_t whatever it began with. An example: four Gaussian pixels in a row,
-neighbours correlated by .9, the first two observed. With one round of T6 the means of the others are 15 and 23 % too
-near to 0, and their standard deviations 11 % too large; with four rounds, 1 and 1.5 %, and .3 %.
+**Rounds.** One pass down the ladder, as the paper describes, does not draw the unobserved rest from its distribution
+given P x: the rest of x_{t+1} was drawn before P x_t was known, and the recovery term ties the chain to it. With more
+rounds, x_{t+1} is drawn again from x_t by the forward process and the chain is run again. These are the two halves of a
+Gibbs sampler, which converges to the distribution of the rest of x_t given P x_t from any start. An example: four
+Gaussian pixels in a row, neighbours correlated by .9, the first two observed. With one round of T6 the means of the
+others are 15 and 23 % too near to 0, and their standard deviations 11 % too large; with four rounds, 1 and 1.5 %, and
+.3 %.
 
-**Fresh noise at every level.** Given P y_t, the law of the rest of y_t depends on x_{t+1} through its rest alone. So no
-chain sees what is observed at two levels together, and that need not be one path of the forward process. Independent
-draws are taken because they are simpler. In the example, a path would leave standard deviations 12.5 % too large after
-one round, and the same from two rounds on.
+**Fresh noise at every level.** Given P y_t, the distribution of the rest of y_t depends on x_{t+1} only through the
+rest of x_{t+1}. So no chain sees the observed parts of two levels together, and these need not lie on one path of the
+forward process. Independent draws are simpler, and no worse: in the example, a path would leave standard deviations
+12.5 % too large after one round, and the same as independent draws from two rounds on.
 """
 
 from __future__ import annotations

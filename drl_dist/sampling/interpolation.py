@@ -23,8 +23,8 @@ class InterpolatedNoise:
     The angle is pi/2 and not the one between the two vectors. Independent normals of many dimensions are nearly
     orthogonal anyway; with a fixed angle the two factors do not depend on the numbers, and since their squares add up
     to 1, the blend is exactly standard normal in every pixel, independent between pixels, steps and levels. So every
-    image of the row has exactly the law of a generated image. The measured angle would be another one in every step,
-    and its blends would be normal only nearly. At w = 0 and w = 1 the numbers are those of a and of b, to the bit.
+    image of the row has exactly the distribution of a generated image. The measured angle would differ from step to
+    step, and its blends would only nearly be normal. At w = 0 and w = 1 the numbers are those of a and b, bit for bit.
 
     Sample ``p * len(weights) + c`` is at ``weights[c]`` between the images of pair p.
 

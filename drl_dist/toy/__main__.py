@@ -46,14 +46,14 @@ def main(argv: Sequence[str]) -> int:
     # Heavy imports wait until the options are understood.
     from drl_dist.common.progress import duration, progress
     from drl_dist.toy.density import Grid
-    from drl_dist.toy.laws import law
+    from drl_dist.toy.distributions import distribution
     from drl_dist.toy.pictures import comparison_picture, levels_picture
     from drl_dist.toy.side_by_side import fit_all
     from drl_dist.toy.study import data_points, num_chain_steps, report
     from drl_dist.toy.training import drl_experiment, short_run_experiment
 
     name: str = options.name
-    data_law = law(name)
+    data_distribution = distribution(name)
     folder = _folder(options.out)
     request = {name: getattr(options, name) for name in ("name", "seed", "steps", "lengthen")}
     names = [f"{name}_{kind}.png" for kind in ("levels", "comparison")]
@@ -68,7 +68,7 @@ def main(argv: Sequence[str]) -> int:
     with progress("both ways of learning", total, 0, "chain steps") as advance:
         fits = fit_all(experiments, name, grid, lengthen=options.lengthen, tell=advance)
     drl, short_run = fits["recovery"], fits["short-run"]
-    data = data_points(data_law)
+    data = data_points(data_distribution)
     pictures = {
         "levels": levels_picture(drl, grid, f"{name}: from noise to data by diffusion recovery likelihood"),
         "comparison": comparison_picture(drl, short_run, data, grid, f"{name}: recovery beside short-run likelihood"),

@@ -10,7 +10,7 @@ from torch import Tensor
 from drl_dist.diffusion.ladder import NoiseLadder
 from drl_dist.diffusion.recovery import Levels, scaled_density
 from drl_dist.sampling.progressive import RawAtLevel
-from drl_dist.toy.laws import DataLaw
+from drl_dist.toy.distributions import DataDistribution
 
 _PARTS = 4
 """Points per side of a cell that the exact density, whose edges are narrower than a cell, is averaged over."""
@@ -18,7 +18,7 @@ _PARTS = 4
 
 @dataclass(frozen=True)
 class Grid:
-    """Square cells over [-half_width, half_width]**2; of every law and of white noise less than .1 % lies outside.
+    """Square cells over [-half_width, half_width]**2, with more than 99.9 % of every distribution and white noise.
 
     Masses on it are (cells, cells) float64 that sum to 1; the first index is the first coordinate.
     """
@@ -42,16 +42,16 @@ class Grid:
         return torch.cartesian_prod(centres, centres)
 
 
-def exact_masses(law: DataLaw, ladder: NoiseLadder, t: int, grid: Grid) -> Tensor:
+def exact_masses(distribution: DataDistribution, ladder: NoiseLadder, t: int, grid: Grid) -> Tensor:
     """Cell masses of x_t = cumulative_scale_t x + cumulative_std_t e for data x, normalised within the grid.
 
     Args:
-        law: of the data x.
+        distribution: of the data x.
         ladder: the forward process.
         t: noise level, 0 to T.
         grid: where the masses are wanted.
     """
-    marginal = law.affine(float(ladder.cumulative_scale[t]), float(ladder.cumulative_std[t]))
+    marginal = distribution.affine(float(ladder.cumulative_scale[t]), float(ladder.cumulative_std[t]))
     fine = marginal.density_on_square(grid.centres(_PARTS))
     masses = fine.reshape(grid.cells, _PARTS, grid.cells, _PARTS).mean((1, 3))
     return masses / masses.sum()

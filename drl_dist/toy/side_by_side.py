@@ -16,7 +16,7 @@ import torch
 from drl_dist.common.errors import UserError
 from drl_dist.config.tree import Experiment
 from drl_dist.toy.density import Grid
-from drl_dist.toy.laws import law
+from drl_dist.toy.distributions import distribution
 from drl_dist.toy.study import Fit, Tell, fit
 
 
@@ -84,7 +84,12 @@ def _fit(end: Connection, experiment: Experiment, name: str, label: str, grid: G
     with suppress(BrokenPipeError, EOFError):
         try:
             result: Fit | UserError = fit(
-                law(name), experiment, label, grid, lengthen=lengthen, tell=lambda items, note: end.send((items, note))
+                distribution(name),
+                experiment,
+                label,
+                grid,
+                lengthen=lengthen,
+                tell=lambda items, note: end.send((items, note)),
             )
         except UserError as error:
             result = error

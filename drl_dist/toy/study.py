@@ -14,11 +14,11 @@ from drl_dist.diffusion.noise import PhiloxNoise
 from drl_dist.diffusion.recovery import LogDensityAndGrad
 from drl_dist.sampling.progressive import RawAtLevel
 from drl_dist.toy.density import Grid, exact_masses, kl_divergence, learned_masses, total_variation
-from drl_dist.toy.laws import DataLaw
+from drl_dist.toy.distributions import DataDistribution
 from drl_dist.toy.training import ToyModel, train
 
 NEAR = 0.15
-"""A point within this distance of the data is on them; the laws' own widths are about half of it."""
+"""A point within this distance of the data is on them; the distributions' own widths are about half of it."""
 
 NUM_SAMPLES = 2000
 NUM_LONG = 200
@@ -60,9 +60,9 @@ class Fit:
         return kl_divergence(self.exact[0], self.learned[0])
 
 
-def data_points(law: DataLaw, count: int = _NUM_DATA) -> Tensor:
+def data_points(distribution: DataDistribution, count: int = _NUM_DATA) -> Tensor:
     """Points (count, 2) that no training sees."""
-    return law.sample(PhiloxNoise(0), _FIRST_DATA_ID + torch.arange(count))
+    return distribution.sample(PhiloxNoise(0), _FIRST_DATA_ID + torch.arange(count))
 
 
 def share_off(points: Tensor, data: Tensor, distance: float = NEAR) -> float:
@@ -99,7 +99,7 @@ def num_chain_steps(experiment: Experiment, lengthen: int) -> int:
 
 
 def fit(
-    law: DataLaw,
+    distribution: DataDistribution,
     experiment: Experiment,
     label: str,
     grid: Grid,
@@ -110,7 +110,7 @@ def fit(
     """Train, sample, run on, and put densities on the grid.
 
     Args:
-        law: of the data.
+        distribution: of the data.
         experiment: how it is learned.
         label: what this way of learning is called.
         grid: of the densities.
@@ -121,7 +121,7 @@ def fit(
         UserError: training ran away.
     """
     model, chain = ToyModel.create(experiment), experiment.mcmc.num_chain_steps
-    train(model, law, lambda loss: tell(chain, f"{label}: loss {loss:.3f}"))
+    train(model, distribution, lambda loss: tell(chain, f"{label}: loss {loss:.3f}"))
     noise = PhiloxNoise(experiment.train.seed)
     stages = model.sample_levels(noise, torch.arange(NUM_SAMPLES))
     num_levels, num_long = model.levels.num_levels, lengthen * chain
@@ -137,7 +137,7 @@ def fit(
         lengthen,
         num_long,
         learned=[learned_masses(model.network.raw_at, model.levels, t, grid) for t in range(num_levels)],
-        exact=[exact_masses(law, model.ladder, t, grid) for t in range(num_levels + 1)],
+        exact=[exact_masses(distribution, model.ladder, t, grid) for t in range(num_levels + 1)],
     )
 
 

@@ -23,7 +23,7 @@ from drl_dist.energy.toy_mlp import ToyMlp
 from drl_dist.mcmc.kernel import KeyedChainNoise, run_chain
 from drl_dist.mcmc.langevin import UnadjustedLangevin
 from drl_dist.sampling.progressive import ProgressiveSampler, RawAtLevel
-from drl_dist.toy.laws import DataLaw
+from drl_dist.toy.distributions import DataDistribution
 from drl_dist.training.ema import Ema
 
 _RUNAWAY_LOSS = 1e4
@@ -141,7 +141,9 @@ class ToyModel:
         return run_chain(kernel, x * scale, numbers, num_chain_steps).y / scale
 
 
-def train(model: ToyModel, law: DataLaw, on_step: Callable[[float], None] = lambda loss: None) -> None:
+def train(
+    model: ToyModel, distribution: DataDistribution, on_step: Callable[[float], None] = lambda loss: None
+) -> None:
     """Train on an endless stream of points; every step sees new ones.
 
     The learning rate rises over the warm-up and falls linearly to 0 at the end: few steps leave no time for an average
@@ -149,7 +151,7 @@ def train(model: ToyModel, law: DataLaw, on_step: Callable[[float], None] = lamb
 
     Args:
         model: at its initial weights; is left with the moving average of its weights.
-        law: of the data.
+        distribution: of the data.
         on_step: told the loss after every step, in nats.
 
     Raises:
@@ -166,7 +168,7 @@ def train(model: ToyModel, law: DataLaw, on_step: Callable[[float], None] = lamb
         for group in optimizer.param_groups:
             group["lr"] = optim.learning_rate * warm * (1 - step / schedule.num_steps)
         ids = torch.arange(schedule.batch_size) + step * schedule.batch_size
-        loss = step_loss(model, law, noise, ids)
+        loss = step_loss(model, distribution, noise, ids)
         value = float(loss.detach())
         # Not a number is not within any bound.
         if not abs(value) < _RUNAWAY_LOSS:
@@ -184,17 +186,17 @@ def train(model: ToyModel, law: DataLaw, on_step: Callable[[float], None] = lamb
     model.network.load_state_dict(ema.shadow)
 
 
-def step_loss(model: ToyModel, law: DataLaw, noise: Noise, ids: Tensor) -> Tensor:
+def step_loss(model: ToyModel, distribution: DataDistribution, noise: Noise, ids: Tensor) -> Tensor:
     """The loss of Algorithm 1, a scalar in nats: draw pairs, run the chain, compare its ends.
 
     Args:
         model: whose network is trained.
-        law: of the data.
+        distribution: of the data.
         noise: of data, pairs and chains.
         ids: (B,) int64 of the points.
     """
     level = draw_levels(noise, ids, model.levels.num_levels)
-    pairs = draw_pairs(noise, ids, law.sample(noise, ids), level, model.ladder, model.levels.transition_scale)
+    pairs = draw_pairs(noise, ids, distribution.sample(noise, ids), level, model.ladder, model.levels.transition_scale)
     mcmc = model.experiment.mcmc
     sampler = ProgressiveSampler(model.levels, mcmc.num_chain_steps, mcmc.noise_scale)
     kernel = sampler.kernel(model.network.raw_at(level), pairs.x_noisy, level)

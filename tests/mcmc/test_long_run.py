@@ -21,7 +21,7 @@ from drl_dist.mcmc.kernel import Observer
 from drl_dist.mcmc.record import ChainRecord, summarise
 from drl_dist.sampling.long_run import LongRunSampler, Start, adapt_schedule, suitable_start
 from drl_dist.sampling.progressive import RawAtLevel
-from tests.mcmc.laws import expected_rate
+from tests.mcmc.distributions import expected_rate
 
 DATA = Gaussian(torch.tensor(0.5), 0.4)
 T6 = Experiment(preset="gaussian")
@@ -41,11 +41,11 @@ def exact_raw(experiment: Experiment) -> RawAtLevel:
 
     def raw_at(level: Tensor) -> LogDensityAndGrad:
         t = int(level[0])
-        law = DATA.level(ladder, t, float(levels.transition_scale[t]))
+        target = DATA.level(ladder, t, float(levels.transition_scale[t]))
         scale = float(levels.energy_scale[t])
 
         def raw(y: Tensor) -> tuple[Tensor, Tensor]:
-            value, gradient = law.log_density_and_grad(y)
+            value, gradient = target.log_density_and_grad(y)
             return value / scale, gradient / scale
 
         return raw
@@ -61,16 +61,16 @@ def sampler_of(
     levels = build_levels(experiment, ladder)
     step_sizes: list[float] = []
     for t in range(levels.num_levels):
-        law = DATA.level(ladder, t, float(levels.transition_scale[t]))
-        step_sizes.append(1.2 / math.sqrt(law.std**-2 + float(levels.recovery_precision[t])))
+        target = DATA.level(ladder, t, float(levels.transition_scale[t]))
+        step_sizes.append(1.2 / math.sqrt(target.std**-2 + float(levels.recovery_precision[t])))
     kernel_at = kernel_named(kernel, max_tree_depth=3)  # pyright: ignore[reportArgumentType]
     return LongRunSampler(levels, tuple(step_sizes), kernel_at, num_chain_steps, start)
 
 
-def scores(x: Tensor, law: Gaussian) -> tuple[float, float]:
+def scores(x: Tensor, target: Gaussian) -> tuple[float, float]:
     """Standard errors of mean and variance."""
     count = x.numel()
-    z = (x.double() - float(law.mean)) / law.std
+    z = (x.double() - float(target.mean)) / target.std
     return float(z.mean()) * math.sqrt(count), float(z.square().mean() - 1) * math.sqrt(count / 2)
 
 
@@ -93,8 +93,8 @@ def test_t6_draws_the_data_at_every_level(
         run = sampler.sample(exact_raw(experiment), PhiloxNoise(seed), torch.arange(3000), (DIMS,), keep=range(7))
         assert torch.equal(run.kept[0], run.x)
         for t in range(6):
-            law = DATA.affine(float(ladder.cumulative_scale[t]), float(ladder.cumulative_std[t]))
-            for score in scores(run.kept[t], law):
+            target = DATA.affine(float(ladder.cumulative_scale[t]), float(ladder.cumulative_std[t]))
+            for score in scores(run.kept[t], target):
                 assert abs(score) < 4.5
 
 
@@ -103,8 +103,8 @@ def test_the_normal_approximation_alone_is_wrong_at_t6_and_nearly_right_at_t1k()
     ids = torch.arange(3000)
     coarse = sampler_of(T6, "hmc", 1).sample(exact_raw(T6), PhiloxNoise(0), ids, (DIMS,), keep=(2,))
     ladder = build_ladder(T6.diffusion)
-    law = DATA.affine(float(ladder.cumulative_scale[2]), float(ladder.cumulative_std[2]))
-    assert abs(scores(coarse.kept[2], law)[1]) > 50
+    target = DATA.affine(float(ladder.cumulative_scale[2]), float(ladder.cumulative_std[2]))
+    assert abs(scores(coarse.kept[2], target)[1]) > 50
     fine = sampler_of(T1K, "hmc", 1).sample(exact_raw(T1K), PhiloxNoise(0), ids, (DIMS,))
     assert float(fine.x.std()) == pytest.approx(0.4, rel=0.03)
     assert float(fine.x.mean()) == pytest.approx(0.5, abs=0.03)
@@ -117,8 +117,8 @@ def test_t1k_draws_the_data(seed: int) -> None:
     ladder = build_ladder(T1K.diffusion)
     assert set(run.kept) == {1000, 500}
     for x, t in ((run.x, 0), (run.kept[500], 500)):
-        law = DATA.affine(float(ladder.cumulative_scale[t]), float(ladder.cumulative_std[t]))
-        for score in scores(x, law):
+        target = DATA.affine(float(ladder.cumulative_scale[t]), float(ladder.cumulative_std[t]))
+        for score in scores(x, target):
             assert abs(score) < 4.5
     for score in scores(run.kept[1000], Gaussian(torch.tensor(0.0), 1.0)):
         assert abs(score) < 4.5
@@ -130,10 +130,10 @@ def test_a_lost_recovery_term_is_noticed() -> None:
     )
     # The network of a marginal top level, sampled as if it were conditional: the pull to x_6 and the scale are wrong.
     run = wrong.sample(exact_raw(T6), PhiloxNoise(0), torch.arange(3000), (DIMS,), keep=(5,))
-    law = DATA.affine(
+    target = DATA.affine(
         *(float(v[5]) for v in (build_ladder(T6.diffusion).cumulative_scale, build_ladder(T6.diffusion).cumulative_std))
     )
-    assert max(abs(score) for score in scores(run.kept[5], law)) > 9
+    assert max(abs(score) for score in scores(run.kept[5], target)) > 9
 
 
 def test_images_depend_neither_on_their_batch_nor_on_what_is_kept() -> None:
@@ -240,8 +240,8 @@ def test_a_schedule_of_all_levels_is_adapted_down_the_ladder(
     for t in range(6):
         assert 0.6 <= schedule.acceptance_rate[t] <= 0.9
         assert summarise([records[t]]).acceptance_rate == pytest.approx(schedule.acceptance_rate[t], abs=0.05)
-        law = DATA.level(ladder, t, float(levels.transition_scale[t]))
-        std = 1 / math.sqrt(law.std**-2 + float(levels.recovery_precision[t]))
+        target = DATA.level(ladder, t, float(levels.transition_scale[t]))
+        std = 1 / math.sqrt(target.std**-2 + float(levels.recovery_precision[t]))
         assert 0.5 < schedule.step_size[t] / std < 1.5
 
 

@@ -18,7 +18,7 @@ from drl_dist.common.errors import UserError
 from drl_dist.localhost import processes
 from drl_dist.toy.__main__ import main
 from drl_dist.toy.density import Grid
-from drl_dist.toy.laws import LAWS
+from drl_dist.toy.distributions import DISTRIBUTIONS
 from drl_dist.toy.side_by_side import fit_all
 from drl_dist.toy.study import Fit, fit, num_chain_steps
 from drl_dist.toy.training import drl_experiment, short_run_experiment
@@ -154,7 +154,7 @@ def test_both_at_once_are_what_each_is_alone() -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        alone = {label: fit(LAWS[name], experiments[label], label, grid, lengthen=1) for label in experiments}
+        alone = {label: fit(DISTRIBUTIONS[name], experiments[label], label, grid, lengthen=1) for label in experiments}
     finally:
         torch.set_num_threads(threads)
 

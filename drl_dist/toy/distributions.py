@@ -1,6 +1,6 @@
 """Two-dimensional data with a known density; each coordinate has a standard deviation between 1.1 and 1.5.
 
-A point is a pure function of (seed, sample id). The laws keep their form under the forward process
+A point is a pure function of (seed, sample id). The distributions keep their form under the forward process
 x_t = scale * x + noise_std * e, so the density of every noise level is closed form (for the spirals, a sum).
 """
 
@@ -19,12 +19,12 @@ from drl_dist.diffusion.noise import Noise, Purpose
 from drl_dist.energy.analytic import GaussianMixture
 
 _NODES = 300
-"""Points that stand for a spiral arm, a third of the law's own std apart."""
+"""Points that stand for a spiral arm, a third of the distribution's own std apart."""
 _SHARP = 1e-9
 """Width of an edge that is not blurred."""
 
 
-class DataLaw(ABC):
+class DataDistribution(ABC):
     """Points of the plane and the density that they are drawn from."""
 
     def sample(self, noise: Noise, sample_ids: Tensor) -> Tensor:
@@ -47,8 +47,8 @@ class DataLaw(ABC):
         """The normalised density (N,) at points (N, 2) float64, per unit of area."""
 
     @abstractmethod
-    def affine(self, scale: float, noise_std: float) -> DataLaw:
-        """The law of scale * x + noise_std * e for x of this law and standard normal e."""
+    def affine(self, scale: float, noise_std: float) -> DataDistribution:
+        """The distribution of scale * x + noise_std * e for x of this distribution and standard normal e."""
 
     def density_on_square(self, axis: Tensor) -> Tensor:
         """The density (n, n) at axis x axis, (n,) float64; the first index is the first coordinate."""
@@ -56,7 +56,7 @@ class DataLaw(ABC):
 
 
 @dataclass(frozen=True)
-class Checkerboard(DataLaw):
+class Checkerboard(DataDistribution):
     """Uniform on the eight black squares of a 4 x 4 board centred on 0, blurred by N(0, std**2 I).
 
     Args:
@@ -80,7 +80,7 @@ class Checkerboard(DataLaw):
         return self._product(x, y)
 
     def density_on_square(self, axis: Tensor) -> Tensor:
-        """As `DataLaw.density_on_square`."""
+        """As `DataDistribution.density_on_square`."""
         return self._product(axis[:, None], axis[None])
 
     def _product(self, x: Tensor, y: Tensor) -> Tensor:
@@ -97,12 +97,12 @@ class Checkerboard(DataLaw):
         return total
 
     def affine(self, scale: float, noise_std: float) -> Checkerboard:
-        """See `DataLaw.affine`."""
+        """See `DataDistribution.affine`."""
         return Checkerboard(self.side * scale, math.hypot(self.std * scale, noise_std))
 
 
 @dataclass(frozen=True)
-class Rings(DataLaw):
+class Rings(DataDistribution):
     """Concentric circles, equally dense along their lengths, blurred by N(0, std**2 I)."""
 
     radii: tuple[float, ...] = (0.6, 1.3, 2.0)
@@ -127,11 +127,11 @@ class Rings(DataLaw):
         return total / (2 * math.pi * self.std**2)
 
     def affine(self, scale: float, noise_std: float) -> Rings:
-        """See `DataLaw.affine`."""
+        """See `DataDistribution.affine`."""
         return Rings(tuple(scale * r for r in self.radii), math.hypot(self.std * scale, noise_std))
 
 
-class BlurredPoints(DataLaw):
+class BlurredPoints(DataDistribution):
     """Equally likely centres, blurred by N(0, std**2 I)."""
 
     std: float
@@ -146,8 +146,8 @@ class BlurredPoints(DataLaw):
         return (mixture.log_density(points) - mixture.log_z()).exp()
 
     def density_on_square(self, axis: Tensor) -> Tensor:
-        """As `DataLaw.density_on_square`: a Gaussian is a product over coordinates, which makes this one product of
-        matrices instead of n**2 K exponentials."""
+        """See `DataDistribution.density_on_square`. A Gaussian is a product over coordinates, so one matrix product
+        replaces n**2 K exponentials."""
         centres = self.centres()
         first, second = (torch.exp(-0.5 * ((axis[:, None] - c[None]) / self.std) ** 2) for c in centres.unbind(1))
         return first @ second.mT / (len(centres) * 2 * math.pi * self.std**2)
@@ -170,7 +170,7 @@ class Mixture(BlurredPoints):
         return self.centres()[(uniform[:, 0] * self.num_components).long()] + self.std * normal
 
     def affine(self, scale: float, noise_std: float) -> Mixture:
-        """See `DataLaw.affine`."""
+        """See `DataDistribution.affine`."""
         return dataclasses.replace(self, radius=self.radius * scale, std=math.hypot(self.std * scale, noise_std))
 
 
@@ -201,11 +201,11 @@ class Spirals(BlurredPoints):
         return self._arms(uniform[:, 0], (uniform[:, 1] * 2).floor()) + self.std * normal
 
     def affine(self, scale: float, noise_std: float) -> Spirals:
-        """See `DataLaw.affine`."""
+        """See `DataDistribution.affine`."""
         return Spirals(self.inner_radius * scale, self.outer_radius * scale, math.hypot(self.std * scale, noise_std))
 
 
-LAWS: dict[str, DataLaw] = {
+DISTRIBUTIONS: dict[str, DataDistribution] = {
     "checkerboard": Checkerboard(),
     "rings": Rings(),
     "mixture": Mixture(),
@@ -213,12 +213,14 @@ LAWS: dict[str, DataLaw] = {
 }
 
 
-def law(name: str) -> DataLaw:
+def distribution(name: str) -> DataDistribution:
     """The data of one name.
 
     Raises:
         UserError: no data has this name.
     """
-    if name not in LAWS:
-        raise UserError("data set", got=name, expected="one of " + ", ".join(LAWS), remedy="choose one of these")
-    return LAWS[name]
+    if name not in DISTRIBUTIONS:
+        raise UserError(
+            "data set", got=name, expected="one of " + ", ".join(DISTRIBUTIONS), remedy="choose one of these"
+        )
+    return DISTRIBUTIONS[name]
