@@ -89,7 +89,7 @@ def titled(head: RayHead, title: str) -> list[int]:
 def train_under_kills(
     head: RayHead,
     command: Command,
-    ledger: Path,
+    audit_log: Path,
     chooser: random.Random,
     kinds: Sequence[str],
     pause: Callable[[], float],
@@ -104,7 +104,7 @@ def train_under_kills(
     """
     faults: list[Fault] = []
     command.start()
-    resumed = _begun_after(ledger, time.time(), command)
+    resumed = _begun_after(audit_log, time.time(), command)
     known = 0
     for number, kind in enumerate(kinds):
         if resumed is None:
@@ -121,7 +121,7 @@ def train_under_kills(
         else:
             command.kill()
             command.start()
-        resumed = _begun_after(ledger, killed + 0.2, command)
+        resumed = _begun_after(audit_log, killed + 0.2, command)
         if resumed is not None:
             faults.append(Fault(kind=kind, time=killed, recovery_seconds=resumed - killed))
     command.wait(1800)
@@ -139,11 +139,11 @@ def _further_checkpoint(run_url: str, known: int, command: Command) -> int:
     return known
 
 
-def _begun_after(ledger: Path, moment: float, command: Command) -> float | None:
+def _begun_after(audit_log: Path, moment: float, command: Command) -> float | None:
     """When workers that started after `moment` first began a step; None if the job ended instead."""
     deadline = time.time() + LONGEST_WAIT
     while time.time() < deadline:
-        for path in ledger.glob("*.jsonl"):
+        for path in audit_log.glob("*.jsonl"):
             # The name ends with the nanosecond at which the file was made.
             if int(path.stem.rsplit("-", 1)[1]) / 1e9 > moment:
                 first, newline, _ = path.read_text().partition("\n")

@@ -31,7 +31,7 @@ from benchmarks.results import open_results
 from drl_dist.checkpoints.format import PARTS, part_file
 from drl_dist.checkpoints.storage import checkpoint_name
 from drl_dist.common.places import path_here
-from drl_dist.data.audit import audit, read_ledger
+from drl_dist.data.audit import audit, read_audit_log
 from drl_dist.data.manifest import MANIFEST_NAME
 from drl_dist.localhost import MlflowServer, RayHead
 
@@ -59,7 +59,7 @@ class Bench:
     seed: int
 
     def training(self, name: str, workers: int, steps: int, every: int, *more: str) -> Command:
-        """A training job on digits with a ledger."""
+        """A training job on digits that keeps an audit log."""
         words = [
             "jobs/train_digits.py",
             f"--data={self.out / 'digits'}",
@@ -77,8 +77,8 @@ class Bench:
         """Folder of a run."""
         return str(self.out / "runs" / name)
 
-    def ledger(self, name: str) -> Path:
-        """Folder of a run's ledger."""
+    def audit_log(self, name: str) -> Path:
+        """Folder of a run's audit log."""
         return self.out / "ledger" / name
 
     def weights(self, name: str, step: int) -> dict[str, str]:
@@ -99,15 +99,15 @@ def exact(bench: Bench, kills: int, drivers: int) -> dict[str, Any]:
     faults = train_under_kills(
         bench.head,
         killed,
-        bench.ledger("killed"),
+        bench.audit_log("killed"),
         chooser,
         kinds,
         pause=lambda: chooser.uniform(0.5, 3.5),
         run_url=bench.run_url("killed"),
     )
     sizes = {"num_steps": EXACT_STEPS, "batch_size": BATCH, "num_samples": NUM_DIGITS}
-    straight = audit(read_ledger(bench.ledger("alone")), **sizes)
-    found = audit(read_ledger(bench.ledger("killed")), **sizes)
+    straight = audit(read_audit_log(bench.audit_log("alone")), **sizes)
+    found = audit(read_audit_log(bench.audit_log("killed")), **sizes)
     return {
         "faults": [dataclasses.asdict(fault) for fault in faults],
         "is_bit_identical": bench.weights("alone", EXACT_STEPS) == bench.weights("killed", EXACT_STEPS),
@@ -126,8 +126,8 @@ def workers(bench: Bench) -> dict[str, Any]:
             job.start()
             job.wait(900)
     sizes = {"num_steps": steps, "batch_size": BATCH, "num_samples": NUM_DIGITS}
-    one, changing = (audit(read_ledger(bench.ledger(name)), **sizes) for name in names)
-    places = [_places(bench.ledger(name)) for name in names]
+    one, changing = (audit(read_audit_log(bench.audit_log(name)), **sizes) for name in names)
+    places = [_places(bench.audit_log(name)) for name in names]
     return {
         "workers": [number for number, _ in CHANGES],
         "steps": steps,
@@ -138,11 +138,11 @@ def workers(bench: Bench) -> dict[str, Any]:
     }
 
 
-def _places(ledger: Path) -> dict[int, tuple[int, int]]:
+def _places(folder: Path) -> dict[int, tuple[int, int]]:
     """Position -> shard and sample."""
     return {
         position: (shard, sample)
-        for line in read_ledger(ledger)
+        for line in read_audit_log(folder)
         for position, shard, sample in zip(line.positions, line.shards, line.samples, strict=True)
     }
 
@@ -156,13 +156,13 @@ def goodput(bench: Bench) -> dict[str, Any]:
     faults = train_under_kills(
         bench.head,
         job,
-        bench.ledger(name),
+        bench.audit_log(name),
         chooser,
         ["worker"] * 60,
         pause=lambda: KILL_EVERY - 10.0,
         run_url=bench.run_url(name),
     )
-    lines = [line for line in read_ledger(bench.ledger(name)) if line.rank == 0]
+    lines = [line for line in read_audit_log(bench.audit_log(name)) if line.rank == 0]
     begun = {line.step: line.time for line in lines}
     seconds = [begun[step + 1] - begun[step] for step in begun if step + 1 in begun]
     wall = lines[-1].time - lines[0].time

@@ -20,12 +20,12 @@ from drl_dist.data.order import SampleOrder
 from drl_dist.data.shards import Sample, pack_shard
 from drl_dist.data.stream import ShardStream
 from drl_dist.data.substitutes import (
-    LEDGER,
+    SUBSTITUTES,
     DamageError,
     Substitute,
-    format_ledger,
-    parse_ledger,
-    read_ledger,
+    format_substitutes,
+    parse_substitutes,
+    read_substitutes,
 )
 from tests.data.sets import pixels_of, sample_ids, sample_of, write_set
 from tests.faulty_proxy import FaultyProxy
@@ -217,21 +217,21 @@ def test_damage_in_a_bucket_is_the_same_as_on_a_disk(
 LINES = [Substitute(9, "a.tar", 1, "no such file", "b.tar", 4), Substitute(3, "a.tar", 0, "é", "b.tar", 2)]
 
 
-def test_the_ledger_is_lines_in_order_and_is_cut_where_a_run_goes_on(tmp_path: Path) -> None:
-    text = format_ledger(LINES)
+def test_the_substitution_log_is_lines_in_order_and_is_cut_where_a_run_resumes(tmp_path: Path) -> None:
+    text = format_substitutes(LINES)
     assert text.count(b"\n") == 2
-    assert parse_ledger(text, source="x") == sorted(LINES)
-    assert read_ledger(str(tmp_path), before=5) == []
-    (tmp_path / LEDGER).write_bytes(text)
-    assert read_ledger(str(tmp_path)) == sorted(LINES)
-    assert read_ledger(str(tmp_path), before=9) == [LINES[1]]
-    assert (tmp_path / LEDGER).read_bytes() == format_ledger(LINES[1:])
+    assert parse_substitutes(text, source="x") == sorted(LINES)
+    assert read_substitutes(str(tmp_path), before=5) == []
+    (tmp_path / SUBSTITUTES).write_bytes(text)
+    assert read_substitutes(str(tmp_path)) == sorted(LINES)
+    assert read_substitutes(str(tmp_path), before=9) == [LINES[1]]
+    assert (tmp_path / SUBSTITUTES).read_bytes() == format_substitutes(LINES[1:])
 
 
 @pytest.mark.parametrize(
-    "line", [b"{", b"[]", b"7", b'{"position": 1}', format_ledger(LINES[:1]).replace(b"9", b'"9"'), b"\xff", b""]
+    "line", [b"{", b"[]", b"7", b'{"position": 1}', format_substitutes(LINES[:1]).replace(b"9", b'"9"'), b"\xff", b""]
 )
-def test_a_damaged_ledger_is_told(line: bytes, tmp_path: Path) -> None:
-    (tmp_path / LEDGER).write_bytes(format_ledger(LINES[:1]) + line + b"\n" + format_ledger(LINES[1:]))
-    with pytest.raises(UserError, match=rf"ledger {tmp_path}/{LEDGER}: got line \d"):
-        read_ledger(str(tmp_path))
+def test_a_damaged_substitution_log_is_refused(line: bytes, tmp_path: Path) -> None:
+    (tmp_path / SUBSTITUTES).write_bytes(format_substitutes(LINES[:1]) + line + b"\n" + format_substitutes(LINES[1:]))
+    with pytest.raises(UserError, match=rf"substitution log {tmp_path}/{SUBSTITUTES}: got line \d"):
+        read_substitutes(str(tmp_path))
