@@ -97,8 +97,8 @@ class MarginalAdaptation:
             xs = [batch.y for batch in batches]
             yield AdaptedLevel(t, step_size, rate)
 
-    def schedule(self, found: Iterable[AdaptedLevel]) -> StepSizeSchedule:
-        """A schedule of T + 1 step sizes, of kind ``marginal``, from all that `run` yields."""
+    def step_sizes(self, found: Iterable[AdaptedLevel]) -> StepSizeSchedule:
+        """Step sizes of all T + 1 levels, of kind ``marginal``, interpolated between those that `run` yields."""
         levels, step_sizes, rates = zip(*found, strict=True)
         places = _places(self.ladder)
         known = [places[t] for t in levels]

@@ -212,7 +212,7 @@ class Adapted(NamedTuple):
     """(b, ...) where the chains are, in parts: x_t of the last of these levels."""
 
 
-def adapt_schedule(
+def adapt_step_sizes(
     levels: Levels,
     raw_at: RawAtLevel,
     shape: tuple[int, ...],

@@ -157,17 +157,17 @@ def train(
     Raises:
         UserError: the loss ran away.
     """
-    optim, schedule = model.experiment.optim, model.experiment.train
-    noise = PhiloxNoise(schedule.seed)
+    optim, config = model.experiment.optim, model.experiment.train
+    noise = PhiloxNoise(config.seed)
     optimizer = torch.optim.Adam(
         model.network.parameters(), lr=optim.learning_rate, betas=(optim.beta1, optim.beta2), eps=optim.epsilon
     )
     ema = Ema(model.network, optim.ema_decay)
-    for step in range(schedule.num_steps):
+    for step in range(config.num_steps):
         warm = min(1.0, (step + 1) / max(1, optim.warmup_steps))
         for group in optimizer.param_groups:
-            group["lr"] = optim.learning_rate * warm * (1 - step / schedule.num_steps)
-        ids = torch.arange(schedule.batch_size) + step * schedule.batch_size
+            group["lr"] = optim.learning_rate * warm * (1 - step / config.num_steps)
+        ids = torch.arange(config.batch_size) + step * config.batch_size
         loss = step_loss(model, distribution, noise, ids)
         value = float(loss.detach())
         # Not a number is not within any bound.

@@ -156,11 +156,11 @@ def test_chains_do_not_depend_on_their_batch() -> None:
 def test_step_sizes_follow_the_width_of_the_densities() -> None:
     oracle = CASES["gaussian-t6"][0]
     adaptation = oracle.adaptation()
-    schedule = adaptation.schedule(adaptation.run())
-    assert (schedule.density, schedule.num_levels, len(schedule.step_size)) == ("marginal", 6, 7)
-    assert all(0.6 <= rate <= 0.9 for rate in schedule.acceptance_rate)
+    adapted = adaptation.step_sizes(adaptation.run())
+    assert (adapted.density, adapted.num_levels, len(adapted.step_size)) == ("marginal", 6, 7)
+    assert all(0.6 <= rate <= 0.9 for rate in adapted.acceptance_rate)
     widths = [oracle.x_distribution(t).std for t in range(6)] + [1.0]
-    ratios = [step / width for step, width in zip(schedule.step_size, widths, strict=True)]
+    ratios = [step / width for step, width in zip(adapted.step_size, widths, strict=True)]
     # The wanted range of rates leaves a factor of about two.
     assert max(ratios) / min(ratios) < 2
 

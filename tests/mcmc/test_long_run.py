@@ -19,7 +19,7 @@ from drl_dist.energy.analytic import Gaussian
 from drl_dist.mcmc.adaptation import AdaptationConfig, kernel_named
 from drl_dist.mcmc.kernel import Observer
 from drl_dist.mcmc.record import ChainRecord, summarise
-from drl_dist.sampling.long_run import LongRunSampler, Start, adapt_schedule, suitable_start
+from drl_dist.sampling.long_run import LongRunSampler, Start, adapt_step_sizes, suitable_start
 from drl_dist.sampling.progressive import RawAtLevel
 from tests.mcmc.distributions import expected_rate
 
@@ -207,14 +207,14 @@ def test_what_the_chains_say_is_summed_over_batches() -> None:
 @pytest.mark.parametrize(
     ("experiment", "start", "num_steps"), [(T6, "normal_approximation", 40), (T6_CONDITIONAL, "x_noisy", 100)]
 )
-def test_a_schedule_of_all_levels_is_adapted_down_the_ladder(
+def test_step_sizes_of_all_levels_are_adapted_down_the_ladder(
     experiment: Experiment, start: Start, num_steps: int
 ) -> None:
     ladder = build_ladder(experiment.diffusion)
     levels = build_levels(experiment, ladder)
     config = AdaptationConfig(num_chains=100, num_steps=num_steps)
-    told: list[tuple[int, float, float]] = []
-    schedule = adapt_schedule(
+    reported: list[tuple[int, float, float]] = []
+    adapted = adapt_step_sizes(
         levels,
         exact_raw(experiment),
         (20,),
@@ -222,15 +222,15 @@ def test_a_schedule_of_all_levels_is_adapted_down_the_ladder(
         config=config,
         start=start,
         batch_size=60,
-        observe=lambda t, step_size, rate: told.append((t, step_size, rate)),
+        observe=lambda t, step_size, rate: reported.append((t, step_size, rate)),
     )
-    assert [t for t, _, _ in told] == [5, 4, 3, 2, 1, 0]
-    assert (schedule.step_size, schedule.acceptance_rate) == tuple(
-        zip(*[row[1:] for row in reversed(told)], strict=True)
+    assert [t for t, _, _ in reported] == [5, 4, 3, 2, 1, 0]
+    assert (adapted.step_size, adapted.acceptance_rate) == tuple(
+        zip(*[row[1:] for row in reversed(reported)], strict=True)
     )
-    assert (schedule.kernel, schedule.num_chains, schedule.num_steps, schedule.seed) == ("hmc", 100, num_steps, 4)
+    assert (adapted.kernel, adapted.num_chains, adapted.num_steps, adapted.seed) == ("hmc", 100, num_steps, 4)
     # Measured again, on chains of another seed that follow the whole procedure.
-    sampler = LongRunSampler(levels, schedule.step_size, kernel_named("hmc"), num_steps, start)
+    sampler = LongRunSampler(levels, adapted.step_size, kernel_named("hmc"), num_steps, start)
     records: dict[int, ChainRecord] = {}
 
     def observe(t: int, x_noisy: Tensor) -> Observer:
@@ -238,11 +238,11 @@ def test_a_schedule_of_all_levels_is_adapted_down_the_ladder(
 
     sampler.sample(exact_raw(experiment), PhiloxNoise(5), torch.arange(100), (20,), observe=observe)
     for t in range(6):
-        assert 0.6 <= schedule.acceptance_rate[t] <= 0.9
-        assert summarise([records[t]]).acceptance_rate == pytest.approx(schedule.acceptance_rate[t], abs=0.05)
+        assert 0.6 <= adapted.acceptance_rate[t] <= 0.9
+        assert summarise([records[t]]).acceptance_rate == pytest.approx(adapted.acceptance_rate[t], abs=0.05)
         target = DATA.level(ladder, t, float(levels.transition_scale[t]))
         std = 1 / math.sqrt(target.std**-2 + float(levels.recovery_precision[t]))
-        assert 0.5 < schedule.step_size[t] / std < 1.5
+        assert 0.5 < adapted.step_size[t] / std < 1.5
 
 
 def test_a_level_that_cannot_be_adapted_is_named() -> None:
@@ -256,7 +256,7 @@ def test_a_level_that_cannot_be_adapted_is_named() -> None:
 
     config = AdaptationConfig(num_chains=50, num_steps=10, max_rounds=15)
     with pytest.raises(UserError, match="step size of level 3: got an acceptance rate of 0"):
-        adapt_schedule(levels, broken, (20,), seed=0, config=config)
+        adapt_step_sizes(levels, broken, (20,), seed=0, config=config)
 
 
 @pytest.mark.parametrize(
