@@ -86,8 +86,8 @@ def main() -> None:
         for name in arguments.settings:
             place = arguments.out / f"{name}-{seed}-{arguments.budget}.json"
             if not place.exists():
-                told = measure(name, seed, arguments.budget, real, network, place.with_suffix(".png"))
-                place.write_text(json.dumps(told, indent=2) + "\n")
+                result = measure(name, seed, arguments.budget, real, network, place.with_suffix(".png"))
+                place.write_text(json.dumps(result, indent=2) + "\n")
     results = {
         name: [
             json.loads((arguments.out / f"{name}-{seed}-{arguments.budget}.json").read_text())

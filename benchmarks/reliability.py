@@ -189,7 +189,7 @@ def sampling(bench: Bench) -> dict[str, Any]:
     """10,000 images on 1, 2 and 3 workers with workers killed at random, against a job left alone."""
     chooser = random.Random(bench.seed + 2)
     model = bench.out / "runs" / "alone"
-    told: dict[str, Any] = {"images": NUM_IMAGES}
+    result: dict[str, Any] = {"images": NUM_IMAGES}
     reference: dict[str, str] = {}
     for label, number, kills in (("alone", 2, 0), ("1", 1, 8), ("2", 2, 12), ("3", 3, 16)):
         out = bench.out / "samples" / label
@@ -211,14 +211,14 @@ def sampling(bench: Bench) -> dict[str, Any]:
             if path.is_file()
         }
         reference = reference or files
-        told[label] = {
+        result[label] = {
             "workers": number,
             "kills": done,
             "seconds": time.monotonic() - began,
             "rows": parquet.read_metadata(out / MANIFEST_NAME).num_rows,
             "is_identical": files == reference,
         }
-    return told
+    return result
 
 
 PARTS_OF_BENCH = {"exact": exact, "workers": workers, "goodput": goodput, "sampling": sampling}
@@ -244,8 +244,8 @@ def main() -> None:
                 bench = bench or _prepare(stack, out, arguments.seed)
                 options = {"kills": arguments.kills, "drivers": arguments.drivers} if name == "exact" else {}
                 print(f"{name}: under way; output of its jobs in {out}/*.log", flush=True)
-                told = PARTS_OF_BENCH[name](bench, **options)
-                place.write_text(json.dumps(told, indent=2) + "\n")
+                result = PARTS_OF_BENCH[name](bench, **options)
+                place.write_text(json.dumps(result, indent=2) + "\n")
             results[name] = json.loads(place.read_text())
     text = table(results)
     (out / "table.md").write_text(text)
@@ -266,17 +266,17 @@ def table(results: dict[str, Any]) -> str:
     """A Markdown table of what was measured."""
     rows = ["| what | measured |", "| --- | --- |"]
     if "exact" in results:
-        told = results["exact"]
-        faults = [Fault(**fault) for fault in told["faults"]]
+        result = results["exact"]
+        faults = [Fault(**fault) for fault in result["faults"]]
         count = {kind: sum(fault.kind == kind for fault in faults) for kind in ("worker", "driver")}
         rows += [
-            f"| SIGKILLs in one run of {told['steps']} steps on 2 workers | {count['worker']} of workers, "
-            f"{count['driver']} of drivers; {told['made_again']} steps were begun again |",
+            f"| SIGKILLs in one run of {result['steps']} steps on 2 workers | {count['worker']} of workers, "
+            f"{count['driver']} of drivers; {result['made_again']} steps were begun again |",
             f"| weights, moving average, optimiser at its end, against a run left alone | "
-            f"{'the same bits' if told['is_bit_identical'] else 'DIFFERENT'} |",
-            f"| images lost, images consumed twice, pixels changed | {told['lost']}, {told['twice']}, "
-            f"{told['changed']} of {told['steps'] * BATCH}; "
-            f"{'the same pixels as the run left alone' if told['has_same_pixels'] else 'OTHER pixels'} |",
+            f"{'the same bits' if result['is_bit_identical'] else 'DIFFERENT'} |",
+            f"| images lost, images consumed twice, pixels changed | {result['lost']}, {result['twice']}, "
+            f"{result['changed']} of {result['steps'] * BATCH}; "
+            f"{'the same pixels as the run left alone' if result['has_same_pixels'] else 'OTHER pixels'} |",
         ]
         for kind in count:
             times = sorted(fault.recovery_seconds for fault in faults if fault.kind == kind)
@@ -286,30 +286,32 @@ def table(results: dict[str, Any]) -> str:
                     f"p95 {_quantile(times, 0.95):.1f} s, longest {times[-1]:.1f} s |"
                 )
     if "goodput" in results:
-        told = results["goodput"]
-        stall = told["checkpoint_stall_fraction"]
+        result = results["goodput"]
+        stall = result["checkpoint_stall_fraction"]
         rows += [
-            f"| goodput with a worker killed every minute ({len(told['faults'])} kills in {told['seconds']:.0f} s, "
-            f"a checkpoint every {GOODPUT_EVERY} steps of {told['step_seconds']:.2f} s) | {told['goodput']:.1%} |",
+            f"| goodput with a worker killed every minute ({len(result['faults'])} kills in {result['seconds']:.0f} s, "
+            f"a checkpoint every {GOODPUT_EVERY} steps of {result['step_seconds']:.2f} s) | {result['goodput']:.1%} |",
             f"| share of the time in which training waits for a checkpoint | "
-            f"{'not told' if stall is None else f'{stall:.2%}'} |",
+            f"{'not reported' if stall is None else f'{stall:.2%}'} |",
         ]
     if "sampling" in results:
-        told = dict(results["sampling"])
-        images = told.pop("images")
-        alone = told.pop("alone")
-        for row in told.values():
+        result = dict(results["sampling"])
+        images = result.pop("images")
+        alone = result.pop("alone")
+        for row in result.values():
             same = "byte-identical" if row["is_identical"] and row["rows"] == alone["rows"] else "DIFFERENT"
             rows.append(
                 f"| {images} images sampled on {row['workers']} workers, {row['kills']} killed | {row['rows']} images, "
                 f"{same} to a job left alone |"
             )
     if "workers" in results:
-        told = results["workers"]
-        same = "the same samples in the same order" if told["has_same_order"] and told["has_same_pixels"] else "OTHER"
+        result = results["workers"]
+        is_same = result["has_same_order"] and result["has_same_pixels"]
+        same = "the same samples in the same order" if is_same else "OTHER"
+        counts = ", then ".join(map(str, result["workers"]))
         rows.append(
-            f"| {told['steps']} steps on {', then '.join(map(str, told['workers']))} workers, against 1 throughout | "
-            f"{same}; {told['lost']} lost, {told['twice']} twice |"
+            f"| {result['steps']} steps on {counts} workers, against 1 throughout | "
+            f"{same}; {result['lost']} lost, {result['twice']} twice |"
         )
     return "\n".join(rows) + "\n"
 

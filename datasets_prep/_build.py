@@ -22,16 +22,16 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import wait as wait_for_end
 from typing import Any
 
-from datasets_prep._identity import NOTE_NAME, Change, Seen, copies, write_note
+from datasets_prep._identity import STAMPS_NAME, Change, Seen, copies, write_stamps
 from datasets_prep._listing import printable
 from datasets_prep._pixels import (
     pixel_rules,
+    report_treated,
+    report_untreated,
+    report_untreated_output,
     rule_parameters,
     square_pixels,
     sum_treated,
-    tell_treated,
-    tell_untreated,
-    tell_untreated_output,
 )
 from datasets_prep._resume import (
     PARAMETERS_NAME,
@@ -41,10 +41,10 @@ from datasets_prep._resume import (
     forget_changed,
     refuse_foreign,
     refuse_other,
+    report_left_out,
+    report_prepared,
     resume,
     row_of,
-    tell_left_out,
-    tell_prepared,
 )
 from datasets_prep._source import Part, Source
 from drl_dist.common.errors import UserError
@@ -122,14 +122,14 @@ def build(source: Source, options: PrepOptions) -> int:
     else:
         refuse_other(folder, held, identity)
     if index is not None:
-        tell_prepared(folder, index, source, options.shard_size)
-        if isinstance(options, PictureOptions) and NOTE_NAME not in folder.sizes():
-            tell_untreated_output()
+        report_prepared(folder, index, source, options.shard_size)
+        if isinstance(options, PictureOptions) and STAMPS_NAME not in folder.sizes():
+            report_untreated_output()
         _clean_up(folder, records, source, options, identity)
         return 0
     finished = resume(folder, records, identity, source)
     if isinstance(options, PictureOptions):
-        tell_untreated(finished.values())
+        report_untreated(finished.values())
     forget_changed(folder, source, options.shard_size, finished)
     _make_until_still(folder, source, options, finished)
 
@@ -158,14 +158,14 @@ def build(source: Source, options: PrepOptions) -> int:
     )
     seen = {number: known for number, record in finished.items() if (known := Seen.from_record(record))}
     if seen:
-        write_note(folder, seen)
+        write_stamps(folder, seen)
     write_index(index)
     _clean_up(folder, records, source, options, identity)
     _report(index, unreadable)
     if repeated := copies(seen):
         print(f"Copies among these images (same bytes as an earlier one): {repeated}.", file=sys.stderr)
-    tell_treated(treated)
-    tell_left_out(source, len(unreadable))
+    report_treated(treated)
+    report_left_out(source, len(unreadable))
     return 0
 
 
@@ -341,7 +341,7 @@ def _clean_up(folder: Folder, records: Folder, source: Source, options: PrepOpti
         records.remove_written([*(f"{number:05d}.json" for number in numbers), PARAMETERS_NAME])
     records.remove_if_empty()
     shards = (shard_name(source.name, source.split, number) for number in numbers)
-    folder.remove_parts([*shards, UNREADABLE_NAME, NOTE_NAME, INDEX_NAME])
+    folder.remove_parts([*shards, UNREADABLE_NAME, STAMPS_NAME, INDEX_NAME])
 
 
 def _report(index: ShardIndex, unreadable: Sequence[dict[str, Any]]) -> None:

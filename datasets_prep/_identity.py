@@ -1,10 +1,10 @@
-"""Whether the images of a source are still those that shards were made from.
+"""Detection of images that have changed in a source since shards were made from them.
 
-The identity of a source (`Source.digest`) is made of names and sizes where its images are files of their own, so that
-it costs no reading. An image that is replaced by one of the same name and size is told by two short values that are
-noted when it is read: its *stamp*, which comes from the file system or the archive's directory and costs nothing to ask
-for again, and its *content*, a checksum of its bytes. Only where the stamp is another one is the image read again;
-where its content is the same (a file that was touched, a folder that was copied), nothing has changed.
+The identity of a source (`Source.digest`) covers names and sizes where its images are files of their own, so that
+computing it reads no image. An image replaced by one of the same name and size is recognised by two short values stored
+when it is read: its *stamp*, which comes from the file system or the archive's directory and is cheap to get again, and
+its *content*, a checksum of its bytes. An image is read again only if its stamp differs; if its content is still the
+same (a file that was touched, a folder that was copied), nothing has changed.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from drl_dist.common.errors import UserError
 from drl_dist.common.progress import progress
 from drl_dist.data.filesystem import Folder
 
-NOTE_NAME = "source.parquet"
+STAMPS_NAME = "source.parquet"
 """Lies beside the index and holds stamps and contents of all images."""
-NOTE_KEY, NOTE_VERSION = b"drl_dist.source", b"1"
-MAX_NOTE_BYTES = 2**30
-TELL_FROM = 1000
+STAMPS_KEY, STAMPS_VERSION = b"drl_dist.source", b"1"
+MAX_STAMPS_BYTES = 2**30
+PROGRESS_FROM = 1000
 """Images from which reading them again is worth a word."""
 
 
@@ -105,7 +105,7 @@ def find_changes(
                 changes.append(Change(number, image))
             advance(len(places))
 
-    if total < TELL_FROM:
+    if total < PROGRESS_FROM:
         read(lambda _: None)
     else:
         with progress("comparing images with those prepared", total, 0, "images") as advance:
@@ -169,7 +169,7 @@ def copies(seen: Mapping[int, Seen]) -> int:
     return len(whole) - len(np.unique(whole))
 
 
-def write_note(folder: Folder, seen: Mapping[int, Seen]) -> None:
+def write_stamps(folder: Folder, seen: Mapping[int, Seen]) -> None:
     """Write what the images of a finished folder were made from.
 
     Raises:
@@ -177,7 +177,8 @@ def write_note(folder: Folder, seen: Mapping[int, Seen]) -> None:
     """
     numbers = sorted(seen)
     schema = pa.schema(
-        [("shard", pa.int64()), ("contents", pa.binary()), ("stamps", pa.binary())], metadata={NOTE_KEY: NOTE_VERSION}
+        [("shard", pa.int64()), ("contents", pa.binary()), ("stamps", pa.binary())],
+        metadata={STAMPS_KEY: STAMPS_VERSION},
     )
     columns = {
         "shard": numbers,
@@ -186,47 +187,47 @@ def write_note(folder: Folder, seen: Mapping[int, Seen]) -> None:
     }
     buffer = io.BytesIO()
     pq.write_table(pa.table(columns, schema=schema), buffer, compression="zstd")
-    folder.write(NOTE_NAME, buffer.getvalue())
+    folder.write(STAMPS_NAME, buffer.getvalue())
 
 
-def read_note(folder: Folder, size: int | None) -> dict[int, Seen]:
-    """What `write_note` wrote; empty if there is no such file or it is damaged.
+def read_stamps(folder: Folder, size: int | None) -> dict[int, Seen]:
+    """What `write_stamps` wrote; empty if there is no such file or it is damaged.
 
     Args:
         folder: the finished folder.
         size: of the file in bytes; None if there is none.
     """
-    if size is None or size > MAX_NOTE_BYTES:
+    if size is None or size > MAX_STAMPS_BYTES:
         return {}
     try:
-        table = pq.read_table(pa.BufferReader(folder.read(NOTE_NAME)))
-        if (table.schema.metadata or {}).get(NOTE_KEY) != NOTE_VERSION:
+        table = pq.read_table(pa.BufferReader(folder.read(STAMPS_NAME)))
+        if (table.schema.metadata or {}).get(STAMPS_KEY) != STAMPS_VERSION:
             return {}
         return {int(row["shard"]): Seen(bytes(row["contents"]), bytes(row["stamps"])) for row in table.to_pylist()}
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError):
         return {}
 
 
-def compare_with_prepared(source: Source, shard_size: int, folder: Folder, note_size: int | None) -> str:
+def compare_with_prepared(source: Source, shard_size: int, folder: Folder, stamps_size: int | None) -> str:
     """See that a finished folder was made from what the source holds; what there is to say of that, empty if nothing.
 
     Args:
         source: has the names and sizes that the folder was made from.
         shard_size: images per shard.
         folder: the finished folder.
-        note_size: bytes of its `NOTE_NAME`; None if there is none.
+        stamps_size: bytes of its `STAMPS_NAME`; None if there is none.
 
     Raises:
         UserError: images have changed since.
     """
     if source.stamps(0, 0) is None:
         return ""
-    noted = read_note(folder, note_size)
+    stored = read_stamps(folder, stamps_size)
     shards = range(-(-len(source) // shard_size))
     seen = {
-        number: noted[number]
+        number: stored[number]
         for number in shards
-        if number in noted and noted[number].holds(min(shard_size, len(source) - number * shard_size))
+        if number in stored and stored[number].holds(min(shard_size, len(source) - number * shard_size))
     }
     changes, current = find_changes(source, shard_size, seen, first_only=True)
     if changes:
@@ -238,7 +239,7 @@ def compare_with_prepared(source: Source, shard_size: int, folder: Folder, note_
         )
     if current != seen:
         try:
-            write_note(folder, current)
+            write_stamps(folder, current)
         except UserError as error:
             return f"The images were compared and are the same, but will be compared each time ({error})"
     if not (missing := len(shards) - len(seen)):
@@ -246,5 +247,5 @@ def compare_with_prepared(source: Source, shard_size: int, folder: Folder, note_
     return (
         "Names and sizes of the images are the same; whether their content is could not be compared"
         + ("" if missing == len(shards) else f" for {missing} of {len(shards)} shards")
-        + f", since {NOTE_NAME} is missing or does not tell (folders prepared by earlier versions have none)."
+        + f", since {STAMPS_NAME} is missing or does not tell (folders prepared by earlier versions have none)."
     )

@@ -42,8 +42,8 @@ def _write_keys(path: str) -> int:
             for key in cursor.iternext(keys=True, values=False):
                 sys.stdout.buffer.write(len(key).to_bytes(4, "little") + key)
                 count += 1
-            if count != (told := view.stat()["entries"]):
-                print(f"{count} entries where it says that there are {told}", file=sys.stderr)
+            if count != (expected := view.stat()["entries"]):
+                print(f"{count} entries where it says that there are {expected}", file=sys.stderr)
                 return 1
     except (lmdb.Error, OSError) as error:
         print(error, file=sys.stderr)

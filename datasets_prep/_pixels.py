@@ -76,7 +76,7 @@ def sum_treated(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
     return dict(sorted(total.items()))
 
 
-def tell_treated(treated: Mapping[str, int]) -> None:
+def report_treated(treated: Mapping[str, int]) -> None:
     """Say how many images of each kind there were, and which option changes what was done."""
     if not treated:
         return
@@ -87,7 +87,7 @@ def tell_treated(treated: Mapping[str, int]) -> None:
         print("--value-range gives the values of black and white, e.g. 0 4095 for 12 bits.", file=sys.stderr)
 
 
-def tell_untreated(records: Iterable[Mapping[str, Any]]) -> None:
+def report_untreated(records: Iterable[Mapping[str, Any]]) -> None:
     """Say which of the finished shards are of an earlier version, which did not treat such images."""
     if earlier := sum("treated" not in record for record in records):
         print(
@@ -97,7 +97,7 @@ def tell_untreated(records: Iterable[Mapping[str, Any]]) -> None:
         )
 
 
-def tell_untreated_output() -> None:
+def report_untreated_output() -> None:
     """Say of a finished output without what this version writes beside it that such images may not be treated."""
     print(
         "If an earlier version prepared it, values of more than 8 bits were cut off and the colours of transparent "

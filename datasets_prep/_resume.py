@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from datasets_prep._identity import NOTE_NAME, Change, Seen, compare_with_prepared, drop_changed
+from datasets_prep._identity import STAMPS_NAME, Change, Seen, compare_with_prepared, drop_changed
 from datasets_prep._listing import counted, printable
-from datasets_prep._pixels import tell_treated
+from datasets_prep._pixels import report_treated
 from datasets_prep._source import Source
 from drl_dist.common.errors import UserError
 from drl_dist.config.tree import differences
@@ -31,8 +31,8 @@ def begun(folder: Folder, records: Folder) -> tuple[ShardIndex | None, dict[str,
     if INDEX_NAME in folder.sizes():
         index = open_index(folder.url)
         made = {"name": index.name, "split": index.split, "channels": index.channels} | dict(index.made_by)
-        for told in ("unreadable", "treated"):
-            made.pop(told, None)
+        for outcome in ("unreadable", "treated"):
+            made.pop(outcome, None)
         return index, made
     return None, read_json(records, PARAMETERS_NAME)
 
@@ -44,25 +44,25 @@ def refuse_foreign(folder: Folder, records: Folder, source: Source, num_shards: 
         UserError: it does.
     """
     shards = {shard_name(source.name, source.split, number) for number in range(num_shards)}
-    noted = {f"{number:05d}.json" for number in range(num_shards)}
+    record_names = {f"{number:05d}.json" for number in range(num_shards)}
     names = folder.sizes()
-    own = map(re.escape, [UNREADABLE_NAME, NOTE_NAME, *(shards & names.keys())])
-    below = {PROGRESS_FOLDER: list(map(re.escape, noted & records.sizes().keys()))}
+    own = map(re.escape, [UNREADABLE_NAME, STAMPS_NAME, *(shards & names.keys())])
+    below = {PROGRESS_FOLDER: list(map(re.escape, record_names & records.sizes().keys()))}
     refuse_without_request(folder.url, names, own, below=below)
 
 
-def tell_prepared(folder: Folder, index: ShardIndex, source: Source, shard_size: int) -> None:
+def report_prepared(folder: Folder, index: ShardIndex, source: Source, shard_size: int) -> None:
     """Say that there is nothing to do.
 
     Raises:
         UserError: images have changed since.
     """
-    said = compare_with_prepared(source, shard_size, folder, folder.sizes().get(NOTE_NAME))
+    remark = compare_with_prepared(source, shard_size, folder, folder.sizes().get(STAMPS_NAME))
     print(f"{folder.url} already holds these {index.num_samples} images; nothing to do.", file=sys.stderr)
-    if said:
-        print(said, file=sys.stderr)
-    tell_treated(index.made_by.get("treated", {}))
-    tell_left_out(source, index.made_by.get("unreadable", 0))
+    if remark:
+        print(remark, file=sys.stderr)
+    report_treated(index.made_by.get("treated", {}))
+    report_left_out(source, index.made_by.get("unreadable", 0))
 
 
 def resume(folder: Folder, records: Folder, identity: dict[str, Any], source: Source) -> dict[int, dict[str, Any]]:
@@ -84,10 +84,10 @@ def resume(folder: Folder, records: Folder, identity: dict[str, Any], source: So
         if not record["row"] or sizes.get(record["row"]["name"]) == record["row"]["size"]
     }
     print(f"going on with {folder.url}: {len(kept)} shards are finished.", file=sys.stderr)
-    untold = sum(Seen.from_record(record) is None for record in kept.values())
-    if untold and source.stamps(0, 0) is not None:
+    unknown = sum(Seen.from_record(record) is None for record in kept.values())
+    if unknown and source.stamps(0, 0) is not None:
         print(
-            f"{untold} of them are from an earlier version: whether the content of their images has changed since "
+            f"{unknown} of them are from an earlier version: whether the content of their images has changed since "
             "could not be told.",
             file=sys.stderr,
         )
@@ -155,7 +155,7 @@ def refuse_other(folder: Folder, found: dict[str, Any], wanted: dict[str, Any]) 
         )
 
 
-def tell_left_out(source: Source, unreadable: int) -> None:
+def report_left_out(source: Source, unreadable: int) -> None:
     read = [f"{unreadable} that could not be read ({UNREADABLE_NAME} lists them)"] if unreadable else []
     kinds = [counted(source.left_out)] if any(source.left_out.values()) else []
     print(f"Left out: {', '.join(read + kinds) or 'nothing'}.", file=sys.stderr)

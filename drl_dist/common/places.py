@@ -84,8 +84,8 @@ def parse_place(text: str) -> Place:
     if flaw is not None:
         found, expected = flaw
         # Where keys are given before the bucket, nobody's log needs them.
-        told = re.sub(r"://[^/]*@", "://...@", shown(text))
-        raise PlaceError(f"{told}, {found}" if found else told, expected)
+        name = re.sub(r"://[^/]*@", "://...@", shown(text))
+        raise PlaceError(f"{name}, {found}" if found else name, expected)
     return Place(scheme, path.rstrip("/") or "/")
 
 

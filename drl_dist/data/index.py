@@ -210,13 +210,13 @@ def parse_index(url: str, data: bytes) -> ShardIndex:
 def _read_table(url: str, data: bytes) -> pa.Table:
     """The table, once what it says about itself shows that it is of a bearable size; zstd can pack 10,000 to 1."""
     file = pq.ParquetFile(pa.BufferReader(data))
-    told = file.metadata
-    if told.num_rows > MAX_SHARDS:
-        raise _bad(url, f"{told.num_rows} rows", f"at most {MAX_SHARDS} shards")
+    metadata = file.metadata
+    if metadata.num_rows > MAX_SHARDS:
+        raise _bad(url, f"{metadata.num_rows} rows", f"at most {MAX_SHARDS} shards")
     # Runs of one value are packed even without a codec: the number of values bounds what their sizes do not.
     unpacked = sum(
         max(column.total_uncompressed_size, 8 * column.num_values)
-        for group in map(told.row_group, range(told.num_row_groups))
+        for group in map(metadata.row_group, range(metadata.num_row_groups))
         for column in map(group.column, range(group.num_columns))
     )
     if unpacked > MAX_UNPACKED_BYTES:

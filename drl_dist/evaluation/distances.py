@@ -36,7 +36,7 @@ def kid(
     from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
 
     subset_size = min(subset_size, len(generated), len(real))
-    told = kid_features_to_metric(
+    metrics = kid_features_to_metric(
         generated.double(),
         real.double(),
         kid_subset_size=subset_size,
@@ -44,7 +44,7 @@ def kid(
         rng_seed=SEED,
         verbose=False,
     )
-    return told[KEY_METRIC_KID_MEAN], told[KEY_METRIC_KID_STD]
+    return metrics[KEY_METRIC_KID_MEAN], metrics[KEY_METRIC_KID_STD]
 
 
 def inception_score(logits: Tensor) -> tuple[float, float]:
@@ -59,5 +59,5 @@ def inception_score(logits: Tensor) -> tuple[float, float]:
 
     if len(logits) < ISC_SPLITS:
         raise ValueError(f"an inception score needs at least {ISC_SPLITS} images, got {len(logits)}")
-    told = isc_features_to_metric(logits, splits=ISC_SPLITS, shuffle=True, rng_seed=SEED)
-    return told[KEY_METRIC_ISC_MEAN], told[KEY_METRIC_ISC_STD]
+    metrics = isc_features_to_metric(logits, splits=ISC_SPLITS, shuffle=True, rng_seed=SEED)
+    return metrics[KEY_METRIC_ISC_MEAN], metrics[KEY_METRIC_ISC_STD]

@@ -120,10 +120,10 @@ def _load_state(module: nn.Module, spec: FeatureSpec, data: bytes) -> None:
         module.load_state_dict(load_safetensors(data))
     except (SafetensorError, RuntimeError) as error:
         # The first line names the class alone; the second says which weights are missing, or of what shape.
-        told = [line.strip() for line in str(error).splitlines() if line.strip()]
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise UserError(
             f"weights {spec.source}",
-            got=(told[1] if len(told) > 1 else told[0])[:200],
+            got=(lines[1] if len(lines) > 1 else lines[0])[:200],
             expected=f"a safetensors file with the weights of timm's {spec.name}",
             remedy="save them with safetensors.torch.save_file(model.state_dict(), PATH)",
         ) from error

@@ -150,35 +150,35 @@ def _bits(unnormalised: Tensor, best: Estimate, scale: float, num_dims: int) -> 
 
 def _warnings(best: Estimate, num_dims: int) -> list[str]:
     """What speaks against the numbers of the longest chains, a sentence each."""
-    told: list[str] = []
+    warnings: list[str] = []
     for name, bound in (("lower", best.lower), ("upper", best.upper)):
         if bound.is_carried_by_few:
-            told.append(
+            warnings.append(
                 f"the {name} bound of log Z rests on {bound.effective_sample_size:.1f} effective of "
                 f"{bound.num_chains} chains: it may be far from the truth; take more steps per level"
             )
         levels = [row.level for row in bound.levels if row.is_carried_by_few]
         if levels:
-            told.append(
+            warnings.append(
                 f"the ratios of the {name} bound at {len(levels)} of {len(bound.levels)} levels "
                 f"({_listed(levels)}) each rest on few chains"
             )
         far = [row.level for row in bound.levels if row.root_mean_square > LARGEST_RMS]
         if far:
-            told.append(
+            warnings.append(
                 f"chains of the {name} bound left the range of images (rms above {LARGEST_RMS:g}) at levels "
                 f"{_listed(far)}: the density there may have no finite Z"
             )
     gap = (best.upper.log_z - best.lower.log_z) / (num_dims * math.log(2))
     error = math.hypot(best.upper.standard_error, best.lower.standard_error) / (num_dims * math.log(2))
     if gap > WIDE_GAP:
-        told.append(f"the bounds are {gap:.3g} bits/dim apart: the likelihood is not known any better")
+        warnings.append(f"the bounds are {gap:.3g} bits/dim apart: the likelihood is not known any better")
     if gap < -_STANDARD_ERRORS * error or not math.isfinite(gap):
-        told.append(
+        warnings.append(
             f"the upper bound lies {-gap:.3g} bits/dim below the lower one: it needs images that are draws of the "
             "model, and these are not"
         )
-    return told
+    return warnings
 
 
 def _listed(levels: list[int], most: int = 6) -> str:

@@ -160,7 +160,7 @@ class LocalServer(ABC):
         self.stop()
 
     def _wait_until_ready(self, process: subprocess.Popen[bytes]) -> None:
-        began = told = time.monotonic()
+        began = printed = time.monotonic()
         while not self.is_ready():
             now = time.monotonic()
             if process.poll() is not None:
@@ -169,8 +169,8 @@ class LocalServer(ABC):
                 raise StartError(
                     f"{self.name} was not ready after {self.start_seconds:.0f} s; its last lines:\n{self._tail()}"
                 )
-            if now - told > 5:
-                told = now
+            if now - printed > 5:
+                printed = now
                 print(
                     f"{self.name}: starting, {now - began:.0f} s of at most {self.start_seconds:.0f} s",
                     file=sys.stderr,

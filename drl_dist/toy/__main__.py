@@ -66,7 +66,7 @@ def main(argv: Sequence[str]) -> int:
     }
     total = sum(num_chain_steps(experiment, options.lengthen) for experiment in experiments.values())
     with progress("both ways of learning", total, 0, "chain steps") as advance:
-        fits = fit_all(experiments, name, grid, lengthen=options.lengthen, tell=advance)
+        fits = fit_all(experiments, name, grid, lengthen=options.lengthen, on_progress=advance)
     drl, short_run = fits["recovery"], fits["short-run"]
     data = data_points(data_distribution)
     pictures = {

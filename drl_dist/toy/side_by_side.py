@@ -17,10 +17,12 @@ from drl_dist.common.errors import UserError
 from drl_dist.config.tree import Experiment
 from drl_dist.toy.density import Grid
 from drl_dist.toy.distributions import distribution
-from drl_dist.toy.study import Fit, Tell, fit
+from drl_dist.toy.study import Fit, OnProgress, fit
 
 
-def fit_all(experiments: dict[str, Experiment], name: str, grid: Grid, *, lengthen: int, tell: Tell) -> dict[str, Fit]:
+def fit_all(
+    experiments: dict[str, Experiment], name: str, grid: Grid, *, lengthen: int, on_progress: OnProgress
+) -> dict[str, Fit]:
     """What each way of learning makes of the same data; the results do not depend on what runs beside it.
 
     Args:
@@ -28,7 +30,7 @@ def fit_all(experiments: dict[str, Experiment], name: str, grid: Grid, *, length
         name: of the data.
         grid: of the densities.
         lengthen: a long run's chains are this many times as long as those of training.
-        tell: hears how many chain steps were done, and what else there is to say.
+        on_progress: hears how many chain steps were done, and what else there is to say.
 
     Raises:
         UserError: a training ran away, or one of the processes was killed. None goes on then.
@@ -67,7 +69,7 @@ def fit_all(experiments: dict[str, Experiment], name: str, grid: Grid, *, length
                     case UserError():
                         raise said
                     case items, note:
-                        tell(items, note)
+                        on_progress(items, note)
     finally:
         for process in processes:
             process.terminate()
@@ -89,7 +91,7 @@ def _fit(end: Connection, experiment: Experiment, name: str, label: str, grid: G
                 label,
                 grid,
                 lengthen=lengthen,
-                tell=lambda items, note: end.send((items, note)),
+                on_progress=lambda items, note: end.send((items, note)),
             )
         except UserError as error:
             result = error

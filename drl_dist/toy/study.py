@@ -26,7 +26,7 @@ _NUM_DATA = 8000
 _FIRST_DATA_ID = 1 << 40
 """Training counts its points from 0 and does not get here."""
 
-Tell = Callable[[int, str], None]
+OnProgress = Callable[[int, str], None]
 """So many more chain steps are done, and a note."""
 
 
@@ -105,7 +105,7 @@ def fit(
     grid: Grid,
     *,
     lengthen: int = 100,
-    tell: Tell = lambda items, note: None,
+    on_progress: OnProgress = lambda items, note: None,
 ) -> Fit:
     """Train, sample, run on, and put densities on the grid.
 
@@ -115,17 +115,17 @@ def fit(
         label: what this way of learning is called.
         grid: of the densities.
         lengthen: a long run's chains are this many times as long as those of training.
-        tell: hears how far it is, see `num_chain_steps`.
+        on_progress: hears how far it is, see `num_chain_steps`.
 
     Raises:
         UserError: training ran away.
     """
     model, chain = ToyModel.create(experiment), experiment.mcmc.num_chain_steps
-    train(model, distribution, lambda loss: tell(chain, f"{label}: loss {loss:.3f}"))
+    train(model, distribution, lambda loss: on_progress(chain, f"{label}: loss {loss:.3f}"))
     noise = PhiloxNoise(experiment.train.seed)
     stages = model.sample_levels(noise, torch.arange(NUM_SAMPLES))
     num_levels, num_long = model.levels.num_levels, lengthen * chain
-    ids, raw_at = torch.arange(NUM_LONG), _told(model.network.raw_at, lambda: tell(1, f"{label}: long runs"))
+    ids, raw_at = torch.arange(NUM_LONG), _counted(model.network.raw_at, lambda: on_progress(1, f"{label}: long runs"))
     long_run = model.sample_levels(noise, ids, lengthen=lengthen, raw_at=raw_at)[-1]
     # Other ids, so that no chain goes on with the numbers that made its beginning.
     marginal_run = model.run_marginal(noise, NUM_SAMPLES + ids, stages[-1][:NUM_LONG], num_long, raw_at=raw_at)
@@ -141,19 +141,19 @@ def fit(
     )
 
 
-def _told(raw_at: RawAtLevel, tell: Callable[[], None]) -> RawAtLevel:
-    """The same network; `tell` hears of every gradient."""
+def _counted(raw_at: RawAtLevel, on_progress: Callable[[], None]) -> RawAtLevel:
+    """The same network; `on_progress` hears of every gradient."""
 
-    def told_at(level: Tensor) -> LogDensityAndGrad:
+    def counted_at(level: Tensor) -> LogDensityAndGrad:
         raw_and_grad = raw_at(level)
 
-        def told(y: Tensor) -> tuple[Tensor, Tensor]:
-            tell()
+        def counted(y: Tensor) -> tuple[Tensor, Tensor]:
+            on_progress()
             return raw_and_grad(y)
 
-        return told
+        return counted
 
-    return told_at
+    return counted_at
 
 
 def report(drl: Fit, short_run: Fit, data: Tensor, grid: Grid) -> list[str]:

@@ -146,7 +146,7 @@ def test_both_at_once_are_what_each_is_alone() -> None:
         "short-run": short_run_experiment(seed=3, num_steps=2),
     }
     heard: list[tuple[int, str]] = []
-    together = fit_all(experiments, name, grid, lengthen=1, tell=lambda items, note: heard.append((items, note)))
+    together = fit_all(experiments, name, grid, lengthen=1, on_progress=lambda items, note: heard.append((items, note)))
     assert list(together) == list(experiments)
     assert sum(items for items, _ in heard) == sum(
         num_chain_steps(experiment, 1) for experiment in experiments.values()
@@ -178,7 +178,7 @@ def test_a_way_that_runs_away_ends_the_other() -> None:
     wild = dataclasses.replace(wild, optim=dataclasses.replace(wild.optim, learning_rate=1e3, warmup_steps=0))
     tame = short_run_experiment(seed=0, num_steps=100_000)
     with pytest.raises(UserError, match=r"training: got a loss of .* expected one within 1e\+04 nats"):
-        fit_all({"wild": wild, "tame": tame}, "rings", Grid(), lengthen=1, tell=lambda items, note: None)
+        fit_all({"wild": wild, "tame": tame}, "rings", Grid(), lengthen=1, on_progress=lambda items, note: None)
     assert not multiprocessing.active_children()
 
 
