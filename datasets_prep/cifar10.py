@@ -113,7 +113,7 @@ def _from_folder(path: Path, wanted: tuple[str, ...]) -> dict[str, bytes]:
     try:
         return {name: (folder / name).read_bytes() for name in wanted if (folder / name).is_file()}
     except OSError as error:
-        raise _unsound(path, error) from error
+        raise _unreadable(path, error) from error
 
 
 def _from_archive(path: Path, wanted: tuple[str, ...]) -> dict[str, bytes]:
@@ -134,12 +134,12 @@ def _from_archive(path: Path, wanted: tuple[str, ...]) -> dict[str, bytes]:
                             remedy="download it again",
                         )
     except (tarfile.TarError, OSError, EOFError, ValueError, zlib.error, lzma.LZMAError) as error:
-        raise _unsound(path, error) from error
+        raise _unreadable(path, error) from error
     return files
 
 
-def _unsound(path: Path, error: Exception) -> UserError:
-    return UserError(f"source {path}", got=f"no sound archive ({error})", expected=NEEDS, remedy="download it again")
+def _unreadable(path: Path, error: Exception) -> UserError:
+    return UserError(f"source {path}", got=f"no readable archive ({error})", expected=NEEDS, remedy="download it again")
 
 
 def main() -> int:

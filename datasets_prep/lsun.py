@@ -225,7 +225,7 @@ def _other_images(path: Path) -> UserError:
 
 def _damaged(path: Path, error: Exception) -> UserError:
     return UserError(
-        f"source {path}", got=f"no sound LMDB database ({error})", expected=NEEDS, remedy="download it again"
+        f"source {path}", got=f"no readable LMDB database ({error})", expected=NEEDS, remedy="download it again"
     )
 
 

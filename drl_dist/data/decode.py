@@ -27,7 +27,7 @@ def read_image(shard: OpenShard, sample: int, index: ShardIndex) -> NDArray[np.u
     """Pixels uint8 (C, H, W) of one sample of a shard.
 
     Raises:
-        DamageError: the sample is not one tar sample with one sound PNG of the index's size and channels.
+        DamageError: the sample is not one tar sample with one intact PNG of the index's size and channels.
     """
     data = parse_sample(shard, sample, index.url)
     if "png" not in data:
@@ -48,7 +48,7 @@ def read_image(shard: OpenShard, sample: int, index: ShardIndex) -> NDArray[np.u
         with decoding():
             pixels = np.asarray(image)
     except PictureError as error:
-        raise _damaged(shard, sample, index.url, f"a damaged image ({error})", "a sound PNG") from error
+        raise _damaged(shard, sample, index.url, f"a damaged image ({error})", "a intact PNG") from error
     return pixels[None] if index.channels == 1 else pixels.transpose(2, 0, 1)
 
 

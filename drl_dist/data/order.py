@@ -71,7 +71,7 @@ class SampleOrder:
         """Window, shard and sample of each sample that may stand in for the one at a position, the best first.
 
         They are those of the position's own window, whose shards are at hand, from a place on that is keyed by seed and
-        position, so that a damaged shard's samples are spread over the sound ones; then those of later windows, until
+        position, so that a damaged shard's samples are spread over the intact ones; then those of later windows, until
         each shard was named at least once. Nothing but seed and position counts.
         """
         number, place = divmod(position, self.num_samples)

@@ -208,7 +208,7 @@ def _has_more_frames(image: ImageFile.ImageFile) -> bool:
         return bool(getattr(image, "is_animated", False))
     except MemoryError:
         raise
-    except Exception:  # noqa: BLE001 - see `decoding`; a later frame is damaged, the first one may be sound
+    except Exception:  # noqa: BLE001 - see `decoding`; a later frame is damaged, the first one may be intact
         return True
 
 
@@ -227,7 +227,7 @@ def _orientation(image: Image.Image, heard: list[warnings.WarningMessage]) -> in
         exif = image.getexif()
     except MemoryError:
         raise
-    except Exception:  # noqa: BLE001 - see `decoding`; the pixels may be sound
+    except Exception:  # noqa: BLE001 - see `decoding`; the pixels may be intact
         # What could be read before the damage.
         damaged, exif = True, image.getexif()
     damaged |= "exif" in image.info and not len(exif)
@@ -260,7 +260,7 @@ def _colour_notes(image: Image.Image, data: bytes) -> list[str]:
 
 def _is_srgb_by_numbers(data: bytes) -> bool:
     """Whether a PNG file names no other colour space by the code points of ITU-T H.273 than sRGB."""
-    said = (whole[8:12] for name, whole, sound in png_chunks(data) if name == b"cICP" and sound)
+    said = (whole[8:12] for name, whole, is_intact in png_chunks(data) if name == b"cICP" and is_intact)
     return all(numbers == bytes([1, 13, 0, 1]) for numbers in said)
 
 
@@ -334,7 +334,7 @@ def _without_metadata(data: bytes) -> bytes | None:
         chunks = list(png_chunks(data))
         if not chunks or chunks[-1][0] != b"IEND":
             return None
-        bare = PNG_START + b"".join(whole for name, whole, sound in chunks if _says_of_pixels(name, sound))
+        bare = PNG_START + b"".join(whole for name, whole, is_intact in chunks if _describes_pixels(name, is_intact))
     elif data.startswith(b"\xff\xd8"):
         # JFIF (APP0), Exif (in APP1) and Adobe's colour transform (APP14) stay.
         bare, place = b"\xff\xd8", 2
@@ -352,8 +352,8 @@ def _without_metadata(data: bytes) -> bytes | None:
     return bare if len(bare) < len(data) else None
 
 
-def _says_of_pixels(name: bytes, sound: bool) -> bool:
+def _describes_pixels(name: bytes, is_intact: bool) -> bool:
     if name in (b"eXIf", b"sBIT"):
-        return sound
+        return is_intact
     # A chunk of any other name whose checksum is wrong may have been one of pixels: it stays, and is refused.
-    return name not in _PNG_METADATA and not (sound and name[:1].islower() and name != b"tRNS")
+    return name not in _PNG_METADATA and not (is_intact and name[:1].islower() and name != b"tRNS")

@@ -51,7 +51,7 @@ class ShardStream:
     Raises:
         UserError: batch size and ranks do not fit, or the cache is too small for the shards in use at one time.
             Iterating raises it for a shard or image that is missing or damaged, naming it, unless the loader
-            substitutes; then if no sound image is left.
+            substitutes; then if no intact image is left.
     """
 
     def __init__(
@@ -181,7 +181,7 @@ class ShardStream:
     def _replacement(
         self, position: int, windows: dict[int, dict[int, Future[OpenShard]]]
     ) -> tuple[NDArray[np.uint8], int, int]:
-        """The first sound image that may stand in for a position, its shard and its sample."""
+        """The first intact image that may stand in for a position, its shard and its sample."""
         for window, shard, sample in self.order.replacements(position):
             if self._stopped():
                 raise CancelledError
@@ -194,7 +194,7 @@ class ShardStream:
             except DamageError:
                 continue
         raise UserError(
-            f"data {self.index.url}", got="no sound sample", expected="one at least", remedy="prepare the data again"
+            f"data {self.index.url}", got="no intact sample", expected="one at least", remedy="prepare the data again"
         )
 
     def _open_spare(self, shard: int) -> OpenShard:
@@ -219,7 +219,7 @@ class ShardStream:
 
     def _image(self, shard: int, sample: int, opened: Callable[[], OpenShard]) -> NDArray[np.uint8]:
         if self._substitutes_damage:
-            # Whether a shard is sound must not depend on what is still in memory.
+            # Whether a shard is intact must not depend on what is still in memory.
             opened()
         pixels = self._decoded.get((shard, sample))
         if pixels is None:

@@ -99,7 +99,7 @@ def test_sound_samples_stand_in_for_those_of_a_damaged_shard(case: str, window_s
         assert (one.by_shard, one.by_sample) == (index.shards[shard].name, sample)
         assert np.array_equal(image.numpy(), pixels_of(int(FIRSTS[shard]) + sample))
         assert re.fullmatch(reason, one.reason)
-    # Not one and the same image in place of a whole shard; a window may have five sound ones.
+    # Not one and the same image in place of a whole shard; a window may have five intact ones.
     assert len({(one.by_shard, one.by_sample) for one in substitutes}) >= 5
 
 
@@ -150,11 +150,11 @@ def test_what_is_damaged_does_not_depend_on_what_is_still_in_memory(tmp_path: Pa
     assert sum(batch.bad_samples for batch in later[10:]) == expected.sum() > 0
 
 
-def test_no_sound_image_at_all_is_told(tmp_path: Path) -> None:
+def test_no_intact_image_at_all_is_an_error(tmp_path: Path) -> None:
     index = write_set(str(tmp_path), COUNTS)
     for shard in index.shards:
         (tmp_path / shard.name).unlink()
-    with pytest.raises(UserError, match=rf"data {tmp_path}: got no sound sample"):
+    with pytest.raises(UserError, match=rf"data {tmp_path}: got no intact sample"):
         take(index, steps=1)
 
 
