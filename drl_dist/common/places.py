@@ -110,7 +110,7 @@ def path_here(text: str) -> Path:
     """
     place = parse_place(text)
     if not place.is_local:
-        raise PlaceError(shown(text), "a path of this machine")
+        raise PlaceError(shown(text), "a path on this machine")
     return Path(place.path)
 
 
@@ -128,7 +128,7 @@ def _flaw_of_characters(text: str) -> tuple[str, str] | None:
     try:
         text.encode()
     except UnicodeEncodeError:
-        return "which is no UTF-8", "a name in UTF-8"
+        return "which is not UTF-8", "a name in UTF-8"
     if _CONTROL.search(text):
         return "with a control character in it", "a name without line ends, tabs and other control characters"
     return None
@@ -160,7 +160,7 @@ def _flaw_of_file_url(path: str) -> tuple[str, str] | None:
         return "which names a machine or a relative path", "file:/// and an absolute path, or the path alone"
     if found := re.search(r"[%?#]", path):
         # Some libraries take %20 for a space, others do not.
-        return f"with {found[0]} in a file:// URL", "the path alone, in which every character stands for itself"
+        return f"with {found[0]} in a file:// URL", "the path alone, which is taken literally"
     return None
 
 
@@ -170,9 +170,9 @@ def _flaw_of_relative(text: str) -> tuple[str, str] | None:
     if _NEARLY_A_URL.match(text) or "://" in text:
         return "", EXPECTED
     if text.startswith("~"):
-        return "whose ~ the shell left as it is", "the path in full, or ./ before a name that begins with ~"
+        return "whose ~ the shell did not expand", "the path in full, or ./ before a name that begins with ~"
     if _WINDOWS_DRIVE.match(text):
-        return "a path of Windows", EXPECTED
+        return "a Windows path", EXPECTED
     if text != text.lstrip():
         return "with white space before it", "a path without it"
     return None

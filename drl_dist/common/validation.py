@@ -48,7 +48,7 @@ def local_of(text: str, what: str) -> Path:
 
 
 def _refused(what: str, error: PlaceError) -> UserError:
-    return UserError(what, got=error.got, expected=error.expected, remedy="write it in another way, or choose another")
+    return UserError(what, got=error.got, expected=error.expected, remedy="correct it or choose another")
 
 
 def place_rule(name: str, place: str | None) -> Rule:
