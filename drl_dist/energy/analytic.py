@@ -21,8 +21,8 @@ class Gaussian:
     """N(mean, std**2 I) over tensors of any shape.
 
     Args:
-        mean: broadcastable to one sample.
-        std: the same for every coordinate.
+        mean: mean, broadcastable to one sample.
+        std: standard deviation, the same for every coordinate.
     """
 
     mean: Tensor
@@ -62,7 +62,7 @@ class GaussianMixture:
 
     Args:
         means: (components, D).
-        std: of every component.
+        std: standard deviation of every component.
     """
 
     means: Tensor
