@@ -1,4 +1,4 @@
-"""Densities on a grid: the exact one of every noise level, the learned one, and how far apart they are."""
+"""Exact and learned densities of every noise level on a grid, and distances between them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from drl_dist.sampling.progressive import RawAtLevel
 from drl_dist.toy.distributions import DataDistribution
 
 _PARTS = 4
-"""Points per side of a cell that the exact density, whose edges are narrower than a cell, is averaged over."""
+"""Points per side of a cell over which the exact density, whose edges are narrower than a cell, is averaged."""
 
 
 @dataclass(frozen=True)
@@ -28,16 +28,16 @@ class Grid:
 
     @property
     def cell(self) -> float:
-        """Side of a cell."""
+        """Side length of a cell."""
         return 2 * self.half_width / self.cells
 
     def centres(self, parts: int = 1) -> Tensor:
-        """The middles of the cells along one side, each cut into parts, (cells * parts,) float64."""
+        """Centres of the cells along one side, each divided into `parts`, (cells * parts,) float64."""
         count = self.cells * parts
         return (torch.arange(count, dtype=torch.float64) + 0.5) * (2 * self.half_width / count) - self.half_width
 
     def points(self) -> Tensor:
-        """The cells' middles, (cells**2, 2) float64."""
+        """Centres of the cells, (cells**2, 2) float64."""
         centres = self.centres()
         return torch.cartesian_prod(centres, centres)
 
@@ -46,10 +46,10 @@ def exact_masses(distribution: DataDistribution, ladder: NoiseLadder, t: int, gr
     """Cell masses of x_t = cumulative_scale_t x + cumulative_std_t e for data x, normalised within the grid.
 
     Args:
-        distribution: of the data x.
+        distribution: distribution of the data x.
         ladder: the forward process.
         t: noise level, 0 to T.
-        grid: where the masses are wanted.
+        grid: cells of the masses.
     """
     marginal = distribution.affine(float(ladder.cumulative_scale[t]), float(ladder.cumulative_std[t]))
     fine = marginal.density_on_square(grid.centres(_PARTS))
@@ -62,9 +62,9 @@ def learned_masses(raw_at: RawAtLevel, levels: Levels, t: int, grid: Grid) -> Te
 
     Args:
         raw_at: the network.
-        levels: float32, (T,).
+        levels: scales of the levels, (T,) float32.
         t: noise level, 0 to T - 1.
-        grid: where the masses are wanted.
+        grid: cells of the masses.
     """
     y = (grid.points() * float(levels.transition_scale[t])).float()
     level = torch.full((len(y),), t)

@@ -107,7 +107,7 @@ def gaussian_losses(precision: float) -> torch.Tensor:
 @pytest.mark.parametrize("precision", [1 / VARIANCE, 0.0], ids=["recovery term", "dropped"])
 def test_the_loss_has_its_known_mean(precision: float) -> None:
     """-(E f(y_pos) - E f(y_neg)) = 1 - variance of y_neg, for two coordinates; without the recovery term it is another
-    number, which is told apart."""
+    number, which the test can distinguish."""
     losses = gaussian_losses(precision)
     error = float(losses.std()) / math.sqrt(len(losses))
     assert abs(float(losses.mean()) - (1 - variance_after_chain(precision))) < 4 * error
@@ -147,7 +147,7 @@ def test_the_seed_determines_weights_and_samples() -> None:
     torch.testing.assert_close(samples[:, 3:], first.sample_levels(PhiloxNoise(0), ids[3:]), rtol=1e-4, atol=1e-5)
 
 
-def test_every_step_sees_new_points_and_is_told() -> None:
+def test_every_step_sees_new_points_and_is_reported() -> None:
     losses: list[float] = []
     model = ToyModel.create(small(drl_experiment(seed=0, num_steps=3)))
     train(model, MIXTURE, losses.append)
