@@ -1,4 +1,4 @@
-"""What an output folder holds already: finished data, shards of an earlier start, or something else."""
+"""Resuming in an output folder: its finished data, shards of an earlier start, or files to refuse."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PROGRESS_FOLDER = RECORDS_FOLDER
 
 
 def begun(folder: Folder, records: Folder) -> tuple[ShardIndex | None, dict[str, Any] | None]:
-    """The index of the output if it is finished, and the identity of what it was begun with; None for what it lacks."""
+    """The index of a finished output, else None, and the identity with which the output was begun, None if unknown."""
     if INDEX_NAME in folder.sizes():
         index = open_index(folder.url)
         made = {"name": index.name, "split": index.split, "channels": index.channels} | dict(index.made_by)
@@ -38,10 +38,10 @@ def begun(folder: Folder, records: Folder) -> tuple[ShardIndex | None, dict[str,
 
 
 def refuse_foreign(folder: Folder, records: Folder, source: Source, num_shards: int) -> None:
-    """Return if a folder that nothing says is ours holds no file that these shards would be written over.
+    """Return if a folder without an identity holds no file that these shards would overwrite.
 
     Raises:
-        UserError: it does.
+        UserError: it holds such a file.
     """
     shards = {shard_name(source.name, source.split, number) for number in range(num_shards)}
     record_names = {f"{number:05d}.json" for number in range(num_shards)}
@@ -52,7 +52,7 @@ def refuse_foreign(folder: Folder, records: Folder, source: Source, num_shards: 
 
 
 def report_prepared(folder: Folder, index: ShardIndex, source: Source, shard_size: int) -> None:
-    """Say that there is nothing to do.
+    """Print that the output is complete.
 
     Raises:
         UserError: images have changed since.
@@ -83,12 +83,12 @@ def resume(folder: Folder, records: Folder, identity: dict[str, Any], source: So
         for number, record in found.items()
         if not record["row"] or sizes.get(record["row"]["name"]) == record["row"]["size"]
     }
-    print(f"going on with {folder.url}: {len(kept)} shards are finished.", file=sys.stderr)
+    print(f"resuming {folder.url}: {len(kept)} shards are finished.", file=sys.stderr)
     unknown = sum(Seen.from_record(record) is None for record in kept.values())
     if unknown and source.stamps(0, 0) is not None:
         print(
             f"{unknown} of them are from an earlier version: whether the content of their images has changed since "
-            "could not be told.",
+            "is not known.",
             file=sys.stderr,
         )
     return kept
@@ -98,7 +98,7 @@ def _read_record(records: Folder, name: str) -> dict[str, Any]:
     """The record of a shard.
 
     Raises:
-        UserError: it is not what `drl_dist` writes.
+        UserError: it is not a record of a shard.
     """
     try:
         record = json.loads(records.read(name))
@@ -118,7 +118,7 @@ def _read_record(records: Folder, name: str) -> dict[str, Any]:
 
 
 def row_of(record: dict[str, Any]) -> ShardRow:
-    """The row of a shard in the index, as its record has it."""
+    """A shard's row of the index, from its record."""
     row = record["row"]
     return ShardRow(row["name"], row["size"], row["sha256"], np.array(row["offsets"], dtype=np.int64))
 
@@ -126,7 +126,7 @@ def row_of(record: dict[str, Any]) -> ShardRow:
 def forget_changed(
     folder: Folder, source: Source, shard_size: int, finished: dict[int, dict[str, Any]]
 ) -> list[Change]:
-    """Take shards whose images have changed out of the finished ones, and say so."""
+    """Remove shards whose images have changed from the finished ones, and print their number."""
     rows = {number: record["row"] for number, record in finished.items()}
     changes = drop_changed(source, shard_size, finished)
     for change in changes:
@@ -143,7 +143,7 @@ def forget_changed(
 
 def refuse_other(folder: Folder, found: dict[str, Any], wanted: dict[str, Any]) -> None:
     if found.get("source") not in (None, wanted["source"]):
-        # Two checksums say nothing to a reader.
+        # Two checksums would mean nothing to the user.
         found = found | {"source": "other names, sizes or content of its images"}
         wanted = wanted | {"source": "those found now"}
     if other := differences(found, wanted):

@@ -1,4 +1,4 @@
-"""Shards of CIFAR-10 from its *binary* archive (cifar-10-binary.tar.gz), which needs no pickle to be read."""
+"""Shards of CIFAR-10 from its *binary* archive (cifar-10-binary.tar.gz), which can be read without pickle."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from drl_dist.jobs.common.options import door, parse_options
 
 MEMBERS = {"train": tuple(f"data_batch_{number}.bin" for number in range(1, 6)), "test": ("test_batch.bin",)}
 RECORD = 1 + 3 * 32 * 32
-"""Bytes of one image: its class, then the red, green and blue planes."""
+"""Size of one image in bytes: its class, then the red, green and blue planes."""
 MAX_MEMBER_BYTES = 2**30
 NEEDS = "cifar-10-binary.tar.gz (the binary version, not the Python one), or a folder with its data_batch_1.bin to 5"
 
@@ -50,7 +50,7 @@ class CifarPart:
     digest: str
 
     def items(self) -> Iterator[Item]:
-        """Its images in order."""
+        """The images in order."""
         records = _records(self.path, self.split)
         require_same(_digest(self.path, self.split), self.digest, self.path)
         for index in range(self.start, self.stop):
@@ -143,7 +143,7 @@ def _unreadable(path: Path, error: Exception) -> UserError:
 
 
 def main() -> int:
-    """The command."""
+    """Run the command; returns its exit status."""
     options = parse_options(Options, Options(), sys.argv[1:], description=__doc__ or "")
     return build(Cifar10(require_source(options.source, NEEDS), options.split), options)
 

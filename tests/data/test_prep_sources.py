@@ -146,7 +146,7 @@ def test_a_picture_pillow_was_built_without_is_told_of_as_such(monkeypatch: pyte
 def test_a_source_that_is_left_out_whole_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = tmp_path / "photos"
     write_all(source, "a.heic", "b.heic", "@eaDir/a.png")
-    with pytest.raises(UserError, match=r"no image that is taken, but .*2 \.heic \(Pillow cannot read it\)") as caught:
+    with pytest.raises(UserError, match=r"no usable image, but .*2 \.heic \(Pillow cannot read it\)") as caught:
         prepare("folder", monkeypatch, "--source", source, "--out", tmp_path / "out")
     assert "1 in @eaDir" in str(caught.value) and "\n" not in str(caught.value)
 
