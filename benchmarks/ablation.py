@@ -2,11 +2,11 @@
 
     python -m benchmarks.ablation --out FOLDER [--settings t6 t1k ... --seeds 0 1 2 --budget 1000 --threads 1]
 
-Each setting is trained from each seed with the same network and with as much arithmetic: a step costs 2K + 6 forwards
-per image, 8 where there is no chain, and the budget is what so many steps of T = 6, K = 30 cost. Learning
-rate, warm-up and moving average follow the number of steps that it is enough for. Images are then generated from the
-averaged weights, and scored. Features are the hidden layer of a small network that is trained here on the digits'
-labels. Results are kept in FOLDER one by one: the same command goes on where it was stopped. Needs the extra `eval`.
+Each setting is trained from each seed with the same network and the same amount of arithmetic: a step costs 2K + 6
+forward passes per image, or 8 without a chain, and the budget is the cost of so many steps of T = 6, K = 30. Learning
+rate, warm-up and moving average depend on the number of steps that the budget allows. Images are then generated from
+the averaged weights, and scored. Features are the hidden layer of a small network that is trained here on the digits'
+labels. Each result is kept in FOLDER: the same command resumes where it was stopped. Needs the extra `eval`.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ SETTINGS = {
     "t6": ("T=6, K=30", "t6", None),
     "t6_k50": ("T=6, K=50", "t6", 50),
 }
-"""Rows of Table 2: how they are printed, the preset's setting, and K where it is not the setting's own."""
+"""Rows of Table 2: (label, setting of the preset, K if it differs from the setting's)."""
 PAPER_FID = {"t1": 32.12, "t1k": 22.58, "t1k_dsm": 21.76, "t6_k10": math.nan, "t6": 9.58, "t6_k50": 9.36}
-"""On CIFAR-10 (Table 2); no number where training was unstable."""
+"""FID on CIFAR-10 (Table 2); nan where training was unstable."""
 FORWARDS_OF_T6 = 66
 NUM_IMAGES = 1024
 SHOWN = 24
@@ -63,7 +63,7 @@ CURVE_IMAGES = 128
 
 
 def main() -> None:
-    """Parse; train and score what is missing; print the table and draw the pictures."""
+    """Parse options, train and score what is missing, print the table, and draw the pictures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=path_here, required=True, help="folder of results, pictures and the table")
     parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
@@ -76,12 +76,12 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     names = [f"{name}-{seed}-{arguments.budget}" for name in arguments.settings for seed in arguments.seeds]
     summary = [TABLE, CURVES, *(f"{name}.png" for name in names)]
-    # Those of other settings, seeds and budgets count as well.
+    # Results of other settings, seeds and budgets count as well.
     earlier = [path.name for path in arguments.out.glob("*.json") if _RESULT.fullmatch(path.name)]
     open_results(parser, arguments.out, earlier, summary)
     real, labels = digits()
     network, accuracy = train_feature_network(real, labels, seed=0)
-    print(f"feature network: {accuracy:.1%} of held-out digits right")
+    print(f"feature network: {accuracy:.1%} of held-out digits classified correctly")
     for seed in arguments.seeds:
         for name in arguments.settings:
             place = arguments.out / f"{name}-{seed}-{arguments.budget}.json"
@@ -102,7 +102,7 @@ def main() -> None:
 
 
 def experiment_of(name: str, seed: int, budget: int) -> Experiment:
-    """The preset `digits` in one setting, with as many steps as the budget pays for and an optimiser to match."""
+    """The preset `digits` in one setting, with the number of steps that the budget allows and an optimiser to match."""
     _, setting, num_chain_steps = SETTINGS[name]
     base = preset("digits", setting)
     mcmc = base.mcmc if num_chain_steps is None else dataclasses.replace(base.mcmc, num_chain_steps=num_chain_steps)
@@ -123,7 +123,7 @@ def experiment_of(name: str, seed: int, budget: int) -> Experiment:
 
 
 def measure(name: str, seed: int, budget: int, real: Tensor, network: FeatureNetwork, picture: Path) -> dict[str, Any]:
-    """Train one setting from one seed and score it; its samples go into `picture`."""
+    """Train one setting from one seed and score it; writes its samples to `picture`."""
     experiment = experiment_of(name, seed, budget)
     num_steps = experiment.train.num_steps
     state = TrainState.create(experiment)
@@ -172,7 +172,7 @@ def generate(state: TrainState, experiment: Experiment, count: int, seed: int) -
 
 
 def score(generated: Tensor, real: Tensor, network: FeatureNetwork) -> dict[str, float]:
-    """FID, KID and inception score in the features of `network`; infinite where the images are not finite."""
+    """FID, KID and inception score in the features of `network`; infinite FID and KID if images are not finite."""
     if not bool(generated.isfinite().all()):
         return {"fid": math.inf, "kid": math.inf, "inception_score": 1.0}
     ours, theirs = (features_of(network, images.split(256)) for images in (to_uint8(generated), real))
@@ -185,7 +185,7 @@ def score(generated: Tensor, real: Tensor, network: FeatureNetwork) -> dict[str,
 
 
 def table(results: dict[str, list[dict[str, Any]]], real: Tensor, network: FeatureNetwork) -> str:
-    """A Markdown table: medians over the seeds, and between which values they lie."""
+    """A Markdown table of medians and ranges over the seeds."""
     half = torch.randperm(len(real), generator=torch.Generator().manual_seed(0))
     floor = score(to_unit_range(real[half[::2]]), real[half[1::2]], network)
     rows = [
@@ -211,9 +211,9 @@ def table(results: dict[str, list[dict[str, Any]]], real: Tensor, network: Featu
 
 
 def draw_curves(results: dict[str, list[dict[str, Any]]], place: Path) -> None:
-    """Training losses (moving average over 25 steps), and FID of a few images as training goes on (Figure 9).
+    """Draw training losses (moving average over 25 steps), and FID of a few images during training (Figure 9).
 
-    Each objective's losses have a panel of their own: they are different quantities.
+    Each objective's losses have their own panel, because they are different quantities.
     """
     from matplotlib.figure import Figure
 

@@ -1,4 +1,4 @@
-"""A feature network for 8x8 digits, trained on their labels: what Inception is to photographs."""
+"""A feature network for 8x8 digits, trained on their labels, in the role that Inception has for photographs."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ _STEPS, _BATCH, _HELD_OUT = 1500, 128, 360
 
 
 def digits() -> tuple[Tensor, Tensor]:
-    """The digits that the preset trains on, uint8 (1797, 1, 8, 8), and their labels (1797,)."""
+    """The digits on which the preset trains, uint8 (1797, 1, 8, 8), and their labels (1797,)."""
     pixels, labels = load_images()
     return torch.from_numpy(pixels)[:, None], torch.from_numpy(labels)
 
 
 def train_feature_network(images: Tensor, labels: Tensor, *, seed: int) -> tuple[FeatureNetwork, float]:
-    """A small convolutional classifier, with its 64 hidden numbers, of variance 1 on average, as features.
+    """Train a small convolutional classifier; features are its 64 hidden units, scaled to an average variance of 1.
 
     Args:
         images: uint8 (N, 1, 8, 8).
         labels: (N,) 0 to 9.
-        seed: of initial weights, batches, and which 360 images are held out.
+        seed: seed of initial weights, batches, and the choice of 360 held-out images.
 
     Returns:
-        the network, and the share of held-out images that it classifies rightly.
+        the network, and the share of held-out images that it classifies correctly.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -45,7 +45,7 @@ def train_feature_network(images: Tensor, labels: Tensor, *, seed: int) -> tuple
         optimizer = torch.optim.AdamW([*hidden.parameters(), *head.parameters()], lr=1e-3, weight_decay=1e-2)
         for _ in range(_STEPS):
             chosen = known[torch.randint(len(known), (_BATCH,))]
-            # A pixel of shift and some noise: features should not hang on exact places and exact greys.
+            # Shifts by a pixel and some noise, so that features do not depend on exact positions and grey levels.
             shifts = tuple(int(shift) for shift in torch.randint(-1, 2, (2,)))
             batch = torch.roll(x[chosen], shifts, (2, 3)) + 0.1 * torch.randn(len(chosen), 1, 8, 8)
             optimizer.zero_grad()
@@ -53,7 +53,7 @@ def train_feature_network(images: Tensor, labels: Tensor, *, seed: int) -> tuple
             optimizer.step()
 
     with torch.no_grad():
-        # One factor, so that distances do not hang on the scale that the classifier happened to find.
+        # One factor for all, so that distances do not depend on the scale that the classifier happened to learn.
         scale = hidden(x).var(0).mean().sqrt()
 
     def extract(batch: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Killing what runs, and timing how it comes back: what `benchmarks.reliability` is made of."""
+"""Killing processes of jobs and timing their recovery, for `benchmarks.reliability`."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from drl_dist.checkpoints.storage import newest_checkpoint
 from drl_dist.localhost import RayHead, processes
 
 LONGEST_WAIT = 180.0
-"""Seconds in which a job must come back after a fault."""
+"""Seconds within which a job must recover from a fault."""
 CONTROLLER_SECONDS = 1.0
-"""In which Ray's controller looks at its workers' reports."""
+"""Seconds within which Ray's controller reads its workers' reports."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fault:
-    """One thing that was done to a job."""
+    """One fault that was injected into a job."""
 
     kind: str
-    """worker or driver."""
+    """``worker`` or ``driver``, the process that was killed."""
     time: float
-    """In seconds since 1970."""
+    """When it was killed, in seconds since 1970."""
     recovery_seconds: float
-    """Until a step was begun again (training), or another worker was at work (sampling)."""
+    """Seconds until training began a step again."""
 
 
 @dataclass(kw_only=True)
 class Command:
-    """A job as its own process; run again by the same words when it was killed."""
+    """A job as a process of its own, which can be started again with the same arguments."""
 
     words: Sequence[str]
     environment: Mapping[str, str]
@@ -51,15 +51,15 @@ class Command:
             )
 
     def is_running(self) -> bool:
-        """Whether it runs."""
+        """Whether the process is running."""
         assert self.process is not None
         return self.process.poll() is None
 
     def wait(self, seconds: float) -> None:
-        """Wait for its end.
+        """Wait for the process to end.
 
         Raises:
-            RuntimeError: it did not end with status 0.
+            RuntimeError: it ended with another status than 0.
         """
         assert self.process is not None
         status = self.process.wait(seconds)
@@ -67,14 +67,14 @@ class Command:
             raise RuntimeError(f"{' '.join(self.words)} ended with status {status}; see {self.log}")
 
     def kill(self) -> None:
-        """SIGKILL to the driver alone; the cluster ends what it had started."""
+        """Send SIGKILL to the driver only; the cluster ends the workers that it had started."""
         assert self.process is not None
         self.process.kill()
         self.process.wait()
 
 
 def titled(head: RayHead, title: str) -> list[int]:
-    """Process ids of a Ray head's processes whose title begins so."""
+    """Ids of a Ray head's processes whose title begins with `title`."""
     found: list[int] = []
     for process in processes.tree(head.pid):
         try:
@@ -95,12 +95,12 @@ def train_under_kills(
     pause: Callable[[], float],
     run_url: str,
 ) -> list[Fault]:
-    """Run a training job to its end, doing to it what `kinds` lists, each time `pause` seconds after it trains again.
+    """Run a training job to its end and inject the faults in `kinds`, each `pause` seconds after training has resumed.
 
-    Every third time a further checkpoint of the run in `run_url` is waited for: a job gives up where none ever comes.
+    Before every third fault it waits for a further checkpoint of the run in `run_url`: a job without progress gives up.
 
     Returns:
-        the faults; fewer than asked for if the job ended before.
+        the faults; fewer than in `kinds` if the job ended before.
     """
     faults: list[Fault] = []
     command.start()
@@ -129,7 +129,7 @@ def train_under_kills(
 
 
 def _further_checkpoint(run_url: str, known: int, command: Command) -> int:
-    """The step of the newest checkpoint, once it is beyond the `known` one and Ray's controller was told of it."""
+    """The step of the newest checkpoint, once it is beyond the `known` one and reported to Ray's controller."""
     while command.is_running():
         newest = newest_checkpoint(run_url)
         if newest is not None and newest.step > known:
@@ -140,11 +140,11 @@ def _further_checkpoint(run_url: str, known: int, command: Command) -> int:
 
 
 def _begun_after(audit_log: Path, moment: float, command: Command) -> float | None:
-    """When workers that started after `moment` first began a step; None if the job ended instead."""
+    """Time at which workers that started after `moment` first began a step; None if the job ended instead."""
     deadline = time.time() + LONGEST_WAIT
     while time.time() < deadline:
         for path in audit_log.glob("*.jsonl"):
-            # The name ends with the nanosecond at which the file was made.
+            # The name ends with the time at which the file was created, in nanoseconds.
             if int(path.stem.rsplit("-", 1)[1]) / 1e9 > moment:
                 first, newline, _ = path.read_text().partition("\n")
                 if newline:
@@ -156,7 +156,7 @@ def _begun_after(audit_log: Path, moment: float, command: Command) -> float | No
 
 
 def sample_under_kills(head: RayHead, command: Command, chooser: random.Random, kills: int) -> int:
-    """Run a sampling job to its end and kill so many of its workers at random moments; how many were killed."""
+    """Run a sampling job to its end, killing up to `kills` of its workers at random; returns the number killed."""
     command.start()
     done = 0
     while done < kills and command.is_running():

@@ -1,4 +1,4 @@
-"""The least that a chain of network gradients can cost: its convolutions, and nothing else."""
+"""A lower bound for the time of a chain of network gradients: its convolutions alone."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from drl_dist.energy.wide_resnet import WideResNet
 
 
 class BareConvolutions:
-    """The 3x3 convolutions of a network, forward and input-gradient, on random tensors of the right shapes.
+    """The 3x3 convolutions of a network, forward and input gradient, on random tensors of the right shapes.
 
     Args:
-        network: whose convolutions are timed.
+        network: network whose convolutions are timed.
         batch_size: images per convolution.
-        dtype: of the arithmetic.
+        dtype: dtype of the arithmetic.
     """
 
     def __init__(self, network: WideResNet, batch_size: int, dtype: torch.dtype) -> None:

@@ -1,4 +1,4 @@
-"""How much memory a call needs at its peak."""
+"""Measurement of the peak memory of a call."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch.profiler import ProfilerActivity, profile
 
 
 def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
-    """Bytes that a call holds at most, above what was held before it."""
+    """Peak memory in bytes during a call, in addition to the memory in use before it."""
     if device.type == "cuda":
         torch.cuda.synchronize()
         before = torch.cuda.memory_allocated()

@@ -1,10 +1,10 @@
-"""The table of docs/reliability.md: what is left of a run, and how soon it is back, when its processes are killed.
+"""Measurements for docs/reliability.md: results and recovery times of runs whose processes are killed.
 
     python -m benchmarks.reliability --out FOLDER [--parts exact workers goodput sampling] [--kills 95 --drivers 6]
 
-Starts a Ray head and an MLflow server of its own on 127.0.0.1, trains on scikit-learn's digits and samples with real
-jobs, and kills their processes with SIGKILL, at moments drawn from a seed. Results are kept in FOLDER part by part;
-parts that are there are not made again. Some 75 minutes on two cores, which should have nothing else to do.
+Starts its own Ray head and MLflow server on 127.0.0.1, trains on scikit-learn's digits and samples with real jobs, and
+kills their processes with SIGKILL at times drawn from a seed. Results of each part are kept in FOLDER; finished parts
+are not repeated. Takes about 75 minutes on two otherwise idle cores.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ BATCH, NUM_DIGITS = 16, 1797
 EXACT_STEPS, EXACT_EVERY = 4000, 10
 GOODPUT_STEPS, GOODPUT_EVERY, KILL_EVERY = 2200, 100, 60.0
 CHANGES = ((1, 150), (2, 300), (1, 450))
-"""Workers, and the step up to which they train."""
+"""(workers, step up to which they train)."""
 NUM_IMAGES = 10_000
 TINY = (
     "--model.width=8 --model.time-embedding-dim=8 --model.time-hidden-dim=16 --mcmc.num-chain-steps=10 "
@@ -50,7 +50,7 @@ TINY = (
 
 @dataclass(frozen=True, kw_only=True)
 class Bench:
-    """Where everything is."""
+    """Servers and folders of the benchmark."""
 
     out: Path
     head: RayHead
@@ -82,13 +82,13 @@ class Bench:
         return self.out / "ledger" / name
 
     def weights(self, name: str, step: int) -> dict[str, str]:
-        """SHA-256 of weights, moving average and optimiser of a run at a step."""
+        """SHA-256 of each part of a run's checkpoint at a step: weights, moving average and optimiser."""
         folder = self.out / "runs" / name / checkpoint_name(step)
         return {part: hashlib.sha256((folder / part_file(part)).read_bytes()).hexdigest() for part in PARTS}
 
 
 def exact(bench: Bench, kills: int, drivers: int) -> dict[str, Any]:
-    """Kills of workers and drivers while a run trains, against the same run left alone."""
+    """Kill workers and drivers while a run trains, and compare it with the same run undisturbed."""
     chooser = random.Random(bench.seed)
     alone = bench.training("alone", 2, EXACT_STEPS, EXACT_EVERY, *TINY)
     alone.start()
@@ -117,7 +117,7 @@ def exact(bench: Bench, kills: int, drivers: int) -> dict[str, Any]:
 
 
 def workers(bench: Bench) -> dict[str, Any]:
-    """The order of samples while the number of workers changes, against one worker from start to end."""
+    """Compare the order of samples while the number of workers changes with that of one worker throughout."""
     steps = CHANGES[-1][1]
     names = {"one": [(1, steps)], "changing": CHANGES}
     for name, parts in names.items():
@@ -139,7 +139,7 @@ def workers(bench: Bench) -> dict[str, Any]:
 
 
 def _places(folder: Path) -> dict[int, tuple[int, int]]:
-    """Position -> shard and sample."""
+    """(shard, sample) by position."""
     return {
         position: (shard, sample)
         for line in read_audit_log(folder)
@@ -148,7 +148,7 @@ def _places(folder: Path) -> dict[int, tuple[int, int]]:
 
 
 def goodput(bench: Bench) -> dict[str, Any]:
-    """The digits preset with a worker killed every minute."""
+    """Goodput of the digits preset with a worker killed every minute."""
     chooser = random.Random(bench.seed + 1)
     name = "goodput"
     more = ("--tracking.sample-every-steps=1000000", "--train.batch-size=32")
@@ -186,7 +186,7 @@ def _tracked(bench: Bench, name: str) -> dict[str, float]:
 
 
 def sampling(bench: Bench) -> dict[str, Any]:
-    """10,000 images on 1, 2 and 3 workers with workers killed at random, against a job left alone."""
+    """Sample 10,000 images on 1, 2 and 3 workers, killing some at random, and compare with an undisturbed job."""
     chooser = random.Random(bench.seed + 2)
     model = bench.out / "runs" / "alone"
     result: dict[str, Any] = {"images": NUM_IMAGES}
@@ -225,7 +225,7 @@ PARTS_OF_BENCH = {"exact": exact, "workers": workers, "goodput": goodput, "sampl
 
 
 def main() -> None:
-    """Parse, measure what is missing, print the table."""
+    """Parse options, measure what is missing, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=path_here, required=True)
     parser.add_argument("--parts", nargs="+", default=list(PARTS_OF_BENCH), choices=list(PARTS_OF_BENCH))
@@ -243,7 +243,7 @@ def main() -> None:
             if not place.exists():
                 bench = bench or _prepare(stack, out, arguments.seed)
                 options = {"kills": arguments.kills, "drivers": arguments.drivers} if name == "exact" else {}
-                print(f"{name}: under way; output of its jobs in {out}/*.log", flush=True)
+                print(f"{name}: running; output of its jobs in {out}/*.log", flush=True)
                 result = PARTS_OF_BENCH[name](bench, **options)
                 place.write_text(json.dumps(result, indent=2) + "\n")
             results[name] = json.loads(place.read_text())
@@ -256,14 +256,14 @@ def _prepare(stack: ExitStack, out: Path, seed: int) -> Bench:
     prepare = [sys.executable, "-m", "datasets_prep.digits", "--resolution", "8", "--out", str(out / "digits")]
     subprocess.run(prepare, cwd=ROOT, check=True)
     mlflow = stack.enter_context(MlflowServer(out / "mlflow"))
-    # More logical CPUs than cores: three sampling workers take turns.
+    # Ray gets more CPUs than there may be cores, for three sampling workers.
     head = stack.enter_context(RayHead(num_cpus=3))
     environment = head.environment() | mlflow.environment()
     return Bench(out=out, head=head, environment=environment, tracking_uri=mlflow.uri, seed=seed)
 
 
 def table(results: dict[str, Any]) -> str:
-    """A Markdown table of what was measured."""
+    """A Markdown table of the results."""
     rows = ["| what | measured |", "| --- | --- |"]
     if "exact" in results:
         result = results["exact"]
@@ -317,7 +317,7 @@ def table(results: dict[str, Any]) -> str:
 
 
 def _quantile(ordered: list[float], share: float) -> float:
-    """The smallest measured value that so large a share of them does not exceed."""
+    """Quantile of sorted values: the smallest of them that a share of at least `share` does not exceed."""
     return ordered[max(0, -(-int(share * 100) * len(ordered) // 100) - 1)]
 
 

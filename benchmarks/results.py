@@ -1,4 +1,4 @@
-"""The folder of a benchmark's results."""
+"""Creation and check of the folder for a benchmark's results."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from pathlib import Path
 
 
 def open_results(parser: argparse.ArgumentParser, out: Path, results: Iterable[str], summary: Iterable[str]) -> None:
-    """Make the folder, or end the command if it holds files of the summary's names and no result they could be of.
+    """Create the folder, or end the command if it holds files with the summary's names but no results.
 
     Args:
-        parser: of the command.
+        parser: parser of the command.
         out: the folder.
         results: names of the files that are kept from one start to the next.
-        summary: names of the files that every start writes anew.
+        summary: names of the files that every start overwrites.
     """
     found = [name for name in summary if (out / name).exists()]
     if found and not any((out / name).exists() for name in results):

@@ -1,9 +1,9 @@
-"""How fast a training step is: the engine, the plain reference, and the bare convolutions, interleaved in one run.
+"""Timing of a training step: the engine, the plain reference, and the bare convolutions, interleaved in one run.
 
     python -m benchmarks.step [--preset cifar10 --num-res-blocks 2 --batch-size 8 --rounds 3 --device cpu ...]
 
 The reference computes in float32; the engine and its floor are timed in each ``--precision``. Prints a table of medians
-and ratios, and writes the same as JSON where ``--json`` says.
+and ratios, and writes them as JSON to the file given by ``--json``.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def main() -> None:
-    """Parse, measure, print."""
+    """Parse options, measure, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", default="cifar10", choices=sorted(TABLE_6))
     parser.add_argument("--num-res-blocks", type=int, default=2)
@@ -58,7 +58,7 @@ def main() -> None:
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Every figure of one run."""
+    """All figures of one run."""
     base = preset(arguments.preset)
     experiment = dataclasses.replace(
         base,
@@ -116,7 +116,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def gradient_flop(state: TrainState, experiment: Experiment, level: Tensor, y: Tensor) -> int:
-    """Floating-point operations of one image gradient of the whole batch."""
+    """Floating-point operations of one gradient with respect to the images of a whole batch."""
     plain = TrainStep(state, experiment, EngineConfig(compile="never", cuda_graph=False))
     with FlopCounterMode(display=False) as counter:
         plain.gradients.raw_at(level)(y)
@@ -126,7 +126,7 @@ def gradient_flop(state: TrainState, experiment: Experiment, level: Tensor, y: T
 def add_step(
     contenders: dict[str, Callable[[], object]], name: str, step: TrainStep, batch: Batch, pairs: Pairs
 ) -> None:
-    """Time chain and update of a step by themselves."""
+    """Add the chain and the update of a step as separate contenders."""
     y_neg = step.run_chain(pairs, batch.positions)
     contenders[f"{name}: chain"] = lambda: step.run_chain(pairs, batch.positions)
     contenders[f"{name}: update"] = lambda: step.update(pairs, y_neg)
@@ -135,7 +135,7 @@ def add_step(
 def add_reference(
     contenders: dict[str, Callable[[], object]], experiment: Experiment, batch: Batch, device: torch.device
 ) -> None:
-    """The plain step of the tests; on a GPU, which it does not know, the eager engine without graphs."""
+    """Add the plain step of the tests or, on a GPU, which it does not support, the eager engine without graphs."""
     state = TrainState.create(experiment, device)
     if device.type != "cpu":
         eager = TrainStep(state, experiment, EngineConfig(compile="never", cuda_graph=False))
@@ -148,7 +148,7 @@ def add_reference(
 
 
 def random_batch(experiment: Experiment, device: torch.device) -> Batch:
-    """Images of noise: the time of a step does not depend on what it sees."""
+    """Images of noise, since the time of a step does not depend on its input."""
     model = experiment.model
     shape = (experiment.train.batch_size, model.channels, model.resolution, model.resolution)
     generator = torch.Generator().manual_seed(0)
@@ -157,7 +157,7 @@ def random_batch(experiment: Experiment, device: torch.device) -> Batch:
 
 
 def timed(run: Callable[[], object], device: torch.device) -> float:
-    """Wall-clock seconds of one call, the device's queue drained before and after."""
+    """Wall-clock seconds of one call, with the device synchronised before and after."""
     if device.type == "cuda":
         torch.cuda.synchronize()
     start = time.perf_counter()
@@ -168,7 +168,7 @@ def timed(run: Callable[[], object], device: torch.device) -> float:
 
 
 def matrix_rate(dtype: torch.dtype, size: int = 8192) -> float:
-    """FLOP per second of a large matrix product of random numbers: the practical peak of a GPU."""
+    """FLOP per second of a large matrix product of random numbers, the practical peak of a GPU."""
     left, right = (torch.randn(size, size, device="cuda", dtype=dtype) for _ in range(2))
 
     def product() -> Tensor:
@@ -181,14 +181,14 @@ def matrix_rate(dtype: torch.dtype, size: int = 8192) -> float:
 
 
 def machine(device: torch.device) -> str:
-    """What the figures belong to."""
+    """Description of the device for the figures."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{platform.machine()} CPU, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def table(figures: dict[str, Any]) -> str:
-    """The figures for reading."""
+    """The figures as text."""
     lines = [f"{figures['machine']}, torch {figures['torch']}, {figures['date']}", f"{figures['setting']}", ""]
     lines += [f"{name:<26} {seconds:10.4f} s" for name, seconds in figures["median_seconds"].items()]
     lines.append("")

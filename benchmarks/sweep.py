@@ -1,8 +1,8 @@
-"""Time a sweep against its trials run one by one: ``python -m benchmarks.sweep --preset digits …``.
+"""Timing of a sweep against its trials run one by one: ``python -m benchmarks.sweep --preset digits …``.
 
-Runs ``jobs/sweep.py`` with the same options, and then every trial that made all its steps as a training job of its own,
-in another folder, on the same cluster. Use ``--rescore-trials 0 --no-early-stopping``: final scores are no part of a
-trial.
+Runs ``jobs/sweep.py`` with the same options, and then every trial that finished all its steps as a separate training
+job, in another folder, on the same cluster. Use ``--rescore-trials 0 --no-early-stopping``, because final scores are
+not part of a trial.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from drl_dist.jobs.sweep.winner import train_words
 
 
 def main(argv: list[str]) -> int:
-    """Run and time both; the exit status."""
+    """Run and time both; returns the exit status."""
     plan, _ = parse_sweep(argv)
     folder = SweepFolder(plan, open_index(plan.base.data, check_shards=False).fingerprint)
     if folder.trials():
-        print(f"{folder.url} holds trials already: nothing could be timed", file=sys.stderr)
+        print(f"{folder.url} already holds trials, so the sweep cannot be timed; choose a new folder", file=sys.stderr)
         return 2
     sweep_seconds = _timed([sys.executable, "jobs/sweep.py", *argv])
     alone: dict[int, float] = {}
