@@ -1,4 +1,4 @@
-"""Damaged data under the policy `substitute`: which images stand in, and that it never depends on anything else."""
+"""Damaged data under the policy `substitute`: which images replace damaged ones, and that nothing else matters."""
 
 from __future__ import annotations
 
@@ -171,9 +171,9 @@ def test_a_file_that_may_not_be_read_is_no_damage(tmp_path: Path) -> None:
     path = tmp_path / index.shards[2].name
     path.unlink()
     path.symlink_to(path.name)  # cannot be opened, by root either
-    with pytest.raises(UserError, match=rf"shard {path}: got .*, expected a file that can be read") as told:
+    with pytest.raises(UserError, match=rf"shard {path}: got .*, expected a file that can be read") as caught:
         take(index)
-    assert not isinstance(told.value, DamageError)
+    assert not isinstance(caught.value, DamageError)
 
 
 def test_choices_begin_in_the_window_and_reach_every_shard() -> None:

@@ -243,7 +243,7 @@ def test_lsun_of_another_kind_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
     refused("church_outdoor_train_lmdb.zip, which is not unpacked", packed)
 
 
-def test_a_damaged_page_of_an_lmdb_is_told_by_another_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_page_of_an_lmdb_is_found_by_another_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     database = tmp_path / "church_outdoor_train_lmdb"
     write_lsun(database, {f"{number:040x}".encode(): bytes([number]) * 900 for number in range(60)})
     path = database / "data.mdb"
@@ -270,7 +270,7 @@ def test_a_value_of_an_lmdb_that_reaches_beyond_its_file_is_told(
     entry = whole.rindex(b"second") - 8
     assert int.from_bytes(whole[entry : entry + 4], "little") == 9000
     (database / "data.mdb").write_bytes(whole[:entry] + len(whole).to_bytes(4, "little") + whole[entry + 4 :])
-    # Whoever reads the value is ended by a signal.
+    # The process that reads the value is ended by a signal.
     with pytest.raises(UserError, match=r"worker process: got its sudden end.*the database is damaged"):
         prepare("lsun", monkeypatch, "--source", database, "--out", tmp_path / "out", "--workers", 1)
 

@@ -83,7 +83,7 @@ def test_is_the_same_for_any_number_of_ranks(world_size: int, tmp_path: Path) ->
         assert torch.equal(images[positions.argsort()], batch.images)
 
 
-def test_goes_on_where_it_stopped(tmp_path: Path) -> None:
+def test_resumes_where_it_stopped(tmp_path: Path) -> None:
     index = write_set(str(tmp_path), COUNTS)
     whole = take(14, index, horizontal_flip=True)
     rest = take(7, index, horizontal_flip=True, start_position=7 * 8)

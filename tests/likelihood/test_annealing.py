@@ -110,7 +110,7 @@ def test_the_mean_weight_is_the_ratio_of_normalisers(is_upward: bool) -> None:
         )
         ratio = torch.exp(found.log_weight + (truth if is_upward else -truth))
         if is_upward and num_bridges == 1:
-            continue  # a narrow distribution stands in for a wide one: weights without a variance
+            continue  # a narrow proposal for a wide distribution: its weights have no variance
         assert abs(float(ratio.mean()) - 1) < 3 * float(ratio.std()) / math.sqrt(count)
 
 
@@ -163,9 +163,9 @@ def test_statistics_of_weights() -> None:
 def test_the_standard_error_is_that_of_repeated_estimates() -> None:
     normals = PhiloxNoise(0).normal(Purpose.BASE, torch.arange(400), 0, (0,), (200,))[0].double()
     estimates = log_mean_exp(0.5 * normals, 1)
-    told = sum(standard_error(0.5 * row) for row in normals) / 400
+    predicted = sum(standard_error(0.5 * row) for row in normals) / 400
     # The standard deviation of 400 estimates is known to 3.5 %.
-    assert told == pytest.approx(float(estimates.std()), rel=0.12)
+    assert predicted == pytest.approx(float(estimates.std()), rel=0.12)
 
 
 def test_few_carry_a_mean() -> None:

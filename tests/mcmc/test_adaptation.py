@@ -1,4 +1,4 @@
-"""Step-size adaptation where the right step sizes are known, and the schedule as a file."""
+"""Step-size adaptation where the right step sizes are known, and their file."""
 
 from __future__ import annotations
 
@@ -98,14 +98,14 @@ def test_the_search_tries_few_steps_first_and_ends_with_all_of_them() -> None:
         (lambda y: (torch.full((len(y),), torch.nan, dtype=y.dtype), torch.zeros_like(y)), "0"),
     ],
 )
-def test_a_density_without_a_right_step_size_is_told(density: LogDensityAndGrad, rate: str) -> None:
+def test_a_density_without_a_right_step_size_is_refused(density: LogDensityAndGrad, rate: str) -> None:
     config = AdaptationConfig(num_chains=60, num_steps=5, max_rounds=8)
     with pytest.raises(UserError, match=f"step size of level 3: got an acceptance rate of {rate} near .* after 8 corr"):
         adapt_step_size(chains(density, gaussian(1.0, 0)[1], 0), 0.1, config, what="step size of level 3")
 
 
 @pytest.mark.parametrize("offset", [0.0, 1e9])
-def test_a_log_density_too_large_for_its_dtype_is_told(offset: float) -> None:
+def test_a_log_density_too_large_for_its_dtype_is_refused(offset: float) -> None:
     # What a network says at the lowest of six levels: 10**8 nats and more, of which float32 keeps eight digits.
     target, y = gaussian(0.1, 0)
 

@@ -163,7 +163,7 @@ def test_a_step_costs_the_gradients_it_needs(kernel: str, per_step: int, at_firs
 
 
 @pytest.mark.parametrize("kernel", ADJUSTED)
-def test_a_trajectory_that_diverges_is_told_and_not_taken(kernel: str) -> None:
+def test_a_trajectory_that_diverges_is_reported_and_not_accepted(kernel: str) -> None:
     exact = gaussian(0, 5, (0.01, 0.01))
     step_sizes = torch.tensor([0.002, 5.0, 0.002, 1e160, 0.002], dtype=torch.float64)
     end, [info], _ = run(EVERY[kernel](exact.density, step_sizes), exact.draws, 0, 1)

@@ -186,7 +186,7 @@ def test_the_two_matching_targets_agree_on_average(seed: int) -> None:
     assert error < 0.1
 
 
-def test_a_long_ladder_is_told_in_bands_that_cover_it() -> None:
+def test_a_long_ladder_is_reported_in_bands_that_cover_it() -> None:
     bands = level_bands(1000)
     assert len(bands) == 16
     assert [t for band in bands.values() for t in range(1000)[band]] == list(range(1000))
