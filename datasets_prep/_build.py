@@ -268,7 +268,7 @@ def _make_all(
     except BrokenProcessPool as error:
         raise UserError(
             "worker process",
-            got="its sudden end",
+            got="an unexpected end",
             expected="a finished shard",
             remedy="repeat the command to resume, with fewer --workers if memory is short"
             + ("; if it fails again, the database is damaged: download it again" if source.may_end_process else ""),

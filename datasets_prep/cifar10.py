@@ -95,7 +95,7 @@ def _records(path: Path, split: str) -> NDArray[np.uint8]:
         if not data or len(data) % RECORD or max(data[::RECORD]) > 9:
             raise UserError(
                 f"{name} in {path}",
-                got=f"{len(data)} bytes that are no whole images with classes 0 to 9",
+                got=f"{len(data)} bytes that are not whole images with classes 0 to 9",
                 expected=f"a multiple of {RECORD} bytes",
                 remedy="download it again",
             )

@@ -75,7 +75,7 @@ def read_audit_log(folder: Path) -> list[AuditEntry]:
 
 @dataclass(frozen=True, kw_only=True)
 class Audit:
-    """What an audit log shows about the steps that are in the model."""
+    """Results of checking an audit log, for the steps that are in the model."""
 
     num_steps: int
     num_lost: int

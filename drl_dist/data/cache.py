@@ -161,7 +161,7 @@ class ShardCache:
             with file:
                 size, sha256 = self._download(row, file, stop)
                 if (size, sha256) != (row.size, row.sha256):
-                    # A second download differs if the first was damaged in transit, but not if the stored file is.
+                    # Download once more: the first copy may have been damaged in transit.
                     file.seek(0)
                     size, sha256 = self._download(row, file, stop)
                 _verify(where, row, size, sha256)

@@ -48,7 +48,7 @@ def read_image(shard: OpenShard, sample: int, index: ShardIndex) -> NDArray[np.u
         with decoding():
             pixels = np.asarray(image)
     except PictureError as error:
-        raise _damaged(shard, sample, index.url, f"a damaged image ({error})", "a intact PNG") from error
+        raise _damaged(shard, sample, index.url, f"a damaged image ({error})", "an intact PNG") from error
     return pixels[None] if index.channels == 1 else pixels.transpose(2, 0, 1)
 
 

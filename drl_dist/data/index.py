@@ -151,7 +151,7 @@ def open_index(url: str, *, check_shards: bool = True) -> ShardIndex:
     except UserError:
         if folder.local is not None:
             raise
-        # Damage in transit does not occur twice.
+        # Read once more: the first copy may have been damaged in transit.
         index = parse_index(url, folder.read(INDEX_NAME))
     if check_shards:
         for shard in index.shards:

@@ -27,7 +27,7 @@ MAX_SAMPLE_IDS = 1 << 48
 
 @unique
 class Purpose(IntEnum):
-    """What a number is drawn for; each purpose has numbers of its own."""
+    """Uses of random numbers; each has numbers of its own."""
 
     LEVEL = 0
     """Noise level of a training image."""

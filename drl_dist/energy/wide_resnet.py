@@ -185,7 +185,7 @@ class WideResNet(nn.Module):
         """Raw output of images under prepared weights.
 
         Args:
-            prepared: from `prepare`, for the levels of these images.
+            prepared: result of `prepare` for the levels of these images.
             y: (B, channels, resolution, resolution).
 
         Returns:

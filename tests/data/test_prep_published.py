@@ -271,7 +271,7 @@ def test_a_value_of_an_lmdb_that_reaches_beyond_its_file_is_told(
     assert int.from_bytes(whole[entry : entry + 4], "little") == 9000
     (database / "data.mdb").write_bytes(whole[:entry] + len(whole).to_bytes(4, "little") + whole[entry + 4 :])
     # The process that reads the value is ended by a signal.
-    with pytest.raises(UserError, match=r"worker process: got its sudden end.*the database is damaged"):
+    with pytest.raises(UserError, match=r"worker process: got an unexpected end.*the database is damaged"):
         prepare("lsun", monkeypatch, "--source", database, "--out", tmp_path / "out", "--workers", 1)
 
 
