@@ -58,7 +58,7 @@ from drl_dist.data.shards import MAX_SAMPLE_ID, Sample, encode_png, pack_shard, 
 from drl_dist.jobs.common.job_folder import Records
 
 MAX_ROUNDS = 3
-"""Attempts to make a shard whose images change meanwhile."""
+"""Largest number of attempts to make a shard whose images change meanwhile."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Files that Pillow decodes to wrong pixels without an error: detected, and refused or corrected.
+"""Detection and correction of files that Pillow decodes to wrong pixels without an error.
 
 Each case was found by comparing Pillow with other decoders on the same file.
 """

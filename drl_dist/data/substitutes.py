@@ -13,7 +13,7 @@ from drl_dist.common.errors import UserError
 from drl_dist.data.filesystem import Folder
 
 SUBSTITUTES = "substitutes.jsonl"
-"""File of a run's folder, see `Substitute`."""
+"""Name of the substitution log in a run's folder; see `Substitute`."""
 
 
 class DamageError(UserError):

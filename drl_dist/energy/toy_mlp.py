@@ -1,4 +1,4 @@
-"""A small network for points of few coordinates: residual blocks as in Table 5, with dense layers as convolutions."""
+"""A small network for points of few coordinates: residual blocks as in Table 5, with dense layers for convolutions."""
 
 from __future__ import annotations
 

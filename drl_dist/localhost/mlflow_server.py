@@ -16,7 +16,7 @@ class MlflowServer(LocalServer):
         folder: folder of the database, the artifacts and the log.
         port: port to listen on, by default a free one. Artifact addresses do not contain it, so it may change between
             starts.
-        start_seconds: time it has to become ready.
+        start_seconds: seconds within which it must be ready.
     """
 
     def __init__(self, folder: str | Path, *, port: int | None = None, start_seconds: float = 300) -> None:

@@ -13,7 +13,7 @@ from drl_dist.sampling.progressive import RawAtLevel
 from drl_dist.toy.distributions import DataDistribution
 
 _PARTS = 4
-"""Points per side of a cell over which the exact density, whose edges are narrower than a cell, is averaged."""
+"""Points per side of a cell over which the exact density is averaged, because its edges are narrower than a cell."""
 
 
 @dataclass(frozen=True)
