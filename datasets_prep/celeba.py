@@ -149,7 +149,10 @@ def find(source: Path, partition: str) -> tuple[Path, Path]:
         images = images / IMAGES
     if images.is_file() and not zipfile.is_zipfile(images):
         raise UserError(
-            "--source", got=f"{found_in(images)}, which is not a zip archive", expected=NEEDS, remedy="download it again"
+            "--source",
+            got=f"{found_in(images)}, which is not a zip archive",
+            expected=NEEDS,
+            remedy="download it again",
         )
     folders = dict.fromkeys((source, images.parent, source.parent))
     if images.name == images.parent.name:
