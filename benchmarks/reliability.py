@@ -31,7 +31,7 @@ from benchmarks.results import open_results
 from drl_dist.checkpoints.format import PARTS, part_file
 from drl_dist.checkpoints.storage import checkpoint_name
 from drl_dist.common.places import path_here
-from drl_dist.data.audit import audit, read_ledger
+from drl_dist.data.audit import audit, read_audit_log
 from drl_dist.data.manifest import MANIFEST_NAME
 from drl_dist.localhost import MlflowServer, RayHead
 
@@ -106,8 +106,8 @@ def exact(bench: Bench, kills: int, drivers: int) -> dict[str, Any]:
         run_url=bench.run_url("killed"),
     )
     sizes = {"num_steps": EXACT_STEPS, "batch_size": BATCH, "num_samples": NUM_DIGITS}
-    straight = audit(read_ledger(bench.ledger("alone")), **sizes)
-    found = audit(read_ledger(bench.ledger("killed")), **sizes)
+    straight = audit(read_audit_log(bench.ledger("alone")), **sizes)
+    found = audit(read_audit_log(bench.ledger("killed")), **sizes)
     return {
         "faults": [dataclasses.asdict(fault) for fault in faults],
         "is_bit_identical": bench.weights("alone", EXACT_STEPS) == bench.weights("killed", EXACT_STEPS),
@@ -126,7 +126,7 @@ def workers(bench: Bench) -> dict[str, Any]:
             job.start()
             job.wait(900)
     sizes = {"num_steps": steps, "batch_size": BATCH, "num_samples": NUM_DIGITS}
-    one, changing = (audit(read_ledger(bench.ledger(name)), **sizes) for name in names)
+    one, changing = (audit(read_audit_log(bench.ledger(name)), **sizes) for name in names)
     places = [_places(bench.ledger(name)) for name in names]
     return {
         "workers": [number for number, _ in CHANGES],
@@ -142,7 +142,7 @@ def _places(ledger: Path) -> dict[int, tuple[int, int]]:
     """Position to shard and sample."""
     return {
         position: (shard, sample)
-        for line in read_ledger(ledger)
+        for line in read_audit_log(ledger)
         for position, shard, sample in zip(line.positions, line.shards, line.samples, strict=True)
     }
 
@@ -162,7 +162,7 @@ def goodput(bench: Bench) -> dict[str, Any]:
         pause=lambda: KILL_EVERY - 10.0,
         run_url=bench.run_url(name),
     )
-    lines = [line for line in read_ledger(bench.ledger(name)) if line.rank == 0]
+    lines = [line for line in read_audit_log(bench.ledger(name)) if line.rank == 0]
     begun = {line.step: line.time for line in lines}
     seconds = [begun[step + 1] - begun[step] for step in begun if step + 1 in begun]
     wall = lines[-1].time - lines[0].time

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Startup script of the MLflow machine beside cluster/gcp.yaml (Debian 12, no public address); runs at every boot.
+# Startup script of the MLflow machine for cluster/gcp.yaml (Debian 12, no public address); runs at every boot.
 # Replace my-project and my-bucket as in gcp.yaml.
 set -euo pipefail
 

@@ -1,4 +1,4 @@
-"""Images in a zip archive, by their names without folders; nothing is ever unpacked to disk."""
+"""Access to images in a zip archive by their names without folders; nothing is unpacked to disk."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ class Archive:
 
     file: zipfile.ZipFile
     members: Mapping[str, zipfile.ZipInfo]
-    """By name without folders."""
+    """Members by their names without folders."""
     left_out: Mapping[str, int]
-    """Number of members of each kind that are none of `members`."""
+    """Number of excluded members of each kind."""
 
 
 def open_archive(path: Path) -> Archive:
-    """An archive and its directory, which is read anew when the file has changed.
+    """Open an archive and read its directory, which is cached until the file changes.
 
     Raises:
-        UserError: it cannot be read, or two different members have one name.
+        UserError: the archive cannot be read, or two different members have the same name.
     """
     try:
         return _open(path, stamp_of(path.stat()))
     except UserError:
         raise
     except Exception as error:
-        # Each kind of damage has its own class of exception, UnicodeDecodeError and NotImplementedError among them.
+        # Damage raises exceptions of many classes, such as UnicodeDecodeError and NotImplementedError.
         raise UserError(
             f"source {printable(str(path))}",
             got=f"a damaged archive, or one of an unusual kind ({printable(str(error)) or type(error).__name__})",
@@ -53,14 +53,14 @@ def open_archive(path: Path) -> Archive:
 
 @lru_cache(maxsize=1)
 def _open(path: Path, stamp: bytes) -> Archive:
-    del stamp  # Tells one file from another that took its place.
+    del stamp  # Part of the cache key: distinguishes a file from one that replaced it.
     file = zipfile.ZipFile(path)
     members: dict[str, zipfile.ZipInfo] = {}
     left_out: Counter[str] = Counter()
     for info in file.infolist():
         if info.is_dir():
             continue
-        # Some programs of Windows write its own separator, against the standard.
+        # Some Windows programs write backslashes, against the standard.
         *folders, name = re.split(r"[/\\]", info.filename)
         if not name:
             continue
@@ -83,7 +83,7 @@ def _open(path: Path, stamp: bytes) -> Archive:
 
 
 def hindrance(info: zipfile.ZipInfo) -> str:
-    """Why a member cannot be unpacked; empty if nothing that its entry says prevents it."""
+    """Reason why a member cannot be unpacked, according to its directory entry; empty if there is none."""
     if info.flag_bits & 0x1:
         return "encrypted"
     if info.compress_type not in READABLE_COMPRESSION:
@@ -98,10 +98,10 @@ def member_item(archive: Archive, name: str, size: int | None, decode: Callable[
     """The image in a member, which is unpacked here and decoded later.
 
     Args:
-        archive: holds it, or not.
-        name: without folders.
-        size: its bytes when the source was listed; None if it was not there.
-        decode: makes an image of its bytes.
+        archive: the archive.
+        name: name of the member, without folders.
+        size: size in bytes when the source was listed; None if the member was missing.
+        decode: turns its bytes into an image.
     """
     info = archive.members.get(name)
     if info is None:
@@ -114,7 +114,7 @@ def member_item(archive: Archive, name: str, size: int | None, decode: Callable[
         data = archive.file.read(info)
     except MemoryError as error:
         return unread_item(name, error)
-    except Exception as error:  # noqa: BLE001 - each compression raises its own kinds of errors for damaged data
+    except Exception as error:  # noqa: BLE001 - each compression method raises its own exceptions for damaged data
         return unread_item(name, ValueError(f"{type(error).__name__}: {error}"))
     token = content_of_crc(info.CRC)
     return Item(utf8(name), lambda: decode(data), content=token, stamp=token)

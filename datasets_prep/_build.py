@@ -1,7 +1,7 @@
-"""From a source to shards and their index: in parallel, resumable, and byte for byte the same every time.
+"""Building shards and their index from a source: in parallel, resumable, and byte for byte the same every time.
 
 Shard k holds the source's images k*S to (k+1)*S - 1, so that nothing depends on timing; an unreadable image leaves
-a gap in the sample ids. Each finished shard leaves a record in ``_progress/``, which a later start builds on; the index
+a gap in the sample ids. Each finished shard has a record in ``_progress/``, from which a later start resumes; the index
 is written last.
 """
 
@@ -22,16 +22,16 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import wait as wait_for_end
 from typing import Any
 
-from datasets_prep._identity import NOTE_NAME, Change, Seen, copies, write_note
+from datasets_prep._identity import STAMPS_NAME, Change, Seen, copies, write_stamps
 from datasets_prep._listing import printable
 from datasets_prep._pixels import (
     pixel_rules,
+    report_treated,
+    report_untreated,
+    report_untreated_output,
     rule_parameters,
     square_pixels,
     sum_treated,
-    tell_treated,
-    tell_untreated,
-    tell_untreated_output,
 )
 from datasets_prep._resume import (
     PARAMETERS_NAME,
@@ -41,10 +41,10 @@ from datasets_prep._resume import (
     forget_changed,
     refuse_foreign,
     refuse_other,
+    report_left_out,
+    report_prepared,
     resume,
     row_of,
-    tell_left_out,
-    tell_prepared,
 )
 from datasets_prep._source import Part, Source
 from drl_dist.common.errors import UserError
@@ -58,32 +58,32 @@ from drl_dist.data.shards import MAX_SAMPLE_ID, Sample, encode_png, pack_shard, 
 from drl_dist.jobs.common.job_records import Records
 
 MAX_ROUNDS = 3
-"""Times that a shard is made because its images change meanwhile."""
+"""Largest number of attempts to make a shard whose images change meanwhile."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PrepOptions:
-    """What every data set's command understands."""
+    """Options of every data set's command."""
 
     out: str = ""
     """Folder to write the shards to: a path, file://, gs:// or s3://."""
     resolution: int = 64
     """Height and width of the images, in pixels."""
     workers: int = field(default_factory=lambda: os.cpu_count() or 1)
-    """Processes that make shards at the same time."""
+    """Number of parallel processes that make shards."""
     shard_size: int = 2048
     """Images per shard."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PictureOptions(PrepOptions):
-    """What the command of a data set of encoded pictures understands besides."""
+    """Further options for data sets of encoded pictures."""
 
     background: str = "white"
-    """Colour below transparent pixels: a name, #rrggbb or r,g,b."""
+    """Colour behind transparent pixels: a name, #rrggbb or r,g,b."""
     value_range: tuple[float, float] | None = None
-    """The values of black and of white in grey pictures of more than 8 bits, e.g. 0 4095; by default what their files
-    say, else all of 16 bits."""
+    """The values of black and white in grey pictures of more than 8 bits, e.g. 0 4095; by default the range given by
+    their files, else that of 16 bits."""
 
 
 @dataclass(frozen=True)
@@ -99,10 +99,10 @@ class _Task:
 
 
 def build(source: Source, options: PrepOptions) -> int:
-    """Make the shards of a source; the exit status of its command.
+    """Make the shards of a source; returns the exit status of its command.
 
     Raises:
-        UserError: the options cannot be used, the output holds something else, or nothing could be read.
+        UserError: an option is invalid, the output folder holds other files, or no image could be read.
     """
     _check_options(source, options)
     check_reachable(options.out)
@@ -122,14 +122,14 @@ def build(source: Source, options: PrepOptions) -> int:
     else:
         refuse_other(folder, held, identity)
     if index is not None:
-        tell_prepared(folder, index, source, options.shard_size)
-        if isinstance(options, PictureOptions) and NOTE_NAME not in folder.sizes():
-            tell_untreated_output()
+        report_prepared(folder, index, source, options.shard_size)
+        if isinstance(options, PictureOptions) and STAMPS_NAME not in folder.sizes():
+            report_untreated_output()
         _clean_up(folder, records, source, options, identity)
         return 0
     finished = resume(folder, records, identity, source)
     if isinstance(options, PictureOptions):
-        tell_untreated(finished.values())
+        report_untreated(finished.values())
     forget_changed(folder, source, options.shard_size, finished)
     _make_until_still(folder, source, options, finished)
 
@@ -158,14 +158,14 @@ def build(source: Source, options: PrepOptions) -> int:
     )
     seen = {number: known for number, record in finished.items() if (known := Seen.from_record(record))}
     if seen:
-        write_note(folder, seen)
+        write_stamps(folder, seen)
     write_index(index)
     _clean_up(folder, records, source, options, identity)
     _report(index, unreadable)
     if repeated := copies(seen):
         print(f"Copies among these images (same bytes as an earlier one): {repeated}.", file=sys.stderr)
-    tell_treated(treated)
-    tell_left_out(source, len(unreadable))
+    report_treated(treated)
+    report_left_out(source, len(unreadable))
     return 0
 
 
@@ -179,7 +179,7 @@ def _parameters(source: Source, options: PrepOptions) -> dict[str, Any]:
 
 
 def _identity(source: Source, options: PrepOptions) -> dict[str, Any]:
-    """What an output must have been begun with, to be gone on with."""
+    """Parameters that must equal those of an unfinished output for it to be resumed."""
     return {"name": source.name, "split": source.split, "channels": source.channels} | _parameters(source, options)
 
 
@@ -207,10 +207,10 @@ def _check_options(source: Source, options: PrepOptions) -> None:
 def _make_until_still(
     folder: Folder, source: Source, options: PrepOptions, finished: dict[int, dict[str, Any]]
 ) -> None:
-    """Make the shards that are missing; then once more those whose images changed meanwhile.
+    """Make the shards that are missing; then again those whose images changed meanwhile.
 
     Raises:
-        UserError: images change each time.
+        UserError: images change in every round.
     """
     changes: list[Change] = []
     for _ in range(MAX_ROUNDS):
@@ -221,8 +221,8 @@ def _make_until_still(
     raise UserError(
         f"source of {source.name}",
         got=f"images that change while they are prepared (such as {printable(changes[0].image)})",
-        expected="files that nobody writes to",
-        remedy="run the command again when nothing writes to them",
+        expected="files that do not change",
+        remedy="repeat the command when nothing writes to them",
     )
 
 
@@ -254,7 +254,7 @@ def _make_all(
             waiting: set[Future[tuple[int, dict[str, Any]]]] = set()
             todo = tasks()
             while True:
-                # A few tasks at a time: each carries the names of its images.
+                # Submit only a few tasks at a time, because each holds the names of its images.
                 while len(waiting) < 2 * options.workers and (task := next(todo, None)) is not None:
                     waiting.add(pool.submit(_make_shard, task))
                 if not waiting:
@@ -268,10 +268,10 @@ def _make_all(
     except BrokenProcessPool as error:
         raise UserError(
             "worker process",
-            got="its sudden end",
+            got="an unexpected end",
             expected="a finished shard",
-            remedy="run the command again to go on, with fewer --workers if memory is short"
-            + ("; if it ends here again, the database is damaged: download it again" if source.may_end_process else ""),
+            remedy="repeat the command to resume, with fewer --workers if memory is short"
+            + ("; if it fails again, the database is damaged: download it again" if source.may_end_process else ""),
         ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
@@ -284,7 +284,7 @@ def _pool(workers: int, *, apart: bool) -> Executor:
 
 
 def _start_worker() -> None:
-    """End this process when its parent is gone, even if that was killed; leave Ctrl-C to the parent."""
+    """Make this process end when its parent ends, even if killed, and ignore Ctrl-C, which the parent handles."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
@@ -311,7 +311,7 @@ def _make_shard(task: _Task) -> tuple[int, dict[str, Any]]:
                 f"image {printable(item.source)}",
                 got="too little memory to decode it",
                 expected="memory for one image in each worker",
-                remedy="go on with fewer --workers, or remove the image if it ends here again",
+                remedy="resume with fewer --workers, or remove the image if it fails again",
             ) from error
         except (OSError, ValueError) as error:
             name = "" if isinstance(error, PictureError) else f"{type(error).__name__}: "
@@ -334,14 +334,14 @@ def _make_shard(task: _Task) -> tuple[int, dict[str, Any]]:
 
 
 def _clean_up(folder: Folder, records: Folder, source: Source, options: PrepOptions, identity: dict[str, Any]) -> None:
-    """Remove the records of these shards, and what a killed writer of their files left; nothing else."""
+    """Remove the records of these shards, and orphaned parts of their files; nothing else."""
     numbers = range(-(-len(source) // options.shard_size))
-    # The parameters go last: without them, nobody knows whose the others are.
+    # The parameters go last: without them, the other records could not be attributed to this output.
     if Records(folder.url).are_of(identity, PARAMETERS_NAME):
         records.remove_written([*(f"{number:05d}.json" for number in numbers), PARAMETERS_NAME])
     records.remove_if_empty()
     shards = (shard_name(source.name, source.split, number) for number in numbers)
-    folder.remove_parts([*shards, UNREADABLE_NAME, NOTE_NAME, INDEX_NAME])
+    folder.remove_parts([*shards, UNREADABLE_NAME, STAMPS_NAME, INDEX_NAME])
 
 
 def _report(index: ShardIndex, unreadable: Sequence[dict[str, Any]]) -> None:

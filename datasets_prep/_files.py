@@ -1,7 +1,7 @@
-"""The files of images: their bytes, and two short values that tell whether they are still the same.
+"""Reading of image files, with two short values that show whether a file is still the same.
 
 The *content* is a checksum of a file's bytes. The *stamp* comes from the file system, or from the directory of an
-archive, and costs no reading.
+archive, and is known without reading the file.
 """
 
 from __future__ import annotations
@@ -18,42 +18,43 @@ from datasets_prep._listing import utf8
 from datasets_prep._source import Encoded, Item
 
 WIDTH = 8
-"""Bytes of a stamp and of a content."""
+"""Size of a stamp and of a content, in bytes."""
 UNKNOWN = bytes(WIDTH)
-"""The content of an image that could not be read, or a stamp that tells nothing."""
+"""Content of an image that could not be read, or a stamp that cannot be relied on."""
 ABSENT = b"\xff" * WIDTH
-"""The stamp of an image that is not there."""
+"""Stamp of a missing image."""
 FINE_SETTLES, COARSE_SETTLES = 0.05, 2.0
-"""Seconds after which a further change gives a file another time, where times are finer than a second and elsewhere."""
+"""Seconds after which a further change is certain to change a file's times, on file systems whose times are finer than
+a second, and on others."""
 MAX_FILE_BYTES = 2**31
-"""Pillow refuses the pixels of anything larger."""
+"""Largest file to read; Pillow refuses to decode larger ones."""
 
 
 def content_of(data: bytes) -> bytes:
-    """Tells the bytes of an image from others."""
+    """Checksum that distinguishes the bytes of an image from others."""
     return hashlib.blake2b(data, digest_size=WIDTH).digest()
 
 
 def content_of_crc(crc: int) -> bytes:
-    """The same for a CRC-32 that is known without reading, as that of a member of a zip archive."""
+    """The content as computed from a CRC-32, which is known without reading for members of a zip archive."""
     return (crc | 1 << 32).to_bytes(WIDTH, "big")
 
 
 def content_by_crc(data: bytes) -> bytes:
-    """As `content_of_crc`, of the bytes."""
+    """The content as computed from the CRC-32 of the bytes."""
     return content_of_crc(zlib.crc32(data))
 
 
 def stamp_of(found: os.stat_result) -> bytes:
-    """The stamp of a file: its size, and the times of its last change, which nobody can set back."""
+    """The stamp of a file, from its size and its times, of which the change time cannot be set back."""
     return hashlib.blake2b(
         f"{found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}".encode(), digest_size=WIDTH
     ).digest()
 
 
 def settled_stamp(found: os.stat_result) -> bytes:
-    """The stamp of a file that is about to be read, or `UNKNOWN` if it has just changed: another change could then
-    leave all of its times as they are."""
+    """The stamp of a file that is about to be read, or `UNKNOWN` if it has just changed: a further change might then
+    not alter its times."""
     return stamp_of(found) if time.time() - found.st_ctime >= _settles(found) else UNKNOWN
 
 
@@ -62,7 +63,7 @@ def _settles(found: os.stat_result) -> float:
 
 
 def current_stamp(path: Path) -> bytes:
-    """The stamp of a file now, `ABSENT` if it cannot be looked at."""
+    """The current stamp of a file, `ABSENT` if its status cannot be read."""
     try:
         return stamp_of(path.stat())
     except OSError:
@@ -70,7 +71,7 @@ def current_stamp(path: Path) -> bytes:
 
 
 def _open_at_once(path: str, flags: int) -> int:
-    # Of a pipe, the other end would be waited for.
+    # Without O_NONBLOCK, opening a pipe would wait for its other end.
     return os.open(path, flags | os.O_NONBLOCK)
 
 
@@ -79,11 +80,11 @@ def read_file(path: Path, size: int | None = None) -> tuple[bytes, bytes]:
 
     Args:
         path: the file.
-        size: its bytes when the source was listed, if that is known.
+        size: size in bytes when the source was listed, if known.
 
     Raises:
-        OSError: it cannot be read.
-        ValueError: it is no regular file or too large, or it changes.
+        OSError: the file cannot be read.
+        ValueError: it is not a regular file, too large, or changes.
     """
     try:
         with open(path, "rb", opener=_open_at_once) as file:
@@ -101,7 +102,7 @@ def read_file(path: Path, size: int | None = None) -> tuple[bytes, bytes]:
                 if stamp_of(os.fstat(file.fileno())) == stamp_of(before):
                     return data, stamp
     except OSError as error:
-        # Without the path, which the record of an image has no place for.
+        # Without the path: the records of shards must not depend on where the source is.
         raise type(error)(error.errno, error.strerror) from error
     raise ValueError("changed while it was read")
 
@@ -122,7 +123,7 @@ def file_item(
 
 
 def unread_item(name: str, error: Exception) -> Item:
-    """An image whose bytes could not be read; the error is raised where it would be decoded."""
+    """An image whose bytes could not be read; the error is raised when it would be decoded."""
 
     def fail() -> Encoded:
         raise error

@@ -1,10 +1,10 @@
-"""Whether the images of a source are still those that shards were made from.
+"""Detection of images that have changed in a source since shards were made from them.
 
-The identity of a source (`Source.digest`) is made of names and sizes where its images are files of their own, so that
-it costs no reading. An image that is replaced by one of the same name and size is told by two short values that are
-noted when it is read: its *stamp*, which comes from the file system or the archive's directory and costs nothing to ask
-for again, and its *content*, a checksum of its bytes. Only where the stamp is another one is the image read again;
-where its content is the same (a file that was touched, a folder that was copied), nothing has changed.
+The identity of a source (`Source.digest`) covers names and sizes where its images are files of their own, so that
+computing it reads no image. An image replaced by one of the same name and size is recognised by two short values stored
+when it is read: its *stamp*, which comes from the file system or the archive's directory and is cheap to get again, and
+its *content*, a checksum of its bytes. An image is read again only if its stamp differs; if its content is still the
+same (a file that was touched, a folder that was copied), nothing has changed.
 """
 
 from __future__ import annotations
@@ -26,64 +26,64 @@ from drl_dist.common.errors import UserError
 from drl_dist.common.progress import progress
 from drl_dist.data.filesystem import Folder
 
-NOTE_NAME = "source.parquet"
-"""Lies beside the index and holds stamps and contents of all images."""
-NOTE_KEY, NOTE_VERSION = b"drl_dist.source", b"1"
-MAX_NOTE_BYTES = 2**30
-TELL_FROM = 1000
-"""Images from which reading them again is worth a word."""
+STAMPS_NAME = "source.parquet"
+"""File beside the index with stamps and contents of all images."""
+STAMPS_KEY, STAMPS_VERSION = b"drl_dist.source", b"1"
+MAX_STAMPS_BYTES = 2**30
+PROGRESS_FROM = 1000
+"""Smallest number of images to read again for which progress is shown."""
 
 
 @dataclass
 class Seen:
-    """What a shard's images were when they were read: one value of `WIDTH` bytes each, in order."""
+    """Contents and stamps of a shard's images when they were read: one value of `WIDTH` bytes each, in order."""
 
     contents: bytes
     stamps: bytes
 
     def holds(self, count: int) -> bool:
-        """It is of so many images."""
+        """Whether it holds values for `count` images."""
         return len(self.contents) == len(self.stamps) == count * WIDTH
 
     @property
     def unsettled(self) -> bool:
-        """Some image that could be read has no stamp."""
+        """Whether an image that could be read has no reliable stamp."""
         contents, stamps = (np.frombuffer(values, dtype=">u8") for values in (self.contents, self.stamps))
         return bool(np.any((stamps == 0) & (contents != 0)))
 
     def as_json(self) -> dict[str, str]:
-        """For a shard's record."""
+        """The values as text, for a shard's record."""
         return {name: base64.b64encode(getattr(self, name)).decode() for name in ("contents", "stamps")}
 
     @staticmethod
     def from_record(record: Mapping[str, Any]) -> Seen | None:
-        """What a shard's record says; None if an earlier version wrote it."""
+        """The values in a shard's record; None if an earlier version wrote it."""
         seen = record.get("seen")
         return seen and Seen(base64.b64decode(seen["contents"]), base64.b64decode(seen["stamps"]))
 
 
 @dataclass(frozen=True)
 class Change:
-    """A shard whose images are not what it was made from."""
+    """A shard whose images have changed since it was made."""
 
     number: int
-    """Of the shard."""
+    """Number of the shard."""
     image: str
-    """The first of them that has changed."""
+    """First of its images that has changed."""
 
 
 def find_changes(
     source: Source, shard_size: int, seen: Mapping[int, Seen], *, first_only: bool = False
 ) -> tuple[list[Change], dict[int, Seen]]:
-    """Shards whose images have changed, and what is known now of the others.
+    """Shards whose images have changed, and the current values of the others.
 
-    Reads only images whose stamp is another one than before.
+    Reads only images whose stamp has changed.
 
     Args:
-        source: holds the images.
+        source: source of the images.
         shard_size: images per shard.
-        seen: what the shards were made from, by number.
-        first_only: end with the first change.
+        seen: values when the shards were made, by shard number.
+        first_only: stop after the first change.
     """
     changes: list[Change] = []
     current: dict[int, Seen] = {}
@@ -105,7 +105,7 @@ def find_changes(
                 changes.append(Change(number, image))
             advance(len(places))
 
-    if total < TELL_FROM:
+    if total < PROGRESS_FROM:
         read(lambda _: None)
     else:
         with progress("comparing images with those prepared", total, 0, "images") as advance:
@@ -117,12 +117,12 @@ def find_changes(
 
 def _may_differ(before: Seen, stamps: bytes, place: int) -> bool:
     here = slice(place * WIDTH, (place + 1) * WIDTH)
-    # What could not be read may be readable now for a reason that leaves no trace in the file, as a folder's mode.
+    # An unreadable image may have become readable without a change of the file, e.g. by its folder's permissions.
     return before.stamps[here] != stamps[here] or UNKNOWN in (before.stamps[here], before.contents[here])
 
 
 def _read_again(source: Source, start: int, places: Sequence[int], before: Seen) -> tuple[str | None, Seen]:
-    """The first of some images of a shard that has changed, if one has, and what the shard's images are now."""
+    """The first of these images of a shard that has changed, if any, and the shard's current values."""
     first, contents, stamps = None, bytearray(before.contents), bytearray(before.stamps)
     for begin, end in _runs(places):
         for place, item in enumerate(source.part(start + begin, start + end).items(), start=begin):
@@ -144,7 +144,7 @@ def _runs(places: Sequence[int]) -> Iterator[tuple[int, int]]:
 
 
 def drop_changed(source: Source, shard_size: int, finished: dict[int, dict[str, Any]]) -> list[Change]:
-    """Take the records of shards whose images have changed out of `finished`, and bring the others up to date."""
+    """Remove the records of shards whose images have changed from `finished`, and update the others."""
     changes: list[Change] = []
     for pause in (0.0, FINE_SETTLES, COARSE_SETTLES):
         time.sleep(pause)
@@ -155,29 +155,30 @@ def drop_changed(source: Source, shard_size: int, finished: dict[int, dict[str, 
             del finished[change.number]
         for number, known in current.items():
             finished[number]["seen"] = known.as_json()
-        # A file that has only just changed has no stamp that could be relied on yet.
+        # A file that has just changed has no reliable stamp yet.
         if not any(known.unsettled for known in current.values()):
             break
     return changes
 
 
 def copies(seen: Mapping[int, Seen]) -> int:
-    """How many images are copies of others, byte for byte."""
+    """Number of images that are copies of others, byte for byte."""
     contents = np.frombuffer(b"".join(known.contents for known in seen.values()), dtype=">u8")
-    # CRCs of 32 bits are often equal by chance in a large set.
+    # In a large set, CRCs of 32 bits are often equal by chance.
     whole = contents[contents >= 1 << 33]
     return len(whole) - len(np.unique(whole))
 
 
-def write_note(folder: Folder, seen: Mapping[int, Seen]) -> None:
-    """Write what the images of a finished folder were made from.
+def write_stamps(folder: Folder, seen: Mapping[int, Seen]) -> None:
+    """Write stamps and contents of the images of a finished folder.
 
     Raises:
         UserError: the folder cannot be written.
     """
     numbers = sorted(seen)
     schema = pa.schema(
-        [("shard", pa.int64()), ("contents", pa.binary()), ("stamps", pa.binary())], metadata={NOTE_KEY: NOTE_VERSION}
+        [("shard", pa.int64()), ("contents", pa.binary()), ("stamps", pa.binary())],
+        metadata={STAMPS_KEY: STAMPS_VERSION},
     )
     columns = {
         "shard": numbers,
@@ -186,47 +187,47 @@ def write_note(folder: Folder, seen: Mapping[int, Seen]) -> None:
     }
     buffer = io.BytesIO()
     pq.write_table(pa.table(columns, schema=schema), buffer, compression="zstd")
-    folder.write(NOTE_NAME, buffer.getvalue())
+    folder.write(STAMPS_NAME, buffer.getvalue())
 
 
-def read_note(folder: Folder, size: int | None) -> dict[int, Seen]:
-    """What `write_note` wrote; empty if there is no such file or it is damaged.
+def read_stamps(folder: Folder, size: int | None) -> dict[int, Seen]:
+    """Read what `write_stamps` wrote; empty if the file is missing or damaged.
 
     Args:
         folder: the finished folder.
-        size: of the file in bytes; None if there is none.
+        size: size of the file in bytes; None if it is missing.
     """
-    if size is None or size > MAX_NOTE_BYTES:
+    if size is None or size > MAX_STAMPS_BYTES:
         return {}
     try:
-        table = pq.read_table(pa.BufferReader(folder.read(NOTE_NAME)))
-        if (table.schema.metadata or {}).get(NOTE_KEY) != NOTE_VERSION:
+        table = pq.read_table(pa.BufferReader(folder.read(STAMPS_NAME)))
+        if (table.schema.metadata or {}).get(STAMPS_KEY) != STAMPS_VERSION:
             return {}
         return {int(row["shard"]): Seen(bytes(row["contents"]), bytes(row["stamps"])) for row in table.to_pylist()}
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError):
         return {}
 
 
-def compare_with_prepared(source: Source, shard_size: int, folder: Folder, note_size: int | None) -> str:
-    """See that a finished folder was made from what the source holds; what there is to say of that, empty if nothing.
+def compare_with_prepared(source: Source, shard_size: int, folder: Folder, stamps_size: int | None) -> str:
+    """Check that the source still has the content that a finished folder was made from; returns a remark or "".
 
     Args:
-        source: has the names and sizes that the folder was made from.
+        source: a source with the names and sizes that the folder was made from.
         shard_size: images per shard.
         folder: the finished folder.
-        note_size: bytes of its `NOTE_NAME`; None if there is none.
+        stamps_size: size of its `STAMPS_NAME` in bytes; None if it is missing.
 
     Raises:
         UserError: images have changed since.
     """
     if source.stamps(0, 0) is None:
         return ""
-    noted = read_note(folder, note_size)
+    stored = read_stamps(folder, stamps_size)
     shards = range(-(-len(source) // shard_size))
     seen = {
-        number: noted[number]
+        number: stored[number]
         for number in shards
-        if number in noted and noted[number].holds(min(shard_size, len(source) - number * shard_size))
+        if number in stored and stored[number].holds(min(shard_size, len(source) - number * shard_size))
     }
     changes, current = find_changes(source, shard_size, seen, first_only=True)
     if changes:
@@ -238,7 +239,7 @@ def compare_with_prepared(source: Source, shard_size: int, folder: Folder, note_
         )
     if current != seen:
         try:
-            write_note(folder, current)
+            write_stamps(folder, current)
         except UserError as error:
             return f"The images were compared and are the same, but will be compared each time ({error})"
     if not (missing := len(shards) - len(seen)):
@@ -246,5 +247,5 @@ def compare_with_prepared(source: Source, shard_size: int, folder: Folder, note_
     return (
         "Names and sizes of the images are the same; whether their content is could not be compared"
         + ("" if missing == len(shards) else f" for {missing} of {len(shards)} shards")
-        + f", since {NOTE_NAME} is missing or does not tell (folders prepared by earlier versions have none)."
+        + f", since {STAMPS_NAME} is missing or incomplete (folders prepared by earlier versions have none)."
     )

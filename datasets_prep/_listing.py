@@ -1,4 +1,4 @@
-"""Which files of a folder are taken as images, and how the rest is told of."""
+"""Selection of a folder's image files, and counts of the files left out."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ PICTURES = (
     "TIFF",
     "WEBP",
 )
-"""Pillow's formats of pictures made of pixels; of its others, some hold measurements or films, some start programs."""
+"""Pillow's formats of pixel images; of its other formats, some hold measurements or films, some start programs."""
 EARLIER_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
-"""All that versions before `PICTURES` took."""
+"""Suffixes that versions before `PICTURES` accepted."""
 BY_PROGRAMS = frozenset(
     {
         "@eadir",
@@ -112,14 +112,14 @@ UNREADABLE_PICTURES = frozenset(
         ".xcf",
     ]
 )
-"""Suffixes of pictures that are told of as such where Pillow cannot read them."""
+"""Suffixes of pictures, which are reported as such if Pillow cannot read them."""
 MOST_KINDS = 12
-"""Kinds of files that the line of what was left out names; the rest are added up."""
+"""Number of kinds of left-out files that are named in a line; the rest are added up."""
 
 
 def picture_suffixes() -> frozenset[str]:
     """Suffixes, in lower case, of the pictures that the installed Pillow reads."""
-    # Pillow registers these three names also where it was built without the library that reads them.
+    # Pillow registers these three formats even if it was built without the library that reads them.
     missing = {
         name
         for name, feature in (("AVIF", "avif"), ("WEBP", "webp"), ("JPEG2000", "jpg_2000"))
@@ -137,7 +137,7 @@ def picture_suffixes() -> frozenset[str]:
 def picture_formats() -> tuple[str, ...]:
     """Those of `PICTURES` that the installed Pillow reads, in the order in which it tries them.
 
-    Others would be decoded by other programs, as EPS by Ghostscript, whatever the name of the file says.
+    Without this limit, Pillow would recognise other formats by content, and e.g. run Ghostscript on EPS.
     """
     Image.init()
     return tuple(name for name in Image.ID if name in PICTURES)
@@ -145,16 +145,16 @@ def picture_formats() -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Listing:
-    """The images below a folder, and what else lies there."""
+    """The images below a folder, and counts of its other files."""
 
     sizes: Mapping[str, int]
-    """Bytes of each image file by its path below the folder, in order of the paths."""
+    """Size in bytes of each image file, by its path below the folder, in order of the paths."""
     left_out: Mapping[str, int]
-    """Number of files of each kind that is left out."""
+    """Number of files left out, by kind."""
 
 
 def list_images(folder: Path) -> tuple[Listing, Listing]:
-    """The images below a folder: as they are chosen now, and as earlier versions chose them.
+    """The images below a folder, as selected now and as selected by earlier versions.
 
     Links to files are followed, links to folders are not. Names that begin with a dot and the folders of `BY_PROGRAMS`
     are left out.
@@ -164,7 +164,7 @@ def list_images(folder: Path) -> tuple[Listing, Listing]:
     before: dict[str, int] = {}
     left_now: Counter[str] = Counter()
     left_before: Counter[str] = Counter()
-    # Folders to look into, and the folder left out by rule in which each of them lies.
+    # Folders to list, each with the excluded folder that contains it, if any.
     todo: list[tuple[str, str | None]] = [("", None)]
     while todo:
         below, rule = todo.pop()
@@ -205,7 +205,7 @@ def _left_out_folder(name: str) -> str | None:
 
 
 def _kind(entry: os.DirEntry[str]) -> tuple[str | None, int]:
-    """What a directory entry is if it is no regular file, and its size in bytes if it is one."""
+    """Kind of a directory entry, None for a regular file, and the size of a regular file in bytes."""
     try:
         found = entry.stat()
     except OSError:
@@ -228,7 +228,7 @@ def _by_suffix(suffix: str, readable: frozenset[str]) -> str:
 
 
 def counted(kinds: Mapping[str, int]) -> str:
-    """Numbers of files by kind, in words: pictures first, then the most frequent."""
+    """A line with the numbers of files by kind: pictures first, then the most frequent kinds."""
     order = sorted((kind for kind in kinds if kinds[kind]), key=lambda kind: (" " not in kind, -kinds[kind], kind))
     shown = [f"{kinds[kind]} {_plural(kind, kinds[kind])}" for kind in order[:MOST_KINDS]]
     rest = order[MOST_KINDS:]
@@ -244,12 +244,12 @@ def _plural(kind: str, count: int) -> str:
 
 
 def utf8(name: str) -> str:
-    r"""A file name as text that UTF-8 can hold: a byte that is no UTF-8 becomes \xNN."""
+    r"""A file name as valid UTF-8: a byte that is not UTF-8 becomes \xNN."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def printable(text: str) -> str:
-    """A name as one line of a terminal can show it."""
+    """A name with all unprintable characters escaped, as shown in a line of a terminal."""
     return "".join(
         letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in utf8(text)
     )

@@ -1,6 +1,6 @@
-"""Writes all keys of an LMDB database to stdout, each after its length in four bytes; a program of its own.
+"""Reading all keys of an LMDB database in a separate process, which writes each to stdout after its length in 4 bytes.
 
-LMDB ends its process where it meets some kinds of damage, which must not be the process that tells the user.
+Some kinds of damage make LMDB end its process, which must not be the one that reports to the user.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ def read_keys(path: Path) -> list[bytes]:
     """The keys of a database in order, read by another process.
 
     Raises:
-        ValueError: the database is damaged; says how.
+        ValueError: the database is damaged; the message says how.
     """
     done = subprocess.run([sys.executable, __file__, str(path)], capture_output=True, check=False)
     if done.returncode:
@@ -42,8 +42,8 @@ def _write_keys(path: str) -> int:
             for key in cursor.iternext(keys=True, values=False):
                 sys.stdout.buffer.write(len(key).to_bytes(4, "little") + key)
                 count += 1
-            if count != (told := view.stat()["entries"]):
-                print(f"{count} entries where it says that there are {told}", file=sys.stderr)
+            if count != (expected := view.stat()["entries"]):
+                print(f"{count} entries instead of the {expected} that it declares", file=sys.stderr)
                 return 1
     except (lmdb.Error, OSError) as error:
         print(error, file=sys.stderr)

@@ -1,4 +1,4 @@
-"""From a source's images to square pixels of 8 bits, and what is told of those whose pixels needed more than that."""
+"""Conversion of a source's images to square 8-bit pixels, and reports on images that needed further treatment."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from drl_dist.data.pictures import TRANSPARENT, PixelRules, decoding, read_pictu
 
 
 def pixel_rules(options: object) -> PixelRules:
-    """The rules that a command's options give; the default where it has none.
+    """The rules set by a command's options, with defaults for missing ones.
 
     Raises:
-        UserError: a colour or a range that is none.
+        UserError: the colour or the range is invalid.
     """
     background, value_range = getattr(options, "background", None), getattr(options, "value_range", None)
     if value_range is not None and not (all(map(math.isfinite, value_range)) and value_range[0] < value_range[1]):
@@ -37,7 +37,7 @@ def pixel_rules(options: object) -> PixelRules:
 
 
 def rule_parameters(rules: PixelRules) -> dict[str, Any]:
-    """What tells an output from one by other rules: nothing for the default, as in outputs of earlier versions."""
+    """Parameters that distinguish outputs by rules: none for the defaults, as in outputs of earlier versions."""
     default = PixelRules()
     background = {} if rules.background == default.background else {"background": list(rules.background)}
     values = {} if rules.value_range is None else {"value_range": [float(value) for value in rules.value_range]}
@@ -47,11 +47,11 @@ def rule_parameters(rules: PixelRules) -> dict[str, Any]:
 def square_pixels(
     source: Encoded | Image.Image, rules: PixelRules, channels: int, resolution: int
 ) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
-    """An image's pixels, uint8 (C, R, R), and what was done to them besides, in the words of `drl_dist.data.pictures`.
+    """An image's pixels, uint8 (C, R, R), and their treatments, as constants of `drl_dist.data.pictures`.
 
     Raises:
         PictureError: the image cannot be decoded.
-        ValueError: it is none of the data set's.
+        ValueError: the image cannot be one of the data set.
         MemoryError: there is too little memory.
     """
     if isinstance(source, Image.Image):
@@ -62,45 +62,45 @@ def square_pixels(
     with decoding():
         image = image.convert("L" if channels == 1 else "RGB")
         if image.size != (resolution, resolution):
-            # Pillow widens the bilinear kernel when it shrinks, which is the antialiasing the paper's resize has.
+            # Pillow widens the bilinear kernel when shrinking, which gives the antialiasing of the paper's resize.
             image = image.resize((resolution, resolution), Image.Resampling.BILINEAR)
         pixels = np.asarray(image)
     return (pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)), treated
 
 
 def sum_treated(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
-    """The number of images of each kind over all shards, in order of kind."""
+    """Number of images by kind of treatment, over all shards, in order of kind."""
     total: Counter[str] = Counter()
     for count in counts:
         total.update(count)
     return dict(sorted(total.items()))
 
 
-def tell_treated(treated: Mapping[str, int]) -> None:
-    """Say how many images of each kind there were, and which option changes what was done."""
+def report_treated(treated: Mapping[str, int]) -> None:
+    """Print the number of images by kind of treatment, and the option that changes it."""
     if not treated:
         return
     print("Images by kind: " + "; ".join(f"{count} {kind}" for kind, count in treated.items()) + ".", file=sys.stderr)
     if TRANSPARENT in treated:
-        print("--background names another colour below transparent pixels.", file=sys.stderr)
+        print("--background sets another colour behind transparent pixels.", file=sys.stderr)
     if treated.keys() & {SCALED, CLIPPED, *DARK.values()}:
-        print("--value-range gives the values of black and white, e.g. 0 4095 for 12 bits.", file=sys.stderr)
+        print("--value-range sets the values of black and white, e.g. 0 4095 for 12 bits.", file=sys.stderr)
 
 
-def tell_untreated(records: Iterable[Mapping[str, Any]]) -> None:
-    """Say which of the finished shards are of an earlier version, which did not treat such images."""
+def report_untreated(records: Iterable[Mapping[str, Any]]) -> None:
+    """Print how many finished shards were made by an earlier version, which did not treat such images."""
     if earlier := sum("treated" not in record for record in records):
         print(
-            f"{earlier} of them were made by an earlier version, which cut values of more than 8 bits off and showed "
+            f"{earlier} of them were made by an earlier version, which clipped values of more than 8 bits and showed "
             "the colours of transparent pixels; if the source has such images, choose another --out.",
             file=sys.stderr,
         )
 
 
-def tell_untreated_output() -> None:
-    """Say of a finished output without what this version writes beside it that such images may not be treated."""
+def report_untreated_output() -> None:
+    """Print, for a finished output without the file of stamps, that such images may not have been treated."""
     print(
-        "If an earlier version prepared it, values of more than 8 bits were cut off and the colours of transparent "
+        "If an earlier version prepared it, values of more than 8 bits were clipped and the colours of transparent "
         "pixels shown; if the source has such images, choose another --out.",
         file=sys.stderr,
     )

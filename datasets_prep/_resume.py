@@ -1,4 +1,4 @@
-"""What an output folder holds already: finished data, shards of an earlier start, or something else."""
+"""Resuming in an output folder: its finished data, shards of an earlier start, or files to refuse."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from datasets_prep._identity import NOTE_NAME, Change, Seen, compare_with_prepared, drop_changed
+from datasets_prep._identity import STAMPS_NAME, Change, Seen, compare_with_prepared, drop_changed
 from datasets_prep._listing import counted, printable
-from datasets_prep._pixels import tell_treated
+from datasets_prep._pixels import report_treated
 from datasets_prep._source import Source
 from drl_dist.common.errors import UserError
 from drl_dist.config.tree import differences
@@ -28,42 +28,42 @@ PROGRESS_FOLDER = RECORDS_FOLDER
 
 
 def begun(folder: Folder, records: Folder) -> tuple[ShardIndex | None, dict[str, Any] | None]:
-    """The index of the output if it is finished, and the identity of what it was begun with; None for what it lacks."""
+    """The index of a finished output, else None, and the identity with which the output was begun, None if unknown."""
     if INDEX_NAME in folder.sizes():
         index = open_index(folder.url)
         made = {"name": index.name, "split": index.split, "channels": index.channels} | dict(index.made_by)
-        for told in ("unreadable", "treated"):
-            made.pop(told, None)
+        for outcome in ("unreadable", "treated"):
+            made.pop(outcome, None)
         return index, made
     return None, read_json(records, PARAMETERS_NAME)
 
 
 def refuse_foreign(folder: Folder, records: Folder, source: Source, num_shards: int) -> None:
-    """Return if a folder that nothing says is ours holds no file that these shards would be written over.
+    """Return if a folder without an identity holds no file that these shards would overwrite.
 
     Raises:
-        UserError: it does.
+        UserError: it holds such a file.
     """
     shards = {shard_name(source.name, source.split, number) for number in range(num_shards)}
-    noted = {f"{number:05d}.json" for number in range(num_shards)}
+    record_names = {f"{number:05d}.json" for number in range(num_shards)}
     names = folder.sizes()
-    own = map(re.escape, [UNREADABLE_NAME, NOTE_NAME, *(shards & names.keys())])
-    below = {PROGRESS_FOLDER: list(map(re.escape, noted & records.sizes().keys()))}
+    own = map(re.escape, [UNREADABLE_NAME, STAMPS_NAME, *(shards & names.keys())])
+    below = {PROGRESS_FOLDER: list(map(re.escape, record_names & records.sizes().keys()))}
     refuse_without_request(folder.url, names, own, below=below)
 
 
-def tell_prepared(folder: Folder, index: ShardIndex, source: Source, shard_size: int) -> None:
-    """Say that there is nothing to do.
+def report_prepared(folder: Folder, index: ShardIndex, source: Source, shard_size: int) -> None:
+    """Print that the output is complete.
 
     Raises:
         UserError: images have changed since.
     """
-    said = compare_with_prepared(source, shard_size, folder, folder.sizes().get(NOTE_NAME))
+    remark = compare_with_prepared(source, shard_size, folder, folder.sizes().get(STAMPS_NAME))
     print(f"{folder.url} already holds these {index.num_samples} images; nothing to do.", file=sys.stderr)
-    if said:
-        print(said, file=sys.stderr)
-    tell_treated(index.made_by.get("treated", {}))
-    tell_left_out(source, index.made_by.get("unreadable", 0))
+    if remark:
+        print(remark, file=sys.stderr)
+    report_treated(index.made_by.get("treated", {}))
+    report_left_out(source, index.made_by.get("unreadable", 0))
 
 
 def resume(folder: Folder, records: Folder, identity: dict[str, Any], source: Source) -> dict[int, dict[str, Any]]:
@@ -84,12 +84,12 @@ def resume(folder: Folder, records: Folder, identity: dict[str, Any], source: So
         for number, record in found.items()
         if not record["row"] or sizes.get(record["row"]["name"]) == record["row"]["size"]
     }
-    print(f"going on with {folder.url}: {len(kept)} shards are finished.", file=sys.stderr)
-    untold = sum(Seen.from_record(record) is None for record in kept.values())
-    if untold and source.stamps(0, 0) is not None:
+    print(f"resuming {folder.url}: {len(kept)} shards are finished.", file=sys.stderr)
+    unknown = sum(Seen.from_record(record) is None for record in kept.values())
+    if unknown and source.stamps(0, 0) is not None:
         print(
-            f"{untold} of them are from an earlier version: whether the content of their images has changed since "
-            "could not be told.",
+            f"{unknown} of them are from an earlier version: whether the content of their images has changed since "
+            "is not known.",
             file=sys.stderr,
         )
     return kept
@@ -99,7 +99,7 @@ def _read_record(records: Folder, name: str) -> dict[str, Any]:
     """The record of a shard.
 
     Raises:
-        UserError: it is not what `drl_dist` writes.
+        UserError: it is not a record of a shard.
     """
     try:
         record = json.loads(records.read(name))
@@ -119,7 +119,7 @@ def _read_record(records: Folder, name: str) -> dict[str, Any]:
 
 
 def row_of(record: dict[str, Any]) -> ShardRow:
-    """The row of a shard in the index, as its record has it."""
+    """A shard's row of the index, from its record."""
     row = record["row"]
     return ShardRow(row["name"], row["size"], row["sha256"], np.array(row["offsets"], dtype=np.int64))
 
@@ -127,7 +127,7 @@ def row_of(record: dict[str, Any]) -> ShardRow:
 def forget_changed(
     folder: Folder, source: Source, shard_size: int, finished: dict[int, dict[str, Any]]
 ) -> list[Change]:
-    """Take shards whose images have changed out of the finished ones, and say so."""
+    """Remove shards whose images have changed from the finished ones, and print their number."""
     rows = {number: record["row"] for number, record in finished.items()}
     changes = drop_changed(source, shard_size, finished)
     for change in changes:
@@ -144,7 +144,7 @@ def forget_changed(
 
 def refuse_other(folder: Folder, found: dict[str, Any], wanted: dict[str, Any]) -> None:
     if found.get("source") not in (None, wanted["source"]):
-        # Two checksums say nothing to a reader.
+        # Two checksums would mean nothing to the user.
         found = found | {"source": "other names, sizes or content of its images"}
         wanted = wanted | {"source": "those found now"}
     if other := differences(found, wanted):
@@ -156,7 +156,7 @@ def refuse_other(folder: Folder, found: dict[str, Any], wanted: dict[str, Any]) 
         )
 
 
-def tell_left_out(source: Source, unreadable: int) -> None:
+def report_left_out(source: Source, unreadable: int) -> None:
     read = [f"{unreadable} that could not be read ({UNREADABLE_NAME} lists them)"] if unreadable else []
     kinds = [counted(source.left_out)] if any(source.left_out.values()) else []
     print(f"Left out: {', '.join(read + kinds) or 'nothing'}.", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""What a data set must offer to be made into shards, and how its images become square."""
+"""The interface between data sets and the building of shards, and helpers for its implementations."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from drl_dist.common.validation import local_of
 
 @dataclass(frozen=True)
 class Encoded:
-    """An image as its file has it."""
+    """An image as stored in its file."""
 
     data: bytes
-    """The file."""
+    """Content of the file."""
     cut: Callable[[Image.Image], Image.Image]
-    """Cuts the square out of the decoded image; raises ValueError if that is none of the data set's."""
+    """Crops the decoded image to a square; raises ValueError if the image cannot be one of the data set."""
     formats: tuple[str, ...] | None = None
-    """Pillow's names of the formats that it may have; any if None."""
+    """Pillow's names of the formats it may have; any if None."""
 
 
 @dataclass(frozen=True)
@@ -35,22 +35,22 @@ class Item:
     """One image of a source."""
 
     source: str
-    """Its name in the source, e.g. a path or key."""
+    """Name of the image in the source, e.g. a path or key."""
     load: Callable[[], Encoded | Image.Image]
-    """Gives it; raises OSError or ValueError if it cannot be read. An image, if given, is 8-bit and square."""
+    """Returns the encoded image, or one that is 8-bit and square; raises OSError or ValueError if it is unreadable."""
     label: int | None = None
-    """Its class, if the source has classes."""
+    """Class of the image, if the source has classes."""
     content: bytes | None = None
-    """Tells its bytes from others (see `_files`); None if the source's digest does."""
+    """Checksum of its bytes (see `_files`); None if the source's digest covers them."""
     stamp: bytes | None = None
-    """Stays the same as long as nothing says that its bytes may be others; None as `content`."""
+    """Value that changes if its bytes may have changed (see `_files`); None if `content` is None."""
 
 
 class Part(Protocol):
-    """A run of consecutive images, small enough to be sent to another process, which opens the source itself."""
+    """A run of consecutive images that can be sent to another process, which opens the source itself."""
 
     def items(self) -> Iterator[Item]:
-        """Its images in order."""
+        """The images in order."""
         ...
 
 
@@ -59,12 +59,12 @@ class Source(Protocol):
 
     @property
     def name(self) -> str:
-        """The data set."""
+        """Name of the data set."""
         ...
 
     @property
     def split(self) -> str:
-        """The part of the data set."""
+        """Part of the data set."""
         ...
 
     @property
@@ -74,17 +74,17 @@ class Source(Protocol):
 
     @property
     def digest(self) -> str:
-        """Tells this source from another; equal for equal content at another place."""
+        """Identity of the source; the same for the same content at another place."""
         ...
 
     @property
     def may_end_process(self) -> bool:
-        """Whether damage in it can end the process that reads it, which must then be no other than a worker."""
+        """Whether damage in it can end the process that reads it, which must then be a worker process."""
         ...
 
     @property
     def left_out(self) -> Mapping[str, int]:
-        """Number of files of each kind that are not among its images."""
+        """Number of files that are left out, by kind."""
         ...
 
     def __len__(self) -> int: ...
@@ -94,26 +94,26 @@ class Source(Protocol):
         ...
 
     def stamps(self, start: int, stop: int) -> bytes | None:
-        """The stamps of these images as they are now, without reading them; None if `digest` is of their content."""
+        """The current stamps of these images, without reading them; None if `digest` covers their content."""
         ...
 
     def as_earlier(self) -> Source | None:
-        """The same source with the images that earlier versions took; None if they took the same."""
+        """The same source with the images that earlier versions selected; None if they are the same."""
         ...
 
 
 class SourceDefaults:
-    """What holds for a source whose digest is one of its content."""
+    """Defaults for sources whose digest covers their content."""
 
     left_out: Mapping[str, int] = MappingProxyType({})
     may_end_process: bool = False
 
     def stamps(self, start: int, stop: int) -> bytes | None:
-        """None: the digest tells all changes."""
+        """None: every change changes the digest."""
         return None
 
     def as_earlier(self) -> Source | None:
-        """None: earlier versions took the same images."""
+        """None: earlier versions selected the same images."""
         return None
 
 
@@ -127,7 +127,7 @@ def digest_of(entries: Iterable[bytes]) -> str:
 
 
 def centre_square(image: Image.Image) -> Image.Image:
-    """The middle of an image: the largest square that it holds."""
+    """The largest square in the middle of an image."""
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     return image.crop((left, top, left + side, top + side))
@@ -142,11 +142,11 @@ def require_source(source: str, needs: str) -> Path:
     """The local path of a source.
 
     Args:
-        source: what the user gave.
-        needs: what should lie there, in words.
+        source: the source as the user gave it.
+        needs: description of what is expected there.
 
     Raises:
-        UserError: nothing lies there, or it is a URL of another machine's or one with escapes.
+        UserError: nothing is there, or it is a URL with a host or with escapes.
     """
     path = local_of(source, "--source") if source.startswith("file://") else Path(source)
     try:
@@ -161,22 +161,22 @@ def require_source(source: str, needs: str) -> Path:
 
 
 def require_same(digest: str, expected: str, path: Path) -> None:
-    """Return if a process that makes shards has read what was there when the source was opened.
+    """Return if a worker has read the same content as when the source was opened.
 
     Raises:
-        UserError: it has read something else.
+        UserError: the content has changed.
     """
     if digest != expected:
         raise UserError(
             f"source {printable(str(path))}",
             got="other content than at the start",
-            expected="files that nobody writes to",
-            remedy="run the command again when nothing writes to them",
+            expected="files that do not change",
+            remedy="repeat the command when nothing writes to them",
         )
 
 
 def found_in(path: Path, limit: int = 5) -> str:
-    """What lies at a path, in words, for an error message."""
+    """A description of what is at a path, for an error message."""
     if not path.is_dir():
         return f"the file {printable(path.name)}"
     try:

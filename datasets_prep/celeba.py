@@ -28,13 +28,13 @@ from drl_dist.jobs.common.options import parse_options
 
 IMAGES = "img_align_celeba"
 PARTITIONS = ("list_eval_partition.txt", "list_eval_partition.csv")
-"""The official file, and the same table as Kaggle has it."""
+"""The official file, and the same table as published on Kaggle."""
 HEADERS = (("image_id", "partition"), ("image", "partition"), ("filename", "partition"))
 PARTS = {"train": "0", "val": "1", "test": "2"}
 ALIGNED_SIZE = (178, 218)
 """Width and height of an aligned image."""
 CROP = (0, 20, 178, 198)
-"""Rows 20 to 198: the square that the paper cuts out."""
+"""Rows 20 to 198, the square to which the paper crops."""
 NEEDS = f"{IMAGES}.zip or the folder {IMAGES}, or the folder that holds it, with {PARTITIONS[0]} (or .csv) beside it"
 
 
@@ -52,13 +52,13 @@ class Options(PictureOptions):
 
 @dataclass(frozen=True)
 class CelebaPart:
-    """A run of images, with their sizes when they were listed; None for one that was not there."""
+    """A run of images, with their sizes when they were listed; None for a missing one."""
 
     images: Path
     files: tuple[tuple[str, int | None], ...]
 
     def items(self) -> Iterator[Item]:
-        """Its images in order."""
+        """The images in order."""
         archive = None if self.images.is_dir() else open_archive(self.images)
         for name, size in self.files:
             if archive is None:
@@ -72,11 +72,11 @@ class Celeba(SourceDefaults):
 
     Args:
         images: the zip file or the folder of the images.
-        partition: the official partition file, or the table of Kaggle.
+        partition: the official partition file, or Kaggle's table.
         split: train, val or test.
 
     Raises:
-        UserError: one of them cannot be read, or they do not fit each other.
+        UserError: one of them cannot be read, or they do not match.
     """
 
     name, channels = "celeba", 3
@@ -105,7 +105,7 @@ class Celeba(SourceDefaults):
             for name in unlisted
         )
         self.left_out = left_out + kinds
-        # The official file's own bytes, so that the same table in another form is the same source.
+        # In the official file's format, so that the same table in another format is the same source.
         table = "".join(f"{name} {part}\n" for name, part in parts.items())
         self.digest, self._raw_digest = self._digest(table.encode()), self._digest(text)
 
@@ -120,7 +120,7 @@ class Celeba(SourceDefaults):
         return hashlib.sha256(table + "".join(f"\n{name} {size}" for name, size in self._files).encode()).hexdigest()
 
     def as_earlier(self) -> Celeba | None:
-        """With a digest of the partition file's bytes, if they are not the official file's."""
+        """The same with a digest of the partition file's own bytes, if they differ from the official format."""
         if self._raw_digest == self.digest:
             return None
         other = copy.copy(self)
@@ -128,7 +128,7 @@ class Celeba(SourceDefaults):
         return other
 
     def stamps(self, start: int, stop: int) -> bytes:
-        """Of the files, or of the archive's members."""
+        """Stamps of the files, or of the archive's members."""
         names = [name for name, _ in self._files[start:stop]]
         if self._images.is_dir():
             return b"".join(current_stamp(self._images / Path(name).name) for name in names)
@@ -140,17 +140,20 @@ def find(source: Path, partition: str) -> tuple[Path, Path]:
     """The images and the partition file of a source.
 
     Raises:
-        UserError: one of them is not there.
+        UserError: one of them is missing.
     """
     if not source.is_dir() and not source.is_file():
         raise UserError("--source", got=f"{source}, neither file nor folder", expected=NEEDS, remedy="correct the path")
     images = next((path for path in (source / IMAGES, source / f"{IMAGES}.zip") if path.exists()), source)
-    # The zip unpacks to a folder in a folder of the same name with some programs.
+    # Some programs unpack the zip to a folder inside a folder of the same name.
     if (images / IMAGES).is_dir():
         images = images / IMAGES
     if images.is_file() and not zipfile.is_zipfile(images):
         raise UserError(
-            "--source", got=f"{found_in(images)}, which is no zip archive", expected=NEEDS, remedy="download it again"
+            "--source",
+            got=f"{found_in(images)}, which is not a zip archive",
+            expected=NEEDS,
+            remedy="download it again",
         )
     folders = dict.fromkeys((source, images.parent, source.parent))
     if images.name == images.parent.name:
@@ -190,10 +193,10 @@ def read_partition(path: Path, data: bytes) -> dict[str, str]:
     """The part of each image, "0", "1" or "2", by its name, in the order of the file.
 
     Columns are separated by blanks, tabs, commas or semicolons, and may be quoted; a first line of column names is
-    passed over.
+    skipped.
 
     Raises:
-        UserError: it has other lines, or lists an image twice.
+        UserError: the file has other lines, or lists an image twice.
     """
     utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     text = data.decode("utf-16" if utf16 else "utf-8-sig", "replace")
@@ -215,7 +218,7 @@ def read_partition(path: Path, data: bytes) -> dict[str, str]:
 
 
 def _held(images: Path) -> tuple[dict[str, int], Counter[str]]:
-    """Size in bytes of every file of the images' folder or archive by name, and what else is there."""
+    """Size in bytes of every file in the folder or archive of images, by name, and counts of the others by kind."""
     if not images.is_dir():
         archive = open_archive(images)
         return {name: info.file_size for name, info in archive.members.items()}, Counter(archive.left_out)
@@ -241,7 +244,7 @@ def _held(images: Path) -> tuple[dict[str, int], Counter[str]]:
 
 
 def _refuse_unusable(images: Path, names: tuple[str, ...]) -> None:
-    """Refuse an archive none of whose images can be unpacked."""
+    """Raise `UserError` if none of the images in an archive can be unpacked."""
     members = open_archive(images).members
     reasons = [hindrance(members[name]) for name in names if name in members]
     if all(reasons):
@@ -264,7 +267,7 @@ def _face(image: Image.Image) -> Image.Image:
 
 
 def main() -> int:
-    """The command."""
+    """Run the command; returns its exit status."""
     options = parse_options(Options, Options(), sys.argv[1:], description=__doc__ or "")
     images, partition = find(require_source(options.source, NEEDS), options.partition)
     return build(Celeba(images, partition, options.split), options)

@@ -1,4 +1,4 @@
-"""Shards of CIFAR-10 from its *binary* archive (cifar-10-binary.tar.gz), which needs no pickle to be read."""
+"""Shards of CIFAR-10 from its *binary* archive (cifar-10-binary.tar.gz), which can be read without pickle."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from drl_dist.jobs.common.options import parse_options
 
 MEMBERS = {"train": tuple(f"data_batch_{number}.bin" for number in range(1, 6)), "test": ("test_batch.bin",)}
 RECORD = 1 + 3 * 32 * 32
-"""Bytes of one image: its class, then the red, green and blue planes."""
+"""Size of one image in bytes: its class, then the red, green and blue planes."""
 MAX_MEMBER_BYTES = 2**30
 NEEDS = "cifar-10-binary.tar.gz (the binary version, not the Python one), or a folder with its data_batch_1.bin to 5"
 
@@ -51,7 +51,7 @@ class CifarPart:
     digest: str
 
     def items(self) -> Iterator[Item]:
-        """Its images in order."""
+        """The images in order."""
         records = _records(self.path, self.split)
         require_same(_digest(self.path, self.split), self.digest, self.path)
         for index in range(self.start, self.stop):
@@ -96,7 +96,7 @@ def _records(path: Path, split: str) -> NDArray[np.uint8]:
         if not data or len(data) % RECORD or max(data[::RECORD]) > 9:
             raise UserError(
                 f"{name} in {path}",
-                got=f"{len(data)} bytes that are no whole images with classes 0 to 9",
+                got=f"{len(data)} bytes that are not whole images with classes 0 to 9",
                 expected=f"a multiple of {RECORD} bytes",
                 remedy="download it again",
             )
@@ -114,7 +114,7 @@ def _from_folder(path: Path, wanted: tuple[str, ...]) -> dict[str, bytes]:
     try:
         return {name: (folder / name).read_bytes() for name in wanted if (folder / name).is_file()}
     except OSError as error:
-        raise _unsound(path, error) from error
+        raise _unreadable(path, error) from error
 
 
 def _from_archive(path: Path, wanted: tuple[str, ...]) -> dict[str, bytes]:
@@ -135,16 +135,16 @@ def _from_archive(path: Path, wanted: tuple[str, ...]) -> dict[str, bytes]:
                             remedy="download it again",
                         )
     except (tarfile.TarError, OSError, EOFError, ValueError, zlib.error, lzma.LZMAError) as error:
-        raise _unsound(path, error) from error
+        raise _unreadable(path, error) from error
     return files
 
 
-def _unsound(path: Path, error: Exception) -> UserError:
-    return UserError(f"source {path}", got=f"no sound archive ({error})", expected=NEEDS, remedy="download it again")
+def _unreadable(path: Path, error: Exception) -> UserError:
+    return UserError(f"source {path}", got=f"no readable archive ({error})", expected=NEEDS, remedy="download it again")
 
 
 def main() -> int:
-    """The command."""
+    """Run the command; returns its exit status."""
     options = parse_options(Options, Options(), sys.argv[1:], description=__doc__ or "")
     return build(Cifar10(require_source(options.source, NEEDS), options.split), options)
 

@@ -16,7 +16,7 @@ from drl_dist.common.program import door
 from drl_dist.jobs.common.options import parse_options
 
 BRIGHTEST = 16
-"""The largest value of a pixel in the data set."""
+"""Largest value of a pixel in the data set."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +28,7 @@ class Options(PrepOptions):
     shard_size: int = 256
     """Images per shard."""
     workers: int = 1
-    """Processes that make shards at the same time; starting more takes longer than the work."""
+    """Number of parallel processes that make shards; starting more takes longer than the work."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class DigitsPart:
     stop: int
 
     def items(self) -> Iterator[Item]:
-        """Its images in order."""
+        """The images in order."""
         pixels, labels = load_images()
         for index in range(self.start, self.stop):
             yield Item(f"digits/{index}", lambda index=index: from_pixels(pixels[index]), int(labels[index]))
@@ -52,7 +52,7 @@ class Digits(SourceDefaults):
 
     @property
     def digest(self) -> str:
-        """Of pixels and labels."""
+        """Digest of pixels and labels."""
         return digest_of(array.tobytes() for array in load_images())
 
     def __len__(self) -> int:
@@ -74,7 +74,7 @@ def load_images() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
 
 
 def main() -> int:
-    """The command."""
+    """Run the command; returns its exit status."""
     return build(Digits(), parse_options(Options, Options(), sys.argv[1:], description=__doc__ or ""))
 
 

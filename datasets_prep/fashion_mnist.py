@@ -24,7 +24,7 @@ from drl_dist.jobs.common.options import parse_options
 DEBIAN_FOLDER = "/usr/share/datasets/fashion-mnist"
 PREFIXES = {"train": "train", "test": "t10k"}
 MARGIN = 2
-"""Black pixels added on each side: 28 becomes 32."""
+"""Black pixels added on each side, from 28 to 32."""
 NEEDS = "a folder with Fashion-MNIST's idx files, e.g. train-images-idx3-ubyte.gz and train-labels-idx1-ubyte.gz"
 MAX_IMAGES = 10_000_000
 
@@ -34,7 +34,7 @@ class Options(PrepOptions):
     """Options of Fashion-MNIST."""
 
     source: str = DEBIAN_FOLDER
-    """Folder with the idx files, packed with gzip or not."""
+    """Folder with the idx files, compressed with gzip or not."""
     split: Literal["train", "test"] = "train"
     """60,000 images to train on, or 10,000 to test with."""
     resolution: int = 32
@@ -52,7 +52,7 @@ class FashionPart:
     digest: str
 
     def items(self) -> Iterator[Item]:
-        """Its images in order."""
+        """The images in order."""
         pixels, labels = _arrays(self.folder, self.split)
         require_same(_digest(self.folder, self.split), self.digest, self.folder)
         for index in range(self.start, self.stop):
@@ -132,7 +132,7 @@ def _damaged(path: Path, got: str, expected: str) -> UserError:
 
 
 def main() -> int:
-    """The command."""
+    """Run the command; returns its exit status."""
     options = parse_options(Options, Options(), sys.argv[1:], description=__doc__ or "")
     return build(FashionMnist(require_source(options.source, NEEDS), options.split), options)
 

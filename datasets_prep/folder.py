@@ -28,9 +28,9 @@ class Options(PictureOptions):
     source: str = ""
     """Folder of the images; subfolders are searched."""
     name: str = "images"
-    """What the data set shall be called."""
+    """Name of the data set."""
     split: str = "train"
-    """What this part of it shall be called."""
+    """Name of this part of the data set."""
     channels: Literal[1, 3] = 3
     """1 makes the images grey, 3 makes them RGB."""
 
@@ -43,7 +43,7 @@ class FolderPart:
     files: tuple[tuple[str, int], ...]
 
     def items(self) -> Iterator[Item]:
-        """Its images in order."""
+        """The images in order."""
         for name, size in self.files:
             yield file_item(name, self.folder / name, size, _load)
 
@@ -52,7 +52,7 @@ class ImageFolder(SourceDefaults):
     """The image files below a folder.
 
     Raises:
-        UserError: the names cannot be used, or there is no image.
+        UserError: the names are invalid, or there is no image.
     """
 
     def __init__(self, folder: Path, name: str, split: str, channels: int) -> None:
@@ -69,7 +69,7 @@ class ImageFolder(SourceDefaults):
             kinds = counted(now.left_out)
             raise UserError(
                 f"source {printable(str(folder))}",
-                got=f"no image that is taken, but {kinds}" if kinds else found_in(folder),
+                got=f"no usable image, but {kinds}" if kinds else found_in(folder),
                 expected=NEEDS,
                 remedy="give the folder of the images",
             )
@@ -87,11 +87,11 @@ class ImageFolder(SourceDefaults):
         return FolderPart(self._folder, self._files[start:stop])
 
     def stamps(self, start: int, stop: int) -> bytes:
-        """Of the files."""
+        """Stamps of the files."""
         return b"".join(current_stamp(self._folder / name) for name, _ in self._files[start:stop])
 
     def as_earlier(self) -> ImageFolder | None:
-        """With fewer kinds of files, and with hidden files and those of other programs."""
+        """The same with fewer kinds of files, but with hidden files and those in folders of programs."""
         if not self._earlier.sizes or dict(self._files) == self._earlier.sizes:
             return None
         other = copy.copy(self)
@@ -104,7 +104,7 @@ def _load(data: bytes) -> Encoded:
 
 
 def main() -> int:
-    """The command."""
+    """Run the command; returns its exit status."""
     options = parse_options(Options, Options(), sys.argv[1:], description=__doc__ or "")
     folder = require_source(options.source, NEEDS)
     return build(ImageFolder(folder, options.name, options.split, options.channels), options)

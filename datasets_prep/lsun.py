@@ -56,9 +56,9 @@ Category = Literal[
 DATABASE = "data.mdb"
 TEST_FOLDER = "test_lmdb"
 OBJECTS = get_args(Category)[10:]
-"""Published as <category>.zip without a split."""
+"""Categories published as <category>.zip without a split."""
 ALL_SCENES = "all"
-"""The category of the test split, whose images are of all scenes and unlabelled."""
+"""Category of the test split, whose images are unlabelled and show all scenes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +83,7 @@ class LsunPart:
     count: int
 
     def items(self) -> Iterator[Item]:
-        """Its images in order of their keys."""
+        """The images in order of their keys."""
         try:
             stamp = settled_stamp((self.path / DATABASE).stat())
             with _open(self.path) as database, database.begin() as view, view.cursor() as cursor:
@@ -115,7 +115,7 @@ class Lsun(SourceDefaults):
         self.name, self.split, self._path = f"lsun_{category.replace('-', '_')}", split, path
         try:
             with _open(path) as database:
-                # Reading past the end of a database that was cut off would kill the process.
+                # Reading past the end of a truncated database would kill the process.
                 size = (database.info()["last_pgno"] + 1) * database.stat()["psize"]
                 if (held := (path / DATABASE).stat().st_size) < size:
                     raise UserError(
@@ -144,7 +144,7 @@ class Lsun(SourceDefaults):
         return LsunPart(self._path, self._keys[start], self._keys[stop - 1], stop - start)
 
     def stamps(self, start: int, stop: int) -> bytes:
-        """Of the database, for each image."""
+        """The stamp of the database, for each image."""
         return current_stamp(self._path / DATABASE) * (stop - start)
 
 
@@ -152,7 +152,7 @@ def find(source: Path, category: str, split: str) -> Path:
     """The folder of the database.
 
     Raises:
-        UserError: it is not there, its name says another category or split, or this category has no such split.
+        UserError: it is missing, or its name is that of another category or split.
     """
     names = _names(category, split)
     path = next((source / name for name in names if (source / name / DATABASE).is_file()), source)
@@ -179,7 +179,7 @@ def find(source: Path, category: str, split: str) -> Path:
 
 
 def _names(category: str, split: str) -> tuple[str, ...]:
-    """What the folder of a category and split is called."""
+    """Possible names of the folder of a category and split."""
     if split == "test":
         return (TEST_FOLDER,)
     objects = (category, f"{category}_lmdb") if category in OBJECTS and split == "train" else ()
@@ -187,10 +187,10 @@ def _names(category: str, split: str) -> tuple[str, ...]:
 
 
 def _check_split(category: str, split: str) -> str:
-    """The category that the data set is named after.
+    """The category after which the data set is named.
 
     Raises:
-        UserError: it has no such split.
+        UserError: the category has no such split.
     """
     if split == "test":
         if category != Options.category:
@@ -219,14 +219,14 @@ def _other_images(path: Path) -> UserError:
     return UserError(
         f"source {path}",
         got="other images than at the start",
-        expected="a database that nobody writes to",
-        remedy="run the command again",
+        expected="a database that does not change",
+        remedy="repeat the command when nothing writes to it",
     )
 
 
 def _damaged(path: Path, error: Exception) -> UserError:
     return UserError(
-        f"source {path}", got=f"no sound LMDB database ({error})", expected=NEEDS, remedy="download it again"
+        f"source {path}", got=f"no readable LMDB database ({error})", expected=NEEDS, remedy="download it again"
     )
 
 
@@ -235,7 +235,7 @@ def _load(data: bytes) -> Encoded:
 
 
 def main() -> int:
-    """The command."""
+    """Run the command; returns its exit status."""
     options = parse_options(Options, Options(), sys.argv[1:], description=__doc__ or "")
     category = _check_split(options.category, options.split)
     path = find(require_source(options.source, NEEDS), options.category, options.split)

@@ -11,11 +11,11 @@ from drl_dist.checkpoints.rollbacks import ROLLBACKS
 from drl_dist.common.errors import UserError
 from drl_dist.config.tree import Experiment, differences, to_dict
 from drl_dist.data.filesystem import Folder
-from drl_dist.data.substitutes import LEDGER
+from drl_dist.data.substitutes import SUBSTITUTES
 
 RECORD = "experiment.json"
 # What a run writes over, or removes where it is of no use to Ray Train.
-_WRITTEN = {LEDGER, ROLLBACKS, SNAPSHOT}
+_WRITTEN = {SUBSTITUTES, ROLLBACKS, SNAPSHOT}
 # A run may be made longer: no step depends on how many follow.
 _MAY_CHANGE = "experiment.train.num_steps"
 

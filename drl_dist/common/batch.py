@@ -1,4 +1,4 @@
-"""What the training loop asks of a data source."""
+"""`Batch`, the images of one training step, and `BatchSource`, the interface between data and the training loop."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ class Batch:
     images: Tensor
     """(B, C, H, W) uint8."""
     positions: Tensor
-    """(B,) int64, each image's place in the global stream of samples; keys all of its noise."""
+    """(B,) int64, each image's position in the global stream of samples; keys all of its noise."""
     bad_samples: int = 0
-    """Images that stand in for damaged ones."""
+    """Number of images that replace damaged ones."""
 
 
 class BatchSource(Protocol):
-    """Batches from a start position onwards, without end."""
+    """An endless iterable of batches, from a start position onwards."""
 
     def __iter__(self) -> Iterator[Batch]: ...

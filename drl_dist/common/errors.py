@@ -1,13 +1,13 @@
-"""An error that the user can mend, in one sentence."""
+"""`UserError`, for mistakes that the user can correct; its message is one sentence."""
 
 from __future__ import annotations
 
 
 class UserError(Exception):
-    """Something the user gave cannot be used.
+    """The user's input cannot be used.
 
     The message is one sentence: what was wrong, what was found, what was expected, and what to do.
-    Commands print it alone, without a traceback, and exit with status 2.
+    Commands print only this message, without a traceback, and exit with status 2.
 
     Args:
         what: the thing that is wrong, e.g. ``"shard digits-00003.tar"``.

@@ -1,4 +1,4 @@
-"""Images side by side, as arrays; whoever owns a file or a tracker writes them."""
+"""Conversion between uint8 and float images, and contact sheets as arrays, which callers write to files or trackers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def grid(images: Tensor, columns: int | None = None, *, enlarge: int = 1, paddin
     Args:
         images: (B, C, H, W) uint8, C = 1 or 3.
         columns: images per row; by default the sheet is about square.
-        enlarge: repeat each pixel this often in both directions.
+        enlarge: times that each pixel is repeated in both directions.
         padding: white pixels around each image.
 
     Returns:
@@ -56,5 +56,5 @@ def beside(left: np.ndarray, right: np.ndarray, gap: int = 16) -> np.ndarray:
 
 
 def enlargement(resolution: int) -> int:
-    """How often pixels of small images are repeated in sheets."""
+    """Factor by which images of so many pixels are enlarged in sheets: more than 1 for small ones."""
     return max(1, _SHOWN_PIXELS // resolution)

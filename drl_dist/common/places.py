@@ -1,8 +1,8 @@
-"""Where files lie: a path of this machine or a bucket's folder, each taken as the name that it is.
+"""Places of files and folders, on this machine or in a bucket, parsed from text and taken literally.
 
-The libraries below read a language of their own into such names: ``::`` chains of file systems, ``#`` and ``?`` for
-versions of an object, ``*`` and ``[`` for many files at once, ``%20`` for a space. None of that is meant here. A name
-works exactly as it is written, or it is refused before anything is read or written.
+Storage libraries give some characters a meaning: ``::`` chains file systems, ``#`` and ``?`` select versions of an
+object, ``*`` and ``[`` match many files, ``%20`` is a space. None of that applies here. A name works exactly as it is
+written, or it is refused before anything is read or written.
 """
 
 from __future__ import annotations
@@ -15,45 +15,45 @@ from pathlib import Path
 BUCKET_SCHEMES = ("gs", "gcs", "s3", "s3a")
 EXPECTED = "a path, file://, gs:// or s3://"
 MAX_NAME_BYTES, MAX_PATH_BYTES = 255, 4095
-"""Longest name and longest path that Linux takes."""
+"""Longest name and longest path that Linux accepts."""
 MAX_KEY_BYTES = 1024
-"""Longest object name that Google Cloud Storage and S3 take."""
+"""Longest object name that Google Cloud Storage and S3 accept."""
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*|arn:[A-Za-z0-9:_-]+")
 _NEARLY_A_URL = re.compile(rf"({'|'.join(('file', *BUCKET_SCHEMES))}):/", re.IGNORECASE)
 _WINDOWS_DRIVE = re.compile(r"[A-Za-z]:[\\/]")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-# gcsfs and s3fs read versions and patterns into these, each in some of its methods.
+# Some methods of gcsfs and s3fs take these for versions or patterns.
 _OF_BUCKETS = re.compile(r"[#?*\[\]]")
 
 
 @dataclass(frozen=True)
 class Place:
-    """A folder or a file."""
+    """The place of a folder or a file."""
 
     scheme: str
-    """file, for this machine, or one of `BUCKET_SCHEMES`."""
+    """``file`` for this machine, or one of `BUCKET_SCHEMES`."""
     path: str
-    """On this machine: as it was written, without slashes at its end. Otherwise ``BUCKET`` or ``BUCKET/FOLDER``."""
+    """On this machine, the path as written, without trailing slashes; otherwise ``BUCKET`` or ``BUCKET/FOLDER``."""
 
     @property
     def is_local(self) -> bool:
-        """Whether it is on this machine."""
+        """Whether the place is on this machine."""
         return self.scheme == "file"
 
     @property
     def bucket(self) -> str:
-        """Name of the bucket; of what is not on this machine."""
+        """Name of the bucket; only for places that are not on this machine."""
         return self.path.partition("/")[0]
 
     @property
     def is_absolute(self) -> bool:
-        """Whether it means the same in every process."""
+        """Whether the place is the same in every process, whatever its working directory."""
         return not self.is_local or self.path.startswith("/")
 
 
 class PlaceError(ValueError):
-    """A text names no place, or one that the libraries below would take for something else.
+    """A text names no place, or one that a storage library would misread.
 
     Args:
         got: what was found.
@@ -69,7 +69,7 @@ def parse_place(text: str) -> Place:
     """The folder or file that a text names.
 
     Raises:
-        PlaceError: it names none that can be used as it is written.
+        PlaceError: the text names no place that can be used literally.
     """
     match = _SCHEME.match(text)
     scheme, path = (match[1], text[match.end() :]) if match else ("file", text)
@@ -83,17 +83,17 @@ def parse_place(text: str) -> Place:
             flaw = (_flaw_of_file_url(path) if match else _flaw_of_relative(path)) or _flaw_of_length(path)
     if flaw is not None:
         found, expected = flaw
-        # Where keys are given before the bucket, nobody's log needs them.
-        told = re.sub(r"://[^/]*@", "://...@", shown(text))
-        raise PlaceError(f"{told}, {found}" if found else told, expected)
+        # Credentials before the bucket must not reach a log.
+        name = re.sub(r"://[^/]*@", "://...@", shown(text))
+        raise PlaceError(f"{name}, {found}" if found else name, expected)
     return Place(scheme, path.rstrip("/") or "/")
 
 
 def parse_file(text: str) -> tuple[str, str]:
-    """The folder and the name of the one file that a text names; joined by a slash they are the file's place.
+    """The folder and the name of the file that a text names; joined by a slash they are the file's place.
 
     Raises:
-        PlaceError: it names no place, or no file.
+        PlaceError: the text names no place, or no file.
     """
     place = parse_place(text)
     folder, slash, name = text.rpartition("/")
@@ -103,24 +103,24 @@ def parse_file(text: str) -> tuple[str, str]:
 
 
 def path_here(text: str) -> Path:
-    """The path, on this machine, that a text names, relative to the working directory.
+    """The path on this machine that a text names, relative to the working directory.
 
     Raises:
-        PlaceError: it names no place, or one in a bucket.
+        PlaceError: the text names no place, or one in a bucket.
     """
     place = parse_place(text)
     if not place.is_local:
-        raise PlaceError(shown(text), "a path of this machine")
+        raise PlaceError(shown(text), "a path on this machine")
     return Path(place.path)
 
 
 def joined(place: str, name: str) -> str:
-    """A name below a place, as a place."""
+    """The place of a file or folder inside another place."""
     return f"{place.rstrip('/')}/{name}"
 
 
 def shown(text: str) -> str:
-    """A place for an error message: as it is if it can be printed on a line, otherwise as a Python literal."""
+    """A place as shown in an error message: unchanged if it prints on one line, otherwise as a Python literal."""
     return text if text and text.isprintable() and text == text.strip() else ascii(text)
 
 
@@ -128,7 +128,7 @@ def _flaw_of_characters(text: str) -> tuple[str, str] | None:
     try:
         text.encode()
     except UnicodeEncodeError:
-        return "which is no UTF-8", "a name in UTF-8"
+        return "which is not UTF-8", "a name in UTF-8"
     if _CONTROL.search(text):
         return "with a control character in it", "a name without line ends, tabs and other control characters"
     return None
@@ -159,8 +159,8 @@ def _flaw_of_file_url(path: str) -> tuple[str, str] | None:
     if not path.startswith("/"):
         return "which names a machine or a relative path", "file:/// and an absolute path, or the path alone"
     if found := re.search(r"[%?#]", path):
-        # One reader takes %20 for a space, the other does not.
-        return f"with {found[0]} in a file:// URL", "the path alone, in which every character stands for itself"
+        # Some libraries take %20 for a space, others do not.
+        return f"with {found[0]} in a file:// URL", "the path alone, which is taken literally"
     return None
 
 
@@ -170,9 +170,9 @@ def _flaw_of_relative(text: str) -> tuple[str, str] | None:
     if _NEARLY_A_URL.match(text) or "://" in text:
         return "", EXPECTED
     if text.startswith("~"):
-        return "whose ~ the shell left as it is", "the path in full, or ./ before a name that begins with ~"
+        return "whose ~ the shell did not expand", "the path in full, or ./ before a name that begins with ~"
     if _WINDOWS_DRIVE.match(text):
-        return "a path of Windows", EXPECTED
+        return "a Windows path", EXPECTED
     if text != text.lstrip():
         return "with white space before it", "a path without it"
     return None

@@ -1,4 +1,4 @@
-"""A command as a program: exit statuses, and signals that stop it so that the same command resumes."""
+"""Running a command as a program: exit statuses, and signals that stop it so that the same command resumes."""
 
 from __future__ import annotations
 
@@ -13,19 +13,21 @@ from drl_dist.common.errors import UserError
 EXIT_USER_ERROR = 2
 """Exit status of every command that ends with a `UserError`."""
 EXIT_STOPPED = 75
-"""Exit status of every command that was stopped and resumes when it is repeated: "temporary failure" in sysexits.h."""
+"""Exit status of every command that was stopped and resumes when repeated: "temporary failure" in sysexits.h."""
 EXIT_INTERRUPTED = 130
-"""Exit status after Ctrl-C of every command that cannot promise to resume, as shells report it."""
+"""Exit status after Ctrl-C of every command that cannot guarantee to resume, as shells report it."""
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-"""What `ray job stop` and Kubernetes send, Ctrl-C, and the end of a terminal."""
+"""Signals that stop a command: sent by `ray job stop` and Kubernetes, by Ctrl-C, and when a terminal closes."""
 
 
 class Stopped(BaseException):
-    """Somebody stopped the job; nothing is lost, and the same command resumes. As KeyboardInterrupt, it is no error.
+    """The job was stopped on request; nothing is lost, and the same command resumes it.
+
+    A BaseException like KeyboardInterrupt, because it is not an error.
 
     Args:
-        cause: what stopped it, e.g. ``"SIGTERM"``.
-        done: how far it came, e.g. ``"after step 40"``; empty if that is reported elsewhere.
+        cause: what stopped the job, e.g. ``"SIGTERM"``.
+        done: progress at that point, e.g. ``"after step 40"``; empty if it is reported elsewhere.
     """
 
     def __init__(self, cause: str, done: str = "") -> None:
@@ -34,8 +36,8 @@ class Stopped(BaseException):
 
 
 def door(command: Callable[[], int]) -> NoReturn:
-    """Run a command as a program: `UserError` and `Stopped` become their sentence on stderr and exit status 2 or 75,
-    Ctrl-C a word and 130."""
+    """Run a command as a program and exit: on `UserError` and `Stopped` with their message on stderr and status 2 or
+    75, on Ctrl-C with "interrupted" and status 130."""
     try:
         status = command()
     except UserError as error:
@@ -51,9 +53,9 @@ def door(command: Callable[[], int]) -> NoReturn:
 
 
 def stop_on_signals() -> None:
-    """Let the next of `SIGNALS` raise `Stopped` in the main thread; the one after it ends the process at once.
+    """Make the next of `SIGNALS` raise `Stopped` in the main thread; the one after it ends the process at once.
 
-    Those that are ignored, as under nohup, stay so.
+    Signals that are ignored, as under nohup, stay ignored.
     """
     for signum in SIGNALS:
         if signal.getsignal(signum) is not signal.SIG_IGN:
@@ -61,7 +63,7 @@ def stop_on_signals() -> None:
 
 
 def _stop(signum: int, _frame: FrameType | None) -> NoReturn:
-    # Whoever wants another one to be told again arms them again.
+    # Call `stop_on_signals` again to catch a further signal.
     for other in SIGNALS:
         if signal.getsignal(other) is _stop:
             signal.signal(other, signal.SIG_DFL)

@@ -1,4 +1,4 @@
-"""How far a long piece of work is, how fast it goes, and how long it will take."""
+"""Progress of long work on stderr: items done, rate and remaining time."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Protocol
 
-from drl_dist.durations import duration
+from drl_dist.common.durations import duration
 
 LINE_SECONDS = 5.0
-"""Seconds between lines where the output is no terminal."""
+"""Seconds between lines when the output is not a terminal."""
 
 
 class Advance(Protocol):
-    """Tell that so many more items are done, and a note to show beside them.
+    """Report how many more items are done, with an optional note to show beside them.
 
-    None more, if only a sign of life is due; fewer than none, if work was lost.
+    0 only refreshes the display; a negative number reports lost work.
     """
 
     def __call__(self, items: int, note: str = "") -> None: ...
@@ -29,10 +29,10 @@ def progress(what: str, total: int, done: int, unit: str) -> Generator[Advance]:
     """Show progress on stderr: a bar in a terminal (where rich is installed), elsewhere a line every few seconds.
 
     Args:
-        what: what is being done.
-        total: items in all.
-        done: items done before, which do not count for the rate.
-        unit: what an item is called, in the plural.
+        what: description of the work.
+        total: number of all items.
+        done: items that were done before, which do not count for the rate.
+        unit: name of the items, in the plural.
     """
     began, count, last = time.monotonic(), 0, time.monotonic()
 

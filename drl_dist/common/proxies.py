@@ -1,4 +1,4 @@
-"""HTTP proxies: what is on this machine is reached without one."""
+"""HTTP proxies: bypassing them for this machine, and naming them in error messages."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 def spare_loopback(environment: MutableMapping[str, str]) -> None:
     """Add this machine's own addresses to the hosts that HTTP libraries reach without a proxy.
 
-    What the user listed stays. Nothing is changed where no proxy is named, or where ``*`` spares every host.
+    Hosts that the user listed stay. Nothing changes if no proxy is named, or if ``*`` exempts every host already.
 
     Args:
-        environment: changed in place; ``os.environ``, or that of a process to be started.
+        environment: changed in place; ``os.environ``, or the environment of a process to be started.
     """
     if not any(environment.get(name) for scheme in ("http", "https") for name in _variables(scheme)):
         return
-    # Libraries differ in which spelling they read first, so both hold the same.
+    # Libraries differ in which spelling they read first, so both get the same value.
     listed = [
         host.strip()
         for name in ("no_proxy", "NO_PROXY")
@@ -42,9 +42,9 @@ def proxy_variable(url: str) -> str | None:
 
 
 def through_proxy(url: str) -> str:
-    """Words for the proxy that urllib takes, which is often what is wrong; empty if it takes none."""
+    """A phrase that names urllib's proxy, a frequent cause of errors, for their messages; empty if it uses none."""
     parts = urlsplit(url)
-    # urllib knows no proxy for all schemes.
+    # urllib ignores all_proxy.
     names = [name for name in _variables(parts.scheme)[:2] if os.environ.get(name)]
     if not names or urllib.request.proxy_bypass(parts.netloc.rpartition("@")[2]):
         return ""

@@ -1,4 +1,4 @@
-"""Rules on options, and places read from text, with `UserError` for what breaks them."""
+"""Checks of options and of places given as text, which raise `UserError` where they fail."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from drl_dist.common.errors import UserError
 from drl_dist.common.places import Place, PlaceError, parse_file, parse_place, path_here, shown
 
 Rule = tuple[str, object, str, bool]
-"""An option, its value, what is expected of it, and whether that holds."""
+"""(option, value, what is expected, whether the value meets it)."""
 
 
 def refuse_broken(rules: Iterable[Rule]) -> None:
-    """Raise `UserError` for the first rule that does not hold."""
+    """Raise `UserError` for the first rule that is broken."""
     for name, got, expected, holds in rules:
         if not holds:
             raise UserError(f"option {name}", got=got, expected=expected, remedy="correct the option")
@@ -23,7 +23,7 @@ def place_of(text: str, what: str = "storage URL") -> Place:
     """The folder or file that a text names; see `drl_dist.common.places`.
 
     Raises:
-        UserError: it names none that can be used as it is written; `what` says whose it is.
+        UserError: the text names no place that can be used literally; the message begins with `what`.
     """
     try:
         return parse_place(text)
@@ -32,7 +32,7 @@ def place_of(text: str, what: str = "storage URL") -> Place:
 
 
 def file_of(text: str, what: str = "file") -> tuple[str, str]:
-    """The folder and the name of the one file that a text names; errors as `place_of`."""
+    """The folder and the name of the file that a text names; errors as `place_of`."""
     try:
         return parse_file(text)
     except PlaceError as error:
@@ -40,7 +40,7 @@ def file_of(text: str, what: str = "file") -> tuple[str, str]:
 
 
 def local_of(text: str, what: str) -> Path:
-    """The path, on this machine, that a text names, relative to the working directory; errors as `place_of`."""
+    """The path on this machine that a text names, relative to the working directory; errors as `place_of`."""
     try:
         return path_here(text)
     except PlaceError as error:
@@ -48,23 +48,23 @@ def local_of(text: str, what: str) -> Path:
 
 
 def _refused(what: str, error: PlaceError) -> UserError:
-    return UserError(what, got=error.got, expected=error.expected, remedy="write it in another way, or choose another")
+    return UserError(what, got=error.got, expected=error.expected, remedy="correct it or choose another")
 
 
 def place_rule(name: str, place: str | None) -> Rule:
-    """An option, if given, names a place that means the same in every process."""
+    """Rule: an option, if given, names a place that is the same in every process."""
     if place is None:
         return name, place, "a place", True
     try:
         is_absolute = parse_place(place).is_absolute
     except PlaceError as error:
         return name, error.got, error.expected, False
-    # A job's working directory is a copy that goes away with the job.
+    # A job's working directory is a copy that is deleted with the job.
     return name, place, "a URL or an absolute path", is_absolute
 
 
 def file_rule(name: str, place: str | None) -> Rule:
-    """An option, if given, names one file that means the same in every process."""
+    """Rule: an option, if given, names one file that is the same in every process."""
     try:
         if place is not None:
             parse_file(place)
@@ -74,14 +74,14 @@ def file_rule(name: str, place: str | None) -> Rule:
 
 
 def local_rule(name: str, place: str | None) -> Rule:
-    """An option, if given, names a place on the machine by its absolute path."""
+    """Rule: an option, if given, is an absolute path on this machine."""
     if place is None or place.startswith("/"):
         return place_rule(name, place)
     return name, shown(place), "a folder of this machine, by its absolute path", False
 
 
 def model_rule(model: str) -> Rule:
-    """``--model`` names a registered model or a place."""
+    """Rule: ``--model`` names a registered model or a place."""
     if model.startswith("models:/"):
         return "--model", model, "a registered model", True
     name, got, expected, holds = place_rule("--model", model)

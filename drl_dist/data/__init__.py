@@ -1,1 +1,1 @@
-"""Image shards in object storage: their format, their order, and the way to the training step."""
+"""Image shards in object storage: file format, order of samples, caching, decoding, and batches for training."""

@@ -1,4 +1,4 @@
-"""A ledger of the images that training consumed: proof, after any faults, that none was lost or came twice."""
+"""Audit log of the images that training consumes, and the check that none was lost or used twice, whatever failed."""
 
 from __future__ import annotations
 
@@ -15,33 +15,33 @@ from drl_dist.data.order import SampleOrder
 
 
 @dataclass(frozen=True, kw_only=True)
-class LedgerLine:
-    """One rank's share of one training step; a step that was made again has a further line."""
+class AuditEntry:
+    """One rank's share of one training step; a step that is repeated has further entries."""
 
     time: float
-    """When the step got the batch, in seconds since 1970."""
+    """When the step received the batch, in seconds since 1970."""
     step: int
-    """The step, from 1."""
+    """Number of the step, from 1."""
     rank: int
     world_size: int
     positions: list[int]
-    """In the endless stream of samples."""
+    """Position of each image in the endless stream of samples."""
     shards: list[int]
-    """Of the index, as the order says."""
+    """Shard of each position by `SampleOrder`, as a number in the index."""
     samples: list[int]
-    """In the shard, as the order says."""
+    """Sample of each position by `SampleOrder`, as a number in the shard."""
     crc32: list[int]
-    """Of each image's pixels, as they went into the step."""
+    """Checksum of each image's pixels, as they went into the step."""
 
 
-def noted(
+def audited(
     batches: Iterable[Batch], folder: Path, order: SampleOrder, *, batch_size: int, rank: int, world_size: int
 ) -> Iterator[Batch]:
-    """The batches as they come; before each goes into training, a line about it goes into a file of this process.
+    """Pass batches on; before each one, write its entry to this process's own file of the audit log.
 
     Args:
-        folder: of the ledger, on this machine; made if need be.
-        order: of the samples.
+        folder: folder of the audit log, on this machine; created if needed.
+        order: order of the samples.
         batch_size: images per step over all ranks.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -49,7 +49,7 @@ def noted(
         for batch in batches:
             positions = batch.positions.numpy()
             places = order.locate(positions)
-            line = LedgerLine(
+            line = AuditEntry(
                 time=time.time(),
                 step=int(positions[0]) // batch_size + 1,
                 rank=rank,
@@ -59,50 +59,50 @@ def noted(
                 samples=places.sample.tolist(),
                 crc32=[zlib.crc32(image.tobytes()) for image in batch.images.numpy()],
             )
-            # One unbuffered write: whoever is killed leaves whole lines, but for the last one.
+            # One unbuffered write per line: a killed process leaves complete lines, except perhaps the last one.
             file.write(json.dumps(line.__dict__, separators=(",", ":")).encode() + b"\n")
             yield batch
 
 
-def read_ledger(folder: Path) -> list[LedgerLine]:
-    """All lines of a ledger by time; a last line that was cut short is left out."""
-    lines: list[LedgerLine] = []
+def read_audit_log(folder: Path) -> list[AuditEntry]:
+    """All entries of an audit log in order of time; an incomplete last line of a file is left out."""
+    lines: list[AuditEntry] = []
     for path in sorted(folder.glob("*.jsonl")):
         whole, _, _ = path.read_text().rpartition("\n")
-        lines += [LedgerLine(**json.loads(text)) for text in whole.splitlines()]
+        lines += [AuditEntry(**json.loads(text)) for text in whole.splitlines()]
     return sorted(lines, key=lambda line: line.time)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Audit:
-    """What a ledger says about the steps that are in the model."""
+    """Results of checking an audit log, for the steps that are in the model."""
 
     num_steps: int
     num_lost: int
-    """Positions of the steps that no rank consumed."""
+    """Positions of these steps that no rank consumed."""
     num_twice: int
     """Positions, or samples within one pass over the data, that were consumed more than once."""
     num_made_again: int
-    """Steps begun again after a fault: their first results are not in the model."""
+    """Steps repeated after a fault: the results of their earlier attempts are not in the model."""
     num_changed: int
-    """Positions at which a step that was made again got other pixels than at first."""
+    """Positions at which a repeated step received other pixels than the first time."""
     crc32: dict[int, int]
     """Checksum of the pixels by position."""
 
 
-def audit(lines: Iterable[LedgerLine], *, num_steps: int, batch_size: int, num_samples: int) -> Audit:
-    """Hold a ledger against what the run should have consumed.
+def audit(lines: Iterable[AuditEntry], *, num_steps: int, batch_size: int, num_samples: int) -> Audit:
+    """Compare an audit log with what the run should have consumed.
 
-    A step's last start counts: what came of earlier ones went with the workers that died. The ranks of one start are
-    those of its `world_size`.
+    The last attempt at a step counts: the results of earlier ones were lost with the workers that died. The entries of
+    one attempt are those with its `world_size`.
 
     Args:
-        lines: from `read_ledger`.
-        num_steps: of the finished run.
+        lines: entries from `read_audit_log`.
+        num_steps: steps of the finished run.
         batch_size: images per step over all ranks.
         num_samples: images in the data set.
     """
-    begun: dict[int, list[LedgerLine]] = {}
+    begun: dict[int, list[AuditEntry]] = {}
     for line in sorted(lines, key=lambda line: line.time):
         begun.setdefault(line.step, []).append(line)
     crc32: dict[int, int] = {}

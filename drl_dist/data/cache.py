@@ -1,8 +1,8 @@
-"""Whole shards on the node's disk, bounded in size, shared by all processes of the node.
+"""A cache of whole shards on the node's disk, bounded in size and shared by all processes of the node.
 
-A process keeps a shared lock on each shard that it reads; whoever needs room removes the shard used longest ago that
-nobody has locked. Locks end with their process, so a killed worker leaves nothing to repair. Shards that already lie on
-a local filesystem are read where they are.
+A process holds a shared lock on each shard that it reads; a process that needs room removes the least recently used
+shards that are not locked. Locks end with their process, so a killed worker leaves nothing to repair. Shards on a local
+filesystem are read in place.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from drl_dist.data.shards import ShardRow
 from drl_dist.data.substitutes import DamageError
 
 ROOM_DEADLINE = 45.0
-"""Seconds to wait for other processes to let go of their shards."""
+"""Seconds to wait for other processes to release their shards."""
 _POLL = 0.05
 _OWN = re.compile(r"[0-9a-f]{64}\.(tar|part)")
 
 
 class OpenShard:
-    """A verified shard that stays readable, and on disk, until it is closed."""
+    """A verified shard that stays on disk and readable until it is closed."""
 
     def __init__(self, row: ShardRow, descriptor: int) -> None:
         self.row = row
@@ -45,7 +45,7 @@ class OpenShard:
         return os.pread(self._descriptor, stop - start, start)
 
     def close(self) -> None:
-        """Let go of the shard; it may then be evicted."""
+        """Release the shard, which may then be evicted."""
         descriptor, self._descriptor = self._descriptor, None
         if descriptor is not None:
             os.close(descriptor)
@@ -56,8 +56,8 @@ class ShardCache:
 
     Args:
         url: folder of the shards.
-        cache_dir: the node's folder for shards of all data sets; by default one under the system's temporary folder.
-        max_bytes: what all shards in it may come to. Other files there are neither counted nor removed.
+        cache_dir: the node's folder for shards of all data sets; by default one in the system's temporary folder.
+        max_bytes: limit on the total size of the shards in it. Other files there are neither counted nor removed.
     """
 
     def __init__(self, url: str, *, cache_dir: str | None = None, max_bytes: int = 20 * 2**30) -> None:
@@ -79,24 +79,24 @@ class ShardCache:
                 ) from error
 
     def open(self, row: ShardRow, *, patient: bool = False, stop: Callable[[], bool] = lambda: False) -> OpenShard:
-        """A shard, verified against its size and checksum.
+        """Open a shard, verified against its size and checksum.
 
         Args:
-            row: its row of the index.
-            patient: wait for room in the cache as long as it takes, not `ROOM_DEADLINE` seconds.
-            stop: asked again and again; once it answers yes, the attempt ends.
+            row: the shard's row of the index.
+            patient: wait for room in the cache without a deadline, instead of `ROOM_DEADLINE` seconds.
+            stop: polled while fetching and waiting; the attempt ends once it returns True.
 
         Raises:
-            DamageError: the shard is missing, or another one than its row says.
+            DamageError: the shard is missing, or differs from its row.
             UserError: the storage does not answer, or the cache has no room.
-            InterruptedError: `stop` said so.
+            InterruptedError: `stop` returned True.
         """
         if self._source is not None:
             return self._open_in_place(row, self._source / row.name)
         path = self._dir / f"{row.sha256}.tar"
         deadline = time.monotonic() + ROOM_DEADLINE
         while True:
-            # Whoever comes second waits here until the first has fetched the shard.
+            # Other processes wait here until the first one has fetched the shard.
             with self._locked(f"{row.sha256}.lock"):
                 descriptor = self._try_open(path, row)
                 if descriptor is None and self._fetch(row, path, stop):
@@ -135,14 +135,14 @@ class ShardCache:
         return OpenShard(row, descriptor)
 
     def _try_open(self, path: Path, row: ShardRow) -> int | None:
-        """A descriptor with a shared lock on a cached shard, None if it is not there."""
+        """A descriptor with a shared lock on a cached shard, None if it is not cached."""
         try:
             descriptor = os.open(path, os.O_RDONLY)
         except FileNotFoundError:
             return None
         fcntl.flock(descriptor, fcntl.LOCK_SH)
         status = os.fstat(descriptor)
-        # An evictor may have removed it between the two calls.
+        # Another process may have evicted the file between the two calls.
         if status.st_nlink == 0 or status.st_size != row.size:
             os.close(descriptor)
             return None
@@ -151,7 +151,7 @@ class ShardCache:
         return descriptor
 
     def _fetch(self, row: ShardRow, path: Path, stop: Callable[[], bool]) -> bool:
-        """Bring a shard into the cache; False if there is no room now."""
+        """Fetch a shard into the cache; False if there is no room at present."""
         part = path.with_suffix(".part")
         where = self._folder.url_of(row.name)
         try:
@@ -161,11 +161,11 @@ class ShardCache:
             with file:
                 size, sha256 = self._download(row, file, stop)
                 if (size, sha256) != (row.size, row.sha256):
-                    # What was cut or changed on the way is whole the second time; what is stored so is not.
+                    # Download once more: the first copy may have been damaged in transit.
                     file.seek(0)
                     size, sha256 = self._download(row, file, stop)
                 _verify(where, row, size, sha256)
-                # Under the lock, or one who adds up the files could miss this one under both of its names.
+                # Without the lock, a process that sums up file sizes could miss this file under both of its names.
                 with self._locked("room.lock"):
                     part.replace(path)
         except FileNotFoundError as error:
@@ -184,7 +184,7 @@ class ShardCache:
         return True
 
     def _download(self, row: ShardRow, file: BinaryIO, stop: Callable[[], bool]) -> tuple[int, str]:
-        """Copy a shard into a file; its size and SHA-256 as it came."""
+        """Copy a shard into a file; returns size and SHA-256 of the received bytes."""
         digest, size = hashlib.sha256(), 0
         for start in range(0, row.size, REQUEST_BYTES):
             if stop():
@@ -197,7 +197,7 @@ class ShardCache:
         return size, digest.hexdigest()
 
     def _reserve(self, row: ShardRow, part: Path) -> BinaryIO | None:
-        """A locked file of the shard's size, so that others count it; None if the bound does not allow it now."""
+        """A locked file of the shard's full size, so that other processes count it; None if there is no room."""
         with self._locked("room.lock"):
             if not self._evict(self._max_bytes - row.size, keep=part):
                 return None
@@ -207,10 +207,10 @@ class ShardCache:
             return file
 
     def _evict(self, target: int, *, keep: Path) -> bool:
-        """Remove what nobody uses, the oldest first, until the rest is at most `target` bytes; whether it is."""
+        """Remove unlocked shards, least recently used first, until at most `target` bytes remain; True if they do."""
         files: list[tuple[float, int, Path]] = []
         for path in self._dir.iterdir():
-            # Its own: named by a checksum, and with the lock that was made before it was fetched.
+            # The cache's own files are named by a checksum and have a lock file, made before they were fetched.
             is_own = _OWN.fullmatch(path.name) is not None and path.with_suffix(".lock").exists()
             if is_own and not path.is_symlink() and path != keep:
                 with suppress(FileNotFoundError):

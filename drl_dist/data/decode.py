@@ -1,4 +1,4 @@
-"""From the bytes of a sample to pixels: the webdataset library parses the tar, Pillow decodes the PNG."""
+"""Decoding of samples to pixels: the webdataset library parses the tar, Pillow decodes the PNG."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def read_image(shard: OpenShard, sample: int, index: ShardIndex) -> NDArray[np.u
     """Pixels uint8 (C, H, W) of one sample of a shard.
 
     Raises:
-        DamageError: the sample is not one tar sample with one sound PNG of the index's size and channels.
+        DamageError: the sample is not a single tar sample with an intact PNG of the index's size and channels.
     """
     data = parse_sample(shard, sample, index.url)
     if "png" not in data:
@@ -36,19 +36,19 @@ def read_image(shard: OpenShard, sample: int, index: ShardIndex) -> NDArray[np.u
         with decoding():
             image = open_verified(data["png"], formats=("PNG",))
             transparent, bits = image.has_transparency_data, bits_of_colour(image)
-        # Only the header has been read: nothing larger than the index allows is ever decoded.
+        # Checked after reading only the header, so that nothing larger than the index allows is ever decoded.
         found = (image.size, image.mode)
         wanted = ((index.resolution, index.resolution), _MODES[index.channels])
         if found != wanted:
             raise _damaged(shard, sample, index.url, f"an image of size and mode {found}", str(wanted))
-        # Pillow would cut the values off, or show the colours below.
+        # Pillow would clip the values to 8 bits, or show the colours of transparent pixels.
         if transparent or bits != 8:
             got = "transparent pixels" if transparent else f"{bits} bits a channel"
             raise _damaged(shard, sample, index.url, f"an image with {got}", "8 bits a channel and no transparency")
         with decoding():
             pixels = np.asarray(image)
     except PictureError as error:
-        raise _damaged(shard, sample, index.url, f"a damaged image ({error})", "a sound PNG") from error
+        raise _damaged(shard, sample, index.url, f"a damaged image ({error})", "an intact PNG") from error
     return pixels[None] if index.channels == 1 else pixels.transpose(2, 0, 1)
 
 
@@ -56,7 +56,7 @@ def parse_sample(shard: OpenShard, sample: int, url: str) -> dict[str, bytes]:
     """The members of one sample by extension, as the webdataset library reads them.
 
     Raises:
-        DamageError: the bytes are not exactly one sample of png and json members under a number of nine digits.
+        DamageError: the bytes are not exactly one sample with png and json members, named by nine digits.
     """
     source = {"url": shard.row.name, "stream": io.BytesIO(shard.read_sample(sample))}
     try:
@@ -73,7 +73,7 @@ def parse_sample(shard: OpenShard, sample: int, url: str) -> dict[str, bytes]:
 
 
 def read_images(index: ShardIndex, count: int, *, cache: ShardCache | None = None) -> Tensor:
-    """The first `count` images (all, if there are fewer) as uint8 (B, C, H, W), in the order of the shards.
+    """The first `count` images, or all if there are fewer, as uint8 (B, C, H, W), in the order of the shards.
 
     Raises:
         UserError: a shard or an image is damaged or cannot be read.
@@ -92,7 +92,7 @@ def read_images(index: ShardIndex, count: int, *, cache: ShardCache | None = Non
 
 
 def register_webdataset_openers() -> None:
-    """Let plain ``webdataset.WebDataset("gs://...")`` and ``"s3://..."`` read through fsspec, without any shell."""
+    """Make plain ``webdataset.WebDataset("gs://...")`` and ``"s3://..."`` read through fsspec, not through a shell."""
     for scheme in ("gs", "s3"):
         gopen_schemes[scheme] = _open_url
 

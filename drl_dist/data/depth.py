@@ -1,4 +1,4 @@
-"""Grey values of more than 8 bits become 8, over the range that the file or the user says they have."""
+"""Conversion of grey values of more than 8 bits to 8, scaled from the range that the file or the user gives."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ RANGED = "grey values of a range scaled to 8 bits"
 CLIPPED = "values outside the range clipped"
 _DARK_BITS = (10, 12, 14)
 DARK = {bits: f"grey of 16 bits with no value above {2**bits - 1}, therefore dark" for bits in _DARK_BITS}
-"""By number of bits in use: of an image that may have fewer than 16 bits, without saying so."""
+"""Treatments by number of bits in use: for images that may have fewer than 16 bits without declaring it."""
 _BITS, _PHOTOMETRIC, _MIN, _MAX, _FORMAT, _SMIN, _SMAX = 258, 262, 280, 281, 339, 340, 341
 _UNSIGNED, _SIGNED = 1, 2
 _WHITE_IS_ZERO = 0
@@ -26,12 +26,12 @@ _JPEG2000_SIZES = b"\xff\x4f\xff\x51"
 
 
 class PictureError(ValueError):
-    """A picture that cannot be taken; the message says why, and names the exception if a decoder raised it."""
+    """A picture that cannot be used; the message gives the reason, and the class of a decoder's exception."""
 
 
 @dataclass(frozen=True)
 class Component:
-    """What a JPEG 2000 file says of one of its channels."""
+    """Depth and sign of one channel of a JPEG 2000 file, from its header."""
 
     bits: int
     signed: bool
@@ -48,11 +48,11 @@ def jpeg2000_components(data: bytes) -> tuple[Component, ...]:
 
 
 def is_deep(image: Image.Image, components: Sequence[Component]) -> bool:
-    """Whether an opened image holds grey values that are not 0 (black) to 255 (white).
+    """Whether an opened image holds grey values other than 0 (black) to 255 (white).
 
     Args:
-        image: not decoded yet.
-        components: of a JPEG 2000 file.
+        image: the image, not decoded yet.
+        components: channels of a JPEG 2000 file.
     """
     is_signed = image.mode == "L" and (_signed_bytes(image) or any(component.signed for component in components))
     return image.mode.startswith(("I", "F")) or is_signed
@@ -65,26 +65,27 @@ def to_8_bits(
     value_range: tuple[float, float] | None,
     component: Component | None,
 ) -> tuple[NDArray[np.uint8], list[str]]:
-    """Grey values as 0 (black) to 255 (white).
+    """Convert grey values to 0 (black) to 255 (white).
 
     Args:
-        image: decoded, of which `is_deep` holds.
-        data: the file.
-        maximum: the largest value that a PPM file allows; Pillow scales values to 16 bits by it.
-        component: the only one of a JPEG 2000 file; Pillow shifts values up to 8 or 16 bits, and signed ones above 0.
-        value_range: the values of black and white; if None, what the file says, or all of 16 bits without a sign.
+        image: a decoded image for which `is_deep` is true.
+        data: the content of its file.
+        maximum: the largest value that a PPM file allows; Pillow uses it to scale values to 16 bits.
+        component: the only channel of a JPEG 2000 file; Pillow shifts values up to 8 or 16 bits, and signed ones above
+            0.
+        value_range: the values of black and white; if None, the range given by the file, or that of unsigned 16 bits.
 
     Returns:
-        uint8 (H, W), and what was done, in the words of the constants above.
+        uint8 (H, W), and the treatments applied, as the constants above.
 
     Raises:
-        PictureError: the values have no range, or some are no numbers.
+        PictureError: the range of the values is not known, or some are NaN.
     """
     values = _values(image) if component is None else _jpeg2000_values(image, component)
     done: list[str] = []
     if value_range is not None:
         if maximum is not None:
-            # Back to the values of the file.
+            # Undo Pillow's scaling.
             values = np.rint(values * (maximum / 65535))
         low, high = value_range
         done.append(RANGED)
@@ -98,7 +99,7 @@ def to_8_bits(
         done.append(RANGED)
     elif image.mode.startswith("I;16") or maximum is not None:
         low, high = 0.0, 65535.0
-        # Where a PPM file says that it has fewer bits, Pillow has scaled them up.
+        # Pillow has scaled up the values of a PPM file that declares fewer bits.
         is_whole = maximum in (None, 65535)
         bits = next((bits for bits in _DARK_BITS if is_whole and values.max() < 2**bits), None)
         done.append(SCALED if bits is None else DARK[bits])
@@ -114,7 +115,7 @@ def to_8_bits(
 
 
 def png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes, bool]]:
-    """Type, all bytes and whether the checksum agrees of each chunk of a PNG file, up to the first that is cut off."""
+    """(type, all bytes, whether the checksum matches) of each chunk of a PNG file, up to the first incomplete one."""
     place = len(PNG_START)
     while place + 12 <= len(data):
         (length,) = struct.unpack_from(">I", data, place)
@@ -129,7 +130,7 @@ def _values(image: Image.Image) -> NDArray[Any]:
     values = np.asarray(image)
     if _signed_bytes(image):
         return values.view(np.int8)
-    # Pillow keeps 32 bits without a sign in numbers with one.
+    # Pillow stores unsigned 32-bit values as signed ones.
     return values.view(np.uint32) if _unsigned_32(image) else values
 
 
@@ -143,8 +144,8 @@ def _said_range(image: Image.Image, data: bytes, values: NDArray[Any]) -> tuple[
         return _png_range(data, values)
     if image.format != "TIFF":
         return None
-    # SMinSampleValue and SMaxSampleValue are there to give a range; MinSampleValue and MaxSampleValue are statistics
-    # by the standard, and a picture must not be stretched by its own: only a number of bits is believed.
+    # SMinSampleValue and SMaxSampleValue define a range. By the standard, MinSampleValue and MaxSampleValue are only
+    # statistics, and a picture must not be stretched to its own extremes, so they count only as a number of bits.
     low, high = _number(_tag(image, _SMIN)), _number(_tag(image, _SMAX))
     if low is not None and high is not None and np.isfinite([low, high]).all() and low < high:
         return low, high
@@ -159,8 +160,8 @@ def _said_range(image: Image.Image, data: bytes, values: NDArray[Any]) -> tuple[
 def _png_range(data: bytes, values: NDArray[Any]) -> tuple[float, float] | None:
     """0 to 2**sBIT - 1, if the values are those of that many bits.
 
-    By the standard a writer scales its values up to 16 bits and repeats their upper bits below, so that 16 bits are
-    the range whatever sBIT says. Some writers store the values as they are.
+    By the standard a writer scales values up to 16 bits, repeating their upper bits below, so that the range is 16 bits
+    whatever sBIT is. Some writers store the values unscaled.
     """
     bits = next((whole[8] for name, whole, _ in png_chunks(data) if name == b"sBIT" and len(whole) > 12), 16)
     if not 8 < bits < 16 or values.max() >= 2**bits:
@@ -171,7 +172,7 @@ def _png_range(data: bytes, values: NDArray[Any]) -> tuple[float, float] | None:
 
 
 def _signed_bytes(image: Image.Image) -> bool:
-    # Pillow takes them for bytes without a sign.
+    # Pillow reads them as unsigned bytes.
     return image.mode == "L" and image.format == "TIFF" and _number(_tag(image, _FORMAT)) == _SIGNED
 
 

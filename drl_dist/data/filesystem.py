@@ -1,7 +1,7 @@
-"""Files on this machine, on gs:// and on s3://, behind deadlines.
+"""Access with deadlines and retries to files on this machine, on gs:// and on s3://.
 
-A place is a name, see `drl_dist.common.places`. Filesystems are therefore opened by their class and given paths, never
-URLs, and only those of their methods are used that take one name as it is: no ``rm``, no ``cat``, no ``glob``.
+Places are taken literally, see `drl_dist.common.places`. Filesystems are therefore opened by their class and given
+paths, never URLs, and only methods are used that take one literal name: no ``rm``, no ``cat``, no ``glob``.
 
 gcsfs waits up to five minutes on a stalled read, and longer on an address that does not answer. Here every request has
 its own deadline and a few retries, and an address can be checked once, within half a minute, before work starts.
@@ -31,7 +31,7 @@ from drl_dist.common.places import Place, joined
 from drl_dist.common.proxies import spare_loopback
 from drl_dist.common.validation import file_of, place_of
 
-# Emulators of storage run on this machine.
+# Storage emulators run on this machine.
 spare_loopback(os.environ)
 
 ADDRESS_VARIABLES = (
@@ -43,22 +43,22 @@ ADDRESS_VARIABLES = (
     "AWS_REGION",
     "AWS_DEFAULT_REGION",
 )
-"""Environment variables that say where storage is and how to speak to it; none of them is a secret."""
+"""Environment variables with the address of storage and how to access it; none of them is a secret."""
 REACH_DEADLINE = 25.0
-"""Seconds in which an address must answer at all."""
+"""Seconds within which an address must answer."""
 REQUEST_DEADLINE = 30.0
-"""Seconds after which one request counts as stalled."""
+"""Seconds after which a request counts as stalled."""
 REQUEST_BYTES = 8 * 2**20
-"""Bytes of one request, so that a slow line is not taken for a stalled one."""
+"""Bytes of one request, few enough for a slow connection not to count as stalled."""
 RETRY_PAUSES = (1.0, 4.0)
-"""Seconds before the second and the third try."""
+"""Seconds before the second and the third attempt."""
 
 _THREADS = 8
-# What `write_local` calls a file until it is whole.
+# Name under which `write_local` writes a file until it is complete.
 _PART = re.compile(r"\.(.+)\.[0-9a-f]{8}\.part", re.DOTALL)
 
 T = TypeVar("T")
-# What another try cannot mend.
+# Errors that another attempt cannot fix.
 _FINAL = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError, ValueError, TypeError)
 
 
@@ -68,28 +68,28 @@ def open_filesystem(url: str) -> tuple[AbstractFileSystem, str]:
     On this machine the path is absolute, otherwise it begins with the bucket.
 
     Raises:
-        UserError: it is no place.
+        UserError: the URL names no place.
     """
     place = place_of(url)
-    # By its class: given the URL, fsspec would look for chains and versions in it.
+    # Opened by its class, because fsspec would look for chains and versions in a URL.
     filesystem = fsspec.get_filesystem_class(place.scheme)(**_options(place.scheme))
     return filesystem, str(local_path(place)) if place.is_local else place.path
 
 
 def local_path(place: Place) -> Path:
-    """The absolute path of a place on this machine; symbolic links and ``..`` in it are left to the system."""
+    """The absolute path of a place on this machine; the system resolves symbolic links and ``..`` in it."""
     return Path(place.path).absolute()
 
 
 def _options(scheme: str) -> dict[str, Any]:
-    """What a filesystem is opened with."""
+    """Options to open a filesystem with."""
     if scheme in ("gs", "gcs"):
-        # Its log repeats every error that it also raises, with a traceback.
+        # gcsfs also logs, with a traceback, every error that it raises.
         logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
-        # With md5 it compares what it sent with what was stored, and sends it again.
+        # "md5" makes gcsfs compare the stored file with what it sent.
         options = {"use_listings_cache": False, "consistency": "md5"}
         if os.environ.get("STORAGE_EMULATOR_HOST"):
-            # Emulators do not speak the gRPC that gcsfs would probe for up to a minute; read when gcsfs is imported.
+            # Emulators lack the gRPC API that gcsfs would probe for up to a minute. gcsfs reads this when imported.
             os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"
             return options | {"token": "anon", "project": "test"}
         return options
@@ -105,7 +105,7 @@ def within(seconds: float, work: Callable[[], T]) -> T:
     """The result of `work`, run in a thread of its own.
 
     Raises:
-        TimeoutError: it took longer than `seconds`; the thread is left to end by itself.
+        TimeoutError: `work` took longer than `seconds`; its thread is not stopped.
     """
     outcome: list[T] = []
     failure: list[BaseException] = []
@@ -130,8 +130,8 @@ def check_reachable(url: str) -> None:
     """Return if the bucket of an object-store URL answers, or if a local place is a folder or can become one.
 
     Raises:
-        UserError: the bucket does not answer within half a minute or does not exist; a file lies where the folder, or
-            one above it, should be.
+        UserError: the bucket does not answer within half a minute or does not exist, or a file is in the way of the
+            local folder.
     """
     place = place_of(url)
     if place.is_local:
@@ -139,25 +139,25 @@ def check_reachable(url: str) -> None:
         return
     bucket = place.bucket
 
-    # Importing a client can take many seconds on a busy machine: not the storage's fault.
+    # Imported before the deadline starts: this can take many seconds on a busy machine.
     _options(place.scheme)
     fsspec.get_filesystem_class(place.scheme)
 
-    def ask() -> None:
+    def probe() -> None:
         filesystem, _ = open_filesystem(url)
         try:
             filesystem.info(bucket)
         except PermissionError:
-            return  # A bucket that may be used but not described.
+            return  # The bucket exists; it may be usable without permission to describe it.
         except FileNotFoundError:
             raise
         except OSError as error:
-            # gcsfs has no class of its own for this.
+            # gcsfs raises a plain OSError for missing permission.
             if not str(error).startswith("Forbidden"):
                 raise
 
     try:
-        within(REACH_DEADLINE, ask)
+        within(REACH_DEADLINE, probe)
     except UserError:
         raise
     except FileNotFoundError as error:
@@ -188,10 +188,10 @@ def _check_folder(url: str, path: Path) -> None:
 
 
 def check_writable_file(url: str, what: str) -> None:
-    """Return if a file can be written at a place, as far as that can be seen without writing; `what` names it.
+    """Return if a file can be written at a place, as far as can be checked without writing; `what` names it in errors.
 
     Raises:
-        UserError: it names no file, a folder lies there, or as `check_reachable` of the folder around it.
+        UserError: the place names no file, it is a folder, or its folder fails `check_reachable`.
     """
     folder, name = file_of(url, what)
     check_reachable(folder)
@@ -204,14 +204,14 @@ def check_writable_file(url: str, what: str) -> None:
 class Folder:
     """The files directly in one folder of any filesystem.
 
-    Holds only the URL, so that it can be sent to another process; connections are opened there at the first use.
+    Holds only the URL, so that it can be sent to another process, which opens connections at the first use.
     """
 
     url: str
 
     @property
     def local(self) -> Path | None:
-        """The folder's path if it lies on this machine's filesystem."""
+        """The folder's path if it is on this machine, else None."""
         place = place_of(self.url)
         return local_path(place) if place.is_local else None
 
@@ -226,51 +226,52 @@ class Folder:
             UserError: the storage does not answer.
         """
         try:
-            entries = self._ask("ls", "", detail=True)
+            entries = self._request("ls", "", detail=True)
         except (FileNotFoundError, NotADirectoryError):
             return {}
         path = open_filesystem(self.url)[1]
         return {
             name: int(entry["size"] or 0)
             for entry in entries
-            # A file in the folder's place is listed as if it lay in itself.
+            # If the place is a file, it is listed as if it were inside itself.
             if entry["type"] == "file" and (name := name_below(path, entry)) is not None
         }
 
     def read(self, name: str, start: int | None = None, stop: int | None = None) -> bytes:
-        """Bytes `start` to `stop` of a file, all of it by default.
+        """Bytes `start` to `stop` of a file; by default the whole file.
 
         Raises:
             FileNotFoundError: there is no such file.
             UserError: the storage does not answer.
         """
-        return self._ask("cat_file", name, start=start, end=stop)
+        return self._request("cat_file", name, start=start, end=stop)
 
     def write(self, name: str, data: bytes) -> None:
-        """Write a file whole: nobody ever sees a part of it.
+        """Write a file atomically: no reader ever sees a part of it.
 
         Raises:
-            UserError: the storage does not take it.
+            UserError: the storage does not accept the file.
         """
         if self.local is not None:
             write_local(self.local / name, data)
             return
-        # An upload is one request however large: allow for a line of one MiB a second.
-        self._ask("pipe_file", name, data, extra_seconds=len(data) / 2**20)
+        # An upload is a single request of any size, so its deadline allows for one MiB per second.
+        self._request("pipe_file", name, data, extra_seconds=len(data) / 2**20)
 
     def remove(self, name: str) -> None:
-        """Remove a file; one that is not there is no error."""
+        """Remove a file; a missing file is not an error."""
         with suppress(FileNotFoundError):
-            self._ask("rm_file", name)
+            self._request("rm_file", name)
 
     def remove_written(self, names: Sequence[str]) -> None:
-        """Remove the files of these names that are there, and what a killed `write` of one of them left.
+        """Remove files of these names, and orphaned parts of them that a killed `write` left.
 
-        Nothing else is touched, and nothing at all where the folder is a symbolic link: what lies behind it is
-        somebody else's.
+        Nothing else is touched, and nothing at all if the folder is a symbolic link: its target may not be the
+        caller's.
 
         Args:
-            names: of files that the caller wrote, the most important one last, as it is removed.
+            names: names of files that the caller wrote; the last one, which is removed last, should be the most
+                important.
         """
         if self.local is not None and self.local.is_symlink():
             return
@@ -283,7 +284,7 @@ class Folder:
             self.remove(last)
 
     def remove_parts(self, names: Collection[str]) -> None:
-        """Remove what a killed `write` of files of these names left; errors as `sizes`."""
+        """Remove orphaned parts of files of these names that a killed `write` left; errors as `sizes`."""
         wanted = set(names)
         for name in self.sizes():
             match = _PART.fullmatch(name)
@@ -291,13 +292,13 @@ class Folder:
                 self.remove(name)
 
     def remove_if_empty(self) -> None:
-        """Remove the folder itself if it is on this machine, empty and no symbolic link; buckets have no folders."""
+        """Remove a folder of this machine if it is empty and not a symbolic link; buckets have no folders."""
         if self.local is not None and not self.local.is_symlink():
-            # Not there, or with something in it.
+            # rmdir fails if the folder is missing or not empty.
             with suppress(OSError):
                 self.local.rmdir()
 
-    def _ask(self, method: str, name: str, *args: Any, extra_seconds: float = 0.0, **options: Any) -> Any:
+    def _request(self, method: str, name: str, *args: Any, extra_seconds: float = 0.0, **options: Any) -> Any:
         filesystem, path = open_filesystem(self.url)
         path = f"{path}/{name}" if name else path
         for pause in (*RETRY_PAUSES, None):
@@ -333,13 +334,13 @@ class Folder:
 
 
 def name_below(folder: str, entry: Mapping[str, Any]) -> str | None:
-    """Name of what a filesystem lists in a folder; None for the folder itself, or a file in its place."""
+    """Name of an entry of a folder's listing; None for the folder itself, or a file in its place."""
     head, _, name = str(entry["name"]).rstrip("/").rpartition("/")
     return name if name and (head or "/") == folder else None
 
 
 def write_local(path: Path, data: bytes) -> None:
-    """Write a local file whole, by renaming a finished one into place.
+    """Write a local file atomically: write it under another name, then rename it.
 
     Raises:
         UserError: the folder cannot be written.

@@ -1,4 +1,4 @@
-"""The index beside the shards: what every shard holds, and a fingerprint of the whole."""
+"""The index of a shard folder: properties of the data set, a row for each shard, and a fingerprint of the whole."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ VERSION = 1
 METADATA_KEY = b"drl_dist"
 MAX_INDEX_BYTES = 512 * 2**20
 MAX_UNPACKED_BYTES = 2 * 2**30
-"""Of an index in memory: room for some 200 million samples."""
+"""Largest size of an index in memory, enough for some 200 million samples."""
 MAX_SHARD_BYTES = 16 * 2**30
 MAX_SHARDS = 100_000
 MAX_RESOLUTION = 4096
@@ -35,12 +35,12 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True, eq=False)
 class ShardIndex:
-    """A prepared data set: where it lies, what its images are, and its shards."""
+    """A prepared data set: its location, the shape of its images, and its shards."""
 
     url: str
     """Folder of the shards."""
     name: str
-    """Data set, e.g. ``fashion_mnist``."""
+    """Name of the data set, e.g. ``fashion_mnist``."""
     split: str
     """Part of the data set, e.g. ``train``."""
     resolution: int
@@ -48,9 +48,9 @@ class ShardIndex:
     channels: int
     """1 (grey) or 3 (RGB)."""
     shards: tuple[ShardRow, ...]
-    """In order of name."""
+    """Rows of the shards, in order of name."""
     made_by: Mapping[str, Any] = field(default_factory=dict)
-    """How the shards were made; part of the fingerprint."""
+    """Parameters that the shards were made with; part of the fingerprint."""
 
     @property
     def num_samples(self) -> int:
@@ -59,7 +59,7 @@ class ShardIndex:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over every field but the URL, 64 hexadecimal digits: equal for equal images in equal order."""
+        """SHA-256 over every field except the URL, 64 hexadecimal digits: the same for equal images in equal order."""
         digest = hashlib.sha256(_canonical(self._metadata()))
         for shard in self.shards:
             digest.update(_canonical([shard.name, shard.size, shard.sha256, shard.num_samples]))
@@ -67,10 +67,10 @@ class ShardIndex:
         return digest.hexdigest()
 
     def check_model(self, *, resolution: int, channels: int) -> None:
-        """Return if the images fit a model.
+        """Return if a model can be trained on the images.
 
         Raises:
-            UserError: they have another resolution or another number of channels.
+            UserError: the images have another resolution or another number of channels than the model.
         """
         if (self.resolution, self.channels) != (resolution, channels):
             raise UserError(
@@ -94,7 +94,7 @@ class ShardIndex:
 
 
 def write_index(index: ShardIndex) -> None:
-    """Write a data set's index; do so last, since its presence says that the shards are complete.
+    """Write a data set's index, after all shards: its presence means that they are complete.
 
     Raises:
         UserError: the folder cannot be written.
@@ -127,11 +127,11 @@ def open_index(url: str, *, check_shards: bool = True) -> ShardIndex:
 
     Args:
         url: the folder: a path, file://, gs:// or s3://.
-        check_shards: also see that every shard is there with the size that the index gives.
+        check_shards: also check that every shard exists with the size given in the index.
 
     Raises:
-        UserError: the storage does not answer, there is no index, it is not one of ours or is damaged, or shards are
-            missing or of another size. At most a minute passes before it is raised.
+        UserError: the storage does not answer; there is no index, or it is damaged or of another format; or shards are
+            missing or have another size. It is raised within a minute.
     """
     check_reachable(url)
     folder = Folder(url)
@@ -151,7 +151,7 @@ def open_index(url: str, *, check_shards: bool = True) -> ShardIndex:
     except UserError:
         if folder.local is not None:
             raise
-        # What was cut or changed on the way is whole the second time.
+        # Read once more: the first copy may have been damaged in transit.
         index = parse_index(url, folder.read(INDEX_NAME))
     if check_shards:
         for shard in index.shards:
@@ -197,7 +197,7 @@ def parse_index(url: str, data: bytes) -> ShardIndex:
             made_by=dict(metadata["made_by"]),
         )
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError, OverflowError) as error:
-        # Arrow says of some damage that it is an error of input and output; nothing but memory is read here.
+        # Arrow raises OSError for some kinds of damage, although only memory is read here.
         raise _bad(
             url,
             f"{type(error).__name__}: {' '.join(str(error).split())[:120]}",
@@ -208,15 +208,15 @@ def parse_index(url: str, data: bytes) -> ShardIndex:
 
 
 def _read_table(url: str, data: bytes) -> pa.Table:
-    """The table, once what it says about itself shows that it is of a bearable size; zstd can pack 10,000 to 1."""
+    """The table, if by its metadata it is not too large to unpack: zstd can compress 10,000 to 1."""
     file = pq.ParquetFile(pa.BufferReader(data))
-    told = file.metadata
-    if told.num_rows > MAX_SHARDS:
-        raise _bad(url, f"{told.num_rows} rows", f"at most {MAX_SHARDS} shards")
-    # Runs of one value are packed even without a codec: the number of values bounds what their sizes do not.
+    metadata = file.metadata
+    if metadata.num_rows > MAX_SHARDS:
+        raise _bad(url, f"{metadata.num_rows} rows", f"at most {MAX_SHARDS} shards")
+    # Runs of one value are packed even without a codec, so the number of values counts as well as the size.
     unpacked = sum(
         max(column.total_uncompressed_size, 8 * column.num_values)
-        for group in map(told.row_group, range(told.num_row_groups))
+        for group in map(metadata.row_group, range(metadata.num_row_groups))
         for column in map(group.column, range(group.num_columns))
     )
     if unpacked > MAX_UNPACKED_BYTES:

@@ -1,4 +1,4 @@
-"""What the manifest beside generated shards says about where they come from."""
+"""Reading the manifest beside generated shards: the model that made the images, and a row for each image."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ class Origin:
     """The model that made a folder of images."""
 
     model: str
-    """Its address, as it was given."""
+    """Address of the model, as given by the user."""
     step: int
-    """Training steps done."""
+    """Number of training steps of the model."""
     name: str | None
-    """Registered model, None if the model was a checkpoint."""
+    """Name of the registered model, None if the model was a checkpoint."""
     version: int | None
     ema_sha256: str | None = None
-    """Of the averaged weights, None where the manifest does not say."""
+    """SHA-256 of the averaged weights, None if the manifest does not have it."""
 
 
 def read_origin(url: str) -> Origin | None:
@@ -57,7 +57,7 @@ def read_origin(url: str) -> Origin | None:
 
 
 def read_manifest(url: str) -> tuple[pa.Table, dict[str, Any]]:
-    """The rows of the manifest in a folder, and what it says about their origin.
+    """The rows of the manifest in a folder, and its metadata about their origin.
 
     Raises:
         UserError: the storage does not answer, or the manifest is missing or damaged.
@@ -76,7 +76,7 @@ def _facts(schema: pa.Schema) -> dict[str, Any]:
 
 @contextmanager
 def _whole(url: str) -> Iterator[None]:
-    """Say in one sentence what is wrong with a manifest."""
+    """Turn errors about a damaged or missing manifest into `UserError`."""
     try:
         yield
     except (pa.ArrowException, KeyError, TypeError, ValueError, FileNotFoundError) as error:

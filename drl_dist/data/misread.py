@@ -1,6 +1,6 @@
-"""Files of which Pillow makes other pixels than they hold: told from others, and left out or put right.
+"""Detection and correction of files that Pillow decodes to wrong pixels without an error.
 
-Each of these was found by comparing Pillow with other decoders on the same file; Pillow raises nothing.
+Each case was found by comparing Pillow with other decoders on the same file.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ _SEPARATE = 2
 
 
 def refuse_misread(image: ImageFile.ImageFile, components: Sequence[Component]) -> None:
-    """Return if Pillow decodes an opened image to the pixels that it holds.
+    """Return if Pillow decodes an opened image to its true pixels.
 
     Args:
-        image: not decoded yet.
-        components: of a JPEG 2000 file.
+        image: the image, not decoded yet.
+        components: channels of a JPEG 2000 file.
 
     Raises:
-        PictureError: it does not.
+        PictureError: Pillow would decode wrong pixels.
     """
     most = max((component.bits for component in components), default=8)
     if most > 8 and image.mode != "I;16":
-        # It rounds to 8 bits without a limit: white becomes black.
+        # Pillow rounds to 8 bits without clipping: white becomes black.
         raise PictureError(f"JPEG 2000 of {most} bits in mode {image.mode}, which Pillow decodes to wrong values")
     if image.mode in ("P", "PA") and any(component.bits != 8 for component in components):
         raise PictureError(f"JPEG 2000 with a palette and {most} bits, which Pillow decodes to wrong colours")
     if image.format == "TIFF" and getattr(image, "tag_v2", {}).get(_PLANES) == _SEPARATE:
         is_raw = any(tile[0] == "raw" for tile in image.tile)
-        # It reads planes of 16 bits as if they had 8, planes of grey and alpha as if they alternated, and a* and b*
-        # without their sign.
+        # Pillow reads planes of 16 bits as if they had 8, separate planes of grey and alpha as if interleaved, and a*
+        # and b* without their sign.
         if image.mode in ("LA", "La", "PA", "LAB") or (is_raw and _has_16_bits(image)):
             raise PictureError(
                 f"TIFF of mode {image.mode} with separate planes, which Pillow decodes to wrong values; stored with "
@@ -44,10 +44,10 @@ def refuse_misread(image: ImageFile.ImageFile, components: Sequence[Component]) 
 
 
 def put_right(image: Image.Image, components: Sequence[Component]) -> Image.Image:
-    """A decoded image with the values that it stands for.
+    """A decoded image with corrected values.
 
-    JPEG 2000 of less than 8 bits, which Pillow only shifts up, gets 255 for its largest value; premultiplied grey,
-    which Pillow converts to nothing else, its own grey.
+    JPEG 2000 of less than 8 bits, which Pillow only shifts up, is rescaled so that its largest value is 255.
+    Premultiplied grey, which Pillow converts to no other mode, becomes plain grey.
     """
     if image.mode == "La":
         return image.convert("LA")

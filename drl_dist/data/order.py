@@ -1,9 +1,9 @@
 """The order of samples: a pure function of seed and position, the same on every machine.
 
 Position p of the endless stream is place p mod N of pass p // N over the N samples. In each pass the shards are
-permuted, cut into windows of a few consecutive shards, and the samples of each window are permuted among themselves:
-a worker then needs two windows of shards at hand, not the data set. Rank r of a world of w takes the positions that
-are r modulo w, so the stream is the same for any number of workers.
+permuted and divided into windows of a few consecutive shards, and the samples of each window are permuted among
+themselves, so a worker needs only two windows of shards at a time. Rank r of w takes the positions congruent to r
+modulo w, so the stream is the same for any number of workers.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ _KEY_REPLACE = np.uint64(0x7265706C)  # "repl"
 
 @dataclass(frozen=True)
 class Places:
-    """Where positions of the stream lie; every array has shape (n,) and dtype int64."""
+    """Shard, sample and window of positions of the stream; every array has shape (n,) and dtype int64."""
 
     shard: NDArray[np.int64]
-    """Shard in the index."""
+    """Number of the shard in the index."""
     sample: NDArray[np.int64]
-    """Sample in the shard."""
+    """Number of the sample in the shard."""
     window: NDArray[np.int64]
-    """Window, counted through all passes."""
+    """Number of the window, counted through all passes."""
 
 
 class SampleOrder:
-    """The order of the samples of shards with the given numbers of samples.
+    """The order of the samples of a sequence of shards.
 
     Args:
-        counts: samples of each shard, at least 1 each.
+        counts: number of samples of each shard, at least 1.
         seed: any number in [0, 2**63).
-        window_shards: shards whose samples are mixed with each other.
+        window_shards: shards per window, whose samples are mixed with each other.
     """
 
     def __init__(self, counts: Sequence[int], seed: int, window_shards: int) -> None:
@@ -46,12 +46,12 @@ class SampleOrder:
         self._seed, self._window_shards = seed, window_shards
         self.num_samples = int(self._counts.sum())
         self.windows_per_pass = -(-len(self._counts) // window_shards)
-        # Few windows are in use at a time; each costs 16 bytes a sample.
+        # Only a few windows are in use at a time; each takes 16 bytes per sample.
         self._pass_layout = lru_cache(maxsize=4)(self._compute_pass_layout)
         self._window_places = lru_cache(maxsize=8)(self._compute_window_places)
 
     def locate(self, positions: NDArray[np.int64]) -> Places:
-        """Where positions (n,) of the stream lie."""
+        """Shard, sample and window of positions (n,) of the stream."""
         positions = np.asarray(positions, dtype=np.int64)
         shard, sample, window = (np.empty(positions.shape, dtype=np.int64) for _ in range(3))
         passes, places = np.divmod(positions, self.num_samples)
@@ -68,11 +68,11 @@ class SampleOrder:
         return Places(shard, sample, window)
 
     def replacements(self, position: int) -> Iterator[tuple[int, int, int]]:
-        """Window, shard and sample of each sample that may stand in for the one at a position, the best first.
+        """Window, shard and sample of each candidate to replace the sample at a position, in order of preference.
 
-        They are those of the position's own window, whose shards are at hand, from a place on that is keyed by seed and
-        position, so that a damaged shard's samples are spread over the sound ones; then those of later windows, until
-        each shard was named at least once. Nothing but seed and position counts.
+        First come the samples of the position's own window, whose shards are open anyway, starting at a place keyed by
+        seed and position, so that replacements of a damaged shard's samples are spread over the intact ones; then those
+        of later windows, until every shard has been a candidate. The order depends on seed and position only.
         """
         number, place = divmod(position, self.num_samples)
         _, starts = self._pass_layout(number)
@@ -114,13 +114,13 @@ def _keyed(positions: NDArray[np.int64], seed: int, purpose: np.uint64) -> NDArr
 
 
 def _permutation(length: int, seed: int, number: int, index: int, stage: int) -> NDArray[np.int64]:
-    # Raw Philox words, which numpy keeps the same for ever; its Generator methods may change between versions.
+    # Raw Philox words are stable across numpy versions; Generator methods may change between them.
     words = np.random.Philox(key=[seed, _KEY_ORDER], counter=[0, stage, index, number]).random_raw(length)
     return np.argsort(words, kind="stable").astype(np.int64)
 
 
 def _mix(words: NDArray[np.uint64] | np.uint64) -> NDArray[np.uint64]:
-    # The finaliser of SplitMix64 (Steele, Lea, Flood 2014), whose products wrap on purpose.
+    # The finaliser of SplitMix64 (Steele, Lea, Flood 2014), whose products overflow on purpose.
     words = np.atleast_1d(words) + np.uint64(0x9E3779B97F4A7C15)
     words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -1,6 +1,6 @@
-"""From the bytes of somebody's picture to 8-bit pixels without transparency, the right way up.
+"""Decoding of arbitrary picture files to upright 8-bit pixels without transparency.
 
-Whatever is done to the pixels besides is told by name, so that whoever reads many pictures can count it.
+Any other treatment of the pixels is reported by one of the constants below, so that callers can count treatments.
 """
 
 from __future__ import annotations
@@ -47,24 +47,24 @@ _TURNS = {
 _WITH_ALPHA = ("LA", "La", "PA", "RGBA", "RGBa")
 _GAMMA = 0.45455
 _PRIMARIES = (0.3127, 0.329, 0.64, 0.33, 0.3, 0.6, 0.15, 0.06)
-"""Of sRGB: x and y of its white, red, green and blue."""
+"""Chromaticities of sRGB: x and y of white, red, green and blue."""
 _PNG_METADATA = {b"bKGD", b"cHRM", b"gAMA", b"hIST", b"iCCP", b"pHYs", b"sPLT", b"sRGB", b"tIME"} | {
     b"iTXt",
     b"tEXt",
     b"zTXt",
 }
-# What Pillow logs comes as an exception, too; without a handler it would be printed for each image.
+# Pillow also raises what it logs; without a handler, Python would print these messages for each image.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
 @dataclass(frozen=True)
 class PixelRules:
-    """What to do where a file leaves pixels open."""
+    """Options for pixels that a file does not fully define."""
 
     background: tuple[int, int, int] = (255, 255, 255)
-    """RGB colour below transparent pixels."""
+    """RGB colour behind transparent pixels."""
     value_range: tuple[float, float] | None = None
-    """Values of black and of white in grey pictures of more than 8 bits; None for what their files say."""
+    """Values of black and white in grey pictures of more than 8 bits; None for the range given by the files."""
 
 
 @dataclass(frozen=True)
@@ -74,40 +74,40 @@ class Picture:
     image: Image.Image
     """8 bits a channel, opaque, upright; `convert` makes it L or RGB."""
     treated: tuple[str, ...] = ()
-    """What was done to its pixels, or left undone, in the words of the constants of this module and of `depth`."""
+    """Treatments of its pixels, done or omitted, as constants of this module and of `depth`."""
 
 
 @contextmanager
 def decoding() -> Iterator[None]:
-    """Turn whatever a decoder raises into `PictureError`; nothing but decoders may run inside.
+    """Turn any exception of a decoder into `PictureError`; only decoders may run inside.
 
-    Lack of memory says nothing about the picture, and goes through.
+    MemoryError passes through, because it does not mean that the picture is damaged.
     """
     try:
         yield
     except (MemoryError, PictureError):
         raise
     except Exception as error:
-        # Pillow's decoders raise what comes to them, down to AttributeError, and name a buffer by its
-        # address, which is another one in every process.
+        # Pillow's decoders raise exceptions of any class, even AttributeError, and their messages may contain a
+        # buffer's address, which differs between processes.
         what = re.sub(r" <_io\.BytesIO[^>]*>", "", str(error))
         raise PictureError(f"{type(error).__name__}: {what}") from error
 
 
 def open_verified(data: bytes, formats: tuple[str, ...] | None = None) -> ImageFile.ImageFile:
-    """An opened image whose checksums agree, if its format has any; it is decoded when its pixels are asked for.
+    """An opened image whose checksums match, if its format has any; it is decoded when its pixels are accessed.
 
-    Pillow ignores the checksum of a PNG's pixels when it decodes them, and makes another image of damaged ones.
+    When decoding, Pillow ignores the checksum of a PNG's pixels and returns a wrong image if they are damaged.
 
     Raises:
-        Exception: of any class, from Pillow, for what is no image or a damaged one; see `decoding`.
+        Exception: of any class, from Pillow, if the data are not an image or a damaged one; see `decoding`.
     """
     image = Image.open(io.BytesIO(data), formats=formats)
     if image.format != "PNG":
         return image
     with image:
         image.verify()
-    # A verified image cannot be used any more.
+    # Pillow cannot use an image any more after verifying it.
     return Image.open(io.BytesIO(data), formats=formats)
 
 
@@ -115,12 +115,12 @@ def read_picture(data: bytes, rules: PixelRules, formats: tuple[str, ...] | None
     """Decode a picture.
 
     Args:
-        data: a file's content.
-        rules: what to do with transparency and depth.
+        data: content of the file.
+        rules: treatment of transparency and depth.
         formats: Pillow's names of the formats that may be read; all if None.
 
     Raises:
-        PictureError: it cannot be decoded, or its values have no range.
+        PictureError: the picture cannot be decoded, or the range of its values is not known.
         MemoryError: there is too little memory.
     """
     with decoding(), warnings.catch_warnings(record=True) as heard:
@@ -143,7 +143,7 @@ def read_picture(data: bytes, rules: PixelRules, formats: tuple[str, ...] | None
 
 
 def bits_of_colour(image: ImageFile.ImageFile) -> int:
-    """Bits of each channel of an opened RGB or RGBA image in its file, before it is decoded to 8."""
+    """Bits per channel of an opened RGB or RGBA image in its file, before it is decoded to 8."""
     for tile in image.tile:
         args = cast(tuple[object, ...], tile[3] if isinstance(tile[3], tuple) else (tile[3],))
         # "BGR;16" has 5 or 6 bits a channel.
@@ -167,7 +167,7 @@ def _read(
     maximum = _ppm_maximum(image)
     key_bits, covered = _key_bits(image), _covered(image)
     if image.format == "TIFF":
-        # Pillow turns a TIFF while it decodes it, and reads all EXIF data before, which may be damaged.
+        # While decoding a TIFF, Pillow reads all EXIF data, which may be damaged, and applies the orientation.
         orientation = _orientation(image, heard)
         exif = image.getexif()
         for group in TiffTags.TAGS_V2_GROUPS:
@@ -199,7 +199,7 @@ def _read(
 
 
 def _covered(image: ImageFile.ImageFile) -> tuple[int, int, int, int] | None:
-    """Left, top, right and bottom of the first frame of a GIF in its screen, the rest of which is transparent."""
+    """(left, top, right, bottom) of a GIF's first frame within its canvas, the rest of which is transparent."""
     return image.tile[0][1] if image.format == "GIF" and image.tile else None
 
 
@@ -208,7 +208,7 @@ def _has_more_frames(image: ImageFile.ImageFile) -> bool:
         return bool(getattr(image, "is_animated", False))
     except MemoryError:
         raise
-    except Exception:  # noqa: BLE001 - see `decoding`; a later frame is damaged, the first one may be sound
+    except Exception:  # noqa: BLE001 - see `decoding`; a later frame is damaged, the first one may be intact
         return True
 
 
@@ -227,8 +227,8 @@ def _orientation(image: Image.Image, heard: list[warnings.WarningMessage]) -> in
         exif = image.getexif()
     except MemoryError:
         raise
-    except Exception:  # noqa: BLE001 - see `decoding`; the pixels may be sound
-        # What could be read before the damage.
+    except Exception:  # noqa: BLE001 - see `decoding`; the pixels may be intact
+        # The second call returns the entries before the damage.
         damaged, exif = True, image.getexif()
     damaged |= "exif" in image.info and not len(exif)
     damaged |= any("EXIF" in str(warning.message) for warning in heard)
@@ -259,8 +259,8 @@ def _colour_notes(image: Image.Image, data: bytes) -> list[str]:
 
 
 def _is_srgb_by_numbers(data: bytes) -> bool:
-    """Whether a PNG file names no other colour space by the code points of ITU-T H.273 than sRGB."""
-    said = (whole[8:12] for name, whole, sound in png_chunks(data) if name == b"cICP" and sound)
+    """Whether a PNG file, by its code points of ITU-T H.273, has no colour space other than sRGB."""
+    said = (whole[8:12] for name, whole, is_intact in png_chunks(data) if name == b"cICP" and is_intact)
     return all(numbers == bytes([1, 13, 0, 1]) for numbers in said)
 
 
@@ -283,7 +283,7 @@ def _colour_16(image: Image.Image) -> str:
 
 
 def _key_bits(image: ImageFile.ImageFile) -> int:
-    """Bits of a value in the file, which a transparent grey value counts in."""
+    """Bits per value in the file, the unit in which its transparent grey value is given."""
     raw = image.tile[0][3] if image.tile else None
     return {"1": 1, "L;2": 2, "L;4": 4, "I;16B": 16, "RGB;16B": 16}.get(raw if isinstance(raw, str) else "", 8)
 
@@ -291,12 +291,12 @@ def _key_bits(image: ImageFile.ImageFile) -> int:
 def _alpha(
     image: Image.Image, key_bits: int, covered: tuple[int, int, int, int] | None
 ) -> tuple[NDArray[np.uint8] | None, list[str]]:
-    """How opaque each pixel is, uint8 (H, W), None if all are wholly; and whether a key was not compared whole."""
+    """Opacity of each pixel, uint8 (H, W), None if all are opaque; and `KEY_16` if a key was compared only in part."""
     key, notes = image.info.get("transparency"), []
     if image.mode in _WITH_ALPHA or (image.mode == "P" and image.has_transparency_data):
         alpha = np.asarray(image.convert("RGBA").getchannel("A"))
     elif image.format == "PNG" and isinstance(key, int):
-        # Pillow compares values of 8 bits with the key of 2 or 4 bits that the file has.
+        # The file gives a key of 2 or 4 bits, but Pillow has scaled the values to 8 bits.
         scale = {1: 255, 2: 85, 4: 17}.get(key_bits, 1)
         key = min(key, 1) if image.mode == "1" else (key & (2**key_bits - 1)) * scale
         values = np.asarray(image)
@@ -321,7 +321,7 @@ def _alpha(
 
 
 def _over(image: Image.Image, alpha: NDArray[np.uint8], background: tuple[int, int, int]) -> Image.Image:
-    # By way of RGBA, which takes premultiplied colours back to their own.
+    # The conversion to RGBA undoes premultiplication.
     colours = image.convert("RGBA").convert("RGB") if image.mode in _WITH_ALPHA else image.convert("RGB")
     canvas = Image.new("RGB", image.size, background)
     canvas.paste(colours, mask=Image.fromarray(alpha))
@@ -329,14 +329,14 @@ def _over(image: Image.Image, alpha: NDArray[np.uint8], background: tuple[int, i
 
 
 def _without_metadata(data: bytes) -> bytes | None:
-    """A PNG or JPEG file without what says nothing of its pixels; None if there is no such, or it is no such file."""
+    """A PNG or JPEG file without metadata that do not affect its pixels; None for others, or if there are none."""
     if data.startswith(PNG_START):
         chunks = list(png_chunks(data))
         if not chunks or chunks[-1][0] != b"IEND":
             return None
-        bare = PNG_START + b"".join(whole for name, whole, sound in chunks if _says_of_pixels(name, sound))
+        bare = PNG_START + b"".join(whole for name, whole, is_intact in chunks if _describes_pixels(name, is_intact))
     elif data.startswith(b"\xff\xd8"):
-        # JFIF (APP0), Exif (in APP1) and Adobe's colour transform (APP14) stay.
+        # Keep JFIF (APP0), Exif (in APP1) and Adobe's colour transform (APP14).
         bare, place = b"\xff\xd8", 2
         while segment := re.compile(rb"\xff([\xc0-\xfe])(..)", re.DOTALL).match(data, place):
             marker, end = segment[1][0], place + 2 + int.from_bytes(segment[2], "big")
@@ -352,8 +352,8 @@ def _without_metadata(data: bytes) -> bytes | None:
     return bare if len(bare) < len(data) else None
 
 
-def _says_of_pixels(name: bytes, sound: bool) -> bool:
+def _describes_pixels(name: bytes, is_intact: bool) -> bool:
     if name in (b"eXIf", b"sBIT"):
-        return sound
-    # A chunk of any other name whose checksum is wrong may have been one of pixels: it stays, and is refused.
-    return name not in _PNG_METADATA and not (sound and name[:1].islower() and name != b"tRNS")
+        return is_intact
+    # Any other chunk with a wrong checksum may have held pixels: it stays, so that the file is refused.
+    return name not in _PNG_METADATA and not (is_intact and name[:1].islower() and name != b"tRNS")

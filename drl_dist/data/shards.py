@@ -1,4 +1,4 @@
-"""Making one shard: a WebDataset tar whose bytes depend on nothing but its samples."""
+"""Packing of samples into a shard, a WebDataset tar whose bytes depend only on its samples."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ class Sample:
     """One image of a shard."""
 
     sample_id: int
-    """Place in the data set, 0 to 999 999 999; names the members ``<9 digits>.png`` and ``.json``."""
+    """Position in the data set, 0 to 999 999 999; names the members ``<9 digits>.png`` and ``.json``."""
     png: bytes
     """The encoded image, see `encode_png`."""
     facts: Mapping[str, Any] | None = None
-    """What else is known, e.g. ``{"label": 3, "source": "img/3.jpg"}``; stored as JSON."""
+    """Further metadata, e.g. ``{"label": 3, "source": "img/3.jpg"}``; stored as JSON."""
 
 
 @dataclass(frozen=True, eq=False)
 class ShardRow:
-    """What the index says about one shard."""
+    """One shard's row of the index."""
 
     name: str
     """File name in the shard folder."""
     size: int
-    """Bytes of the file."""
+    """Size of the file in bytes."""
     sha256: str
     """Checksum of the file, 64 hexadecimal digits."""
     offsets: NDArray[np.int64]
-    """(num_samples,) where each sample's first tar header starts, in bytes."""
+    """(num_samples,) offset of each sample's first tar header, in bytes."""
 
     @property
     def num_samples(self) -> int:
@@ -72,7 +72,7 @@ def pack_shard(name: str, samples: Iterable[Sample]) -> tuple[bytes, ShardRow]:
     The same samples give the same bytes everywhere: members carry no time, owner or machine.
 
     Raises:
-        ValueError: sample ids do not rise, or lie outside their nine digits.
+        ValueError: sample ids do not increase, or do not fit into nine digits.
     """
     buffer = io.BytesIO()
     offsets: list[int] = []

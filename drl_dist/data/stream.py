@@ -1,4 +1,4 @@
-"""Batches of images for one rank, decoded ahead of the training step by threads."""
+"""`ShardStream`: batches of images for one rank, decoded by threads ahead of the training step."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from drl_dist.data.substitutes import DamageError, Substitute
 
 _FETCH_THREADS = 2
 _DECODED_OVERHEAD = 400
-"""Bytes that an array, its buffer and its place in a dictionary take beside the pixels."""
+"""Bytes that an array, its buffer and its entry in a dictionary take in addition to the pixels."""
 
 
 class ShardStream:
@@ -35,23 +35,23 @@ class ShardStream:
 
     Step k of the iteration yields the positions ``start_position + k * batch_size + rank + world_size * j`` for
     j = 0, 1, ...: any number of ranks reads the same stream. Close it, or use it as a context manager, to end its
-    threads and let go of its shards. Iterate over it once.
+    threads and release its shards. It can be iterated over only once.
 
     Args:
         index: the data set.
         seed: keys the order and the mirroring.
-        batch_size: images per step over all ranks, at least `world_size`; if it is no multiple of that, the first ranks
-            have one more than the others.
+        batch_size: images per step over all ranks, at least `world_size`; if it is not a multiple of `world_size`, the
+            first ranks take one image more than the others.
         rank: this rank.
         world_size: number of ranks.
         start_position: the first position of the stream; batch_size times the number of finished steps.
         horizontal_flip: mirror half of the images.
-        loader: cache and prefetch.
+        loader: options of cache and prefetching.
 
     Raises:
-        UserError: batch size and ranks do not fit, or the cache is too small for the shards in use at one time.
-            Iterating raises it for a shard or image that is missing or damaged, naming it, unless the loader
-            substitutes; then if no sound image is left.
+        UserError: the batch is smaller than the number of ranks, or the cache is too small for the shards in use at one
+            time. Iterating raises it for a missing or damaged shard or image or, if the loader substitutes damaged
+            samples, when no intact one is left.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class ShardStream:
         self._next_position = start_position
         self._prefetch = max(1, loader.prefetch_batches)
         self.substitutes: list[Substitute] = []
-        """Of the batches that were taken; whoever uses them may clear the list."""
+        """Substitutes in the batches taken so far; callers may clear the list."""
         self._substitutes_damage = loader.on_damage == "substitute"
         self._spare_shards = loader.window_shards
         self._spare: dict[int, OpenShard | DamageError] = {}
@@ -111,7 +111,7 @@ class ShardStream:
             yield batch
 
     def close(self) -> None:
-        """End the threads and let go of the shards. Closing twice is harmless."""
+        """End the threads and release the shards. Closing twice is harmless."""
         self._closed.set()
         for _, future in self._ahead:
             future.cancel()
@@ -147,11 +147,11 @@ class ShardStream:
         self._ahead.append((first, self._decoders.submit(self._load, positions, places, shards)))
 
     def _open(self, shard: int, ahead_of_need: bool) -> OpenShard:
-        # What is not needed yet waits for room as long as it takes.
+        # Shards that are not needed yet wait for room without a deadline.
         return self._cache.open(self.index.shards[shard], patient=ahead_of_need, stop=self._stopped)
 
     def _stopped(self) -> bool:
-        # The interpreter joins our threads when it exits, even if nobody has closed the stream.
+        # At exit the interpreter joins these threads even if the stream was not closed, so they must end by themselves.
         return self._closed.is_set() or not threading.main_thread().is_alive()
 
     def _load(
@@ -181,20 +181,20 @@ class ShardStream:
     def _replacement(
         self, position: int, windows: dict[int, dict[int, Future[OpenShard]]]
     ) -> tuple[NDArray[np.uint8], int, int]:
-        """The first sound image that may stand in for a position, its shard and its sample."""
+        """The first intact image that may replace the one at a position, its shard and its sample."""
         for window, shard, sample in self.order.replacements(position):
             if self._stopped():
                 raise CancelledError
             try:
                 if window in windows:
                     return self._image(shard, sample, windows[window][shard].result), shard, sample
-                # Of a window that is damaged all through; a spare shard stays open only while the lock is held.
+                # The position's own window is entirely damaged. A spare shard may be closed once the lock is released.
                 with self._spare_lock:
                     return self._image(shard, sample, partial(self._open_spare, shard)), shard, sample
             except DamageError:
                 continue
         raise UserError(
-            f"data {self.index.url}", got="no sound sample", expected="one at least", remedy="prepare the data again"
+            f"data {self.index.url}", got="no intact sample", expected="one at least", remedy="prepare the data again"
         )
 
     def _open_spare(self, shard: int) -> OpenShard:
@@ -205,7 +205,7 @@ class ShardStream:
                 spare = self._cache.open(self.index.shards[shard], stop=self._stopped)
             except DamageError as damage:
                 spare = damage
-        # Last: what was used longest ago goes first.
+        # Inserted last: spares are dropped in order of last use.
         self._spare[shard] = spare
         if isinstance(spare, DamageError):
             raise spare
@@ -219,7 +219,7 @@ class ShardStream:
 
     def _image(self, shard: int, sample: int, opened: Callable[[], OpenShard]) -> NDArray[np.uint8]:
         if self._substitutes_damage:
-            # Whether a shard is sound must not depend on what is still in memory.
+            # A damaged shard must count as damaged even if its images are still in memory.
             opened()
         pixels = self._decoded.get((shard, sample))
         if pixels is None:
@@ -235,7 +235,7 @@ class ShardStream:
                 opening.add_done_callback(_close_shard)
 
     def _check_cache_size(self, loader: LoaderConfig) -> None:
-        # At most: the window of the slowest rank, those that the batches ahead reach into, the next one, and spares.
+        # Upper bound: the slowest rank's window, those that prefetched batches reach into, the next one, and spares.
         counts = sorted(shard.num_samples for shard in self.index.shards)
         smallest_window = max(1, sum(counts[: loader.window_shards]))
         windows = 3 + self._substitutes_damage + (self._prefetch + 1) * self._batch_size // smallest_window

@@ -1,4 +1,4 @@
-"""Images of a shard folder, one batch at a time, in a fixed order."""
+"""Selection of images from a shard folder: evenly spread or by position, in a fixed order."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from drl_dist.data.index import ShardIndex
 
 
 def check_count(index: ShardIndex, count: int, *, what: str) -> None:
-    """Return if a data set has enough images.
+    """Return if a data set has at least `count` images.
 
     Args:
-        what: what the images are, for the message.
+        what: description of the images, for the message.
 
     Raises:
         UserError: it has fewer: scores of different numbers of images cannot be compared.
@@ -34,9 +34,9 @@ def check_count(index: ShardIndex, count: int, *, what: str) -> None:
 
 
 def spread(num_samples: int, count: int) -> NDArray[np.int64]:
-    """`count` of the numbers 0 to num_samples - 1, evenly spread and rising: all of them if there are no more.
+    """`count` of the numbers 0 to num_samples - 1, evenly spread and increasing.
 
-    Data sets may be in order of class, so that their first images would not be a fair choice.
+    The first images would not be representative, because data sets may be ordered by class.
     """
     return np.arange(count, dtype=np.int64) * num_samples // count
 
@@ -50,11 +50,11 @@ def image_batches(
         index: the data set.
         count: images in all.
         batch_size: images of a batch.
-        cache: what shards are read through.
-        first: images to leave out at the beginning.
+        cache: cache through which shards are read.
+        first: number of images to skip at the beginning.
 
     Yields:
-        uint8 (B, C, H, W), B = `batch_size` but for the last.
+        uint8 (B, C, H, W), B = `batch_size` except in the last batch.
 
     Raises:
         UserError: a shard or an image is damaged or cannot be read.
@@ -70,10 +70,10 @@ def image_batches(
 
 
 def images_at(index: ShardIndex, places: NDArray[np.int64], *, cache: ShardCache | None = None) -> Tensor:
-    """The images at some places of a data set, uint8 (B, C, H, W).
+    """The images at the given positions of a data set, uint8 (B, C, H, W).
 
     Args:
-        places: rising numbers in [0, index.num_samples).
+        places: increasing numbers in [0, index.num_samples).
 
     Raises:
         UserError: a shard or an image is damaged or cannot be read.

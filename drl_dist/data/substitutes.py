@@ -1,4 +1,4 @@
-"""Samples that cannot be used: how they are told apart from an outage, and the ledger of what stood in for them."""
+"""The error for damaged samples, as distinct from an outage, and the log of the samples that replaced them."""
 
 from __future__ import annotations
 
@@ -12,78 +12,80 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from drl_dist.common.errors import UserError
 from drl_dist.data.filesystem import Folder
 
-LEDGER = "substitutes.jsonl"
-"""File of a run's folder, see `Substitute`."""
+SUBSTITUTES = "substitutes.jsonl"
+"""Name of the substitution log in a run's folder; see `Substitute`."""
 
 
 class DamageError(UserError):
-    """A shard is missing or is not what its index says, or a sample of it is no sound image.
+    """A shard is missing or differs from its index, or a sample of it is not an intact image.
 
-    Every worker finds the same, whenever it looks. Storage that does not answer is another error: what depends on the
-    hour must not choose the images of a run.
+    Every worker finds the same damage at any time. Storage that does not answer is another error: the images of a run
+    must not depend on when it runs.
     """
 
 
 @dataclass(frozen=True, order=True)
 class Substitute:
-    """One damaged sample that another one stood in for; a line of the ledger as JSON."""
+    """One damaged sample and the one that replaced it; a line of the substitution log, as JSON."""
 
     position: int
-    """Place in the stream of samples."""
+    """Position in the stream of samples."""
     shard: str
     """Name of the damaged sample's shard."""
     sample: int
-    """Its place there."""
+    """Number of the damaged sample in its shard."""
     reason: str
-    """What was found instead of it."""
+    """What was found instead of an intact sample."""
     by_shard: str
-    """Shard of the sample that was used."""
+    """Name of the shard of the sample that was used instead."""
     by_sample: int
+    """Number of that sample in its shard."""
 
 
-_LEDGER = TypeAdapter(list[Substitute], config=ConfigDict(extra="forbid", strict=True))
+_ADAPTER = TypeAdapter(list[Substitute], config=ConfigDict(extra="forbid", strict=True))
 
 
-def format_ledger(substitutes: Iterable[Substitute]) -> bytes:
+def format_substitutes(substitutes: Iterable[Substitute]) -> bytes:
     """JSON Lines in the order of positions."""
     return b"".join(json.dumps(dataclasses.asdict(one)).encode() + b"\n" for one in sorted(substitutes))
 
 
-def parse_ledger(text: bytes, *, source: str) -> list[Substitute]:
-    """What `format_ledger` wrote.
+def parse_substitutes(text: bytes, *, source: str) -> list[Substitute]:
+    """The inverse of `format_substitutes`.
 
     Raises:
-        UserError: the text is something else; `source` is named.
+        UserError: the text is something else; the message names `source`.
     """
     try:
-        return _LEDGER.validate_json(b"[" + b",".join(text.splitlines()) + b"]")
+        return _ADAPTER.validate_json(b"[" + b",".join(text.splitlines()) + b"]")
     except ValidationError as error:
         first = error.errors()[0]
         raise UserError(
             source,
             got=f"line {int(first['loc'][0]) + 1 if first['loc'] else 1}: {first['msg']}",
-            expected="the JSON lines of a ledger",
+            expected="a substitution log in JSON Lines",
             remedy="restore the file from a copy, or remove it to count from 0",
         ) from error
 
 
-def read_ledger(run_url: str, *, before: int | None = None) -> list[Substitute]:
-    """A run's substitutes, none if there is no ledger.
+def read_substitutes(run_url: str, *, before: int | None = None) -> list[Substitute]:
+    """The substitutes that a run's substitution log lists, none if there is no such file.
 
     Args:
         run_url: folder of the run.
-        before: position that the run goes on from. Lines from there on are taken out of the file, since those steps
-            are made again: none is ever told twice.
+        before: position from which the run resumes. Lines from there on are removed from the file, because those steps
+            are repeated: no substitute is logged twice.
 
     Raises:
-        UserError: the storage does not answer, or the ledger is damaged.
+        UserError: the storage does not answer, or the log is damaged.
     """
     folder = Folder(run_url)
     try:
-        found = parse_ledger(folder.read(LEDGER), source=f"ledger {folder.url_of(LEDGER)}")
+        source = f"substitution log {folder.url_of(SUBSTITUTES)}"
+        found = parse_substitutes(folder.read(SUBSTITUTES), source=source)
     except FileNotFoundError:
         return []
     kept = [one for one in found if before is None or one.position < before]
     if len(kept) < len(found):
-        folder.write(LEDGER, format_ledger(kept))
+        folder.write(SUBSTITUTES, format_substitutes(kept))
     return kept

@@ -1,7 +1,7 @@
 """The forward process: noise ladders, and pairs (y_t, x_{t+1}) drawn from it.
 
 The data x is first scaled and noised once, x_0 = a_0 x + sigma_0 e; then x_{t+1} = a_{t+1} x_t + sigma_{t+1} e with
-a**2 + sigma**2 = 1 (equation 15), and y_t = a_{t+1} x_t is what energy t is a density of.
+a**2 + sigma**2 = 1 (equation 15). Energy t is the log-density of y_t = a_{t+1} x_t.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from drl_dist.diffusion.noise import Noise, Purpose
 
 @dataclass(frozen=True)
 class NoiseLadder:
-    """Transition scales and stds of T + 1 noising steps, the first of which makes x_0 from the data.
+    """Scales and standard deviations of T + 1 noising steps, the first of which makes x_0 from the data.
 
     All tensors are float64 on the CPU. Index t of `scale` and `std` belongs to the transition *into* x_t.
     """
@@ -44,7 +44,7 @@ class NoiseLadder:
 
 
 def linear_ladder(num_levels: int, first_variance: float, last_variance: float) -> NoiseLadder:
-    """Transition variances that rise linearly, as section 4 prints; T = `num_levels`."""
+    """A ladder of T = `num_levels` levels whose transition variances rise linearly, as printed in section 4."""
     return NoiseLadder.from_variances(
         torch.linspace(first_variance, last_variance, num_levels + 1, dtype=torch.float64)
     )
@@ -56,7 +56,7 @@ def composed_ladder(
     """The released T6 ladder: `base_steps` linear steps cut into T + 1 segments, each composed into one transition.
 
     Segments end at base steps 0, s, 2s, ..., (T-1)s and the last one, with s = base_steps // (T + 4), which is 100 for
-    T = 6: the top transition takes the long rest of the ladder, and x_T is white noise.
+    T = 6: the top transition covers the long rest of the ladder, and x_T is white noise.
 
     Raises:
         ValueError: T is too large for the base ladder.
@@ -87,9 +87,9 @@ class Pairs:
     """(B, ...) gradient of log p(x_{t+1} | x): -(x_{t+1} - cumulative_scale x) / cumulative_std**2."""
 
     def opposite_y_pos(self, variance: Tensor) -> Tensor:
-        """Another draw of y_t given x_{t+1} and x, as far from their mean as y_pos, on its other side.
+        """Another draw of y_t given x_{t+1} and x: y_pos mirrored at the mean of y_t given both.
 
-        That mean is x_{t+1} + sigma**2 * score, which holds for levels whose transition scale is a_{t+1}.
+        That mean is x_{t+1} + sigma**2 * score at levels whose transition scale is a_{t+1}.
 
         Args:
             variance: (B, 1, ...) sigma_{t+1}**2.
@@ -97,10 +97,10 @@ class Pairs:
         return 2 * (self.x_noisy + variance * self.score) - self.y_pos
 
     def standardised_y_pos(self, ladder: NoiseLadder) -> Tensor:
-        """y_pos less its mean given x_{t+1} and x, over its standard deviation given them: standard normal (B, ...).
+        """y_pos standardised by its mean and standard deviation given x_{t+1} and x: standard normal, (B, ...).
 
         That standard deviation is a_{t+1} cumulative_std_t sigma_{t+1} / cumulative_std_{t+1}; as for
-        `opposite_y_pos`, the level's transition scale has to be a_{t+1}.
+        `opposite_y_pos`, the level's transition scale must be a_{t+1}.
         """
         std = ladder.std[1:]
         spread = ladder.scale[1:] * std * ladder.cumulative_std[:-1] / ladder.cumulative_std[1:]
@@ -120,15 +120,15 @@ def draw_levels(noise: Noise, sample_ids: Tensor, num_levels: int) -> Tensor:
 def draw_pairs(
     noise: Noise, sample_ids: Tensor, x: Tensor, level: Tensor, ladder: NoiseLadder, transition_scale: Tensor
 ) -> Pairs:
-    """x_t from its marginal, then one transition.
+    """Pairs (y_t, x_{t+1}): x_t drawn from its marginal, then one transition.
 
     Args:
-        noise: where the normals come from.
+        noise: source of the normals.
         sample_ids: (B,) int64, keys of the noise.
         x: (B, ...) data in [-1, 1].
         level: (B,) int64, t.
         ladder: the forward process.
-        transition_scale: (T,) factor between x_t and y_t; a_{t+1}, or 1 at a marginal top level.
+        transition_scale: (T,) factor from x_t to y_t: a_{t+1}, or 1 at a marginal top level.
     """
     column = (-1,) + (1,) * (x.dim() - 1)
 

@@ -1,8 +1,8 @@
-"""Where randomness comes from: Philox4x32-10, keyed by (seed, sample, level, chain step).
+"""Counter-based random numbers: Philox4x32-10, keyed by (seed, purpose, sample, level, chain step).
 
-Every random number of training and sampling is a pure function of what it is for, so results depend neither on how
-samples are spread over workers nor on what was interrupted. The integers are those of Salmon et al., "Parallel random
-numbers: as easy as 1, 2, 3" (SC 2011), on every device; normals are computed in float64 and rounded once.
+Every random number of training and sampling is a pure function of its use, so results depend neither on how samples are
+distributed over workers nor on interruptions. The integers are those of Salmon et al., "Parallel random numbers: as
+easy as 1, 2, 3" (SC 2011), on every device; normals are computed in float64 and rounded once.
 """
 
 from __future__ import annotations
@@ -27,42 +27,42 @@ MAX_SAMPLE_IDS = 1 << 48
 
 @unique
 class Purpose(IntEnum):
-    """What a number is drawn for; each purpose has numbers of its own."""
+    """Uses of random numbers; each has numbers of its own."""
 
     LEVEL = 0
-    """The noise level a training image gets."""
+    """Noise level of a training image."""
     BASE = 1
-    """The noise of x_t."""
+    """Noise of x_t."""
     TRANSITION = 2
-    """The noise from x_t to x_{t+1}."""
+    """Noise from x_t to x_{t+1}."""
     TRAIN_CHAIN = 3
-    """The chain that makes a training negative."""
+    """Chain that makes a training negative."""
     PRIOR = 4
     """x_T of a generated image."""
     SAMPLE_CHAIN = 5
-    """The chains that make a generated image."""
+    """Chains that make a generated image."""
     CHOICE = 6
-    """What a chain chooses by chance: acceptance, directions."""
+    """Random choices of a chain: acceptance, directions."""
     OBSERVED = 8
-    """The noise of what is observed of an image, at each level."""
+    """Noise of the observed part of an image, at each level."""
     RENOISE = 9
-    """The noise from x_t back to x_{t+1} between two rounds of a level."""
+    """Noise from x_t back to x_{t+1} between two rounds of a level."""
     HIDE = 10
-    """Which pixels a random mask hides."""
+    """Pixels that a random mask hides."""
     DEGRADE = 11
-    """The noise of an image that is to be denoised."""
+    """Noise of an image that is to be denoised."""
     TOY_DATA = 12
-    """How far a point of two-dimensional data lies from the middle of its part (`drl_dist.toy`)."""
+    """Distance of a point of two-dimensional data from the middle of its component (`drl_dist.toy`)."""
     TOY_CHOICE = 13
-    """Which part of two-dimensional data a point lies in, and where along it."""
+    """Component of a point of two-dimensional data, and its position along that component."""
     REVERSE_CHAIN = 14
-    """The chains that lead an image up the ladder."""
+    """Chains that lead an image up the ladder."""
     DEQUANTISE = 15
-    """Where in the bin of its grey level a pixel lies."""
+    """Position of a pixel within the bin of its grey level."""
 
 
 class Noise(Protocol):
-    """A source of numbers addressed by what they are for."""
+    """A source of random numbers that are addressed by their use."""
 
     def normal(
         self,
@@ -75,11 +75,11 @@ class Noise(Protocol):
         """Standard normals, float32 (len(chain_steps), B, *shape), for B samples.
 
         Args:
-            purpose: what they are for.
+            purpose: what the numbers are for.
             sample_ids: (B,) int64.
             level: noise level, one for all or (B,) int64.
-            chain_steps: which steps of the chain; ``(0,)`` where there is no chain.
-            shape: of one sample.
+            chain_steps: steps of the chain; ``(0,)`` where there is no chain.
+            shape: shape of one sample.
         """
         ...
 
@@ -111,7 +111,7 @@ class PhiloxNoise:
         """See `Noise.normal`.
 
         Raises:
-            ValueError: a level, chain step or sample id that the counter cannot hold.
+            ValueError: a level or chain step is too large for the counter.
         """
         size = math.prod(shape)
         words = self._words(purpose, sample_ids, level, chain_steps, (size + 3) // 4)
@@ -130,7 +130,7 @@ class PhiloxNoise:
     ) -> Tensor:
         """See `Noise.uniform`; errors as `normal`."""
         words = self._words(purpose, sample_ids, level, chain_steps, (count + 1) // 2)
-        # 52 bits each, which float64 holds exactly beside the half that keeps them off 0 and 1.
+        # 52 bits each: float64 holds them exactly together with the added half, which keeps them off 0 and 1.
         pairs = [((high << 20) + (low >> 12)).double().add_(0.5).mul_(2.0**-52) for high, low in (words[:2], words[2:])]
         return torch.stack(pairs, dim=-1).flatten(-2)[..., :count]
 
@@ -175,7 +175,7 @@ def philox(
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(10):
-        # A product of two 32-bit words wraps in int64, yet its bits are right; the mask drops the copied sign.
+        # A product of two 32-bit words overflows int64, but its bits are right; the mask removes the copied sign.
         product0, product1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
         c0, c1, c2, c3 = (
             ((product1 >> 32) & _MASK) ^ c1 ^ k0,

@@ -1,4 +1,4 @@
-"""Recovery likelihood: the conditional density p(y_t | x_{t+1}), and the loss that learns it (section 3)."""
+"""Recovery likelihood: the conditional density p(y_t | x_{t+1}) and the losses that train it (section 3)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LogDensityAndGrad = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class Levels:
-    """What each noise level's density, chain and loss are scaled by; every tensor is (T,) or, gathered, (B,)."""
+    """Scales of each noise level's density, chain and loss; every tensor is (T,) or, gathered by sample, (B,)."""
 
     transition_scale: Tensor
     """y_t = transition_scale * x_t: a_{t+1}, or 1 at a marginal top level."""
@@ -75,7 +75,7 @@ def conditional_density(density: LogDensityAndGrad, x_noisy: Tensor, precision: 
 
 
 def recovery_loss(raw_pos: Tensor, raw_neg: Tensor, loss_weight: Tensor) -> Tensor:
-    """-(f(y_pos) - f(y_neg)), weighted, averaged over the batch; its gradient is that of Algorithm 1.
+    """-(f(y_pos) - f(y_neg)), weighted and averaged over the batch; its gradient is that of Algorithm 1.
 
     Args:
         raw_pos: (B,) raw output at the data's y_t.
@@ -86,7 +86,7 @@ def recovery_loss(raw_pos: Tensor, raw_neg: Tensor, loss_weight: Tensor) -> Tens
 
 
 def matching_loss(gradient: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-    """Squared distance between a log-density's gradient and what it should be, weighted, averaged over the batch.
+    """Squared distance between a log-density's gradient and its target, weighted and averaged over the batch.
 
     With target (y_pos - x_noisy) / sigma**2 and weight sigma**2 it is minus the log-likelihood of the normal
     approximation N(y_pos; x_noisy + sigma**2 grad f, sigma**2), up to a constant (equation 37); with the mean of that

@@ -1,1 +1,1 @@
-"""Log-densities: networks that learn them, and analytic ones that test everything else."""
+"""Log-densities: trainable networks, and analytic ones to test the other packages against."""

@@ -1,7 +1,7 @@
-"""Log-densities with everything known: everyone's oracle.
+"""Analytic log-densities with known normalising constants, the reference for everything that is learned or estimated.
 
-Data of these laws keep their form under the forward process, so every marginal, conditional and normalising constant
-of every noise level is closed form.
+These distributions keep their form under the forward process, so every marginal, conditional and normalising constant
+of every noise level has a closed form.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ class Gaussian:
     """N(mean, std**2 I) over tensors of any shape.
 
     Args:
-        mean: broadcastable to one sample.
-        std: the same for every coordinate.
+        mean: mean, broadcastable to one sample.
+        std: standard deviation, the same for every coordinate.
     """
 
     mean: Tensor
@@ -41,16 +41,16 @@ class Gaussian:
         return 0.5 * num_dims * math.log(2 * math.pi * self.std**2)
 
     def affine(self, scale: float, noise_std: float) -> Gaussian:
-        """The law of scale * x + noise_std * e for x of this law."""
+        """The distribution of scale * x + noise_std * e for x of this distribution."""
         return Gaussian(self.mean * scale, math.hypot(self.std * scale, noise_std))
 
     def level(self, ladder: NoiseLadder, t: int, transition_scale: float | None = None) -> Gaussian:
-        """The marginal of y_t = transition_scale * x_t (by default a_{t+1} x_t) for data x of this law."""
+        """The marginal of y_t = transition_scale * x_t (by default a_{t+1} x_t) for data x of this distribution."""
         scale = float(ladder.scale[t + 1]) if transition_scale is None else transition_scale
         return self.affine(float(ladder.cumulative_scale[t]), float(ladder.cumulative_std[t])).affine(scale, 0.0)
 
     def posterior(self, x_noisy: Tensor, noise_std: float) -> tuple[Tensor, float]:
-        """Mean and std of y of this law given x_noisy = y + noise_std * e (equation 5)."""
+        """Mean and std of y from this distribution, given x_noisy = y + noise_std * e (equation 5)."""
         precision = self.std**-2 + noise_std**-2
         mean = (self.mean / self.std**2 + x_noisy / noise_std**2) / precision
         return mean, precision**-0.5
@@ -62,7 +62,7 @@ class GaussianMixture:
 
     Args:
         means: (components, D).
-        std: of every component.
+        std: standard deviation of every component.
     """
 
     means: Tensor
@@ -84,7 +84,7 @@ class GaussianMixture:
         return math.log(components) + 0.5 * num_dims * math.log(2 * math.pi * self.std**2)
 
     def affine(self, scale: float, noise_std: float) -> GaussianMixture:
-        """The law of scale * x + noise_std * e for x of this law."""
+        """The distribution of scale * x + noise_std * e for x of this distribution."""
         return GaussianMixture(self.means * scale, math.hypot(self.std * scale, noise_std))
 
 
@@ -120,17 +120,17 @@ class CorrelatedGaussian:
         return 0.5 * (len(self.mean) * math.log(2 * math.pi) + float(torch.logdet(self.covariance)))
 
     def affine(self, scale: float, noise_std: float) -> CorrelatedGaussian:
-        """The law of scale * x + noise_std * e for x of this law."""
+        """The distribution of scale * x + noise_std * e for x of this distribution."""
         noise = noise_std**2 * torch.eye(len(self.mean), dtype=self.mean.dtype, device=self.mean.device)
         return CorrelatedGaussian(scale * self.mean, scale**2 * self.covariance + noise)
 
     def level(self, ladder: NoiseLadder, t: int, transition_scale: float | None = None) -> CorrelatedGaussian:
-        """The marginal of y_t = transition_scale * x_t (by default a_{t+1} x_t) for data x of this law."""
+        """The marginal of y_t = transition_scale * x_t (by default a_{t+1} x_t) for data x of this distribution."""
         scale = float(ladder.scale[t + 1]) if transition_scale is None else transition_scale
         return self.affine(float(ladder.cumulative_scale[t]), float(ladder.cumulative_std[t])).affine(scale, 0.0)
 
     def given(self, projection: Tensor, value: Tensor, noise_std: float = 0.0) -> CorrelatedGaussian:
-        """The law of x given projection x + noise_std e = value.
+        """The distribution of x given that projection x + noise_std e = value.
 
         Args:
             projection: (M, D) of full rank.

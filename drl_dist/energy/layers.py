@@ -1,4 +1,4 @@
-"""Weights: their initialisation, their spectral norm, and what a layer lends to a chain."""
+"""Layers with initialisation and spectral norm, whose effective weights are computed separately from their use."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ def fan_average_uniform_(weight: Tensor, scale: float, generator: torch.Generato
 
 
 class Layer(nn.Module):
-    """A dense or convolution layer whose *effective* weight is computed apart from its use.
+    """A dense or convolution layer whose *effective* weight is computed separately from its use.
 
-    A step of training uses one weight in K chain gradients and one update, so the spectral norm is taken once and the
-    result is passed around, instead of being taken in every forward.
+    A training step uses one weight in K chain gradients and one update, so the spectral norm is computed once and the
+    result passed on, instead of being computed in every forward pass.
 
     Args:
-        shape: of the weight, (out, in) or (out, in, 3, 3).
-        scale: of the initialisation.
-        spectral_norm: ``"unit"`` divides by the largest singular value, ``"cap"`` only where that is above 1 (layers
-            initialised at zero), ``None`` leaves the weight alone.
+        shape: shape of the weight, (out, in) or (out, in, 3, 3).
+        scale: scale of the initialisation.
+        spectral_norm: ``"unit"`` divides the weight by its largest singular value; ``"cap"`` does so only if that value
+            is above 1 (for layers initialised at zero); ``None`` leaves the weight unchanged.
         learned_scale: multiply weight and bias by one learned factor per output channel.
-        generator: of the initial numbers.
+        generator: random generator of the initial values.
     """
 
     u: Tensor | None
@@ -55,7 +55,7 @@ class Layer(nn.Module):
             self.register_buffer("u", None)
         else:
             self.register_buffer("u", functional.normalize(torch.randn(shape[0], generator=generator), dim=0))
-            for _ in range(15):  # the first steps should not see a singular value far too small
+            for _ in range(15):  # so that the first steps do not use far too small a singular value
                 self.advance_power_iteration()
 
     @torch.no_grad()
@@ -67,7 +67,7 @@ class Layer(nn.Module):
             self.u.copy_(functional.normalize(matrix @ v, dim=0))
 
     def effective(self) -> tuple[Tensor, Tensor]:
-        """The weight and bias that the layer multiplies and adds; gradients flow through the norm, not through u."""
+        """The weight and bias that the layer applies; gradients flow through the norm, but not through u."""
         weight, bias = self.weight, self.bias
         if self.u is not None:
             matrix = weight.flatten(1)

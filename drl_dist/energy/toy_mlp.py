@@ -1,4 +1,4 @@
-"""A small network for points of a few coordinates: a residual block of Table 5 with dense layers for convolutions."""
+"""A small network for points of few coordinates: residual blocks as in Table 5, with dense layers for convolutions."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ class PreparedToyBlock(NamedTuple):
 
     weight_1: Tensor
     bias_1: Tensor
-    """(B, width): the layer's bias and the time bias together."""
+    """(B, width): sum of the layer's bias and the time bias."""
     weight_2: Tensor
     bias_2: Tensor
 
 
 class PreparedToy(NamedTuple):
-    """A network at fixed weights and levels, as a function of the point alone."""
+    """A network with fixed weights and levels, as a function of the point alone."""
 
     stem: tuple[Tensor, Tensor]
     blocks: list[PreparedToyBlock]
@@ -33,7 +33,7 @@ class PreparedToy(NamedTuple):
 
 
 class ToyBlock(nn.Module):
-    """Two dense layers and what the time embedding adds between them."""
+    """Two dense layers and a time bias between them."""
 
     def __init__(self, width: int, time_dim: int, generator: torch.Generator | None) -> None:
         super().__init__()
@@ -50,18 +50,18 @@ class ToyBlock(nn.Module):
 class ToyMlp(nn.Module):
     """f_theta(y, t), up to the energy scale: points and noise levels -> one raw number each.
 
-    Two things differ from a network for images. The first layer's activation is a sine, of weights with a standard
-    deviation of `frequency`: a density of two coordinates can have edges, which a network that begins smoothly would
-    take long to learn. And -|y|**2 / 2 is added, the log-density of white noise: sines do not decay, and without it
-    exp f would have no integral. SiLU makes the gradient a continuous field.
+    Two things differ from a network for images. The activation of the first layer is a sine, and its initial weights
+    have the standard deviation `frequency`: a density of two coordinates can have edges, which a network that starts
+    out smooth takes long to learn. And -|y|**2 / 2, the log-density of white noise, is added: sines do not decay, and
+    without it exp f would have no integral. SiLU makes the gradient continuous.
 
     Args:
         num_dims: coordinates of a point.
-        width: of every hidden layer.
-        num_res_blocks: N.
+        width: width of every hidden layer.
+        num_res_blocks: N, number of residual blocks.
         time_embedding_dim, time_hidden_dim: widths of the time embedding.
-        frequency: of the first layer, in radians per unit of y.
-        generator: of the initial weights; by default torch's own.
+        frequency: frequency of the first layer, in radians per unit of y.
+        generator: random generator of the initial weights; by default torch's own.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class ToyMlp(nn.Module):
         return PreparedToy(self.stem.effective(), blocks, self.head(time))
 
     def evaluate(self, prepared: PreparedToy, y: Tensor) -> Tensor:
-        """Raw output (B,) of points (B, num_dims), under what `prepare` made for their levels."""
+        """Raw output (B,) of points (B, num_dims), given what `prepare` returned for their levels."""
         hidden = functional.linear(y, *prepared.stem).sin()
         for block in prepared.blocks:
             inner = functional.silu(functional.linear(functional.silu(hidden), block.weight_1) + block.bias_1)
@@ -108,7 +108,7 @@ class ToyMlp(nn.Module):
     def raw_at(self, level: Tensor) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
         """The network at these levels (B,): y (B, num_dims) -> raw (B,) and its gradient with respect to y.
 
-        Time biases are computed here, once; weight gradients are never formed.
+        Time biases are computed once, here; gradients of weights are never computed.
         """
         with torch.no_grad():
             prepared = self.prepare(level)

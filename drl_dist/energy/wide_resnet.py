@@ -1,7 +1,7 @@
-"""The wide ResNet of Table 5, split into what depends on weights and levels and what depends on the image.
+"""The wide ResNet of Table 5, split into a part that depends on weights and levels and a part that depends on images.
 
-``prepare`` computes effective weights and time biases; ``evaluate`` runs them on images. A training step prepares once
-for all K chain gradients, and once more, with gradients, for its update.
+``prepare`` computes effective weights and time biases; ``evaluate`` applies them to images. A training step prepares
+once for all K chain gradients, and once more, with gradients, for its update.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class PreparedBlock(NamedTuple):
 
     weight_1: Tensor
     bias_1: Tensor
-    """(B, C): the convolution's bias and the time bias together."""
+    """(B, C): sum of the convolution's bias and the time bias."""
     weight_2: Tensor
     bias_2: Tensor
     skip: tuple[Tensor, Tensor] | None
@@ -29,7 +29,7 @@ class PreparedBlock(NamedTuple):
 
 
 class BlockWeights(NamedTuple):
-    """Effective weights and biases of one residual block, the convolutions' in their dtype."""
+    """Effective weights and biases of one residual block, those of convolutions in the dtype of convolutions."""
 
     conv_1: tuple[Tensor, Tensor]
     time: tuple[Tensor, Tensor]
@@ -38,19 +38,19 @@ class BlockWeights(NamedTuple):
 
 
 class EffectiveWeights(NamedTuple):
-    """What depends on the weights alone: spectrally normalised weights, scaled by what is learned beside them."""
+    """Everything that depends on the weights alone: spectrally normalised weights, times their learned scales."""
 
     stem: tuple[Tensor, Tensor]
     blocks: list[list[BlockWeights]]
-    """Per resolution level."""
+    """Blocks of each resolution level."""
 
 
 class Prepared(NamedTuple):
-    """A network at fixed weights and levels, as a function of the image alone."""
+    """A network with fixed weights and levels, as a function of the image alone."""
 
     stem: tuple[Tensor, Tensor]
     blocks: list[list[PreparedBlock]]
-    """Per resolution level."""
+    """Blocks of each resolution level."""
     head: Tensor
     """(B, C): raw = <head, spatial sum of the features> + head_bias."""
     head_bias: Tensor
@@ -58,7 +58,7 @@ class Prepared(NamedTuple):
 
 
 class ResBlock(nn.Module):
-    """Two 3x3 convolutions and what the time embedding adds between them."""
+    """Two 3x3 convolutions and a time bias between them."""
 
     def __init__(
         self, width_in: int, width_out: int, time_dim: int, norm: bool, generator: torch.Generator | None
@@ -77,7 +77,7 @@ class ResBlock(nn.Module):
         )
 
     def effective(self, dtype: torch.dtype) -> BlockWeights:
-        """The block's weights, the convolutions' in `dtype`."""
+        """The block's weights, those of convolutions in `dtype`."""
         weight_1, bias_1 = self.conv_1.effective()
         return BlockWeights(
             (_conv_weight(weight_1, dtype), bias_1),
@@ -91,16 +91,16 @@ class WideResNet(nn.Module):
     """f_theta(y, t), up to the energy scale: images and noise levels -> one raw number each.
 
     Args:
-        resolution: of the images, in pixels; used to check input.
-        channels: of the images.
-        width: after the first convolution.
+        resolution: height and width of the images, in pixels; used to check input.
+        channels: channels of the images.
+        width: width after the first convolution.
         width_multipliers: one per resolution level; 2x2 average pooling between them.
-        num_res_blocks: N, per resolution level.
+        num_res_blocks: N, number of residual blocks per resolution level.
         time_embedding_dim, time_hidden_dim: widths of the time embedding.
         activation: ``"leaky_relu"`` (slope 0.2) or ``"silu"``.
         spectral_norm: whether convolutions and time projections are normalised.
-        head: ``"inner_product"`` with a vector made of the time embedding, or ``"dense"``.
-        generator: of the initial weights; by default torch's own.
+        head: ``"inner_product"`` with a vector computed from the time embedding, or ``"dense"``.
+        generator: random generator of the initial weights; by default torch's own.
     """
 
     def __init__(
@@ -150,10 +150,10 @@ class WideResNet(nn.Module):
                 module.advance_power_iteration()
 
     def effective_weights(self, dtype: torch.dtype | None = None) -> EffectiveWeights:
-        """What depends on the weights alone.
+        """Everything that depends on the weights alone.
 
         Args:
-            dtype: of the convolutions; the weights' own by default.
+            dtype: dtype of the convolutions; that of the weights by default.
         """
         dtype = dtype or self.stem.weight.dtype
         blocks = [[block.effective(dtype) for block in level_blocks] for level_blocks in self.blocks()]
@@ -166,8 +166,8 @@ class WideResNet(nn.Module):
 
         Args:
             level: (B,) int64 noise levels.
-            dtype: of the convolutions; the weights' own by default.
-            weights: from `effective_weights`, if they are known already.
+            dtype: dtype of the convolutions; that of the weights by default.
+            weights: result of `effective_weights`, if already computed.
         """
         own = self.stem.weight.dtype
         weights = weights or self.effective_weights(dtype)
@@ -185,7 +185,7 @@ class WideResNet(nn.Module):
         """Raw output of images under prepared weights.
 
         Args:
-            prepared: from `prepare`, for the levels of these images.
+            prepared: result of `prepare` for the levels of these images.
             y: (B, channels, resolution, resolution).
 
         Returns:
@@ -207,13 +207,13 @@ def evaluate(prepared: Prepared, y: Tensor, activation: str) -> Tensor:
             hidden = functional.avg_pool2d(hidden, 2)
         for block in blocks:
             inner = functional.conv2d(_activate(hidden, activation), block.weight_1, padding=1)
-            # In place where nobody needs a convolution's bare output.
+            # In place, because the convolution's own output is not needed again.
             inner = _activate_(inner.add_(block.bias_1[:, :, None, None]), activation)
             inner = functional.conv2d(inner, block.weight_2, block.bias_2, padding=1)
             if block.skip is not None:
                 hidden = functional.conv2d(hidden, block.skip[0], block.skip[1], padding=1)
             hidden = inner.add_(hidden)
-    # bf16 has too few bits for a sum over a whole image.
+    # bfloat16 has too few bits for a sum over a whole image.
     features = functional.relu(hidden).sum((2, 3), dtype=prepared.head.dtype)
     return (features * prepared.head).sum(1) + prepared.head_bias
 
@@ -230,7 +230,7 @@ def _activate(x: Tensor, kind: str) -> Tensor:
 
 
 def _activate_(x: Tensor, kind: str) -> Tensor:
-    # The gradient of the leaky ReLU can be had from its value, that of SiLU needs its argument.
+    # The gradient of the leaky ReLU follows from its value; that of SiLU needs its argument, so no in-place operation.
     return functional.silu(x) if kind == "silu" else functional.leaky_relu(x, 0.2, inplace=True)
 
 

@@ -1,1 +1,1 @@
-"""Looking at what a model makes."""
+"""Scores of generated images (FID, KID, inception score), and out-of-distribution detection by log-density."""

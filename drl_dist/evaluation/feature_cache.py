@@ -1,7 +1,7 @@
-"""Features of a data set, computed once for each network and kept on this machine.
+"""Cache, on this machine, of a data set's features, computed once for each network.
 
-The key is what the features depend on: the fingerprint of the images, the identity of the network and the number of
-images. A file carries the key and the checksum of its tensors; one that does not agree with them is made again.
+The key is everything that the features depend on: the fingerprint of the images, the identity of the network and the
+number of images. Each file holds its key and the checksum of its tensors; if they do not match, it is computed again.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from drl_dist.evaluation.features import FeatureNetwork, Features, features_of
 from drl_dist.evaluation.weights import tensors_sha256
 
 FORMAT = "drl_dist.features 1"
-"""Raise the number when images are chosen or prepared in another way."""
+"""Increase the number when images are selected or prepared in another way."""
 
 
 def cached_features(
@@ -35,13 +35,13 @@ def cached_features(
     batch_size: int,
     what: str,
 ) -> Features:
-    """Features of `count` images, evenly spread over a data set; computed only if they are not kept yet.
+    """Features of `count` images, evenly spread over a data set; computed only if they are not cached.
 
     Args:
-        index: the data set; it has that many images.
-        cache_dir: where features are kept.
+        index: the data set, with at least `count` images.
+        cache_dir: folder of the cache.
         batch_size: images that go through the network together.
-        what: the images' name, shown with the progress.
+        what: description of the images, shown with the progress.
 
     Raises:
         UserError: an image cannot be read, the network cannot take them, or the cache cannot be written.
@@ -56,7 +56,7 @@ def cached_features(
     if path.is_file():
         kept = _read(path, key)
         if isinstance(kept, Features):
-            print(f"features of {what} are kept in {path}", file=sys.stderr, flush=True)
+            print(f"features of {what} are read from {path}", file=sys.stderr, flush=True)
             return kept
         print(f"{path} is {kept}; its features are computed again", file=sys.stderr, flush=True)
     with progress(f"features of {what}", count, 0, "images") as advance:
@@ -76,9 +76,9 @@ def _read(path: Path, key: dict[str, str]) -> Features | str:
         return f"damaged ({' '.join(str(error).split())[:120]})"
     checksum = metadata.pop("sha256", None)
     if metadata != key or "features" not in tensors:
-        return "a file of something else"
+        return "a file with other content"
     if checksum != tensors_sha256(tensors):
-        return "damaged (its checksum is another)"
+        return "damaged (its checksum does not match)"
     return Features(tensors["features"], tensors.get("logits"))
 
 

@@ -1,4 +1,4 @@
-"""Feature networks as options name them, and where their features are kept."""
+"""Parsing of options that name feature networks, and the default folder of cached features."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from drl_dist.common.places import shown
 from drl_dist.common.validation import file_rule
 
 MIN_IMAGES = 10
-"""A covariance needs two images, the inception score a few for each of its ten parts."""
+"""Smallest number of images to score: the inception score needs one for each of its ten parts."""
 KINDS = "inception, inception=PATH, timm:NAME, timm:NAME=PATH, torchscript:PATH or pixels"
 
 
 @dataclass(frozen=True)
 class FeatureSpec:
-    """A feature network as it is asked for."""
+    """A parsed option that names a feature network."""
 
     text: str
-    """As the user wrote it."""
+    """The option as the user wrote it."""
     kind: Literal["inception", "timm", "torchscript", "pixels"]
     name: str
     """Model name of a timm network, otherwise empty."""
@@ -30,10 +30,10 @@ class FeatureSpec:
 
 
 def parse_features(text: str) -> FeatureSpec:
-    """A feature network from its option.
+    """Parse the option of a feature network.
 
     Raises:
-        UserError: it is none of `KINDS`.
+        UserError: the text is none of `KINDS`.
     """
     head, has_source, source = text.partition("=")
     if head == "inception" and (source or not has_source):
@@ -50,9 +50,9 @@ def parse_features(text: str) -> FeatureSpec:
 
 
 def default_cache_dir() -> Path:
-    """This user's folder of features on this machine."""
+    """The user's folder of cached features on this machine."""
     named = os.environ.get("XDG_CACHE_HOME", "")
-    # As the standard has it: a relative path there means nothing.
+    # The XDG standard says to ignore a relative path.
     return (Path(named) if named.startswith("/") else Path.home() / ".cache") / "drl_dist" / "features"
 
 

@@ -1,4 +1,4 @@
-"""What a feature network makes of images: the numbers that FID, KID and the inception score compare."""
+"""Features of images by a feature network, the input of FID, KID and the inception score."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ class FeatureNetwork:
     """A network that turns images into features.
 
     Args:
-        name: as it was asked for.
-        identity: differs wherever the features may: the key under which they are kept.
-        channels: colour channels that it takes, 1 or 3.
-        device: where it computes.
+        name: name of the network, as the user gave it.
+        identity: cache key, different for any two networks whose features may differ.
+        channels: colour channels of its input, 1 or 3.
+        device: device of the network.
         extract: uint8 images (B, channels, H, W) on `device` -> features (B, D), and logits (B, K) or None.
     """
 
@@ -46,10 +46,11 @@ class FeatureNetwork:
         """Features of uint8 images (B, C, H, W); grey ones are repeated for a network of three channels.
 
         Raises:
-            UserError: the images have colours that the network cannot take, or what it makes is no finite (B, D).
+            UserError: the images have more channels than the network takes, or its output is not a finite (B, D).
         """
         images = with_channels(images, self.channels, network=self.name).to(self.device)
-        # TF32 keeps ten bits of the mantissa: scores would depend on the kind of GPU. What is not named is turned off.
+        # TF32 keeps only ten bits of the mantissa, so scores would depend on the type of GPU. Flags that are not named
+        # are turned off.
         deterministic = torch.backends.cudnn.deterministic
         with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, deterministic=deterministic, allow_tf32=False):
             values, logits = self.extract(images)
@@ -75,7 +76,7 @@ def with_channels(images: Tensor, channels: int, *, network: str) -> Tensor:
     """Images (B, C, H, W) with as many channels as a network takes: grey is repeated, colour is never dropped.
 
     Raises:
-        UserError: the images have colours and the network takes grey.
+        UserError: the images have colours, and the network takes only grey.
     """
     if images.shape[1] == channels:
         return images
@@ -95,7 +96,7 @@ def features_of(
     """Features of many batches of uint8 images (B, C, H, W), in their order.
 
     Args:
-        advance: told the number of images after each batch.
+        advance: called with the number of images after each batch.
 
     Raises:
         UserError: see `FeatureNetwork.__call__`.

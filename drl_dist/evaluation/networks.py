@@ -1,4 +1,4 @@
-"""The feature networks: torch-fidelity's Inception, any of timm's, and TorchScript of the user's own."""
+"""Loading of feature networks: torch-fidelity's Inception, timm models, the user's TorchScript modules, and pixels."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from drl_dist.evaluation.weights import INCEPTION_SHA256, inception_weights, rea
 
 _RGB = 3
 PIXELS = 8
-"""Side that images are averaged down to where their pixels are the features."""
+"""Height and width to which images are averaged down when their pixels are the features."""
 
 
 def load_network(spec: FeatureSpec, device: torch.device) -> FeatureNetwork:
-    """The feature network that was asked for, on a device.
+    """Load a feature network onto a device.
 
     Raises:
-        UserError: its weights are missing, damaged or another network's.
+        UserError: its weights are missing, damaged or those of another network.
     """
     load = {"inception": _inception, "timm": _timm, "torchscript": _torchscript, "pixels": _pixels}[spec.kind]
     return load(spec, device)
@@ -41,7 +41,7 @@ def _inception(spec: FeatureSpec, device: torch.device) -> FeatureNetwork:
     make_importable()
     from torch_fidelity import FeatureExtractorInceptionV3
 
-    # The class passes its path on to torch.load, which reads an open file as well.
+    # The class passes its path to torch.load, which also accepts an open file.
     module = FeatureExtractorInceptionV3(
         "inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=io.BytesIO(data)
     ).to(device)
@@ -120,17 +120,17 @@ def _load_state(module: nn.Module, spec: FeatureSpec, data: bytes) -> None:
         module.load_state_dict(load_safetensors(data))
     except (SafetensorError, RuntimeError) as error:
         # The first line names the class alone; the second says which weights are missing, or of what shape.
-        told = [line.strip() for line in str(error).splitlines() if line.strip()]
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise UserError(
             f"weights {spec.source}",
-            got=(told[1] if len(told) > 1 else told[0])[:200],
+            got=(lines[1] if len(lines) > 1 else lines[0])[:200],
             expected=f"a safetensors file with the weights of timm's {spec.name}",
             remedy="save them with safetensors.torch.save_file(model.state_dict(), PATH)",
         ) from error
 
 
 def _torchscript(spec: FeatureSpec, device: torch.device) -> FeatureNetwork:
-    """A scripted module of the user's own: uint8 (B, C, H, W) -> features, or a pair of features and logits."""
+    """The user's scripted module: uint8 (B, C, H, W) -> features, or a pair of features and logits."""
     assert spec.source is not None
     data = read_weights(spec.source)
     try:

@@ -1,4 +1,4 @@
-"""Telling strange images by their log-density: f(y_0, 0) of two data sets, and how well it parts them."""
+"""Out-of-distribution detection by log-density: f(y_0, 0) of images, and the AUROC that separates two data sets."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from drl_dist.energy.wide_resnet import WideResNet
 
 
 def auroc(inside: Tensor, outside: Tensor) -> float:
-    """The area under the ROC curve of a rule that calls the higher value "inside".
+    """Area under the ROC curve of a classifier for which high values mean "inside".
 
     It is the probability that a random value of `inside` exceeds a random one of `outside`, ties counting half: the
     statistic of Mann and Whitney over the number of pairs, counted exactly.
 
     Args:
-        inside: (N,) values of what should be high, any dtype.
-        outside: (M,).
+        inside: (N,) values that should be high, any dtype.
+        outside: (M,) values that should be low.
 
     Raises:
         ValueError: one of them is empty or holds a NaN.
     """
     if not len(inside) or not len(outside) or bool(inside.isnan().any()) or bool(outside.isnan().any()):
         raise ValueError("an AUROC needs at least one value on either side, and no NaN")
-    # Both in the wider dtype: rounding one side alone could make or break ties.
+    # Compared in the wider dtype, because rounding only one side could create or remove ties.
     dtype = torch.promote_types(inside.dtype, outside.dtype)
     inside, sorted_outside = inside.to(dtype), outside.to(dtype).sort().values
     below = torch.searchsorted(sorted_outside, inside, right=False)
@@ -39,17 +39,17 @@ def auroc(inside: Tensor, outside: Tensor) -> float:
 def log_densities(
     network: WideResNet, experiment: Experiment, noise: Noise, images: Tensor, sample_ids: Tensor
 ) -> Tensor:
-    """f(y_0, t = 0) of images, in nats, up to the constant that the network leaves open.
+    """f(y_0, t = 0) of images, in nats, up to the network's unknown normalising constant.
 
-    y_0 = a_1 x_0 is drawn as in training: x_0 is the image with the little noise of the ladder's first step, without
-    which pixels lie on a grid that the network has never seen.
+    y_0 = a_1 x_0 is drawn as in training: x_0 is the image with the small noise of the ladder's first step, without
+    which pixels would lie on a grid that the network has never seen.
 
     Args:
-        network: in evaluation mode, on the device of the images; its weights are those of the experiment.
-        experiment: says what y_0 is, and the scale of the network's output.
-        noise: of x_0.
+        network: the experiment's network in evaluation mode, on the device of the images.
+        experiment: defines y_0 and the scale of the network's output.
+        noise: source of the noise in x_0.
         images: uint8 (B, C, H, W).
-        sample_ids: (B,) int64, key the noise.
+        sample_ids: (B,) int64, keys of the noise.
 
     Returns:
         (B,) float64 on the CPU.

@@ -1,4 +1,4 @@
-"""A score of a few images, often enough to be a curve."""
+"""FID and KID of a few images, cheap enough to be computed regularly during training."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from drl_dist.evaluation.networks import load_network
 BATCH_SIZE = 64
 """Images that go through the feature network together."""
 KID_IMAGES = 4096
-"""Images of each side that a KID is taken of at most; its kernel matrices have the square of this many entries."""
+"""Largest number of images per side of a KID; its kernel matrices have the square of this many entries."""
 
 
 def image_scorer(
     features: str, index: ShardIndex, num_images: int, device: torch.device
 ) -> Callable[[Tensor], dict[str, float]]:
-    """A function that scores generated images against real ones, which are read here, once.
+    """Make a function that scores generated images against real ones; the real ones are read once, here.
 
     Args:
-        features: the feature network's option; see `drl_dist.evaluation.feature_spec.parse_features`.
+        features: option of the feature network; see `drl_dist.evaluation.feature_spec.parse_features`.
         index: the real images.
-        num_images: how many of them, evenly spread.
-        device: where features are computed.
+        num_images: number of real images to use, evenly spread.
+        device: device on which features are computed.
 
     Returns:
         uint8 images (B, C, H, W) -> ``{"score/fid": ..., "score/kid": ...}``.
 
     Raises:
-        UserError: the feature network cannot be had, or there are fewer real images.
+        UserError: the feature network cannot be loaded, or there are fewer real images.
     """
     check_count(index, num_images, what="data")
     network = load_network(parse_features(features), device)
@@ -49,12 +49,12 @@ def image_scorer(
 def score_images(generated: Tensor, real: Features | Tensor, network: FeatureNetwork) -> dict[str, float]:
     """FID and KID of a few generated images.
 
-    FID is biased upwards, the more so the fewer images there are: compare it only between equal numbers. KID is not
-    biased.
+    FID is biased upwards, the more so the fewer images there are: compare it only between equal numbers of images. KID
+    is unbiased.
 
     Args:
         generated: uint8 (B, C, H, W).
-        real: uint8 images, or their features by the same network.
+        real: uint8 images, or their features from the same network.
         network: the feature network.
 
     Returns:
@@ -66,6 +66,6 @@ def score_images(generated: Tensor, real: Features | Tensor, network: FeatureNet
     if isinstance(real, Tensor):
         real = features_of(network, real.split(BATCH_SIZE))
     values = features_of(network, generated.split(BATCH_SIZE)).values
-    # One subset of all images tells as much as many that overlap, in a hundredth of the time.
+    # One subset of all images is as informative as many that overlap, in a hundredth of the time.
     mean, _ = kid(values, real.values, subset_size=KID_IMAGES, num_subsets=1)
     return {"score/fid": fid(values, real.values), "score/kid": mean}

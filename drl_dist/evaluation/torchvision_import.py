@@ -1,9 +1,9 @@
-"""Making torchvision importable beside a torch that its compiled half was not built for.
+"""A workaround that makes torchvision importable with a torch for which its compiled part was not built.
 
-timm and torch-fidelity import torchvision. Its wheel on PyPI is compiled against torch with CUDA; beside a CPU-only
-torch the compiled half does not load, and the import itself then fails, since torchvision describes two operators
-(``nms`` and ``qnms``) that nobody has defined: ``operator torchvision::nms does not exist``. None of what is used here
-calls them, so it is enough that their names exist.
+timm and torch-fidelity import torchvision. Its wheel on PyPI is compiled against torch with CUDA. With a CPU-only torch
+the compiled part does not load, and the import then fails, because torchvision refers to two operators (``nms`` and
+``qnms``) that are not defined: ``operator torchvision::nms does not exist``. Nothing used here calls them, so defining
+their names is enough.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 _DEFINITIONS = {name: f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor" for name in ("nms", "qnms")}
-# A library's definitions go away with its object.
+# A library's definitions disappear with its object.
 _kept: list[torch.library.Library] = []
 
 
@@ -24,7 +24,7 @@ def make_importable() -> None:
         return
     spec = importlib.util.find_spec("torchvision")
     if spec is None or spec.origin is None:
-        return  # The import that follows says so.
+        return  # The import that follows raises the error.
     for compiled in Path(spec.origin).parent.glob("_C*.so"):
         try:
             torch.ops.load_library(str(compiled))

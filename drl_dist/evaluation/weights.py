@@ -1,7 +1,7 @@
-"""Bytes of weights from a path, a storage URL or the web; those of Inception are verified before anything decodes them.
+"""Bytes of weights from a path, a storage URL or the web; those of Inception are verified before they are decoded.
 
-The published Inception file is a pickle, which could run any code. It is therefore decoded only if all of its bytes
-are the published ones, and from the very bytes that were verified.
+The published Inception file is a pickle, which could run any code. It is therefore decoded only if its bytes are
+exactly the published ones, and from the same bytes that were verified.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 INCEPTION_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{INCEPTION_FILE}"
 INCEPTION_BYTES = 95_628_359
 INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
-"""Of the file that torch-fidelity uses: TensorFlow's Inception of 2015-12-05, on which FID is defined."""
+"""Checksum of the file that torch-fidelity uses: TensorFlow's Inception of 2015-12-05, which defines FID."""
 
 MAX_WEIGHTS_BYTES = 8 * 2**30
 ANSWER_SECONDS = 30.0
@@ -37,7 +37,7 @@ def inception_weights(source: str | None) -> bytes:
 
     Args:
         source: a path, a storage URL or an http(s) URL. By default the file in torch's hub folder, where torch-fidelity
-            keeps it as well; if it is not there it is downloaded from `INCEPTION_URL` to there.
+            also keeps it; if it is missing there, it is downloaded from `INCEPTION_URL`.
 
     Raises:
         UserError: there is no such file, or its bytes are not the published ones.
@@ -61,7 +61,7 @@ def read_weights(source: str, *, max_bytes: int = MAX_WEIGHTS_BYTES) -> bytes:
     """The bytes of a file at a path, a storage URL or an http(s) URL; at most one more than `max_bytes`.
 
     Raises:
-        UserError: there is no such file, or whoever has it does not answer.
+        UserError: there is no such file, or its server does not answer.
     """
     if source.startswith(("http://", "https://")):
         return _download(source, max_bytes=max_bytes)
@@ -101,7 +101,7 @@ def _download(url: str, *, max_bytes: int) -> bytes:
         raise UserError(
             f"weights {url}",
             got=f"no answer{through_proxy(url)} ({' '.join(str(error).split())[:120]})",
-            expected=f"a file within {ANSWER_SECONDS:.0f} s of silence",
+            expected=f"an answer within {ANSWER_SECONDS:.0f} s",
             remedy="on a machine without internet bring the file there and name it, as in --features inception=PATH",
         ) from error
     return b"".join(blocks)

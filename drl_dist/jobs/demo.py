@@ -12,10 +12,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from drl_dist.common.durations import duration
 from drl_dist.common.errors import UserError
 from drl_dist.common.program import EXIT_INTERRUPTED
 from drl_dist.common.validation import local_of
-from drl_dist.durations import duration
 from drl_dist.localhost import MlflowServer, RayHead, StartError, end_on_signals, submit_job
 
 RUN_NAME = "demo"

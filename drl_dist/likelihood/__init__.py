@@ -1,1 +1,1 @@
-"""Normalising constants along the ladder, and the likelihood of images (section 4.2, appendix A.6)."""
+"""Estimation of normalising constants along the ladder and of image likelihoods (section 4.2, appendix A.6)."""

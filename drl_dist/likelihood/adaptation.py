@@ -1,4 +1,4 @@
-"""Step sizes of HMC on the marginal densities, level by level."""
+"""Adaptation of HMC step sizes on the marginal densities, level by level."""
 
 from __future__ import annotations
 
@@ -20,40 +20,40 @@ from drl_dist.mcmc.kernel import KeyedChainNoise
 from drl_dist.sampling.long_run import ADAPTATION_IDS
 
 LIKELIHOOD_IDS = ADAPTATION_IDS + MAX_SAMPLE_IDS // 4
-"""The first sample id of everything here, so that generated images and long runs of the same seed see other noise."""
+"""First sample id used in this package: its noise differs from that of images and long runs with the same seed."""
 ADAPTING_IDS = LIKELIHOOD_IDS + MAX_SAMPLE_IDS // 8
-"""The first sample id of the chains that adapt."""
+"""First sample id of the chains that adapt step sizes."""
 MAX_ADAPTED = 40
-"""Levels, about, at which step sizes are adapted; between them they are interpolated."""
+"""Approximate number of levels at which step sizes are adapted; between them they are interpolated."""
 
 
 class AdaptedLevel(NamedTuple):
-    """What was found at one level."""
+    """Adapted step size of one level."""
 
     level: int
-    """0 to T, T being white noise."""
+    """t, from 0 to T; T is white noise."""
     step_size: float
     acceptance_rate: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class MarginalAdaptation:
-    """Step sizes in x of every level, and of the white noise above them, on chains that run down while they adapt.
+    """Adapts step sizes in x for every level, and for the white noise above, on chains that run down the ladder.
 
-    Those of a long run would not do: there the recovery term narrows the density of every level. Of a thousand levels
-    about `MAX_ADAPTED` are adapted, see `adapted_levels`; the logarithms of the others, and their rates, are
-    interpolated.
+    Step sizes of a long run do not fit here: its recovery term narrows the density of every level. Of a thousand levels
+    about `MAX_ADAPTED` are adapted, see `adapted_levels`; for the others the logarithm of the step size and the
+    acceptance rate are interpolated.
 
     Args:
-        marginals: of the model.
-        ladder: of the model.
-        shape: of one image.
+        marginals: marginal densities of the model.
+        ladder: ladder of the model.
+        shape: shape of one image.
         seed: keys the noise.
-        config: how many chains and steps, and the wanted acceptance rates.
-        num_leapfrog_steps: of each proposal.
+        config: numbers of chains and steps, and the range of acceptance rates to reach.
+        num_leapfrog_steps: leapfrog steps of each proposal.
         batch_size: chains that are computed together.
-        device: of the chains.
-        dtype: of the chains.
+        device: device of the chains.
+        dtype: dtype of the chains.
     """
 
     marginals: Marginals
@@ -70,7 +70,7 @@ class MarginalAdaptation:
         """Adapt level by level, T first.
 
         Raises:
-            UserError: a level at which no step size has an acceptance rate in the wanted range.
+            UserError: at some level no step size reaches the range of acceptance rates.
         """
 
         def kernel_at(density: LogDensityAndGrad, step_size: Tensor) -> Hmc:
@@ -82,7 +82,7 @@ class MarginalAdaptation:
         xs = [noise.normal(Purpose.PRIOR, part, 0, (0,), self.shape)[0].to(dtype) for part in parts]
         step_size = 1.0
         for t in adapted_levels(self.ladder):
-            # White noise has no level of its own: the counter may have no room for a level T.
+            # The noise counter may have no room for a level T, so white noise uses a purpose of its own.
             purpose, level = (Purpose.SAMPLE_CHAIN, t) if t < num_levels else (Purpose.REVERSE_CHAIN, 0)
             batches = [
                 AdaptingChains(
@@ -97,8 +97,8 @@ class MarginalAdaptation:
             xs = [batch.y for batch in batches]
             yield AdaptedLevel(t, step_size, rate)
 
-    def schedule(self, found: Iterable[AdaptedLevel]) -> StepSizeSchedule:
-        """A schedule of T + 1 step sizes, of kind ``marginal``, from all that `run` yields."""
+    def step_sizes(self, found: Iterable[AdaptedLevel]) -> StepSizeSchedule:
+        """Step sizes of all T + 1 levels, of kind ``marginal``, interpolated between those that `run` yields."""
         levels, step_sizes, rates = zip(*found, strict=True)
         places = _places(self.ladder)
         known = [places[t] for t in levels]
@@ -118,8 +118,8 @@ class MarginalAdaptation:
 def adapted_levels(ladder: NoiseLadder) -> list[int]:
     """Levels at which step sizes are adapted, T first and 0 last.
 
-    The next one is where t, or the logarithm of the noise that x_t carries, has changed by a share of its whole change;
-    the narrowest directions of p(x_t) are as wide as that noise.
+    They are spaced about evenly in the sum of two measures of depth: t, and the logarithm of the standard deviation of
+    the noise in x_t, which is the width of p(x_t) in its narrowest directions.
     """
     places, num_levels = _places(ladder), ladder.num_levels
     chosen = [num_levels]
@@ -130,7 +130,7 @@ def adapted_levels(ladder: NoiseLadder) -> list[int]:
 
 
 def _places(ladder: NoiseLadder) -> list[float]:
-    """(T + 1,) how far down the ladder each level lies, 0 for T and 2 for 0."""
+    """Depth of each level on the ladder, (T + 1,): 0 for level T, 2 for level 0."""
     log_std, num_levels = ladder.cumulative_std.log(), ladder.num_levels
     by_noise = (log_std[-1] - log_std) / (log_std[-1] - log_std[0])
     by_number = 1 - torch.arange(num_levels + 1, dtype=torch.float64) / num_levels

@@ -1,8 +1,8 @@
 """Annealed importance sampling between two unnormalised densities (Neal, 2001), down and back up.
 
-Chains that are draws of the upper density move through densities in between to the lower one and carry a weight whose
-mean is Z_lower / Z_upper without bias, however badly the chains mix. The way up is the exact reversal of the way down:
-the same transitions in the opposite order.
+Chains that start at draws from the upper density move through intermediate densities to the lower one. Their weights
+are unbiased estimates of Z_lower / Z_upper, however badly the chains mix. The way up is the exact reversal of the way
+down: the same transitions in the opposite order.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Annealed(NamedTuple):
     """Chains after a passage from one density to the next."""
 
     x: Tensor
-    """(B, ...) where they are."""
+    """(B, ...) positions of the chains."""
     log_weight: Tensor
     """(B,) float64; down, the mean of exp(log_weight) estimates Z_lower / Z_upper, up, Z_upper / Z_lower."""
     acceptance_rate: Tensor
@@ -32,7 +32,7 @@ class Annealed(NamedTuple):
 
 
 class _Pair(NamedTuple):
-    """Both densities at the places of the chains."""
+    """Both densities at the positions of the chains."""
 
     upper: Tensor
     """(B,) log-density."""
@@ -47,7 +47,7 @@ class _Pair(NamedTuple):
 
 @dataclass
 class _Bridge:
-    """log p = (1 - beta) log upper + beta log lower; remembers both where it was asked last."""
+    """log p = (1 - beta) log upper + beta log lower; keeps both log-densities of its last evaluation."""
 
     upper: LogDensityAndGrad
     lower: LogDensityAndGrad
@@ -71,12 +71,12 @@ class _Bridge:
 
 
 def betas(upper_step: float, lower_step: float, num_bridges: int) -> list[float]:
-    """0 = beta_0 < ... < beta_K = 1: where the path between two densities is cut.
+    """The points 0 = beta_0 < ... < beta_K = 1 that divide the path between two densities into bridges.
 
-    Step sizes are in proportion to the widths of the densities. On the geometric path between two normal distributions
-    the precision is (1 - beta) / width_upper**2 + beta / width_lower**2; the cuts are where its logarithm has gone K
-    equal steps, which are equally hard: the Fisher information of a width is constant in its logarithm. Equal steps of
-    beta would ask for nearly everything in the first.
+    Step sizes are proportional to the widths of the densities. On the geometric path between two normal distributions
+    the precision is (1 - beta) / width_upper**2 + beta / width_lower**2. The points are K equal steps of its logarithm,
+    which are equally hard: the Fisher information of a width is constant in its logarithm. With equal steps of beta,
+    nearly the whole change would lie in the first.
 
     Args:
         upper_step: step size at the upper density.
@@ -90,7 +90,7 @@ def betas(upper_step: float, lower_step: float, num_bridges: int) -> list[float]
 
 
 def bridge_step(upper_step: float, lower_step: float, beta: float) -> float:
-    """Step size on the path at beta, by the precision that normal distributions have there; see `betas`."""
+    """Step size at beta on the path, from the precision of normal distributions there; see `betas`."""
     return ((1 - beta) / upper_step**2 + beta / lower_step**2) ** -0.5
 
 
@@ -106,21 +106,21 @@ def anneal(
     num_leapfrog_steps: int = 2,
     is_upward: bool = False,
 ) -> Annealed:
-    """Lead chains from the upper density to the lower one, or back.
+    """Move chains from the upper density to the lower one, or back.
 
     Down, bridge k = 1, ..., K adds log p_k(x) - log p_{k-1}(x) to the weight, then moves x by HMC on p_k; up, bridge
     k = K, ..., 1 moves x by HMC on p_k, then adds log p_{k-1}(x) - log p_k(x).
 
     Args:
-        upper: log-density and gradient at beta = 0, in tensors that no later call of either density writes to.
+        upper: log-density and gradient at beta = 0, in tensors that no later call of either density overwrites.
         lower: the same at beta = 1.
-        x: (B, ...) draws of the density at the start.
+        x: (B, ...) draws from the density at the start.
         upper_step: leapfrog step at the upper density.
         lower_step: leapfrog step at the lower density.
-        noise: numbers of K chain steps.
-        num_bridges: K, at least 1; each costs 2 * num_leapfrog_steps gradients, and the beginning 2.
-        num_leapfrog_steps: of each proposal.
-        is_upward: from the lower density to the upper one.
+        noise: random numbers of K chain steps.
+        num_bridges: K, at least 1; each costs 2 * num_leapfrog_steps gradients, and the start 2.
+        num_leapfrog_steps: leapfrog steps of each proposal.
+        is_upward: move from the lower density to the upper one.
     """
     bridge = _Bridge(upper, lower)
     cuts = betas(upper_step, lower_step, num_bridges)
@@ -138,7 +138,7 @@ def anneal(
         step = x.new_full((len(x),), bridge_step(upper_step, lower_step, bridge.beta))
         kernel = Hmc(bridge, step, num_leapfrog_steps)
         state, info = kernel(Point(x, *bridge.mix(pair)), numbers)
-        # The proposal is the last place that HMC asks about, so nothing need be computed again where it is accepted.
+        # HMC evaluates the proposal last, so where it is accepted nothing needs to be computed again.
         assert bridge.last is not None
         pair = _Pair(*(_where(info.is_accepted, new, old) for new, old in zip(bridge.last, pair, strict=True)))
         x = state.y

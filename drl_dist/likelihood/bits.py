@@ -1,4 +1,4 @@
-"""From log-densities to bits per dimension of images with 256 grey levels."""
+"""Dequantisation, and conversion of log-densities to bits per dimension of images with 256 grey levels."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ HALF_RANGE = 127.5
 
 
 def dequantise(images: Tensor, noise: Noise, sample_ids: Tensor) -> Tensor:
-    """Images as numbers that fill the bins of their grey levels: (image + u - 128) / 127.5, u uniform in (0, 1).
+    """Images as points in the bins of their grey levels: (image + u - 128) / 127.5, with u uniform in (0, 1).
 
-    The mean over u of a log-density is at most the log-probability of the grey levels under that density, integrated
-    over their bins (Theis, van den Oord, Bethge, ICLR 2016).
+    The mean over u of a log-density is at most the log-probability of the grey levels, which is the logarithm of that
+    density integrated over their bins (Theis, van den Oord, Bethge, ICLR 2016).
 
     Args:
         images: uint8 (B, C, H, W).
-        noise: of u.
+        noise: source of u.
         sample_ids: (B,) int64.
 
     Returns:
@@ -33,7 +33,7 @@ def dequantise(images: Tensor, noise: Noise, sample_ids: Tensor) -> Tensor:
 
 
 def noisy_x_0(x: Tensor, ladder: NoiseLadder, noise: Noise, sample_ids: Tensor) -> Tensor:
-    """x_0 = a_0 x + sigma_0 e, what the energies are trained on, (B, ...) in the dtype of x.
+    """x_0 = a_0 x + sigma_0 e, on which the energies are trained, (B, ...) in the dtype of x.
 
     The mean over e of log p(x_0) is at most the logarithm of p blurred by that noise, a normalised density of a_0 x.
     """
@@ -49,7 +49,7 @@ def log_density_of_data(unnormalised: Tensor, log_z: float, scale: float, num_di
     Args:
         unnormalised: (B,) f(y_0, 0) in nats.
         log_z: logarithm of the integral of exp f(., 0) over y_0.
-        scale: between y_0 and x: a_0 times the transition scale of level 0.
+        scale: factor from x to y_0: a_0 times the transition scale of level 0.
         num_dims: D.
 
     Returns:

@@ -2,7 +2,7 @@
 
 p(x_t) is proportional to exp(f(scale_t x_t, t)) with y_t = scale_t x_t, so that neighbours on the ladder have nearly
 the same width, and Z of x_t is Z of y_t divided by scale_t**D. The paper takes ratios in y, where y_{T-1} can be far
-too narrow to stand in for y_{T-2} (see `one_step_log_weights`).
+too narrow as a proposal for y_{T-2} (see `one_step_log_weights`).
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ class LevelPassage(NamedTuple):
     level: int
     """t"""
     x: Tensor
-    """(B, ...) where they are."""
+    """(B, ...) positions of the chains."""
     log_weight: Tensor
-    """(B,) float64, of this passage."""
+    """(B,) float64, log weight of this passage."""
     acceptance_rate: Tensor
-    """(B,) float64."""
+    """(B,) float64, mean acceptance probability."""
 
     def numbers(self) -> Tensor:
         """(3, B) float64: log weight, acceptance rate, and per-pixel root mean square of x."""
@@ -41,10 +41,10 @@ class LevelPassage(NamedTuple):
 
 @dataclass(frozen=True)
 class Passage:
-    """Chains that were led along the whole ladder; row t is of the passage between levels t and t + 1."""
+    """Chains that passed along the whole ladder; row t belongs to the passage between levels t and t + 1."""
 
     x: Tensor
-    """(B, ...) where they ended."""
+    """(B, ...) final positions of the chains."""
     log_weight: Tensor
     """(T, B) float64."""
     acceptance_rate: Tensor
@@ -54,7 +54,7 @@ class Passage:
 
     @classmethod
     def collect(cls, parts: Iterable[LevelPassage]) -> Passage:
-        """Everything that `Marginals.descend` or `Marginals.ascend` yields, run to its end."""
+        """Run `Marginals.descend` or `Marginals.ascend` to its end and collect what it yields."""
         x, rows = None, {}
         for part in parts:
             x = part.x
@@ -71,7 +71,7 @@ class Marginals:
 
     Args:
         raw_at: the network.
-        levels: (T,) scales, float64 on the CPU.
+        levels: scales of the levels, (T,) float64 on the CPU.
     """
 
     raw_at: RawAtLevel
@@ -103,7 +103,7 @@ class Marginals:
 
         Args:
             t: 0 to T.
-            sample_ids: (B,) of the chains that it will be asked about.
+            sample_ids: (B,) ids of the chains that it will be evaluated for.
         """
         y_density, scale = self.y_density(t, sample_ids), self.scale(t)
 
@@ -124,19 +124,19 @@ class Marginals:
         num_leapfrog_steps: int = 2,
         dtype: torch.dtype = torch.float64,
     ) -> Iterator[LevelPassage]:
-        """Lead white noise from level T to level 0: exp of the summed weights has the mean Z_0 / Z_T of x.
+        """Move white noise from level T to level 0: exp of the summed log weights has the mean Z_0 / Z_T of x.
 
         Args:
             step_size: (T + 1,) leapfrog steps in x at every level, the last for white noise.
             noise: keyed by chain and level.
             sample_ids: (B,) int64, one for each chain.
-            shape: of one image.
+            shape: shape of one image.
             num_bridges: K, densities and HMC steps per level.
-            num_leapfrog_steps: of each proposal.
-            dtype: of the chains.
+            num_leapfrog_steps: leapfrog steps of each proposal.
+            dtype: dtype of the chains.
 
         Yields:
-            each level as soon as chains have passed it; `Passage.collect` gathers them.
+            each level as soon as chains have passed it; `Passage.collect` collects them.
         """
         x = noise.normal(Purpose.PRIOR, sample_ids, 0, (0,), shape)[0].to(dtype)
         yield from self._pass(x, step_size, noise, sample_ids, num_bridges, num_leapfrog_steps, False)
@@ -151,11 +151,11 @@ class Marginals:
         num_bridges: int,
         num_leapfrog_steps: int = 2,
     ) -> Iterator[LevelPassage]:
-        """Lead x_0 from level 0 to level T, the exact reversal of `descend`.
+        """Move x_0 from level 0 to level T, the exact reversal of `descend`.
 
-        If x are draws of p(x_0), exp of the summed weights has the mean Z_T / Z_0. Whatever they are, f(x_0) plus the
-        summed weight less log Z_T is, on average, at most the logarithm of the density that the ends of `descend` have
-        at x_0 (Burda, Grosse, Salakhutdinov, AISTATS 2015).
+        If x are draws from p(x_0), exp of the summed log weights has the mean Z_T / Z_0. For any x, f(x_0) plus the
+        summed log weights less log Z_T is, on average, at most the log-density at x_0 of the distribution in which the
+        chains of `descend` end (Burda, Grosse, Salakhutdinov, AISTATS 2015).
 
         Args:
             x: (B, ...); otherwise as `descend`.
@@ -193,7 +193,7 @@ class Marginals:
 
 
 def white_noise(x: Tensor) -> tuple[Tensor, Tensor]:
-    """log-density of N(0, I), up to its constant, and its gradient."""
+    """Log-density of N(0, I), up to its constant, and its gradient."""
     return -0.5 * x.square().flatten(1).sum(1), -x
 
 
@@ -206,10 +206,10 @@ def one_step_log_weights(marginals: Marginals, x: Sequence[Tensor], sample_ids: 
     """f(y, t) - f(y, t + 1) at y = y_{t+1}: the logarithms that equation 46 averages, in the paper's coordinates.
 
     Where y_{t+1} is far narrower than y_t, as below a conditional top level (scale .0228 with T = 6), the mean of their
-    exponentials is carried by samples that are never drawn; their effective sample size tells.
+    exponentials is dominated by samples that are never drawn; their effective sample size shows it.
 
     Args:
-        marginals: of the model.
+        marginals: marginal densities of the model.
         x: T + 1 tensors (M, ...), samples of x_0, ..., x_T.
         sample_ids: (M,) int64.
 

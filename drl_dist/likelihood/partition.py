@@ -1,4 +1,4 @@
-"""log Z along the ladder from the weights of annealed chains (equations 44 to 48), and what it makes of images."""
+"""Bounds of log Z along the ladder from the weights of annealed chains (equations 44 to 48), and of image densities."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from drl_dist.likelihood.weights import effective_sample_size, is_carried_by_few
 
 @dataclass(frozen=True, kw_only=True)
 class LevelWeights:
-    """The passage between levels t and t + 1."""
+    """Estimates from the passage between levels t and t + 1."""
 
     level: int
     """t"""
     log_z_ratio: float
     """log Z_t / Z_{t+1} of y in nats, from this passage alone (equation 46)."""
     log_z: float
-    """log Z_t of y from all passages between the white noise and here (equation 47); nan on the way up."""
+    """log Z_t of y in nats, from all passages from white noise to here (equation 47); nan on the way up."""
     effective_sample_size: float
-    """Of this passage alone."""
+    """Effective sample size of the weights of this passage alone."""
     cumulative_effective_sample_size: float
-    """Of the weights that chains have gathered by the end of this passage."""
+    """Effective sample size of the weights accumulated by the end of this passage."""
     acceptance_rate: float
     root_mean_square: float
-    """Per pixel of x at the end of the passage."""
+    """Root mean square per pixel of x at the end of the passage."""
     is_carried_by_few: bool
     """Whether this passage alone has too few effective samples."""
 
@@ -38,27 +38,27 @@ class LogZ:
     """A bound of log Z of y_0, the logarithm of the integral of exp f(y, 0)."""
 
     log_z: float
-    """In nats; from the chains that went down a stochastic lower bound, from those that went up an upper bound."""
+    """The bound in nats: a stochastic lower bound from downward chains, an upper bound from upward chains."""
     standard_error: float
     effective_sample_size: float
-    """Of the weights over the whole ladder."""
+    """Effective sample size of the weights over the whole ladder."""
     num_chains: int
     is_carried_by_few: bool
-    """Whether so few chains carry the bound that it may be far from the truth."""
+    """Whether so few chains dominate the bound that it may be far from the truth."""
     levels: tuple[LevelWeights, ...]
-    """(T,) t = 0 first."""
+    """Estimates of each level, (T,), t = 0 first."""
 
     @property
     def sum_of_ratios(self) -> float:
         """log Z of y_T plus the ratios of all levels, each from its passage alone: equation 48 as printed, in nats.
 
-        It needs chains that are draws of each level's density; its errors do not average out as those of `log_z` do.
+        It needs chains that are draws from each level's density; its errors do not average out as those of `log_z` do.
         """
         return sum(level.log_z_ratio for level in self.levels)
 
 
 def offset(levels: Levels, num_dims: int) -> float:
-    """log Z_0 of y less log Z_0 / Z_T of x: what is known exactly, in nats.
+    """log Z_0 of y less log Z_0 / Z_T of x in nats: the part of log Z that is known exactly.
 
     Z of x_T is that of white noise, and Z of y_0 = scale_0 x_0 is scale_0**D times that of x_0.
     """
@@ -68,13 +68,13 @@ def offset(levels: Levels, num_dims: int) -> float:
 def lower_bound(
     log_weight: Tensor, acceptance_rate: Tensor, root_mean_square: Tensor, levels: Levels, num_dims: int
 ) -> LogZ:
-    """log Z from chains that went down: E exp(weight) = Z_0 / Z_T, so its logarithm is too small on average.
+    """log Z from downward chains: E exp(log_weight) = Z_0 / Z_T, so the logarithm of its mean is too small on average.
 
     Args:
-        log_weight: (T, M) float64 of `Passage`, of as many chains as there are.
+        log_weight: (T, M) float64, as in `Passage`, of M chains.
         acceptance_rate: (T, M)
         root_mean_square: (T, M)
-        levels: of the model.
+        levels: levels of the model.
         num_dims: D.
     """
     return _log_z(log_weight, acceptance_rate, root_mean_square, levels, num_dims, is_upward=False)
@@ -83,20 +83,21 @@ def lower_bound(
 def upper_bound(
     log_weight: Tensor, acceptance_rate: Tensor, root_mean_square: Tensor, levels: Levels, num_dims: int
 ) -> LogZ:
-    """log Z from chains that went up: E exp(weight) = Z_T / Z_0 if they began at draws of the model, so that minus its
-    logarithm is too large on average. Arguments as `lower_bound`."""
+    """log Z from upward chains: E exp(log_weight) = Z_T / Z_0 if they began at draws from the model, so minus the
+    logarithm of its mean is too large on average. Arguments as `lower_bound`."""
     return _log_z(log_weight, acceptance_rate, root_mean_square, levels, num_dims, is_upward=True)
 
 
 def annealed_log_density(unnormalised: Tensor, total_log_weight: Tensor, num_dims: int) -> Tensor:
-    """On average at most log q(x_0) of each image, q being the law of the ends of the chains that go down.
+    """A lower bound, on average, of log q(x_0) of each image, where q is the distribution in which downward chains end.
 
-    f(x_0) + weight - log Z_T, where one chain led x_0 up the ladder (RAISE: Burda, Grosse, Salakhutdinov, AISTATS
-    2015). q is a normalised density whatever the chains do, and is p if they mix; images need not be draws of p.
+    f(x_0) + log weight - log Z_T, from one chain that moved x_0 up the ladder (RAISE: Burda, Grosse, Salakhutdinov,
+    AISTATS 2015). q is a normalised density whatever the chains do, and equals p if they mix; images need not be draws
+    from p.
 
     Args:
         unnormalised: (B,) f(y_0, 0) in nats.
-        total_log_weight: (B,) summed over the levels.
+        total_log_weight: (B,) log weights summed over the levels.
         num_dims: D.
 
     Returns:
@@ -117,7 +118,7 @@ def _log_z(
     num_levels, num_chains = log_weight.shape
     sign = -1.0 if is_upward else 1.0
     total = log_weight.sum(0)
-    # Up, weights are gathered from level 0 on.
+    # On the way up, weights accumulate from level 0 on.
     gathered = log_weight.cumsum(0) if is_upward else log_weight.flip(0).cumsum(0).flip(0)
     ratios, sizes = sign * log_mean_exp(log_weight, 1), effective_sample_size(log_weight, 1)
     log_z, cumulative = log_mean_exp(gathered, 1), effective_sample_size(gathered, 1)

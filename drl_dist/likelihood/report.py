@@ -1,4 +1,4 @@
-"""What all chains and images say together: both bounds of log Z, of bits per dimension, and what to distrust."""
+"""The report of a likelihood job: bounds of log Z and bits per dimension, with warnings where they are unreliable."""
 
 from __future__ import annotations
 
@@ -15,27 +15,29 @@ from drl_dist.likelihood.partition import LogZ, annealed_log_density, lower_boun
 from drl_dist.likelihood.weights import curve, curve_sizes
 
 LARGEST_RMS = 1.5
-"""Per pixel; data in [-1, 1] with any of the ladder's noise stays at 1 or below."""
+"""Root mean square per pixel above which chains have left the range of images: data in [-1, 1] with any of the ladder's
+noise stays at 1 or below."""
 WIDE_GAP = 0.05
-"""Bits per dimension between the bounds above which neither is the likelihood."""
+"""Bits per dimension between the bounds above which neither is close to the likelihood."""
 _STANDARD_ERRORS = 3.0
 
 Chains = Mapping[str, Tensor]
-"""log_weight, acceptance_rate, root_mean_square (T, M) of chains; at_x_0 (M,), f(y_0, 0), of those that begin there."""
+"""``log_weight``, ``acceptance_rate`` and ``root_mean_square``, (T, M), of M chains; of upward chains also ``at_x_0``,
+(M,), f(y_0, 0) at their start."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """What so many chains say on average (Figure 7, right)."""
+    """Mean estimate of log Z by number of chains (Figure 7, right)."""
 
     num_chains: tuple[int, ...]
     log_z: tuple[float, ...]
-    """In nats."""
+    """Mean estimate for each of these numbers, in nats."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """log Z by chains of one length."""
+    """log Z from chains of one length."""
 
     steps_per_level: int
     lower: LogZ
@@ -43,7 +45,7 @@ class Estimate:
     lower_curve: Curve
     upper_curve: Curve
     annealed_bits_per_dim: float
-    """Of x_0 under the law of the ends of the chains that go down, on average at least its true value (RAISE)."""
+    """Bits per dimension of x_0 under the distribution in which downward chains end (RAISE); too large on average."""
     annealed_standard_error: float
 
 
@@ -52,11 +54,11 @@ class Bits:
     """Bits per dimension of the images under the longest chains' bounds."""
 
     lower: float
-    """From the lower bound of log Z: too small on average."""
+    """Bits per dimension from the lower bound of log Z: too small on average."""
     lower_standard_error: float
-    """Over images and chains."""
+    """Standard error over images and chains."""
     upper: float
-    """From the upper bound of log Z: too large on average, if images are draws of the model."""
+    """Bits per dimension from the upper bound of log Z: too large on average, if images are draws from the model."""
     upper_standard_error: float
     mean_log_density: float
     """f(y_0, 0) averaged over the images, in nats."""
@@ -64,14 +66,14 @@ class Bits:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """Everything that was found."""
+    """All results of a likelihood job."""
 
     at_data: Bits
-    """y_0 = a_0 a_1 x of dequantised images x, as section 4.2 has it."""
+    """Bits at y_0 = a_0 a_1 x of dequantised images x, as in section 4.2."""
     at_x_0: Bits
-    """y_0 = a_1 x_0 with the ladder's first noise, what the model is trained on."""
+    """Bits at y_0 = a_1 x_0 with the ladder's first noise, on which the model is trained."""
     estimates: tuple[Estimate, ...]
-    """The shortest chains first."""
+    """Estimates by length of the chains, the shortest first."""
     warnings: tuple[str, ...]
 
 
@@ -83,14 +85,14 @@ def report(
     ladder: NoiseLadder,
     num_dims: int,
 ) -> Report:
-    """Gather what was found.
+    """Compute the report.
 
     Args:
         at_data: (N,) f(y_0, 0) of dequantised images, nats.
         at_x_0: (N,) the same with the ladder's first noise.
-        chains: by steps per level, those that went down and those that went up.
-        levels: of the model.
-        ladder: of the model.
+        chains: downward and upward chains, by steps per level.
+        levels: levels of the model.
+        ladder: ladder of the model.
         num_dims: D.
     """
     estimates = tuple(
@@ -156,7 +158,7 @@ def _estimate(length: int, down: Chains, up: Chains, *, levels: Levels, ladder: 
 
 
 def _curve(total: Tensor, log_z: float, sign: float) -> Curve:
-    """The curve that ends at log_z: `total` lacks what is known exactly."""
+    """The curve, shifted so that it ends at log_z: `total` lacks the part that is known exactly."""
     sizes = curve_sizes(len(total))
     values = curve(total, sizes)
     return Curve(num_chains=tuple(sizes), log_z=tuple(log_z + sign * (value - values[-1]) for value in values))
@@ -179,36 +181,36 @@ def _bits(unnormalised: Tensor, best: Estimate, scale: float, num_dims: int) -> 
 
 
 def _warnings(best: Estimate, num_dims: int) -> list[str]:
-    """What speaks against the numbers of the longest chains, a sentence each."""
-    told: list[str] = []
+    """Reasons to distrust the numbers of the longest chains, one sentence each."""
+    warnings: list[str] = []
     for name, bound in (("lower", best.lower), ("upper", best.upper)):
         if bound.is_carried_by_few:
-            told.append(
+            warnings.append(
                 f"the {name} bound of log Z rests on {bound.effective_sample_size:.1f} effective of "
                 f"{bound.num_chains} chains: it may be far from the truth; take more steps per level"
             )
         levels = [row.level for row in bound.levels if row.is_carried_by_few]
         if levels:
-            told.append(
+            warnings.append(
                 f"the ratios of the {name} bound at {len(levels)} of {len(bound.levels)} levels "
                 f"({_listed(levels)}) each rest on few chains"
             )
         far = [row.level for row in bound.levels if row.root_mean_square > LARGEST_RMS]
         if far:
-            told.append(
+            warnings.append(
                 f"chains of the {name} bound left the range of images (rms above {LARGEST_RMS:g}) at levels "
                 f"{_listed(far)}: the density there may have no finite Z"
             )
     gap = (best.upper.log_z - best.lower.log_z) / (num_dims * math.log(2))
     error = math.hypot(best.upper.standard_error, best.lower.standard_error) / (num_dims * math.log(2))
     if gap > WIDE_GAP:
-        told.append(f"the bounds are {gap:.3g} bits/dim apart: the likelihood is not known any better")
+        warnings.append(f"the bounds are {gap:.3g} bits/dim apart: the likelihood is not known any better")
     if gap < -_STANDARD_ERRORS * error or not math.isfinite(gap):
-        told.append(
+        warnings.append(
             f"the upper bound lies {-gap:.3g} bits/dim below the lower one: it needs images that are draws of the "
             "model, and these are not"
         )
-    return told
+    return warnings
 
 
 def _listed(levels: list[int], most: int = 6) -> str:

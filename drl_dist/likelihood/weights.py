@@ -1,4 +1,4 @@
-"""What importance weights say: the logarithm of their mean, how many samples carry it, and how far to trust it."""
+"""Statistics of importance weights: logarithm of their mean, effective sample size and standard error."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 MIN_SAMPLES = 10.0
-"""Effective samples below which a mean of weights is a matter of chance."""
+"""Number of effective samples below which a mean of weights is left to chance."""
 MIN_SHARE = 0.05
-"""Share of the samples below which the weights have a tail that the samples may have missed altogether."""
+"""Share of effective samples below which the samples may have missed the tail of the weights."""
 
 
 def log_mean_exp(log_weight: Tensor, dim: int = 0) -> Tensor:
@@ -39,7 +39,7 @@ def standard_error(log_weight: Tensor) -> float:
 
 
 def curve(log_weight: Tensor, sizes: Sequence[int]) -> list[float]:
-    """What `log_mean_exp` of so many samples is on average: the curves of Figure 7, right.
+    """Mean of `log_mean_exp` over groups of so many samples: the curves of Figure 7, right.
 
     Args:
         log_weight: (M,).

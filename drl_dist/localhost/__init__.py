@@ -1,6 +1,6 @@
-"""Servers of our own on 127.0.0.1: a Ray head and an MLflow server, for the demonstration and the tests.
+"""Servers on 127.0.0.1 for the demonstration and the tests: a Ray head and an MLflow server.
 
-They are started as child processes on free ports and stopped by process id, so that several can live on one machine.
+They are started as child processes on free ports and stopped by process id, so that several can run on one machine.
 """
 
 from drl_dist.localhost.jobs import submit_job

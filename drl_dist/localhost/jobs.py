@@ -1,4 +1,4 @@
-"""Submitting a job the way a user does."""
+"""Submission of a job through the command line, as users do it."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from drl_dist.common.proxies import spare_loopback
 from drl_dist.localhost.ray_head import RayHead
 
 STOP_SECONDS = 300
-"""How long ``ray job stop`` waits for a job before it kills it: a step, a checkpoint and its upload take longer than
-Ray's own 3 seconds."""
+"""Seconds that ``ray job stop`` waits for a job before killing it: a step, a checkpoint and its upload take longer than
+Ray's default of 3 seconds."""
 
 
 def submit_job(
@@ -32,15 +32,15 @@ def submit_job(
 
     Args:
         entrypoint: the command as words, e.g. ``["python", "jobs/train_digits.py", "--num-workers", "2"]``.
-        environment: variables of the job, on top of the head's and of one that lets ``ray job stop`` wait.
-        working_dir: sent to the cluster; the job starts in it.
-        echo: gets each line, without its end.
+        environment: variables of the job, in addition to the head's and to one that makes ``ray job stop`` wait.
+        working_dir: folder that is sent to the cluster; the job starts in it.
+        echo: called with each line, without its line end.
 
     Returns:
-        0 if the job succeeded; 1 if it failed, whatever its own status.
+        0 if the job succeeded; 1 if it failed, whatever its exit status.
 
     Raises:
-        TimeoutError: the job still ran after `timeout_seconds`; the job itself goes on until the head stops.
+        TimeoutError: the job still ran after `timeout_seconds`; it continues to run until the head stops.
     """
     command = [
         sys.executable,

@@ -1,4 +1,4 @@
-"""An MLflow server on this machine alone."""
+"""An MLflow server that listens only on this machine."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ import os
 import sys
 from pathlib import Path
 
-from drl_dist.localhost.server import HOST, LocalServer, ask, free_ports
+from drl_dist.localhost.server import HOST, LocalServer, fetch, free_ports
 
 
 class MlflowServer(LocalServer):
-    """An MLflow server over SQLite; what it holds stays in its folder and is there again at the next start.
+    """An MLflow server over SQLite; its data stay in its folder for the next start.
 
     Args:
-        folder: holds the database, the artifacts and the log.
-        port: a free one by default. Artifact addresses do not contain it, so it may change between starts.
-        start_seconds: time it has to become ready.
+        folder: folder of the database, the artifacts and the log.
+        port: port to listen on, by default a free one. Artifact addresses do not contain it, so it may change between
+            starts.
+        start_seconds: seconds within which it must be ready.
     """
 
     def __init__(self, folder: str | Path, *, port: int | None = None, start_seconds: float = 300) -> None:
@@ -25,11 +26,11 @@ class MlflowServer(LocalServer):
 
     @property
     def uri(self) -> str:
-        """Tracking URI; also the address of the page."""
+        """Tracking URI; also the address of the web page."""
         return f"http://{HOST}:{self.port}"
 
     def environment(self) -> dict[str, str]:
-        """What a client's environment needs."""
+        """Environment variables for clients of this server."""
         return {"MLFLOW_TRACKING_URI": self.uri}
 
     def command(self) -> list[str]:
@@ -41,9 +42,9 @@ class MlflowServer(LocalServer):
             f"--host={HOST}",
             f"--port={self.port}",
             "--workers=1",
-            # Of the whole path SQLAlchemy would read ? as the beginning of options, and %20 as a space.
+            # A relative path, because SQLAlchemy reads ? as the beginning of options, and %20 as a space.
             "--backend-store-uri=sqlite:///mlflow.db",
-            # MLflow decodes %20 in a path too.
+            # As a URI, because MLflow decodes %20 even in a path.
             f"--artifacts-destination={(self.folder / 'artifacts').as_uri()}",
         ]
 
@@ -52,13 +53,13 @@ class MlflowServer(LocalServer):
         return self.folder
 
     def server_environment(self) -> dict[str, str]:
-        # What the user set is for a client, or for another server. Job execution would add eight idle processes.
+        # The user's variables are for clients, or for another server. Job execution would start eight idle processes.
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "_MLFLOW_"))}
         return inherited | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
 
     def is_ready(self) -> bool:
         try:
-            ask(f"{self.uri}/health")
+            fetch(f"{self.uri}/health")
         except OSError:
             return False
         return True

@@ -1,4 +1,4 @@
-"""Process trees on Linux, read from /proc and ended by process id."""
+"""Process trees on Linux: found through /proc, and ended by process id."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from typing import NamedTuple
 
 
 class Process(NamedTuple):
-    """One process, with what tells it from a later one that got the same id."""
+    """One process, with its start time to distinguish it from a later one with the same id."""
 
     pid: int
     parent: int
     session: int
     started: int
-    """Clock ticks since boot."""
+    """Start time in clock ticks since boot."""
 
 
 def tree(root: int) -> list[Process]:
-    """The process `root`, everything below it, and everything that shares its session with it."""
+    """The process `root`, all its descendants, and all processes of its session with theirs."""
     everyone = _processes()
     found = {process.pid: process for process in everyone if root in (process.pid, process.session)}
     while grown := [process for process in everyone if process.parent in found and process.pid not in found]:
@@ -29,7 +29,7 @@ def tree(root: int) -> list[Process]:
 
 
 def end(processes: list[Process], signum: signal.Signals) -> None:
-    """Send a signal to those that still run; a process that took over an id is left alone."""
+    """Send a signal to the processes that still run; a process that has taken over an id gets none."""
     for process in running(processes):
         try:
             os.kill(process.pid, signum)
@@ -38,13 +38,13 @@ def end(processes: list[Process], signum: signal.Signals) -> None:
 
 
 def running(processes: list[Process]) -> list[Process]:
-    """Those that still run; zombies do not count."""
+    """The processes that still run; zombies do not count."""
     alive = {(process.pid, process.started) for process in _processes()}
     return [process for process in processes if (process.pid, process.started) in alive]
 
 
 def wait_until_gone(processes: list[Process], seconds: float) -> bool:
-    """Whether all of them ended within the time."""
+    """Whether all processes ended within the time."""
     deadline = time.monotonic() + seconds
     while running(processes):
         if time.monotonic() > deadline:
@@ -59,7 +59,7 @@ def _processes() -> list[Process]:
         if not entry.name.isdigit():
             continue
         try:
-            # The name in brackets may hold spaces; the numbers follow the last bracket.
+            # The name, in brackets, may contain spaces and brackets; the numbers follow the last bracket.
             fields = (entry / "stat").read_text().rpartition(")")[2].split()
         except (FileNotFoundError, ProcessLookupError):
             continue

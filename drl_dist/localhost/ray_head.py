@@ -1,4 +1,4 @@
-"""A Ray head on this machine alone."""
+"""A Ray head that listens only on this machine."""
 
 from __future__ import annotations
 
@@ -12,29 +12,30 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
 
-from drl_dist.localhost.server import HOST, LocalServer, StartError, ask, free_ports
+from drl_dist.localhost.server import HOST, LocalServer, StartError, fetch, free_ports
 
 _ATTEMPTS = 3
 
-# Ray replaces 127.0.0.1 by the machine's outward address, and then listens on it, unless told that this machine cannot
-# be part of a cluster of several. Its name is from where this is the default; it works everywhere.
+# Without this variable, Ray replaces 127.0.0.1 by the machine's external address and listens on that. 0 means that the
+# machine cannot be part of a cluster of several; it works on every system, despite its name.
 LOOPBACK_ONLY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 
 
-# Ray's dashboard starts processes by a socket in TMPDIR, pymp-xxxxxxxx/listener-xxxxxxxx; a path ends at 107 bytes.
+# Ray's dashboard starts processes through a socket TMPDIR/pymp-xxxxxxxx/listener-xxxxxxxx, and a socket's path has at
+# most 107 bytes.
 _LONGEST_TMPDIR = 70
 
 
 def short_tmpdir() -> dict[str, str]:
-    """A TMPDIR for Ray's own processes where this process's is too long for their sockets; empty where it is not."""
+    """A short TMPDIR for Ray's own processes if the current one is too long for their sockets, else nothing."""
     return {"TMPDIR": "/tmp"} if len(os.fsencode(os.environ.get("TMPDIR", ""))) > _LONGEST_TMPDIR else {}
 
 
 class RayServer(LocalServer):
-    """A node of a Ray cluster; started again where this machine was too slow for it."""
+    """A node of a Ray cluster, whose start is repeated if the machine was too slow."""
 
     def start(self) -> Self:
-        # Ray gives its own processes 30 s to find each other, which a busy machine exceeds.
+        # Ray allows its processes 30 s to connect to each other, which is too short on a busy machine.
         for attempt in range(1, _ATTEMPTS + 1):
             try:
                 return super().start()
@@ -50,9 +51,9 @@ class RayHead(RayServer):
 
     Args:
         num_cpus: CPUs that Ray schedules.
-        object_store_bytes: size of the shared-memory store.
-        environment: variables that the head, and with it every job and worker, gets on top of this process's.
-        start_seconds: time it has to become ready.
+        object_store_bytes: size of the shared-memory object store.
+        environment: variables of the head, and so of every job and worker, in addition to those of this process.
+        start_seconds: seconds within which it must be ready.
     """
 
     def __init__(
@@ -63,7 +64,7 @@ class RayHead(RayServer):
         environment: Mapping[str, str] | None = None,
         start_seconds: float = 300,
     ) -> None:
-        # Unix sockets lie far below this folder and their paths end at 107 bytes: not $TMPDIR, which may be long.
+        # Not in $TMPDIR, which may be long: Ray's sockets are deep below this folder, with paths of at most 107 bytes.
         try:
             self.folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
         except OSError as error:
@@ -87,16 +88,16 @@ class RayHead(RayServer):
 
     @property
     def address(self) -> str:
-        """The ``--address`` of ``ray job submit``; also the dashboard's page."""
+        """Address for ``ray job submit --address``; also that of the dashboard."""
         return f"http://{HOST}:{self._ports['dashboard']}"
 
     @property
     def metrics_address(self) -> str:
-        """What Prometheus scrapes; without a token, as Ray has it."""
+        """Address that Prometheus scrapes; Ray serves it without a token."""
         return f"http://{HOST}:{self._ports['metrics']}/metrics"
 
     def environment(self) -> dict[str, str]:
-        """What a client's environment needs: ``ray job submit`` and ``ray.init`` then find and may use this head."""
+        """Environment variables with which ``ray job submit`` and ``ray.init`` connect to this head."""
         return {
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": self._token,
@@ -132,7 +133,7 @@ class RayHead(RayServer):
         ]
 
     def server_environment(self) -> dict[str, str]:
-        # Jobs say `python` and must get this interpreter's environment.
+        # `python` in an entry point must be this interpreter.
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
         inherited = {name: value for name, value in os.environ.items() if name != "RAY_AUTH_TOKEN_PATH"}
         mine = self.environment() | {
@@ -145,10 +146,10 @@ class RayHead(RayServer):
 
     def is_ready(self) -> bool:
         try:
-            answer = ask(f"{self.address}/nodes?view=summary", {"Authorization": f"Bearer {self._token}"})
+            response = fetch(f"{self.address}/nodes?view=summary", {"Authorization": f"Bearer {self._token}"})
         except OSError:
             return False
-        nodes = json.loads(answer)["data"]["summary"]
+        nodes = json.loads(response)["data"]["summary"]
         return any(node["raylet"].get("state") == "ALIVE" for node in nodes)
 
     def stop(self) -> None:

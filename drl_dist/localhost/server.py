@@ -1,4 +1,4 @@
-"""What every local server shares: free ports, start with a deadline, stop of the whole process tree."""
+"""Base class of local servers, which start with a deadline and stop with their process tree, and free ports."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from drl_dist.common.proxies import spare_loopback
 from drl_dist.localhost import processes
 
 HOST = "127.0.0.1"
-# Below Linux's range for outgoing connections and above that of Ray's workers, so that nobody takes them meanwhile.
+# Below Linux's range for outgoing connections and above that of Ray's workers, so that a free port stays free.
 PORTS = range(20_000, 32_000)
 
 
@@ -28,11 +28,11 @@ class StartError(RuntimeError):
     """A local server ended, or was not ready in time; the message holds the last lines of its log."""
 
 
-def ask(url: str, headers: Mapping[str, str] | None = None, seconds: float = 5) -> bytes:
-    """The body of a 200 answer from a server on this machine, whatever proxy the environment names.
+def fetch(url: str, headers: Mapping[str, str] | None = None, seconds: float = 5) -> bytes:
+    """The body of a response with status 200 from a server on this machine, without any proxy.
 
     Raises:
-        OSError: it does not answer, or with another status.
+        OSError: the server does not answer, or with another status.
     """
     request = urllib.request.Request(url, headers=dict(headers or {}))
     with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=seconds) as answer:
@@ -42,7 +42,7 @@ def ask(url: str, headers: Mapping[str, str] | None = None, seconds: float = 5) 
 
 
 def free_ports(count: int) -> list[int]:
-    """Different ports of 127.0.0.1 that nobody listens on now."""
+    """Distinct ports of 127.0.0.1 that are free at present."""
     found: list[int] = []
     with ExitStack() as held:
         for port in random.SystemRandom().sample(PORTS, len(PORTS)):
@@ -58,7 +58,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def end_on_signals() -> None:
-    """Let SIGTERM and SIGHUP unwind this program as Ctrl-C does, so that its servers are stopped on the way out."""
+    """Make SIGTERM and SIGHUP raise KeyboardInterrupt as Ctrl-C does, so that this program's servers are stopped."""
 
     def unwind(signum: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt(signal.Signals(signum).name)
@@ -71,9 +71,9 @@ class LocalServer(ABC):
     """A server process on 127.0.0.1, as a context manager; it can be stopped and started again.
 
     Args:
-        name: what progress lines and errors call it.
-        log: file that its output is appended to.
-        start_seconds: time it has to become ready.
+        name: name of the server in progress lines and errors.
+        log: file to which its output is appended.
+        start_seconds: seconds within which it must be ready.
     """
 
     def __init__(self, name: str, log: Path, start_seconds: float) -> None:
@@ -86,11 +86,11 @@ class LocalServer(ABC):
 
     @abstractmethod
     def server_environment(self) -> dict[str, str]:
-        """The whole environment of the process."""
+        """The complete environment of the process."""
 
     @property
     def working_directory(self) -> Path | None:
-        """Where it runs; None for this process's own."""
+        """Working directory of the server; None for that of this process."""
         return None
 
     @abstractmethod
@@ -99,19 +99,19 @@ class LocalServer(ABC):
 
     @property
     def pid(self) -> int:
-        """Id of the process that was started; an error if it is not running."""
+        """Process id of the running server."""
         assert self._process is not None, f"{self.name} is not running"
         return self._process.pid
 
     def start(self) -> Self:
-        """Start it and wait until it answers.
+        """Start the server and wait until it answers.
 
         Raises:
-            StartError: it ended, or did not answer in time; nothing is left running.
+            StartError: it ended, or did not answer in time; no process is left running.
         """
         assert self._process is None, f"{self.name} is running already"
         environment = self.server_environment()
-        # What it starts speaks to it, and to its neighbours, on this machine.
+        # Processes that the server starts connect to addresses of this machine.
         spare_loopback(environment)
         try:
             self.log.parent.mkdir(parents=True, exist_ok=True)
@@ -135,7 +135,7 @@ class LocalServer(ABC):
         return self
 
     def stop(self) -> None:
-        """Stop it and every process it started; does nothing when it is not running."""
+        """Stop the server and every process that it started; does nothing if it is not running."""
         if self._process is None:
             return
         members = processes.tree(self._process.pid)
@@ -160,7 +160,7 @@ class LocalServer(ABC):
         self.stop()
 
     def _wait_until_ready(self, process: subprocess.Popen[bytes]) -> None:
-        began = told = time.monotonic()
+        began = printed = time.monotonic()
         while not self.is_ready():
             now = time.monotonic()
             if process.poll() is not None:
@@ -169,8 +169,8 @@ class LocalServer(ABC):
                 raise StartError(
                     f"{self.name} was not ready after {self.start_seconds:.0f} s; its last lines:\n{self._tail()}"
                 )
-            if now - told > 5:
-                told = now
+            if now - printed > 5:
+                printed = now
                 print(
                     f"{self.name}: starting, {now - began:.0f} s of at most {self.start_seconds:.0f} s",
                     file=sys.stderr,

@@ -1,1 +1,1 @@
-"""From white noise to images."""
+"""Samplers that turn white noise into images: progressive, long-run, posterior and interpolated sampling."""

@@ -1,20 +1,21 @@
-"""Images drawn given what is known of them: inpainting (figure 6), super-resolution and denoising (section 4.1).
+"""Posterior sampling of images: inpainting (figure 6), super-resolution and denoising (section 4.1).
 
-The learned model is the prior. What is observed of an image x is its orthogonal projection P x: some of its pixels, or
-its block means. White noise is white in P and in the rest, so what is observed of x_t is
+The learned model is the prior. The observed part of an image x is an orthogonal projection P x: some of its pixels, or
+its block means. White noise is white in P and in the rest, so the observed part of x_t is
 P (cumulative_scale_t x + cumulative_std_t e), and the chain of level t draws the rest of y_t given P y_t and x_{t+1}.
 
-**Rounds.** One pass down the ladder, as the paper describes, does not draw from the law of the rest given P x: the rest
-of x_{t+1} was drawn before P x_t was known, and the recovery term ties the chain to it. With more rounds, x_{t+1} is
-drawn anew from x_t by the forward process and the chain is run again. These are the two halves of a Gibbs sampler; its
-law tends to that of the rest of x_t given P x_t whatever it began with. An example: four Gaussian pixels in a row,
-neighbours correlated by .9, the first two observed. With one round of T6 the means of the others are 15 and 23 % too
-near to 0, and their standard deviations 11 % too large; with four rounds, 1 and 1.5 %, and .3 %.
+**Rounds.** One pass down the ladder, as the paper describes, does not draw the unobserved rest from its distribution
+given P x: the rest of x_{t+1} was drawn before P x_t was known, and the recovery term ties the chain to it. With more
+rounds, x_{t+1} is drawn again from x_t by the forward process and the chain is run again. These are the two halves of a
+Gibbs sampler, which converges to the distribution of the rest of x_t given P x_t from any start. An example: four
+Gaussian pixels in a row, neighbours correlated by .9, the first two observed. With one round of T6 the means of the
+others are 15 and 23 % too near to 0, and their standard deviations 11 % too large; with four rounds, 1 and 1.5 %, and
+.3 %.
 
-**Fresh noise at every level.** Given P y_t, the law of the rest of y_t depends on x_{t+1} through its rest alone. So no
-chain sees what is observed at two levels together, and that need not be one path of the forward process. Independent
-draws are taken because they are simpler. In the example, a path would leave standard deviations 12.5 % too large after
-one round, and the same from two rounds on.
+**Fresh noise at every level.** Given P y_t, the distribution of the rest of y_t depends on x_{t+1} only through the
+rest of x_{t+1}. So no chain sees the observed parts of two levels together, and these need not lie on one path of the
+forward process. Independent draws are simpler, and no worse: in the example, a path would leave standard deviations
+12.5 % too large after one round, and the same as independent draws from two rounds on.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class Observation(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class ObservedPixels:
-    """Some of the pixels; what is kept is kept to the bit.
+    """Some of the pixels; they are kept bit for bit.
 
     Args:
         is_observed: bool, broadcastable to (B, C, H, W).
@@ -76,15 +77,15 @@ class ObservedBlockMeans:
 
 @dataclass(frozen=True)
 class PosteriorSampler:
-    """Draws x_0 given what is known of it.
+    """Draws x_0 given an observation of it.
 
     Args:
-        levels: (T,) scales and step sizes.
+        levels: scales and step sizes of the levels, (T,).
         ladder: the forward process.
-        num_chain_steps: K, of every round; 0 draws once from the normal approximation.
+        num_chain_steps: K, chain steps of every round; 0 draws once from the normal approximation.
         noise_scale: factor on the Langevin noise.
-        num_rounds: how often each level's chain is run, each time from x_{t+1} drawn anew; 1 is the paper's procedure.
-            A marginal top level, which no recovery term ties to x_T, has one.
+        num_rounds: times that each level's chain is run, each time from a new draw of x_{t+1}; 1 is the paper's
+            procedure. A marginal top level, which no recovery term ties to x_T, has one round.
     """
 
     levels: Levels
@@ -101,9 +102,9 @@ class PosteriorSampler:
         Args:
             raw_at: the network.
             noise: its numbers for image i depend on i alone, so images do not depend on their batch.
-            sample_ids: (B,) int64; another id is another completion.
-            x: (B, C, H, W) in [-1, 1]; only its observed part is looked at.
-            observation: which part that is.
+            sample_ids: (B,) int64; another id gives another completion.
+            x: (B, C, H, W) in [-1, 1]; only its observed part is used.
+            observation: which part is observed.
 
         Returns:
             float32 (B, C, H, W), about in [-1, 1]; the observed part is that of x itself, without noise.
@@ -126,17 +127,17 @@ class PosteriorSampler:
     ) -> Tensor:
         """Clean images of which x_noisy = x + noise_std e is a noisy version, e standard normal.
 
-        The noise lies between two levels: t = `start_level` is the highest whose own noise is less. Scaled to level t,
-        x_noisy is x_t with further noise of a known standard deviation, less than that of a transition, and a recovery
-        term of that standard deviation takes the place of the transition's. So nothing of what is observed is thrown
-        away, as it would be by adding noise up to the next level. From x_t, Algorithm 2 goes on as always.
+        The noise lies between two levels: t = `start_level` is the highest with less noise. Scaled to level t, x_noisy
+        is x_t with further noise of a known standard deviation, less than that of a transition, and a recovery term
+        with that standard deviation replaces the transition's. So no information is lost, as it would be by adding
+        noise up to the next level. From x_t, Algorithm 2 continues as usual.
 
         Args:
             raw_at: the network.
             noise: its numbers for image i depend on i alone.
-            sample_ids: (B,) int64; another id is another clean image.
+            sample_ids: (B,) int64; another id gives another clean image.
             x_noisy: (B, C, H, W), not clipped.
-            noise_std: of each pixel, in units of x.
+            noise_std: standard deviation of the noise in each pixel, in units of x.
 
         Returns:
             float32 (B, C, H, W), about in [-1, 1].
@@ -175,11 +176,11 @@ class PosteriorSampler:
 
     @property
     def noise_range(self) -> tuple[float, float]:
-        """Standard deviations, in units of the data, between which `denoise` works."""
+        """Lower and upper bound of the noise that `denoise` accepts: standard deviations in units of the data."""
         return float(self._noise_to_signal[0]), float(self._noise_to_signal[-1])
 
     def num_gradients(self, noise_std: float | None = None) -> int:
-        """Gradients that one image takes to `complete`, or to `denoise` at this standard deviation."""
+        """Gradients that `complete` computes per image or, at this standard deviation, `denoise`."""
         if noise_std is not None:
             return max(1, self.num_chain_steps) * (self.start_level(noise_std) + 1)
         return max(1, self.num_chain_steps) * sum(self._rounds(t) for t in range(self.levels.num_levels))
@@ -195,7 +196,7 @@ class PosteriorSampler:
     def _at_level(
         self, raw_at: RawAtLevel, sample_ids: Tensor, t: int, like: Tensor
     ) -> tuple[LogDensityAndGrad, Levels]:
-        """The marginal log-density of y_t, and the level's numbers (B,)."""
+        """The marginal log-density of y_t, and the level's scales, (B,)."""
         level = torch.full_like(sample_ids, t)
         here = self.levels.to(like.device, like.dtype).at(level)
         return scaled_density(raw_at(level), here.energy_scale), here
@@ -211,7 +212,7 @@ class PosteriorSampler:
         number: int,
         observed: tuple[Observation, Tensor] | None,
     ) -> Tensor:
-        """x_t from x_{t+1}: the chain of round `number` of a level, over what is not observed."""
+        """x_t from x_{t+1}: the chain of round `number` of a level, over the unobserved part."""
         chain = KeyedChainNoise(noise, Purpose.SAMPLE_CHAIN, sample_ids, t, tuple(x_noisy.shape[1:]), x_noisy.dtype)
         transition, num_draws = float(self.levels.transition_scale[t]), max(1, self.num_chain_steps)
         start = number * num_draws
@@ -227,7 +228,7 @@ class PosteriorSampler:
     def _kernel(
         self, marginal: LogDensityAndGrad, here: Levels, x_noisy: Tensor, observation: Observation | None
     ) -> UnadjustedLangevin | NormalApproximation:
-        """What draws y_t, or what is not observed of it, given x_{t+1}."""
+        """The kernel that draws y_t, or its unobserved part, given x_{t+1}."""
         if self.num_chain_steps == 0:
             density = marginal if observation is None else _of_the_rest(marginal, observation)
             return NormalApproximation(density, here.recovery_precision.rsqrt(), self.noise_scale)
@@ -242,7 +243,7 @@ def enlarge(images: Tensor, size: int) -> Tensor:
 
 
 def _of_the_rest(density: LogDensityAndGrad, observation: Observation) -> LogDensityAndGrad:
-    """The same density as a function of what is not observed."""
+    """The same density as a function of the unobserved part."""
 
     def rest(y: Tensor) -> tuple[Tensor, Tensor]:
         value, gradient = density(y)
@@ -253,7 +254,7 @@ def _of_the_rest(density: LogDensityAndGrad, observation: Observation) -> LogDen
 
 @dataclass(frozen=True)
 class _RestNoise:
-    """Chain noise that leaves alone what is observed."""
+    """Chain noise that is 0 in the observed part."""
 
     noise: ChainNoise
     observation: Observation

@@ -1,7 +1,7 @@
 """Interpolation between generated images (figures 5 and 11 to 13): a noise source that blends those of two images.
 
-The sampler stays as it is. All that makes image a different from image b is its noise, so an image between them is
-what the same sampler makes of noise between theirs: of x_T and of every Langevin step of every level.
+The sampler is unchanged. Two generated images differ only by their noise, so the same sampler makes an image between
+them from noise between theirs: that of x_T and of every Langevin step of every level.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from drl_dist.diffusion.noise import Noise, Purpose
 class InterpolatedNoise:
     """Spherical interpolation: at weight w between images a and b, every normal is cos(w pi/2) e_a + sin(w pi/2) e_b.
 
-    The angle is pi/2 and not the one between the two vectors. Independent normals of many dimensions are nearly
+    The angle is pi/2, not the angle between the two vectors. Independent normals of many dimensions are nearly
     orthogonal anyway; with a fixed angle the two factors do not depend on the numbers, and since their squares add up
     to 1, the blend is exactly standard normal in every pixel, independent between pixels, steps and levels. So every
-    image of the row has exactly the law of a generated image. The measured angle would be another one in every step,
-    and its blends would be normal only nearly. At w = 0 and w = 1 the numbers are those of a and of b, to the bit.
+    image of the row has exactly the distribution of a generated image. The measured angle would differ from step to
+    step, and its blends would only nearly be normal. At w = 0 and w = 1 the numbers are those of a and b, bit for bit.
 
     Sample ``p * len(weights) + c`` is at ``weights[c]`` between the images of pair p.
 
@@ -35,7 +35,7 @@ class InterpolatedNoise:
         weights: (columns,) numbers in [0, 1].
 
     Raises:
-        ValueError: a pair of one image with itself, whose noise is not independent, or weights outside [0, 1].
+        ValueError: an image is paired with itself, whose noise is not independent, or weights lie outside [0, 1].
     """
 
     noise: Noise
@@ -71,7 +71,7 @@ class InterpolatedNoise:
     def uniform(
         self, purpose: Purpose, sample_ids: Tensor, level: Tensor | int, chain_steps: Sequence[int], count: int
     ) -> Tensor:
-        """See `Noise.uniform`: the normals of which they are the probabilities are blended."""
+        """See `Noise.uniform`: blends the normals that have these cumulative probabilities."""
         first, second, weight = self._at(sample_ids)
         start = self.noise.uniform(purpose, first, level, chain_steps, count)
         end = self.noise.uniform(purpose, second, level, chain_steps, count)
@@ -81,7 +81,7 @@ class InterpolatedNoise:
         return torch.where(weight == 0, start, torch.where(weight == 1, end, blended))
 
     def _at(self, sample_ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Both images and the weight of each sample, (B,)."""
+        """The two images and the weight of each sample, (B,)."""
         pair, column = sample_ids // len(self.weights), sample_ids % len(self.weights)
         return self.first[pair], self.second[pair], self.weights[column].double()
 
@@ -90,5 +90,5 @@ def _blend(start: Tensor, end: Tensor, weight: Tensor) -> Tensor:
     """cos(w pi/2) start + sin(w pi/2) end, computed in float64, in the dtype of `start`."""
     angle = weight * (math.pi / 2)
     blended = (angle.cos() * start + angle.sin() * end).to(start.dtype)
-    # The cosine of a rounded pi/2 is not 0.
+    # The cosine of pi/2, which is rounded, is not 0.
     return torch.where(weight == 0, start, torch.where(weight == 1, end, blended))

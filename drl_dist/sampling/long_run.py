@@ -1,7 +1,7 @@
 """Long-run chains down the ladder of conditional densities (section 4.2, Figures 8 and 10).
 
-At each level one draw from the normal approximation, then steps of a Metropolis-adjusted kernel on the conditional
-density itself: however many there are, samples of a good model stay what they are.
+Each level takes one draw from the normal approximation, then steps of a Metropolis-adjusted kernel on the conditional
+density itself: with a good model, samples keep their quality however many steps there are.
 """
 
 from __future__ import annotations
@@ -23,68 +23,68 @@ from drl_dist.mcmc.normal_approximation import NormalApproximation
 from drl_dist.sampling.progressive import RawAtLevel
 
 ADAPTATION_IDS = MAX_SAMPLE_IDS // 2
-"""The first sample id of chains that adapt step sizes, so that images of the same seed see other noise."""
+"""First sample id of chains that adapt step sizes: their noise differs from that of images with the same seed."""
 
 Start = Literal["normal_approximation", "x_noisy"]
-"""Where the chains of a level begin: at a draw from the normal approximation, or at x_noisy as in training."""
+"""Start of a level's chains: a draw from the normal approximation, or x_noisy as in training."""
 
 ObserveLevel = Callable[[int, Tensor], Observer | None]
-"""(t, x_{t+1}) when a level begins -> who is told of the steps of its adjusted kernel; chain step 0 is the draw's."""
+"""(t, x_{t+1}) at the beginning of a level -> observer of its kernel's steps, if any; chain step 0 is the draw."""
 
 
 class LongRun(NamedTuple):
-    """What long-run chains made."""
+    """Results of long-run chains."""
 
     x: Tensor
     """(B, ...) x_0."""
     kept: dict[int, Tensor]
-    """t -> (B, ...) x_t of the levels that were asked for; T is the white noise that everything starts from."""
+    """t -> (B, ...) x_t of the requested levels; T is the white noise at the start."""
 
 
 class Position(NamedTuple):
-    """Chains in the middle of their way down the ladder."""
+    """State of chains part of the way down the ladder, from which they can be resumed."""
 
     t: int
-    """The level that they are at."""
+    """Level of the chains."""
     x_noisy: Tensor
-    """(B, ...) x_{t+1}, which the level began with."""
+    """(B, ...) x_{t+1}, with which the level began."""
     next_step: int = 0
-    """Number of the next chain step at this level; 0: it has not begun."""
+    """Number of the next chain step at this level; 0 if the level has not begun."""
     state: Any = None
-    """The kernel's state there, None if the level has not begun."""
+    """State of the kernel; None if the level has not begun."""
 
 
 class LevelStart(NamedTuple):
     """One level's density and the chains that begin there."""
 
     density: LogDensityAndGrad
-    """Of y_t given x_{t+1}; of y_t alone at a marginal top level."""
+    """Log-density of y_t given x_{t+1}; of y_t alone at a marginal top level."""
     y: Tensor
     """(B, ...) a draw from the normal approximation, or x_{t+1}."""
     num_draws: int
-    """Chain steps made so far: 1 with a draw, which has used the numbers of chain step 0, else 0."""
+    """Chain steps made so far: 1 after a draw, which has used the random numbers of chain step 0, else 0."""
     noise: KeyedChainNoise
-    """The chains' numbers."""
+    """Random numbers of the chains."""
 
 
 @dataclass(frozen=True)
 class LongRunSampler:
-    """Per level one draw from the normal approximation and `num_chain_steps` - 1 steps of an adjusted kernel.
+    """Takes one draw from the normal approximation and `num_chain_steps` - 1 steps of an adjusted kernel per level.
 
     The draw counts as one step, as in section 4.2: with 1 step per level this is sampling from the normal approximation
-    alone. At a *marginal* top level (recovery precision 0) there is no quadratic term that a normal distribution could
-    come from. There the chains start at x_T itself, as in training and in `ProgressiveSampler`, and make all
-    `num_chain_steps` steps with the kernel. The same can be asked for at every level, and should be where levels are
-    few and large; see `suitable_start`.
+    alone. At a *marginal* top level (recovery precision 0) there is no quadratic term to approximate by a normal
+    distribution. There the chains start at x_T itself, as in training and in `ProgressiveSampler`, and make all
+    `num_chain_steps` steps with the kernel. `start` selects the same for every level, which suits few and large levels;
+    see `suitable_start`.
 
     Args:
-        levels: (T,) scales, float64 on the CPU.
-        step_size: (T,) delta of the kernel, as a `StepSizeSchedule` holds it.
+        levels: scales of the levels, (T,) float64 on the CPU.
+        step_size: delta of the kernel at each level, (T,), as in `StepSizeSchedule`.
         kernel_at: the adjusted kernel.
-        num_chain_steps: per level, the draw included.
+        num_chain_steps: chain steps per level, including the draw.
         start: where the chains of a level begin.
-        dtype: of the chains. A network's log-density is so large a number (10**8 nats at the lowest of six levels) that
-            float32 cannot tell it before a step from after it, and acceptance is chance; see `adapt_step_size`.
+        dtype: dtype of the chains. A network's log-density is so large (10**8 nats at the lowest of six levels) that
+            float32 cannot resolve its change in a step, and acceptance is left to chance; see `adapt_step_size`.
     """
 
     levels: Levels
@@ -114,9 +114,9 @@ class LongRunSampler:
             raw_at: the network.
             noise: its numbers for image i depend on i alone, and those of a chain step not on how many follow.
             sample_ids: (B,) int64.
-            shape: of one image, (C, H, W).
+            shape: shape of one image, (C, H, W).
             keep: levels t whose x_t is kept, 0 <= t <= T.
-            observe: asked at the beginning of each level who wants to be told of its steps.
+            observe: called at the beginning of each level; returns the observer of its steps, if any.
         """
         x = self._white_noise(noise, sample_ids, shape)
         kept = {self.levels.num_levels: x} if self.levels.num_levels in keep else {}
@@ -136,27 +136,27 @@ class LongRunSampler:
         observe: ObserveLevel | None = None,
         position: Position | None = None,
     ) -> Iterator[tuple[int, Tensor]]:
-        """(t, x_t) for t = T-1, ..., 0, each as soon as it is there; y_t is levels.transition_scale[t] * x_t.
+        """Yield (t, x_t) for t = T-1, ..., 0, each as soon as it is computed; y_t is levels.transition_scale[t] * x_t.
 
         Args:
             raw_at: the network.
-            noise: as of `sample`.
+            noise: as for `sample`.
             sample_ids: (B,) int64.
-            shape: of one image, (C, H, W).
-            observe: as of `sample`.
-            position: where chains that were interrupted go on, by default at the top; what they make is the same.
+            shape: shape of one image, (C, H, W).
+            observe: as for `sample`.
+            position: where interrupted chains resume, with the same results; by default they start at the top.
         """
         if position is None:
             position = Position(self.levels.num_levels - 1, self._white_noise(noise, sample_ids, shape))
         x, state = position.x_noisy, position.state
         for t in reversed(range(position.t + 1)):
-            # In the middle of a level its draw has been made.
+            # A level that has begun has made its draw.
             begin = start_level(
                 self.levels, t, raw_at, noise, sample_ids, x, self.start if state is None else "x_noisy"
             )
             first = begin.num_draws if state is None else position.next_step
             y = begin.y
-            # Even to find out where the chains are, a kernel needs a gradient.
+            # A kernel without steps would still compute a gradient.
             if self.num_chain_steps > first or state is not None:
                 kernel = self.kernel_at(begin.density, x.new_full((len(x),), self.step_size[t]))
                 observer = None if observe is None else observe(t, x)
@@ -170,12 +170,12 @@ class LongRunSampler:
 
 
 def suitable_start(ladder: NoiseLadder) -> Start:
-    """A draw where it can only be near, else x_noisy.
+    """The normal approximation if its draws are close to the mode at every level, else x_noisy.
 
-    y_t carries noise of std a_{t+1} * cumulative_std_t, so its log-density bends by up to the inverse square of that.
-    There the mean of the draw, x_noisy + sigma**2 * grad f, overshoots the mode farther than x_noisy was away from it
-    as soon as sigma**2 is more than twice that variance. Of a thousand levels none is; of six, the lowest is by a
-    factor of almost 600.
+    y_t carries noise with the standard deviation a_{t+1} * cumulative_std_t, so the curvature of its log-density is up
+    to the inverse square of that. At that curvature the mean of the draw, x_noisy + sigma**2 * grad f, overshoots the
+    mode by more than the distance of x_noisy from it as soon as sigma**2 exceeds twice that variance. On a ladder of a
+    thousand levels no level does; on one of six, the lowest exceeds it by a factor of almost 600.
     """
     noise_in_y = ladder.scale[1:] * ladder.cumulative_std[:-1]
     is_near = ladder.std[1:].square() < 2 * noise_in_y.square()
@@ -191,7 +191,7 @@ def start_level(
     x_noisy: Tensor,
     start: Start = "normal_approximation",
 ) -> LevelStart:
-    """The density of level t given x_noisy = x_{t+1} (B, ...), and where its chains begin; one gradient for a draw."""
+    """The density of level t given x_noisy = x_{t+1} (B, ...), and the start of its chains; a draw takes a gradient."""
     level = torch.full_like(sample_ids, t)
     here = levels.to(x_noisy.device, x_noisy.dtype).at(level)
     marginal = scaled_density(raw_at(level), here.energy_scale)
@@ -204,15 +204,15 @@ def start_level(
 
 
 class Adapted(NamedTuple):
-    """How far the adaptation of a ladder's step sizes has come."""
+    """State of the adaptation of a ladder's step sizes, from which it can be resumed."""
 
     found: tuple[tuple[float, float], ...]
-    """Step size and acceptance rate of the levels from T - 1 down."""
+    """Step size and acceptance rate of the levels done, from T - 1 down."""
     xs: tuple[Tensor, ...]
-    """(b, ...) where the chains are, in parts: x_t of the last of these levels."""
+    """Positions of the chains in batches (b, ...): x_t of the last of these levels."""
 
 
-def adapt_schedule(
+def adapt_step_sizes(
     levels: Levels,
     raw_at: RawAtLevel,
     shape: tuple[int, ...],
@@ -229,28 +229,28 @@ def adapt_schedule(
     keep: Callable[[Adapted], None] | None = None,
     adapted: Adapted | None = None,
 ) -> StepSizeSchedule:
-    """Step sizes of a kernel for every level, on chains that run down the ladder while they adapt (section 4.2).
+    """Adapt the step sizes of a kernel for every level, on chains that run down the ladder meanwhile (section 4.2).
 
-    A level begins with the step size of the level above, changed as the Langevin step sizes of the two differ.
+    A level begins with the step size of the level above, times the ratio of the Langevin step sizes of the two.
 
     Args:
-        levels: (T,) scales, float64 on the CPU.
+        levels: scales of the levels, (T,) float64 on the CPU.
         raw_at: the network.
-        shape: of one image.
-        seed: keys the noise; images of the same seed see other noise.
-        config: how many chains and steps, and the wanted acceptance rates.
-        kernel: whose acceptance counts.
-        num_leapfrog_steps: of each proposal of HMC.
+        shape: shape of one image.
+        seed: keys the noise, which differs from that of images with the same seed.
+        config: numbers of chains and steps, and the range of acceptance rates to reach.
+        kernel: kernel whose acceptance rates count.
+        num_leapfrog_steps: leapfrog steps of each proposal of HMC.
         start: where the chains of a level begin.
         batch_size: chains that are computed together; by default all.
-        device: of the chains, by default the CPU.
-        dtype: of the chains, as of `LongRunSampler`.
-        observe: told each level, its step size and its acceptance rate.
-        keep: told after each level how far it has come.
-        adapted: as `keep` was told it, to go on from there; the schedule is the same.
+        device: device of the chains, by default the CPU.
+        dtype: dtype of the chains; see `LongRunSampler`.
+        observe: called with each level, its step size and its acceptance rate.
+        keep: called after each level with a state to resume from.
+        adapted: state that `keep` received, to resume from it; the results are the same.
 
     Raises:
-        UserError: a level at which no step size has such a rate.
+        UserError: at some level no step size reaches the range of acceptance rates.
     """
 
     kernel_at = kernel_named(kernel, num_leapfrog_steps=num_leapfrog_steps)

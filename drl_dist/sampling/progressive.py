@@ -1,4 +1,4 @@
-"""Progressive sampling (Algorithm 2): from white noise down the ladder of conditional densities."""
+"""Progressive sampling (Algorithm 2), from white noise down the ladder of conditional densities."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from drl_dist.mcmc.langevin import UnadjustedLangevin
 from drl_dist.mcmc.normal_approximation import NormalApproximation
 
 RawAtLevel = Callable[[Tensor], LogDensityAndGrad]
-"""Levels (B,) -> the raw output and its gradient as a function of y, with all that is fixed computed once."""
+"""Levels (B,) -> raw output and its gradient as a function of y, with everything that y does not change precomputed."""
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,8 @@ class ProgressiveSampler:
     """Algorithm 2.
 
     Args:
-        levels: (T,) scales and step sizes.
-        num_chain_steps: K; 0 draws once per level from the normal approximation.
+        levels: scales and step sizes of the levels, (T,).
+        num_chain_steps: K, chain steps per level; 0 draws once per level from the normal approximation.
         noise_scale: factor on the noise of the chains.
     """
 
@@ -44,7 +44,7 @@ class ProgressiveSampler:
             raw_at: the network.
             noise: its numbers for image i depend on i alone, so images do not depend on their batch.
             sample_ids: (B,) int64.
-            shape: of one image, (C, H, W).
+            shape: shape of one image, (C, H, W).
 
         Returns:
             float32 (B, C, H, W), about in [-1, 1].
@@ -60,10 +60,10 @@ class ProgressiveSampler:
         *,
         keep: Collection[int] | None = None,
     ) -> Tensor:
-        """The whole way, x_T, x_{T-1}, ..., x_0, or the x_t of the kept t: float32 (kept, B, C, H, W).
+        """All stages x_T, x_{T-1}, ..., x_0, or only the x_t of the kept t: float32 (kept, B, C, H, W).
 
         Args:
-            keep: which t, of 0 to T; all by default. The others as `sample`.
+            keep: the kept t, from 0 to T; all by default. Other arguments as `sample`.
         """
         num_levels = self.levels.num_levels
         keep = range(num_levels + 1) if keep is None else keep
@@ -81,7 +81,7 @@ class ProgressiveSampler:
     def kernel(
         self, raw_and_grad: LogDensityAndGrad, x_noisy: Tensor, level: Tensor
     ) -> UnadjustedLangevin | NormalApproximation:
-        """What draws y_t given x_{t+1}.
+        """The kernel that draws y_t given x_{t+1}.
 
         Args:
             raw_and_grad: the network at these levels.
@@ -97,9 +97,9 @@ class ProgressiveSampler:
 
 
 def shown_levels(num_levels: int, count: int = 7) -> tuple[int, ...]:
-    """At most `count` of the levels T to 0, evenly spread, both ends among them, for a picture of the way.
+    """At most `count` of the levels T to 0, evenly spread and including both ends, for a picture of the stages.
 
-    The released ladder's seven all fit.
+    The default is enough for all seven stages of the released ladder.
     """
     shown = min(count, num_levels + 1)
     return tuple(round(num_levels * (shown - 1 - place) / (shown - 1)) for place in range(shown))

@@ -1,2 +1,2 @@
-"""The paper's two-dimensional studies (Figures 2 and 3): data whose density is known at every noise level, so that a
-learned density can be put beside it."""
+"""The paper's two-dimensional studies (Figures 2 and 3): data with a known density at every noise level, with which
+learned densities are compared."""

@@ -1,6 +1,6 @@
-"""Learn a density of the plane and look at it: ``python -m drl_dist.toy checkerboard``.
+"""Learn a two-dimensional density and draw it: ``python -m drl_dist.toy checkerboard``.
 
-Needs torch, numpy and matplotlib, nothing else of the project's extras, hence the standard library's options.
+Needs only torch, numpy and matplotlib, none of the project's extras; options are therefore parsed by argparse.
 """
 
 from __future__ import annotations
@@ -32,29 +32,29 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str]) -> int:
-    """The command; the exit status.
+    """Run the command; returns its exit status.
 
     Args:
-        argv: its arguments.
+        argv: arguments of the command.
 
     Raises:
-        UserError: an option that cannot be used, no matplotlib, a training that ran away or was killed. Nothing is
-            written then.
+        UserError: an option is invalid, matplotlib is missing, or a training diverged or was killed. Nothing is written
+            then.
     """
     began = time.monotonic()
     options = _options(argv)
-    # Heavy imports wait until the options are understood.
+    # Heavy imports come after the options have been checked.
+    from drl_dist.common.durations import duration
     from drl_dist.common.progress import progress
-    from drl_dist.durations import duration
     from drl_dist.toy.density import Grid
-    from drl_dist.toy.laws import law
+    from drl_dist.toy.distributions import distribution
     from drl_dist.toy.pictures import comparison_picture, levels_picture
     from drl_dist.toy.side_by_side import fit_all
     from drl_dist.toy.study import data_points, num_chain_steps, report
     from drl_dist.toy.training import drl_experiment, short_run_experiment
 
     name: str = options.name
-    data_law = law(name)
+    data_distribution = distribution(name)
     folder = _folder(options.out)
     request = {name: getattr(options, name) for name in ("name", "seed", "steps", "lengthen")}
     names = [f"{name}_{kind}.png" for kind in ("levels", "comparison")]
@@ -66,16 +66,16 @@ def main(argv: Sequence[str]) -> int:
         for way, make in (("recovery", drl_experiment), ("short-run", short_run_experiment))
     }
     total = sum(num_chain_steps(experiment, options.lengthen) for experiment in experiments.values())
-    with progress("both ways of learning", total, 0, "chain steps") as advance:
-        fits = fit_all(experiments, name, grid, lengthen=options.lengthen, tell=advance)
+    with progress("both methods", total, 0, "chain steps") as advance:
+        fits = fit_all(experiments, name, grid, lengthen=options.lengthen, on_progress=advance)
     drl, short_run = fits["recovery"], fits["short-run"]
-    data = data_points(data_law)
+    data = data_points(data_distribution)
     pictures = {
         "levels": levels_picture(drl, grid, f"{name}: from noise to data by diffusion recovery likelihood"),
         "comparison": comparison_picture(drl, short_run, data, grid, f"{name}: recovery beside short-run likelihood"),
     }
     print("\n".join(report(drl, short_run, data, grid)))
-    # First, so that pictures never lie there without it.
+    # Written first, so that pictures never exist without it.
     _write(folder / f"{name}.json", (json.dumps(request, indent=2) + "\n").encode())
     for kind, what in (("levels", "from noise to data"), ("comparison", "recovery beside short-run likelihood")):
         path = folder / f"{name}_{kind}.png"
@@ -97,7 +97,7 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--out", default="var/toy", help="folder of the pictures")
     parser.add_argument("--seed", type=int, default=0, help="keys the initial weights, the data and all noise")
-    parser.add_argument("--steps", type=int, default=700, help="training steps of each of the two ways of learning")
+    parser.add_argument("--steps", type=int, default=700, help="training steps of each of the two methods")
     parser.add_argument(
         "--lengthen", type=int, default=100, help="long runs have chains this many times as long as in training"
     )
@@ -117,7 +117,7 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _folder(out: str) -> Path:
-    """The folder, made if need be, after a file has been written there and removed."""
+    """The folder, created if needed and tested by writing a temporary file."""
     folder = local_of(out, "option --out")
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -134,7 +134,7 @@ def _folder(out: str) -> Path:
 
 
 def _refuse_other(folder: Path, record: str, request: dict[str, object], pictures: Sequence[str]) -> None:
-    """Return if the folder's pictures, if any, are those of the same request, which its record tells."""
+    """Return if the folder has no pictures, or pictures of the same request, according to its record."""
     if not any((folder / name).exists() for name in (record, *pictures)):
         return
     try:
@@ -154,7 +154,7 @@ def _refuse_other(folder: Path, record: str, request: dict[str, object], picture
 
 
 def _write(path: Path, content: bytes) -> None:
-    """The whole file or none."""
+    """Write a file atomically."""
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
     try:
         part.write_bytes(content)

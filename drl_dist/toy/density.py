@@ -1,4 +1,4 @@
-"""Densities on a grid: the exact one of every noise level, the learned one, and how far apart they are."""
+"""Exact and learned densities of every noise level on a grid, and distances between them."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from torch import Tensor
 from drl_dist.diffusion.ladder import NoiseLadder
 from drl_dist.diffusion.recovery import Levels, scaled_density
 from drl_dist.sampling.progressive import RawAtLevel
-from drl_dist.toy.laws import DataLaw
+from drl_dist.toy.distributions import DataDistribution
 
 _PARTS = 4
-"""Points per side of a cell that the exact density, whose edges are narrower than a cell, is averaged over."""
+"""Points per side of a cell over which the exact density is averaged, because its edges are narrower than a cell."""
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Square cells over [-half_width, half_width]**2; of every law and of white noise less than .1 % lies outside.
+    """Square cells over [-half_width, half_width]**2, with more than 99.9 % of every distribution and white noise.
 
     Masses on it are (cells, cells) float64 that sum to 1; the first index is the first coordinate.
     """
@@ -28,30 +28,30 @@ class Grid:
 
     @property
     def cell(self) -> float:
-        """Side of a cell."""
+        """Side length of a cell."""
         return 2 * self.half_width / self.cells
 
     def centres(self, parts: int = 1) -> Tensor:
-        """The middles of the cells along one side, each cut into parts, (cells * parts,) float64."""
+        """Centres of the cells along one side, each divided into `parts`, (cells * parts,) float64."""
         count = self.cells * parts
         return (torch.arange(count, dtype=torch.float64) + 0.5) * (2 * self.half_width / count) - self.half_width
 
     def points(self) -> Tensor:
-        """The cells' middles, (cells**2, 2) float64."""
+        """Centres of the cells, (cells**2, 2) float64."""
         centres = self.centres()
         return torch.cartesian_prod(centres, centres)
 
 
-def exact_masses(law: DataLaw, ladder: NoiseLadder, t: int, grid: Grid) -> Tensor:
+def exact_masses(distribution: DataDistribution, ladder: NoiseLadder, t: int, grid: Grid) -> Tensor:
     """Cell masses of x_t = cumulative_scale_t x + cumulative_std_t e for data x, normalised within the grid.
 
     Args:
-        law: of the data x.
+        distribution: distribution of the data x.
         ladder: the forward process.
         t: noise level, 0 to T.
-        grid: where the masses are wanted.
+        grid: cells of the masses.
     """
-    marginal = law.affine(float(ladder.cumulative_scale[t]), float(ladder.cumulative_std[t]))
+    marginal = distribution.affine(float(ladder.cumulative_scale[t]), float(ladder.cumulative_std[t]))
     fine = marginal.density_on_square(grid.centres(_PARTS))
     masses = fine.reshape(grid.cells, _PARTS, grid.cells, _PARTS).mean((1, 3))
     return masses / masses.sum()
@@ -62,9 +62,9 @@ def learned_masses(raw_at: RawAtLevel, levels: Levels, t: int, grid: Grid) -> Te
 
     Args:
         raw_at: the network.
-        levels: float32, (T,).
+        levels: scales of the levels, (T,) float32.
         t: noise level, 0 to T - 1.
-        grid: where the masses are wanted.
+        grid: cells of the masses.
     """
     y = (grid.points() * float(levels.transition_scale[t])).float()
     level = torch.full((len(y),), t)

@@ -1,4 +1,4 @@
-"""The two pictures of a study; the only part that needs matplotlib."""
+"""The two pictures of a study, as PNG files; the only part that needs matplotlib."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _VIEW = 3.0
-"""Pictures show [-3, 3]**2; the little that lies beyond is counted in them."""
+"""Pictures show [-3, 3]**2; the few points beyond are counted in the picture."""
 _PANEL_INCHES = 1.9
 _DOTS_PER_INCH = 80
 
 
 def levels_picture(fit: Fit, grid: Grid, title: str) -> bytes:
-    """Figure 3 as a PNG: from white noise to data. Samples above, learned densities below them, exact ones at the
+    """Figure 3 as a PNG: from white noise to data, with samples above, learned densities below, exact ones at the
     bottom.
 
     Args:
-        fit: of diffusion recovery likelihood.
-        grid: of its densities.
-        title: above the picture.
+        fit: result of diffusion recovery likelihood.
+        grid: grid of its densities.
+        title: title above the picture.
     """
     num_levels = fit.model.levels.num_levels
     figure, axes = _panels(3, num_levels + 1)
@@ -39,7 +39,7 @@ def levels_picture(fit: Fit, grid: Grid, title: str) -> bytes:
         if t < num_levels:
             _density(axes[1][column], fit.learned[t], fit.exact[t], grid)
         else:
-            # No energy is learned at white noise; the chain starts there.
+            # There is no energy of white noise, where the chain starts.
             axes[1][column].axis("off")
         _density(axes[2][column], fit.exact[t], fit.exact[t], grid)
     for row, text in zip(axes, ("samples", "learned density", "exact density"), strict=True):
@@ -48,14 +48,14 @@ def levels_picture(fit: Fit, grid: Grid, title: str) -> bytes:
 
 
 def comparison_picture(drl: Fit, short_run: Fit, data: Tensor, grid: Grid, title: str) -> bytes:
-    """Figure 2 as a PNG: the data; what each way of learning makes of their density; its samples by the chain of
-    training; and those of long runs on the learned density.
+    """Figure 2 as a PNG: the data and, for both methods, the learned density, samples by the chain of training, and
+    samples of long runs on the learned density.
 
     Args:
-        drl, short_run: of the same data.
-        data: points of them, (N, 2).
-        grid: of the densities.
-        title: above the picture.
+        drl, short_run: results of both methods on the same data.
+        data: points of the data, (N, 2).
+        grid: grid of the densities.
+        title: title above the picture.
     """
     figure, axes = _panels(2, 4)
     exact = drl.exact[0]
@@ -74,7 +74,7 @@ def comparison_picture(drl: Fit, short_run: Fit, data: Tensor, grid: Grid, title
 
 
 def _panels(rows: int, columns: int) -> tuple[Figure, Sequence[Sequence[Axes]]]:
-    # The figure itself, not pyplot, which would keep it and look for a display.
+    # Not by pyplot, which would keep the figure and look for a display.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -84,7 +84,7 @@ def _panels(rows: int, columns: int) -> tuple[Figure, Sequence[Sequence[Axes]]]:
 
 
 def _points(axes: Axes, points: Tensor) -> None:
-    """Points (B, 2); how many lie outside the picture, or are not finite, is written into it."""
+    """Draw points (B, 2), and write the number of points outside the picture, or not finite, into it."""
     is_inside = (points.abs() <= _VIEW).all(dim=1)
     shown, outside = points[is_inside], int((~is_inside).sum())
     axes.scatter(shown[:, 0].numpy(), shown[:, 1].numpy(), s=1.0 if len(points) > 1000 else 4.0, linewidths=0)
@@ -94,7 +94,7 @@ def _points(axes: Axes, points: Tensor) -> None:
 
 
 def _density(axes: Axes, masses: Tensor, exact: Tensor, grid: Grid) -> None:
-    """Cell masses, on a scale that ends a quarter above the exact density's highest: peaks above it saturate."""
+    """Draw cell masses on a colour scale that ends a quarter above the exact maximum; higher peaks saturate."""
     extent = (-grid.half_width, grid.half_width, -grid.half_width, grid.half_width)
     axes.imshow(masses.mT.numpy(), origin="lower", extent=extent, vmin=0, vmax=1.25 * float(exact.max()))
     _frame(axes)

@@ -1,6 +1,6 @@
-"""Both ways of learning at once, each on a thread of a process of its own.
+"""Fitting with both methods at once, each in a process of its own with one thread.
 
-The layers are so small that a second thread does nothing for one of them.
+The layers are so small that one fit would not gain from a second thread.
 """
 
 from __future__ import annotations
@@ -16,22 +16,24 @@ import torch
 from drl_dist.common.errors import UserError
 from drl_dist.config.tree import Experiment
 from drl_dist.toy.density import Grid
-from drl_dist.toy.laws import law
-from drl_dist.toy.study import Fit, Tell, fit
+from drl_dist.toy.distributions import distribution
+from drl_dist.toy.study import Fit, OnProgress, fit
 
 
-def fit_all(experiments: dict[str, Experiment], name: str, grid: Grid, *, lengthen: int, tell: Tell) -> dict[str, Fit]:
-    """What each way of learning makes of the same data; the results do not depend on what runs beside it.
+def fit_all(
+    experiments: dict[str, Experiment], name: str, grid: Grid, *, lengthen: int, on_progress: OnProgress
+) -> dict[str, Fit]:
+    """Fit the same data with every method at once; the results are those of separate fits.
 
     Args:
-        experiments: how it is learned, by what that is called.
-        name: of the data.
-        grid: of the densities.
-        lengthen: a long run's chains are this many times as long as those of training.
-        tell: hears how many chain steps were done, and what else there is to say.
+        experiments: experiment of each method, by the method's name.
+        name: name of the data.
+        grid: grid of the densities.
+        lengthen: factor by which chains of long runs are longer than those of training.
+        on_progress: called with the number of further chain steps done, and a note.
 
     Raises:
-        UserError: a training ran away, or one of the processes was killed. None goes on then.
+        UserError: a training diverged, or one of the processes was killed. The others are stopped then.
     """
     context, found = get_context("spawn"), dict[str, Fit]()
     processes: list[SpawnProcess] = []
@@ -39,7 +41,7 @@ def fit_all(experiments: dict[str, Experiment], name: str, grid: Grid, *, length
     try:
         for label, experiment in experiments.items():
             here, there = context.Pipe()
-            # Daemons end when this process ends by itself; when it is killed, their next word finds no hearer.
+            # Daemons end when this process exits; if it is killed, their next message fails.
             process = context.Process(target=_fit, args=(there, experiment, name, label, grid, lengthen), daemon=True)
             process.start()
             there.close()
@@ -50,24 +52,24 @@ def fit_all(experiments: dict[str, Experiment], name: str, grid: Grid, *, length
                 assert isinstance(end, Connection)
                 label, process = ends[end]
                 try:
-                    said = end.recv()
+                    message = end.recv()
                 except (EOFError, OSError) as error:
                     process.join()
                     raise UserError(
                         f"learning by {label}",
                         got=f"a process that ended with exit code {process.exitcode}",
-                        expected="it to live until it is done",
-                        remedy="see that memory is free and that nothing stops it, and repeat the command",
+                        expected="it to run until it is done",
+                        remedy="check that enough memory is free and that nothing stops it, and repeat the command",
                     ) from error
-                match said:
+                match message:
                     case Fit():
-                        found[label] = said
+                        found[label] = message
                         end.send(None)
                         del ends[end]
                     case UserError():
-                        raise said
+                        raise message
                     case items, note:
-                        tell(items, note)
+                        on_progress(items, note)
     finally:
         for process in processes:
             process.terminate()
@@ -76,18 +78,23 @@ def fit_all(experiments: dict[str, Experiment], name: str, grid: Grid, *, length
 
 
 def _fit(end: Connection, experiment: Experiment, name: str, label: str, grid: Grid, lengthen: int) -> None:
-    """One way of learning, in its own process: says (items, note) on the way, and the `Fit` or the `UserError` last."""
-    # An interrupt from the keyboard reaches every process; the first one tells of it.
+    """Fit with one method in this process: send (items, note) as progress, then the `Fit` or a `UserError`."""
+    # Ctrl-C reaches every process; only the parent reports it.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     torch.set_num_threads(1)
-    # Where nobody is left to hear it, there is nothing left to do.
+    # If the parent has ended, there is nothing left to do.
     with suppress(BrokenPipeError, EOFError):
         try:
             result: Fit | UserError = fit(
-                law(name), experiment, label, grid, lengthen=lengthen, tell=lambda items, note: end.send((items, note))
+                distribution(name),
+                experiment,
+                label,
+                grid,
+                lengthen=lengthen,
+                on_progress=lambda items, note: end.send((items, note)),
             )
         except UserError as error:
             result = error
         end.send(result)
-        # Tensors go through memory that is gone with this process: not before they have arrived.
+        # Tensors are sent through shared memory of this process, so wait until the parent has received them.
         end.recv()

@@ -1,4 +1,4 @@
-"""One study: the same data learned by diffusion recovery likelihood and by short-run maximum likelihood, measured."""
+"""Fitting and measuring: the same data learned by diffusion recovery likelihood and short-run maximum likelihood."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from drl_dist.diffusion.noise import PhiloxNoise
 from drl_dist.diffusion.recovery import LogDensityAndGrad
 from drl_dist.sampling.progressive import RawAtLevel
 from drl_dist.toy.density import Grid, exact_masses, kl_divergence, learned_masses, total_variation
-from drl_dist.toy.laws import DataLaw
+from drl_dist.toy.distributions import DataDistribution
 from drl_dist.toy.training import ToyModel, train
 
 NEAR = 0.15
-"""A point within this distance of the data is on them; the laws' own widths are about half of it."""
+"""Distance within which a point counts as on the data; the distributions' own widths are about half of it."""
 
 NUM_SAMPLES = 2000
 NUM_LONG = 200
 _NUM_DATA = 8000
 _FIRST_DATA_ID = 1 << 40
-"""Training counts its points from 0 and does not get here."""
+"""First sample id of data for comparison; training counts its ids from 0 and stays below."""
 
-Tell = Callable[[int, str], None]
-"""So many more chain steps are done, and a note."""
+OnProgress = Callable[[int, str], None]
+"""Callback that receives the number of further chain steps done, and a note."""
 
 
 @dataclass(frozen=True)
 class Fit:
-    """What one way of learning made of the data."""
+    """Result of learning data with one method."""
 
     model: ToyModel
     stages: Tensor
@@ -40,7 +40,7 @@ class Fit:
     long_run: Tensor
     """(B, 2) x_0 by the same chains, each `lengthen` times as long."""
     marginal_run: Tensor
-    """(B, 2) x_0 after `num_long` more steps on f(y, 0) alone, from samples: what the learned density itself holds."""
+    """(B, 2) x_0 after `num_long` further steps from samples, on f(y, 0) alone: shows the learned density itself."""
     lengthen: int
     num_long: int
     """Chain steps per level of the long runs."""
@@ -51,18 +51,18 @@ class Fit:
 
     @property
     def total_variations(self) -> list[float]:
-        """Between learned and exact density of x_t, by level t; each in [0, 1]."""
+        """Total variation between learned and exact density of x_t, by level t; each in [0, 1]."""
         return [total_variation(self.exact[t], masses) for t, masses in enumerate(self.learned)]
 
     @property
     def kl_divergence(self) -> float:
-        """Of the learned density of x_0 from the exact one, nats."""
+        """KL divergence of the learned density of x_0 from the exact one, in nats."""
         return kl_divergence(self.exact[0], self.learned[0])
 
 
-def data_points(law: DataLaw, count: int = _NUM_DATA) -> Tensor:
-    """Points (count, 2) that no training sees."""
-    return law.sample(PhiloxNoise(0), _FIRST_DATA_ID + torch.arange(count))
+def data_points(distribution: DataDistribution, count: int = _NUM_DATA) -> Tensor:
+    """Data points (count, 2) that are not used in training."""
+    return distribution.sample(PhiloxNoise(0), _FIRST_DATA_ID + torch.arange(count))
 
 
 def share_off(points: Tensor, data: Tensor, distance: float = NEAR) -> float:
@@ -72,15 +72,15 @@ def share_off(points: Tensor, data: Tensor, distance: float = NEAR) -> float:
 
 
 def misplaced_share(points: Tensor, masses: Tensor, grid: Grid) -> float:
-    """Total variation between where points are and where they should be, over squares of side 1, in [0, 1].
+    """Total variation between the distribution of points and the expected one, over squares of side 1, in [0, 1].
 
-    Squares, because few points say nothing about cells; 200 independent ones of the checkerboard are about .08 away
-    from it by chance.
+    Squares are used because few points tell nothing about cells; 200 independent points of the checkerboard have about
+    .08 by chance.
 
     Args:
-        points: (B, 2); those outside the grid, or not finite, are nowhere.
-        masses: (cells, cells), what the grid's cells should hold.
-        grid: of the masses, a whole number of cells per unit.
+        points: (B, 2); those outside the grid, or not finite, are counted as misplaced.
+        masses: (cells, cells), expected masses of the grid's cells.
+        grid: grid of the masses, with a whole number of cells per unit.
     """
     side = round(2 * grid.half_width)
     expected = masses.reshape(side, grid.cells // side, side, grid.cells // side).sum((1, 3))
@@ -93,41 +93,41 @@ def misplaced_share(points: Tensor, masses: Tensor, grid: Grid) -> float:
 
 
 def num_chain_steps(experiment: Experiment, lengthen: int) -> int:
-    """What `fit` tells of in all: the chain steps of training and of both long runs."""
+    """Number of chain steps that `fit` reports: those of training and of both long runs."""
     long_runs = lengthen * (experiment.diffusion.num_levels + 1)
     return (experiment.train.num_steps + long_runs) * experiment.mcmc.num_chain_steps
 
 
 def fit(
-    law: DataLaw,
+    distribution: DataDistribution,
     experiment: Experiment,
     label: str,
     grid: Grid,
     *,
     lengthen: int = 100,
-    tell: Tell = lambda items, note: None,
+    on_progress: OnProgress = lambda items, note: None,
 ) -> Fit:
-    """Train, sample, run on, and put densities on the grid.
+    """Train, sample, continue with long runs, and compute densities on the grid.
 
     Args:
-        law: of the data.
-        experiment: how it is learned.
-        label: what this way of learning is called.
-        grid: of the densities.
-        lengthen: a long run's chains are this many times as long as those of training.
-        tell: hears how far it is, see `num_chain_steps`.
+        distribution: distribution of the data.
+        experiment: experiment of the method.
+        label: name of the method.
+        grid: grid of the densities.
+        lengthen: factor by which chains of long runs are longer than those of training.
+        on_progress: receives `num_chain_steps` steps in all.
 
     Raises:
-        UserError: training ran away.
+        UserError: training diverged.
     """
     model, chain = ToyModel.create(experiment), experiment.mcmc.num_chain_steps
-    train(model, law, lambda loss: tell(chain, f"{label}: loss {loss:.3f}"))
+    train(model, distribution, lambda loss: on_progress(chain, f"{label}: loss {loss:.3f}"))
     noise = PhiloxNoise(experiment.train.seed)
     stages = model.sample_levels(noise, torch.arange(NUM_SAMPLES))
     num_levels, num_long = model.levels.num_levels, lengthen * chain
-    ids, raw_at = torch.arange(NUM_LONG), _told(model.network.raw_at, lambda: tell(1, f"{label}: long runs"))
+    ids, raw_at = torch.arange(NUM_LONG), _counted(model.network.raw_at, lambda: on_progress(1, f"{label}: long runs"))
     long_run = model.sample_levels(noise, ids, lengthen=lengthen, raw_at=raw_at)[-1]
-    # Other ids, so that no chain goes on with the numbers that made its beginning.
+    # Other ids, so that no chain continues with the random numbers that made its start.
     marginal_run = model.run_marginal(noise, NUM_SAMPLES + ids, stages[-1][:NUM_LONG], num_long, raw_at=raw_at)
     return Fit(
         model,
@@ -137,32 +137,32 @@ def fit(
         lengthen,
         num_long,
         learned=[learned_masses(model.network.raw_at, model.levels, t, grid) for t in range(num_levels)],
-        exact=[exact_masses(law, model.ladder, t, grid) for t in range(num_levels + 1)],
+        exact=[exact_masses(distribution, model.ladder, t, grid) for t in range(num_levels + 1)],
     )
 
 
-def _told(raw_at: RawAtLevel, tell: Callable[[], None]) -> RawAtLevel:
-    """The same network; `tell` hears of every gradient."""
+def _counted(raw_at: RawAtLevel, on_progress: Callable[[], None]) -> RawAtLevel:
+    """The same network, which calls `on_progress` before every gradient."""
 
-    def told_at(level: Tensor) -> LogDensityAndGrad:
+    def counted_at(level: Tensor) -> LogDensityAndGrad:
         raw_and_grad = raw_at(level)
 
-        def told(y: Tensor) -> tuple[Tensor, Tensor]:
-            tell()
+        def counted(y: Tensor) -> tuple[Tensor, Tensor]:
+            on_progress()
             return raw_and_grad(y)
 
-        return told
+        return counted
 
-    return told_at
+    return counted_at
 
 
 def report(drl: Fit, short_run: Fit, data: Tensor, grid: Grid) -> list[str]:
-    """The numbers of a study as lines: a table, then the levels of diffusion recovery likelihood.
+    """The figures of a study as lines of text: a table, then the levels of diffusion recovery likelihood.
 
     Args:
-        drl, short_run: of the same data.
-        data: points of them, (N, 2).
-        grid: of the densities.
+        drl, short_run: results of both methods on the same data.
+        data: points of the data, (N, 2).
+        grid: grid of the densities.
     """
     runs: list[tuple[str, Callable[[Fit], Tensor]]] = [
         ("samples", lambda f: f.stages[-1]),

@@ -1,7 +1,7 @@
-"""Algorithm 1 on points of the plane, made of the same parts as for images: pairs, conditional density, chain, loss.
+"""Algorithm 1 on points in the plane, from the same components as for images: pairs, conditional density, chain, loss.
 
-Maximum likelihood with short-run chains is the case T = 1: one transition takes the data to white noise, where the
-chain of the only, marginal, density begins.
+Maximum likelihood with short-run chains is the case T = 1: one transition turns the data into white noise, where the
+chain of the only density, a marginal one, begins.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ from drl_dist.energy.toy_mlp import ToyMlp
 from drl_dist.mcmc.kernel import KeyedChainNoise, run_chain
 from drl_dist.mcmc.langevin import UnadjustedLangevin
 from drl_dist.sampling.progressive import ProgressiveSampler, RawAtLevel
-from drl_dist.toy.laws import DataLaw
+from drl_dist.toy.distributions import DataDistribution
 from drl_dist.training.ema import Ema
 
 _RUNAWAY_LOSS = 1e4
-"""Nats; a loss beyond it means that chains have left the data for good."""
+"""Loss in nats beyond which training has diverged: its chains do not return to the data."""
 
 
 def drl_experiment(*, seed: int, num_steps: int) -> Experiment:
     """Diffusion recovery likelihood on the T6 ladder, with scales and weights as the paper prints them.
 
-    Of `model`, the widths and the number of blocks count; `channels` and `resolution` belong to images.
+    Of `model`, only widths, number of blocks and activation apply; `channels` and `resolution` are for images.
 
     Args:
-        seed: of weights, data and noise.
-        num_steps: of training.
+        seed: seed of weights, data and noise.
+        num_steps: number of training steps.
 
     Raises:
-        UserError: a seed below 0 or fewer steps than 1.
+        UserError: the seed is negative, or there is less than 1 step.
     """
     return Experiment(
         preset="toy",
@@ -68,8 +68,8 @@ def drl_experiment(*, seed: int, num_steps: int) -> Experiment:
 def short_run_experiment(*, seed: int, num_steps: int) -> Experiment:
     """Maximum likelihood with short-run chains: T = 1, so no recovery term, and K steps from white noise.
 
-    Network, batches, steps and K are those of `drl_experiment`, so both ways cost the same. The learning rate is half
-    as large and b**2 a sixth: at the other's, this training runs away.
+    Network, batches, steps and K are those of `drl_experiment`, so both methods cost the same. The learning rate is
+    half and b**2 a sixth as large: with those of `drl_experiment`, this training diverges.
 
     Args, Raises: as `drl_experiment`.
     """
@@ -84,17 +84,17 @@ def short_run_experiment(*, seed: int, num_steps: int) -> Experiment:
 
 @dataclass(frozen=True)
 class ToyModel:
-    """A network and everything that says what its output means."""
+    """A network, with the ladder and scales that define the meaning of its output."""
 
     experiment: Experiment
     ladder: NoiseLadder
     levels: Levels
-    """float32, (T,)."""
+    """Scales of the levels, (T,) float32."""
     network: ToyMlp
 
     @classmethod
     def create(cls, experiment: Experiment) -> ToyModel:
-        """A model at its initial weights, which the seed determines."""
+        """A model with initial weights, which the seed determines."""
         ladder, model = build_ladder(experiment.diffusion), experiment.model
         network = ToyMlp(
             width=model.width,
@@ -112,10 +112,10 @@ class ToyModel:
         """x_T, x_{T-1}, ..., x_0 by Algorithm 2, (T+1, B, 2).
 
         Args:
-            noise: of the samples.
+            noise: noise of the samples.
             sample_ids: (B,) int64.
-            lengthen: run every chain this many times as long as in training.
-            raw_at: the network's, if it is to be watched.
+            lengthen: factor by which every chain is longer than in training.
+            raw_at: replaces the network's own method, e.g. to count gradients.
         """
         mcmc = self.experiment.mcmc
         sampler = ProgressiveSampler(self.levels, lengthen * mcmc.num_chain_steps, mcmc.sampling_noise_scale)
@@ -124,14 +124,14 @@ class ToyModel:
     def run_marginal(
         self, noise: Noise, sample_ids: Tensor, x: Tensor, num_chain_steps: int, *, raw_at: RawAtLevel | None = None
     ) -> Tensor:
-        """Langevin dynamics on f(y, 0) alone: what its density holds on to when nothing pulls back, (B, 2).
+        """Langevin dynamics on f(y, 0) alone, without a recovery term: the resulting x_0, (B, 2).
 
         Args:
-            noise: of the chain.
+            noise: noise of the chain.
             sample_ids: (B,) int64.
-            x: (B, 2) where it begins, as an x_0.
-            num_chain_steps: of the chain.
-            raw_at: the network's, if it is to be watched.
+            x: (B, 2) x_0 at which the chain begins.
+            num_chain_steps: length of the chain.
+            raw_at: replaces the network's own method, e.g. to count gradients.
         """
         level = torch.zeros_like(sample_ids)
         here, scale = self.levels.at(level), self.levels.transition_scale[0]
@@ -141,34 +141,36 @@ class ToyModel:
         return run_chain(kernel, x * scale, numbers, num_chain_steps).y / scale
 
 
-def train(model: ToyModel, law: DataLaw, on_step: Callable[[float], None] = lambda loss: None) -> None:
+def train(
+    model: ToyModel, distribution: DataDistribution, on_step: Callable[[float], None] = lambda loss: None
+) -> None:
     """Train on an endless stream of points; every step sees new ones.
 
-    The learning rate rises over the warm-up and falls linearly to 0 at the end: few steps leave no time for an average
-    over many.
+    The learning rate rises during warm-up and falls linearly to 0 at the end, because there are too few steps to
+    average weights over many.
 
     Args:
-        model: at its initial weights; is left with the moving average of its weights.
-        law: of the data.
-        on_step: told the loss after every step, in nats.
+        model: model with initial weights; afterwards it has the moving average of its weights.
+        distribution: distribution of the data.
+        on_step: called with the loss after every step, in nats.
 
     Raises:
-        UserError: the loss ran away.
+        UserError: the loss diverged.
     """
-    optim, schedule = model.experiment.optim, model.experiment.train
-    noise = PhiloxNoise(schedule.seed)
+    optim, config = model.experiment.optim, model.experiment.train
+    noise = PhiloxNoise(config.seed)
     optimizer = torch.optim.Adam(
         model.network.parameters(), lr=optim.learning_rate, betas=(optim.beta1, optim.beta2), eps=optim.epsilon
     )
     ema = Ema(model.network, optim.ema_decay)
-    for step in range(schedule.num_steps):
+    for step in range(config.num_steps):
         warm = min(1.0, (step + 1) / max(1, optim.warmup_steps))
         for group in optimizer.param_groups:
-            group["lr"] = optim.learning_rate * warm * (1 - step / schedule.num_steps)
-        ids = torch.arange(schedule.batch_size) + step * schedule.batch_size
-        loss = step_loss(model, law, noise, ids)
+            group["lr"] = optim.learning_rate * warm * (1 - step / config.num_steps)
+        ids = torch.arange(config.batch_size) + step * config.batch_size
+        loss = step_loss(model, distribution, noise, ids)
         value = float(loss.detach())
-        # Not a number is not within any bound.
+        # Written so that NaN is refused as well.
         if not abs(value) < _RUNAWAY_LOSS:
             raise UserError(
                 "training",
@@ -184,22 +186,22 @@ def train(model: ToyModel, law: DataLaw, on_step: Callable[[float], None] = lamb
     model.network.load_state_dict(ema.shadow)
 
 
-def step_loss(model: ToyModel, law: DataLaw, noise: Noise, ids: Tensor) -> Tensor:
-    """The loss of Algorithm 1, a scalar in nats: draw pairs, run the chain, compare its ends.
+def step_loss(model: ToyModel, distribution: DataDistribution, noise: Noise, ids: Tensor) -> Tensor:
+    """The loss of Algorithm 1, a scalar in nats: draw pairs, run the chain, compare its ends with the data.
 
     Args:
-        model: whose network is trained.
-        law: of the data.
-        noise: of data, pairs and chains.
-        ids: (B,) int64 of the points.
+        model: model to train.
+        distribution: distribution of the data.
+        noise: noise of data, pairs and chains.
+        ids: (B,) int64 sample ids of the points.
     """
     level = draw_levels(noise, ids, model.levels.num_levels)
-    pairs = draw_pairs(noise, ids, law.sample(noise, ids), level, model.ladder, model.levels.transition_scale)
+    pairs = draw_pairs(noise, ids, distribution.sample(noise, ids), level, model.ladder, model.levels.transition_scale)
     mcmc = model.experiment.mcmc
     sampler = ProgressiveSampler(model.levels, mcmc.num_chain_steps, mcmc.noise_scale)
     kernel = sampler.kernel(model.network.raw_at(level), pairs.x_noisy, level)
     numbers = KeyedChainNoise(noise, Purpose.TRAIN_CHAIN, ids, level, (2,))
     y_neg = run_chain(kernel, pairs.x_noisy, numbers, sampler.num_draws).y
-    # One forward of both: half the calls, and Algorithm 1 needs no more.
+    # Both in one forward pass, which halves the number of calls.
     raw_pos, raw_neg = model.network(torch.cat([pairs.y_pos, y_neg]), torch.cat([level, level])).chunk(2)
     return recovery_loss(raw_pos, raw_neg, model.levels.loss_weight[level])

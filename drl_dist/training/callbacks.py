@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from drl_dist.common.durations import duration
 from drl_dist.common.images import enlargement, grid
 from drl_dist.config.tree import EngineConfig, Experiment
-from drl_dist.durations import duration
 from drl_dist.training.generate import draw_together
 from drl_dist.training.guard import Interrupt
 from drl_dist.training.loop import StepReport

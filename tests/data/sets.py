@@ -1,4 +1,4 @@
-"""Small shard folders whose images tell which sample they are."""
+"""Small shard folders whose images show which sample they are."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ def test_removes_what_was_used_longest_ago_and_keeps_its_bound(index: ShardIndex
     cache = cache_of(index, tmp_path, 3)
     for number in (0, 1, 2, 0, 3, 4):  # 0 is used again, so 1 and 2 go first.
         cache.open(index.shards[number]).close()
-        time.sleep(0.02)  # Times of files tell who was used last.
+        time.sleep(0.02)  # The order of last use is known by the times of files.
         assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= 3 * index.shards[0].size
     assert held(tmp_path) == sorted(index.shards[number].sha256 for number in (0, 3, 4))
 
@@ -68,7 +68,7 @@ def test_what_is_in_use_stays(index: ShardIndex, tmp_path: Path) -> None:
         first.read_sample(7)
 
 
-def test_a_full_cache_is_told_and_a_patient_one_waits(
+def test_a_full_cache_is_an_error_and_a_patient_one_waits(
     index: ShardIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cache_module, "ROOM_DEADLINE", 0.3)
@@ -192,7 +192,7 @@ def test_a_cache_smaller_than_the_shards_in_use_is_refused_at_once(index: ShardI
         ShardStream(index, seed=0, batch_size=4, loader=loader)
 
 
-def test_a_cache_folder_that_cannot_be_made_is_told(index: ShardIndex, tmp_path: Path) -> None:
+def test_a_cache_folder_that_cannot_be_made_is_refused(index: ShardIndex, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(UserError, match=r"loader.cache_dir"):
         ShardStream(index, seed=0, batch_size=4, loader=LoaderConfig(cache_dir=str(tmp_path / "file" / "cache")))

@@ -78,7 +78,7 @@ def test_preparing_into_a_folder_that_holds_notes(
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "told"),
+    ("name", "text", "message"),
     [
         ("images-train-00001.tar", "mine", "got images-train-00001.tar of something else"),
         ("unreadable.json", "mine", "got unreadable.json of something else"),
@@ -92,19 +92,19 @@ def test_preparing_into_a_folder_that_holds_notes(
     ],
 )
 def test_preparing_writes_over_nothing_of_others(
-    name: str, text: str, told: str, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, text: str, message: str, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "out" / name
     path.parent.mkdir(parents=True)
     path.write_text(text)
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         prepare(pictures, f"{tmp_path}/out", monkeypatch)
     assert [one.relative_to(tmp_path / "out") for one in (tmp_path / "out").rglob("*.*")] == [Path(name)]
     assert path.read_text() == text
 
 
 @pytest.mark.parametrize("text", ["mine", "[]", "{}", '{"row": {"name": "a"}, "unreadable": []}', '{"row": null}'])
-def test_a_record_that_is_none_is_told(
+def test_something_else_than_a_record_is_refused(
     text: str, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):

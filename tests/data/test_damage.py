@@ -1,4 +1,4 @@
-"""Damaged data under the policy `substitute`: which images stand in, and that it never depends on anything else."""
+"""Damaged data under the policy `substitute`: which images replace damaged ones, and that nothing else matters."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from drl_dist.data.order import SampleOrder
 from drl_dist.data.shards import Sample, pack_shard
 from drl_dist.data.stream import ShardStream
 from drl_dist.data.substitutes import (
-    LEDGER,
+    SUBSTITUTES,
     DamageError,
     Substitute,
-    format_ledger,
-    parse_ledger,
-    read_ledger,
+    format_substitutes,
+    parse_substitutes,
+    read_substitutes,
 )
 from tests.data.sets import pixels_of, sample_ids, sample_of, write_set
 from tests.faulty_proxy import FaultyProxy
@@ -99,7 +99,7 @@ def test_sound_samples_stand_in_for_those_of_a_damaged_shard(case: str, window_s
         assert (one.by_shard, one.by_sample) == (index.shards[shard].name, sample)
         assert np.array_equal(image.numpy(), pixels_of(int(FIRSTS[shard]) + sample))
         assert re.fullmatch(reason, one.reason)
-    # Not one and the same image in place of a whole shard; a window may have five sound ones.
+    # Not one and the same image in place of a whole shard; a window may have five intact ones.
     assert len({(one.by_shard, one.by_sample) for one in substitutes}) >= 5
 
 
@@ -150,11 +150,11 @@ def test_what_is_damaged_does_not_depend_on_what_is_still_in_memory(tmp_path: Pa
     assert sum(batch.bad_samples for batch in later[10:]) == expected.sum() > 0
 
 
-def test_no_sound_image_at_all_is_told(tmp_path: Path) -> None:
+def test_no_intact_image_at_all_is_an_error(tmp_path: Path) -> None:
     index = write_set(str(tmp_path), COUNTS)
     for shard in index.shards:
         (tmp_path / shard.name).unlink()
-    with pytest.raises(UserError, match=rf"data {tmp_path}: got no sound sample"):
+    with pytest.raises(UserError, match=rf"data {tmp_path}: got no intact sample"):
         take(index, steps=1)
 
 
@@ -171,9 +171,9 @@ def test_a_file_that_may_not_be_read_is_no_damage(tmp_path: Path) -> None:
     path = tmp_path / index.shards[2].name
     path.unlink()
     path.symlink_to(path.name)  # cannot be opened, by root either
-    with pytest.raises(UserError, match=rf"shard {path}: got .*, expected a file that can be read") as told:
+    with pytest.raises(UserError, match=rf"shard {path}: got .*, expected a file that can be read") as caught:
         take(index)
-    assert not isinstance(told.value, DamageError)
+    assert not isinstance(caught.value, DamageError)
 
 
 def test_choices_begin_in_the_window_and_reach_every_shard() -> None:
@@ -217,21 +217,21 @@ def test_damage_in_a_bucket_is_the_same_as_on_a_disk(
 LINES = [Substitute(9, "a.tar", 1, "no such file", "b.tar", 4), Substitute(3, "a.tar", 0, "é", "b.tar", 2)]
 
 
-def test_the_ledger_is_lines_in_order_and_is_cut_where_a_run_goes_on(tmp_path: Path) -> None:
-    text = format_ledger(LINES)
+def test_the_substitution_log_is_lines_in_order_and_is_cut_where_a_run_resumes(tmp_path: Path) -> None:
+    text = format_substitutes(LINES)
     assert text.count(b"\n") == 2
-    assert parse_ledger(text, source="x") == sorted(LINES)
-    assert read_ledger(str(tmp_path), before=5) == []
-    (tmp_path / LEDGER).write_bytes(text)
-    assert read_ledger(str(tmp_path)) == sorted(LINES)
-    assert read_ledger(str(tmp_path), before=9) == [LINES[1]]
-    assert (tmp_path / LEDGER).read_bytes() == format_ledger(LINES[1:])
+    assert parse_substitutes(text, source="x") == sorted(LINES)
+    assert read_substitutes(str(tmp_path), before=5) == []
+    (tmp_path / SUBSTITUTES).write_bytes(text)
+    assert read_substitutes(str(tmp_path)) == sorted(LINES)
+    assert read_substitutes(str(tmp_path), before=9) == [LINES[1]]
+    assert (tmp_path / SUBSTITUTES).read_bytes() == format_substitutes(LINES[1:])
 
 
 @pytest.mark.parametrize(
-    "line", [b"{", b"[]", b"7", b'{"position": 1}', format_ledger(LINES[:1]).replace(b"9", b'"9"'), b"\xff", b""]
+    "line", [b"{", b"[]", b"7", b'{"position": 1}', format_substitutes(LINES[:1]).replace(b"9", b'"9"'), b"\xff", b""]
 )
-def test_a_damaged_ledger_is_told(line: bytes, tmp_path: Path) -> None:
-    (tmp_path / LEDGER).write_bytes(format_ledger(LINES[:1]) + line + b"\n" + format_ledger(LINES[1:]))
-    with pytest.raises(UserError, match=rf"ledger {tmp_path}/{LEDGER}: got line \d"):
-        read_ledger(str(tmp_path))
+def test_a_damaged_substitution_log_is_refused(line: bytes, tmp_path: Path) -> None:
+    (tmp_path / SUBSTITUTES).write_bytes(format_substitutes(LINES[:1]) + line + b"\n" + format_substitutes(LINES[1:]))
+    with pytest.raises(UserError, match=rf"substitution log {tmp_path}/{SUBSTITUTES}: got line \d"):
+        read_substitutes(str(tmp_path))

@@ -68,7 +68,7 @@ def test_no_shards_is_said_before_anything_else(tmp_path: Path) -> None:
         open_index(str(tmp_path))
 
 
-def test_another_resolution_is_told_with_both_figures(tmp_path: Path) -> None:
+def test_another_resolution_is_refused_with_both_figures(tmp_path: Path) -> None:
     index = write_set(str(tmp_path))
     index.check_model(resolution=8, channels=1)
     with pytest.raises(UserError, match=r"got 8x8 pixels with 1 channel, expected 32x32 pixels with 3 channels"):

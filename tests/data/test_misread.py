@@ -117,7 +117,7 @@ def test_premultiplied_grey_shows_its_own_grey() -> None:
     assert shown(bytes(opaque)) == ([[100]], ())
 
 
-def test_a_picture_that_is_transparent_everywhere_is_told_apart() -> None:
+def test_a_picture_that_is_transparent_everywhere_is_counted_separately() -> None:
     # As programs write it that leave the fourth byte unused.
     clear = np.zeros((2, 2, 4), np.uint8)
     for kind in ("PNG", "TGA"):

@@ -134,7 +134,7 @@ def test_transparent_pixels_show_the_background() -> None:
     key = (b"tRNS", struct.pack(">3H", 0, 255, 0))
     key_16 = (b"tRNS", struct.pack(">3H", 0, 65535, 0))
     colours = rgba[:, :, :3]
-    for data, told in (
+    for data, expected in (
         (saved(Image.fromarray(rgba), "PNG"), ()),
         (saved(Image.fromarray(rgba), "WEBP", lossless=True, exact=True), ()),
         (saved(Image.fromarray(rgba), "TIFF"), ()),
@@ -146,7 +146,7 @@ def test_transparent_pixels_show_the_background() -> None:
         (png(rgba.astype(np.uint16) * 257, 6), ()),
     ):
         pixels, treated = shown(data, "RGB")
-        assert pixels == [[red, white]] and pictures.TRANSPARENT in treated and set(told) <= set(treated)
+        assert pixels == [[red, white]] and pictures.TRANSPARENT in treated and set(expected) <= set(treated)
         assert shown(data, "RGB", background=(1, 2, 3))[0] == [[red, [1, 2, 3]]]
     grey = np.array([[[7, 255], [9, 0]]], np.uint8)
     assert shown(saved(Image.fromarray(grey, "LA"), "PNG")) == ([[7, 255]], (pictures.TRANSPARENT,))
@@ -182,7 +182,7 @@ def ifd(*entries: tuple[int, int, int, bytes]) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("exif", "size", "told"),
+    ("exif", "size", "expected"),
     [
         (ifd((0x0112, 3, 1, b"\0\6")), (8, 16), ()),
         # A resolution of a text where Pillow would write a rational.
@@ -198,9 +198,9 @@ def ifd(*entries: tuple[int, int, int, bytes]) -> bytes:
         (ifd((0x010F, 2, 4, b"abc\0")), (16, 8), ()),
     ],
 )
-def test_damaged_exif_keeps_the_pixels(exif: bytes, size: tuple[int, int], told: tuple[str, ...]) -> None:
+def test_damaged_exif_keeps_the_pixels(exif: bytes, size: tuple[int, int], expected: tuple[str, ...]) -> None:
     picture = read_picture(jpeg_with(exif), PixelRules())
-    assert (picture.image.size, picture.treated) == (size, told)
+    assert (picture.image.size, picture.treated) == (size, expected)
     pixels = np.asarray(picture.image)
     dark, bright = (pixels[:, :8], pixels[:, 8:]) if size == (16, 8) else (pixels[:8], pixels[8:])
     assert dark.max() < 10 and bright.min() > 245
@@ -219,7 +219,7 @@ def test_damaged_metadata_of_png_keeps_the_pixels() -> None:
         shown(bytes(broken))
 
 
-def test_colours_that_are_kept_as_stored_are_told() -> None:
+def test_colours_that_are_kept_as_stored_are_reported() -> None:
     grey = Image.new("RGB", (2, 2), (100, 100, 100))
     srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     xyz = ImageCms.ImageCmsProfile(ImageCms.createProfile("XYZ")).tobytes()
@@ -272,9 +272,9 @@ def test_a_folder_counts_what_was_treated_and_keeps_to_its_rules(
     (source / "b.png").write_bytes(png(np.full((8, 8), 65535, np.uint16), 0))
     (source / "c.tif").write_bytes(tiff(np.zeros((8, 8), np.float32), kind=3))
     index = prepare(monkeypatch, source, tmp_path / "out")
-    told = capsys.readouterr().err
-    assert f"1 {pictures.TRANSPARENT}" in told and f"1 {depth.SCALED}" in told and "--background" in told
-    assert "floating-point values without a range" in told
+    printed = capsys.readouterr().err
+    assert f"1 {pictures.TRANSPARENT}" in printed and f"1 {depth.SCALED}" in printed and "--background" in printed
+    assert "floating-point values without a range" in printed
     images = read_images(index, 9).numpy()
     # Laid over white before it shrinks: nothing is darker than the picture.
     assert images[0].min() == 200 and images[0, :, :, 0].min() == 255 and images[1].min() == 255
@@ -315,8 +315,8 @@ def test_ordinary_images_keep_their_bytes_and_old_records_are_resumed(
     (progress / "parameters.json").write_text(json.dumps({"name": "images", "split": "train", "channels": 3} | made))
     capsys.readouterr()
     assert prepare(monkeypatch, source, tmp_path / "out", "--shard-size", "2").fingerprint == FINGERPRINT
-    told = capsys.readouterr().err
-    assert "1 shards are finished" in told and "1 of them were made by an earlier version" in told
+    printed = capsys.readouterr().err
+    assert "1 shards are finished" in printed and "1 of them were made by an earlier version" in printed
 
 
 FINGERPRINT = "634ef37635725b817d9aa652b03a0e39db63f88ad498929ecd2f631f880bf2b8"

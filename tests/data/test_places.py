@@ -135,11 +135,11 @@ def test_what_is_no_plain_name_is_refused_in_one_sentence(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for use in (open_filesystem, check_reachable, lambda url: Folder(url).sizes(), lambda url: Folder(url).local):
-        with pytest.raises(UserError) as told:
+        with pytest.raises(UserError) as caught:
             use(text)
-        assert "\n" not in str(told.value)
-        assert "secret" not in str(told.value)
-        assert str(told.value).isprintable()
+        assert "\n" not in str(caught.value)
+        assert "secret" not in str(caught.value)
+        assert str(caught.value).isprintable()
     for rule in (place_rule, file_rule, local_rule):
         assert not rule("--out", text)[3]
     with pytest.raises(UserError):
@@ -186,7 +186,7 @@ def test_a_place_without_a_file_in_it_is_no_file(text: str) -> None:
 
 
 @pytest.mark.parametrize("below", ["", "/deeper/still"])
-def test_a_file_where_a_folder_is_meant_is_told(below: str, tmp_path: Path) -> None:
+def test_a_file_in_place_of_a_folder_is_refused(below: str, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match=r"got a file at .*notes.txt, expected a folder"):
         check_reachable(f"{tmp_path}/notes.txt{below}")

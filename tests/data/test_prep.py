@@ -242,7 +242,7 @@ def test_wrong_sources_say_what_they_found_and_need(tmp_path: Path, monkeypatch:
         tar.addfile(tarfile.TarInfo("cifar-10-batches-py/data_batch_1"), io.BytesIO())
     refused("cifar10", python_version, "cifar-10-python.tar.gz without data_batch_1.bin.*not the Python one")
     python_version.write_bytes(b"\x1f\x8b junk")
-    refused("cifar10", python_version, "no sound archive")
+    refused("cifar10", python_version, "no readable archive")
     (empty / "data_batch_1.bin").write_bytes(bytes(3072))
     refused("cifar10", empty, "without data_batch_2.bin")
 
@@ -262,7 +262,7 @@ def test_wrong_sources_say_what_they_found_and_need(tmp_path: Path, monkeypatch:
     (database / "data.mdb").write_bytes(data[: len(data) // 2])
     refused("lsun", database, r"data.mdb of \d+ bytes", "--category", "bedroom")
     (database / "data.mdb").write_bytes(b"hello" * 1000)
-    refused("lsun", database, "no sound LMDB database", "--category", "bedroom")
+    refused("lsun", database, "no readable LMDB database", "--category", "bedroom")
 
     celeba = tmp_path / "celeba"
     write_celeba(celeba, [0, 1], packed=True)

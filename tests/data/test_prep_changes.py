@@ -196,7 +196,7 @@ def test_an_lmdb_with_the_same_keys_and_lengths_is_another_one(tmp_path: Path, m
 
 
 @pytest.mark.parametrize("packed", [True, False])
-def test_a_face_replaced_by_one_of_its_size_is_told(
+def test_a_face_replaced_by_one_of_its_size_is_recognised(
     packed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = tmp_path / "celeba"
@@ -339,7 +339,7 @@ def test_an_ordinary_folder_has_the_bytes_that_earlier_versions_gave_it(
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "earlier" / name).read_bytes(), name
 
 
-def test_a_damaged_note_is_told_and_compared_with_nothing(
+def test_damaged_stamps_are_reported_and_not_compared(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_photos(tmp_path / "photos", [1, 2, 3])

@@ -243,7 +243,7 @@ def test_lsun_of_another_kind_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
     refused("church_outdoor_train_lmdb.zip, which is not unpacked", packed)
 
 
-def test_a_damaged_page_of_an_lmdb_is_told_by_another_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_page_of_an_lmdb_is_found_by_another_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     database = tmp_path / "church_outdoor_train_lmdb"
     write_lsun(database, {f"{number:040x}".encode(): bytes([number]) * 900 for number in range(60)})
     path = database / "data.mdb"
@@ -253,7 +253,7 @@ def test_a_damaged_page_of_an_lmdb_is_told_by_another_process(tmp_path: Path, mo
     for at, junk in ((10, b"\x00\x00"), (10, b"\x01\x00"), (12, b"\xff\xff\xff\xff"), (0, bytes(4096))):
         start = pages[1] * 4096 + at
         path.write_bytes(whole[:start] + junk + whole[start + len(junk) :])
-        with pytest.raises(UserError, match="no sound LMDB database") as caught:
+        with pytest.raises(UserError, match="no readable LMDB database") as caught:
             prepare("lsun", monkeypatch, "--source", database, "--out", tmp_path / "out")
         assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
         ended.add(str(caught.value))
@@ -270,8 +270,8 @@ def test_a_value_of_an_lmdb_that_reaches_beyond_its_file_is_told(
     entry = whole.rindex(b"second") - 8
     assert int.from_bytes(whole[entry : entry + 4], "little") == 9000
     (database / "data.mdb").write_bytes(whole[:entry] + len(whole).to_bytes(4, "little") + whole[entry + 4 :])
-    # Whoever reads the value is ended by a signal.
-    with pytest.raises(UserError, match=r"worker process: got its sudden end.*the database is damaged"):
+    # The process that reads the value is ended by a signal.
+    with pytest.raises(UserError, match=r"worker process: got an unexpected end.*the database is damaged"):
         prepare("lsun", monkeypatch, "--source", database, "--out", tmp_path / "out", "--workers", 1)
 
 
@@ -287,7 +287,7 @@ def test_archives_of_records_that_are_damaged_are_one_sentence(tmp_path: Path, m
     archive = tmp_path / "cifar-10-binary.tar.gz"
     write_cifar10(archive, 2)
     archive.write_bytes(archive.read_bytes()[:-3000])
-    refused("cifar10", archive, "no sound archive|without test_batch|without data_batch")
+    refused("cifar10", archive, "no readable archive|without test_batch|without data_batch")
     plain, packed = tmp_path / "plain", tmp_path / "packed"
     write_fashion(plain, 3, packed=False)
     write_fashion(packed, 3, packed=True)

@@ -138,7 +138,7 @@ def test_a_name_does_not_choose_a_decoder_that_starts_programs(tmp_path: Path, m
     assert not {".eps", ".ps", ".pdf", ".wmf", ".mpg", ".h5", ".pfm"} & picture_suffixes()
 
 
-def test_a_picture_pillow_was_built_without_is_told_of_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_format_pillow_was_built_without_is_reported_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("datasets_prep._listing.features.check", lambda feature: feature != "avif")
     assert ".avif" not in picture_suffixes() and ".webp" in picture_suffixes()
 
@@ -146,7 +146,7 @@ def test_a_picture_pillow_was_built_without_is_told_of_as_such(monkeypatch: pyte
 def test_a_source_that_is_left_out_whole_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = tmp_path / "photos"
     write_all(source, "a.heic", "b.heic", "@eaDir/a.png")
-    with pytest.raises(UserError, match=r"no image that is taken, but .*2 \.heic \(Pillow cannot read it\)") as caught:
+    with pytest.raises(UserError, match=r"no usable image, but .*2 \.heic \(Pillow cannot read it\)") as caught:
         prepare("folder", monkeypatch, "--source", source, "--out", tmp_path / "out")
     assert "1 in @eaDir" in str(caught.value) and "\n" not in str(caught.value)
 
@@ -196,7 +196,7 @@ def test_a_pipe_that_took_the_place_of_a_file_is_not_waited_for(tmp_path: Path) 
     began = threading.Event()
 
     def write() -> None:
-        # Opens only if somebody reads from it as from a pipe; so that a failure is no hang.
+        # A writer for code that waits for one, so that the test would fail instead of hanging.
         began.wait(5)
         with suppress(OSError):
             os.close(os.open(tmp_path / "a.png", os.O_WRONLY | os.O_NONBLOCK))

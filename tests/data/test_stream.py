@@ -83,7 +83,7 @@ def test_is_the_same_for_any_number_of_ranks(world_size: int, tmp_path: Path) ->
         assert torch.equal(images[positions.argsort()], batch.images)
 
 
-def test_goes_on_where_it_stopped(tmp_path: Path) -> None:
+def test_resumes_where_it_stopped(tmp_path: Path) -> None:
     index = write_set(str(tmp_path), COUNTS)
     whole = take(14, index, horizontal_flip=True)
     rest = take(7, index, horizontal_flip=True, start_position=7 * 8)
@@ -233,7 +233,7 @@ def test_bytes_that_are_no_tar_are_named(tmp_path: Path) -> None:
         take(1, _stored(str(tmp_path), os.urandom(20480), (0,)), batch_size=1)
 
 
-def test_one_damaged_image_among_sound_ones_is_named(tmp_path: Path) -> None:
+def test_one_damaged_image_among_intact_ones_is_named(tmp_path: Path) -> None:
     samples = [sample_of(number) for number in range(6)]
     samples[4] = Sample(4, samples[4].png[:-30] + bytes(30))
     data, row = pack_shard("evil.tar", samples)

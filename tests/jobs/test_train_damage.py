@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from drl_dist.data.order import SampleOrder
-from drl_dist.data.substitutes import LEDGER, read_ledger
+from drl_dist.data.substitutes import SUBSTITUTES, read_substitutes
 from drl_dist.localhost import MlflowServer
 from tests.data.sets import write_set
 from tests.jobs.training_jobs import run, tracked, words
@@ -41,7 +41,7 @@ def test_a_damaged_shard_under_substitute(
         ]
 
     def ledger() -> list[tuple[int, str, int]]:
-        return [(one.position, one.shard, one.sample) for one in read_ledger(str(storage / "borne"))]
+        return [(one.position, one.shard, one.sample) for one in read_substitutes(str(storage / "borne"))]
 
     # Over the limit in the first step after a checkpoint.
     limit = len(damaged(3))
@@ -50,7 +50,7 @@ def test_a_damaged_shard_under_substitute(
     over = next(steps for steps in range(4, 9) if len(damaged(steps)) > limit)
     expected = f"data {data}: got {len(damaged(over))} damaged samples by step {over}, expected at most {limit}"
     assert stopped.lines[-1].startswith(expected), stopped.output
-    assert f"{storage}/borne/{LEDGER}" in stopped.lines[-1]
+    assert f"{storage}/borne/{SUBSTITUTES}" in stopped.lines[-1]
     assert ledger() == damaged(over)
     # The steps since the checkpoint are made again, and their lines written again.
     resumed = job(2, 8, 1000)
@@ -63,4 +63,4 @@ def test_a_damaged_shard_under_substitute(
     assert ledger() == damaged(11)
     history = tracked(mlflow_server, "borne").data.metrics
     assert history["bad_samples"] == len(damaged(11))
-    assert {one.reason for one in read_ledger(str(storage / "borne")) if one.shard == names[2]} == {"no such file"}
+    assert {one.reason for one in read_substitutes(str(storage / "borne")) if one.shard == names[2]} == {"no such file"}

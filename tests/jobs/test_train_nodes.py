@@ -18,7 +18,7 @@ import pytest
 from drl_dist.checkpoints.format import read_checkpoint
 from drl_dist.checkpoints.storage import checkpoint_name, complete_checkpoints, newest_checkpoint
 from drl_dist.common.program import EXIT_STOPPED
-from drl_dist.data.audit import audit, read_ledger
+from drl_dist.data.audit import audit, read_audit_log
 from drl_dist.data.index import open_index
 from drl_dist.localhost import MlflowServer, RayHead, processes
 from tests.jobs.nodes import RayNode, nodes
@@ -135,7 +135,7 @@ def test_a_run_outlives_its_machines(mlflow_server: MlflowServer, digits: Path, 
     assert [step for step in steps if step % EVERY], "none was written for the notice"
     index = open_index(str(digits))
     found = audit(
-        read_ledger(tmp_path / "ledger" / "nodes"),
+        read_audit_log(tmp_path / "ledger" / "nodes"),
         num_steps=steps[0],
         batch_size=8,
         num_samples=sum(shard.num_samples for shard in index.shards),

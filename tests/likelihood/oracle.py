@@ -1,4 +1,4 @@
-"""A model whose every marginal density is known: data of an analytic law under the ladder of a setting."""
+"""A model whose every marginal density is known: data of an analytic distribution under the ladder of a setting."""
 
 from __future__ import annotations
 
@@ -21,44 +21,44 @@ from drl_dist.mcmc.adaptation import AdaptationConfig
 
 @dataclass(frozen=True)
 class Oracle:
-    """A law of the data in D dimensions, and the ladder."""
+    """A distribution of the data in D dimensions, and the ladder."""
 
-    law: Gaussian | GaussianMixture
+    distribution: Gaussian | GaussianMixture
     num_dims: int
     ladder: NoiseLadder
     levels: Levels
 
     @classmethod
     def of(
-        cls, law: Gaussian | GaussianMixture, num_dims: int, setting: str, *, top_level: str | None = None
+        cls, distribution: Gaussian | GaussianMixture, num_dims: int, setting: str, *, top_level: str | None = None
     ) -> Oracle:
         experiment = preset("digits", setting)
         if top_level is not None:
             mcmc = dataclasses.replace(experiment.mcmc, top_level=top_level)
             experiment = dataclasses.replace(experiment, mcmc=mcmc)
         ladder = build_ladder(experiment.diffusion)
-        return cls(law, num_dims, ladder, build_levels(experiment, ladder))
+        return cls(distribution, num_dims, ladder, build_levels(experiment, ladder))
 
-    def x_law(self, t: int) -> Gaussian | GaussianMixture:
+    def x_distribution(self, t: int) -> Gaussian | GaussianMixture:
         """Of x_t."""
-        return self.law.affine(float(self.ladder.cumulative_scale[t]), float(self.ladder.cumulative_std[t]))
+        return self.distribution.affine(float(self.ladder.cumulative_scale[t]), float(self.ladder.cumulative_std[t]))
 
-    def y_law(self, t: int) -> Gaussian | GaussianMixture:
+    def y_distribution(self, t: int) -> Gaussian | GaussianMixture:
         """Of y_t."""
-        return self.x_law(t).affine(float(self.levels.transition_scale[t]), 0.0)
+        return self.x_distribution(t).affine(float(self.levels.transition_scale[t]), 0.0)
 
     def log_z(self, t: int = 0) -> float:
         """Exact log Z of y_t, in nats."""
-        law = self.y_law(t)
-        return law.log_z(self.num_dims) if isinstance(law, Gaussian) else law.log_z()
+        distribution = self.y_distribution(t)
+        return distribution.log_z(self.num_dims) if isinstance(distribution, Gaussian) else distribution.log_z()
 
     def raw_at(self, level: Tensor) -> LogDensityAndGrad:
         """As a network's output: the log-density over the energy scale."""
         t = int(level[0])
-        law, scale = self.y_law(t), float(self.levels.energy_scale[t])
+        distribution, scale = self.y_distribution(t), float(self.levels.energy_scale[t])
 
         def raw_and_grad(y: Tensor) -> tuple[Tensor, Tensor]:
-            value, gradient = law.log_density_and_grad(y)
+            value, gradient = distribution.log_density_and_grad(y)
             return value / scale, gradient / scale
 
         return raw_and_grad
@@ -69,13 +69,13 @@ class Oracle:
 
     def draws(self, t: int, count: int, seed: int = 0) -> Tensor:
         """(count, D) float64 draws of x_t."""
-        law, ids = self.x_law(t), torch.arange(count)
+        distribution, ids = self.x_distribution(t), torch.arange(count)
         noise = PhiloxNoise(1000 + seed)
         normal = noise.normal(Purpose.BASE, ids, t, (0,), (self.num_dims,))[0].double()
-        if isinstance(law, Gaussian):
-            return law.mean + law.std * normal
-        which = (noise.uniform(Purpose.LEVEL, ids, t, (0,), 1)[0, :, 0] * len(law.means)).long()
-        return law.means[which] + law.std * normal
+        if isinstance(distribution, Gaussian):
+            return distribution.mean + distribution.std * normal
+        which = (noise.uniform(Purpose.LEVEL, ids, t, (0,), 1)[0, :, 0] * len(distribution.means)).long()
+        return distribution.means[which] + distribution.std * normal
 
     def adaptation(self, num_chains: int = 64, num_steps: int = 20) -> MarginalAdaptation:
         return MarginalAdaptation(
@@ -87,8 +87,8 @@ class Oracle:
         )
 
     def step_sizes(self) -> tuple[float, ...]:
-        """Good ones: in proportion to the std of a normal law, or of a mixture's components."""
-        stds = [self.x_law(t).std for t in range(self.levels.num_levels)]
+        """Good ones: in proportion to the std of a normal distribution, or of a mixture's components."""
+        stds = [self.x_distribution(t).std for t in range(self.levels.num_levels)]
         return tuple(0.9 * std for std in [*stds, 1.0])
 
 

@@ -32,9 +32,10 @@ def noise_of(count: int, dims: int, seed: int = 0) -> KeyedChainNoise:
     return KeyedChainNoise(PhiloxNoise(seed), Purpose.SAMPLE_CHAIN, torch.arange(count), 0, (dims,), torch.float64)
 
 
-def draws(law: Gaussian, count: int, dims: int, seed: int = 9) -> Tensor:
+def draws(distribution: Gaussian, count: int, dims: int, seed: int = 9) -> Tensor:
     return (
-        law.mean + law.std * PhiloxNoise(seed).normal(Purpose.BASE, torch.arange(count), 0, (0,), (dims,))[0].double()
+        distribution.mean
+        + distribution.std * PhiloxNoise(seed).normal(Purpose.BASE, torch.arange(count), 0, (0,), (dims,))[0].double()
     )
 
 
@@ -109,11 +110,11 @@ def test_the_mean_weight_is_the_ratio_of_normalisers(is_upward: bool) -> None:
         )
         ratio = torch.exp(found.log_weight + (truth if is_upward else -truth))
         if is_upward and num_bridges == 1:
-            continue  # a narrow law stands in for a wide one: weights without a variance
+            continue  # a narrow proposal for a wide distribution: its weights have no variance
         assert abs(float(ratio.mean()) - 1) < 3 * float(ratio.std()) / math.sqrt(count)
 
 
-def test_cuts_are_equally_hard_for_normal_laws() -> None:
+def test_cuts_are_equally_hard_for_normal_distributions() -> None:
     cuts = betas(1.0, 0.01, 8)
     assert (cuts[0], cuts[-1]) == (0.0, pytest.approx(1.0))
     widths = [bridge_step(1.0, 0.01, beta) for beta in cuts]
@@ -121,7 +122,7 @@ def test_cuts_are_equally_hard_for_normal_laws() -> None:
     assert ratios == pytest.approx([0.01 ** (1 / 8)] * 8)
     assert betas(0.5, 0.5, 4) == [0.0, 0.25, 0.5, 0.75, 1.0]
     assert betas(0.5, 0.5 * (1 + 1e-5), 4) == pytest.approx([0.0, 0.25, 0.5, 0.75, 1.0], abs=1e-4)
-    # Towards a wider law as well.
+    # Towards a wider distribution as well.
     assert betas(0.1, 1.0, 2)[1] == pytest.approx(1 - betas(1.0, 0.1, 2)[1])
 
 
@@ -162,9 +163,9 @@ def test_statistics_of_weights() -> None:
 def test_the_standard_error_is_that_of_repeated_estimates() -> None:
     normals = PhiloxNoise(0).normal(Purpose.BASE, torch.arange(400), 0, (0,), (200,))[0].double()
     estimates = log_mean_exp(0.5 * normals, 1)
-    told = sum(standard_error(0.5 * row) for row in normals) / 400
+    predicted = sum(standard_error(0.5 * row) for row in normals) / 400
     # The standard deviation of 400 estimates is known to 3.5 %.
-    assert told == pytest.approx(float(estimates.std()), rel=0.12)
+    assert predicted == pytest.approx(float(estimates.std()), rel=0.12)
 
 
 def test_few_carry_a_mean() -> None:

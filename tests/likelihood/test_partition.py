@@ -68,7 +68,7 @@ def test_both_bounds_bracket_the_truth_and_are_close(name: str) -> None:
     # Bits per dimension of the model's own draws, one by one.
     x_0 = oracle.draws(0, num_chains)
     scale = float(oracle.levels.transition_scale[0])
-    unnormalised = oracle.y_law(0).log_density(scale * x_0)
+    unnormalised = oracle.y_distribution(0).log_density(scale * x_0)
     exact = log_density_of_data(unnormalised, truth, scale, oracle.num_dims)
     low, high = (
         bits_per_dim(log_density_of_data(unnormalised, bound.log_z, scale, oracle.num_dims), oracle.num_dims)
@@ -156,11 +156,11 @@ def test_chains_do_not_depend_on_their_batch() -> None:
 def test_step_sizes_follow_the_width_of_the_densities() -> None:
     oracle = CASES["gaussian-t6"][0]
     adaptation = oracle.adaptation()
-    schedule = adaptation.schedule(adaptation.run())
-    assert (schedule.density, schedule.num_levels, len(schedule.step_size)) == ("marginal", 6, 7)
-    assert all(0.6 <= rate <= 0.9 for rate in schedule.acceptance_rate)
-    widths = [oracle.x_law(t).std for t in range(6)] + [1.0]
-    ratios = [step / width for step, width in zip(schedule.step_size, widths, strict=True)]
+    adapted = adaptation.step_sizes(adaptation.run())
+    assert (adapted.density, adapted.num_levels, len(adapted.step_size)) == ("marginal", 6, 7)
+    assert all(0.6 <= rate <= 0.9 for rate in adapted.acceptance_rate)
+    widths = [oracle.x_distribution(t).std for t in range(6)] + [1.0]
+    ratios = [step / width for step, width in zip(adapted.step_size, widths, strict=True)]
     # The wanted range of rates leaves a factor of about two.
     assert max(ratios) / min(ratios) < 2
 
@@ -189,7 +189,7 @@ def test_marginals_are_those_of_the_model() -> None:
     x = oracle.draws(2, 5).requires_grad_()
     for t in (0, 3, 5):
         value, gradient = Marginals(oracle.raw_at, oracle.levels).density(t, torch.arange(5))(x)
-        expected = oracle.y_law(t).log_density(float(oracle.levels.transition_scale[t]) * x)
+        expected = oracle.y_distribution(t).log_density(float(oracle.levels.transition_scale[t]) * x)
         torch.testing.assert_close(value, expected)
         torch.testing.assert_close(gradient, torch.autograd.grad(expected.sum(), x)[0])
 
@@ -198,7 +198,7 @@ def test_a_report_says_what_is_wrong() -> None:
     oracle, num_bridges, num_chains = CASES["gaussian-t6"][0], 40, 400
     _, _, down, up = bounds(oracle, num_bridges, num_chains)
     x_0 = oracle.draws(0, num_chains)
-    values = oracle.y_law(0).log_density(float(oracle.levels.transition_scale[0]) * x_0)
+    values = oracle.y_distribution(0).log_density(float(oracle.levels.transition_scale[0]) * x_0)
     ways = [
         {
             "log_weight": way.log_weight,
@@ -210,8 +210,8 @@ def test_a_report_says_what_is_wrong() -> None:
     ]
     good = report(values, values, {num_bridges: (ways[0], ways[1])}, oracle.levels, oracle.ladder, 8)
     assert good.warnings == ()
-    # -log p of a normal law is its entropy on average.
-    std = oracle.x_law(0).std
+    # -log p of a normal distribution is its entropy on average.
+    std = oracle.x_distribution(0).std
     a_0 = float(oracle.ladder.cumulative_scale[0])
     entropy = 0.5 * math.log2(2 * math.pi * math.e * std**2) + math.log2(127.5) - math.log2(a_0)
     for bits in (good.at_x_0.lower, good.at_x_0.upper, good.estimates[0].annealed_bits_per_dim):

@@ -1,4 +1,4 @@
-"""Step-size adaptation where the right step sizes are known, and the schedule as a file."""
+"""Step-size adaptation where the right step sizes are known, and their file."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from drl_dist.mcmc.adaptation import (
 from drl_dist.mcmc.kernel import KeyedChainNoise
 from drl_dist.mcmc.kernels import KernelName, kernel_named
 from drl_dist.mcmc.langevin import UnadjustedLangevin
-from tests.mcmc.laws import expected_rate, run
+from tests.mcmc.distributions import expected_rate, run
 
 DIMS = 20
 CONFIG = AdaptationConfig(num_chains=60, num_steps=20)
@@ -46,9 +46,9 @@ def chains(density: LogDensityAndGrad, y: Tensor, seed: int, kernel: KernelName 
 
 
 def gaussian(std: float, seed: int) -> tuple[LogDensityAndGrad, Tensor]:
-    law = Gaussian(torch.tensor(0.2, dtype=torch.float64), std)
+    target = Gaussian(torch.tensor(0.2, dtype=torch.float64), std)
     normals = PhiloxNoise(seed).normal(Purpose.BASE, torch.arange(CONFIG.num_chains), 0, (0,), (DIMS,))[0]
-    return law.log_density_and_grad, 0.2 + std * normals.double()
+    return target.log_density_and_grad, 0.2 + std * normals.double()
 
 
 @pytest.mark.parametrize("level", range(6))
@@ -97,19 +97,19 @@ def test_the_search_tries_few_steps_first_and_ends_with_all_of_them() -> None:
         (lambda y: (torch.full((len(y),), torch.nan, dtype=y.dtype), torch.zeros_like(y)), "0"),
     ],
 )
-def test_a_density_without_a_right_step_size_is_told(density: LogDensityAndGrad, rate: str) -> None:
+def test_a_density_without_a_right_step_size_is_refused(density: LogDensityAndGrad, rate: str) -> None:
     config = AdaptationConfig(num_chains=60, num_steps=5, max_rounds=8)
     with pytest.raises(UserError, match=f"step size of level 3: got an acceptance rate of {rate} near .* after 8 corr"):
         adapt_step_size(chains(density, gaussian(1.0, 0)[1], 0), 0.1, config, what="step size of level 3")
 
 
 @pytest.mark.parametrize("offset", [0.0, 1e9])
-def test_a_log_density_too_large_for_its_dtype_is_told(offset: float) -> None:
+def test_a_log_density_too_large_for_its_dtype_is_refused(offset: float) -> None:
     # What a network says at the lowest of six levels: 10**8 nats and more, of which float32 keeps eight digits.
-    law, y = gaussian(0.1, 0)
+    target, y = gaussian(0.1, 0)
 
     def density(at: Tensor) -> tuple[Tensor, Tensor]:
-        value, gradient = law(at.double())
+        value, gradient = target(at.double())
         return (value - offset).to(at.dtype), gradient.to(at.dtype)
 
     def parts(dtype: torch.dtype) -> list[AdaptingChains]:
@@ -118,7 +118,7 @@ def test_a_log_density_too_large_for_its_dtype_is_told(offset: float) -> None:
             part.noise = dataclasses.replace(part.noise, dtype=dtype)  # pyright: ignore[reportArgumentType, reportCallIssue]
         return made
 
-    right = adapt_step_size(chains(law, y, 0), 0.1, CONFIG)
+    right = adapt_step_size(chains(target, y, 0), 0.1, CONFIG)
     assert adapt_step_size(parts(torch.float64), 0.1, CONFIG)[0] == pytest.approx(right[0], rel=0.01)
     if offset:
         with pytest.raises(UserError, match=r"got log-densities that float32 rounds by 1.2e.02 nats"):

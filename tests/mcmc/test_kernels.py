@@ -1,4 +1,4 @@
-"""One suite over all kernels: exact laws for the adjusted ones, and what every kernel owes to its protocol."""
+"""One suite over all kernels: exact targets for the adjusted ones, and what every kernel owes to its protocol."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from drl_dist.mcmc.kernels import KERNELS, KernelName, adapted_with, gradients_p
 from drl_dist.mcmc.langevin import UnadjustedLangevin
 from drl_dist.mcmc.mala import Mala
 from drl_dist.mcmc.normal_approximation import NormalApproximation
-from tests.mcmc.laws import Law, ergodic_scores, gaussian, invariance_scores, make, mixture, run
+from tests.mcmc.distributions import Target, ergodic_scores, gaussian, invariance_scores, make, mixture, run
 from tests.support import ROOT
 
 COUNT = 4000
 LIMIT = 4.5
 
-# The step sizes are coarse, so that a kernel without its correction is far from the law.
+# The step sizes are coarse, so that a kernel without its correction is far from the target.
 ADJUSTED: dict[str, tuple[KernelAt, float]] = {
     "mala": (kernel_named("mala"), 0.35),
     "hmc-2": (kernel_named("hmc"), 0.35),
@@ -39,13 +39,13 @@ UNADJUSTED: dict[str, KernelAt] = {
     "normal-approximation": NormalApproximation,
 }
 EVERY: dict[str, KernelAt] = {name: kernel for name, (kernel, _) in ADJUSTED.items()} | UNADJUSTED
-LAWS: dict[str, Callable[[int, int], Law]] = {"gaussian": gaussian, "mixture": mixture}
+TARGETS: dict[str, Callable[[int, int], Target]] = {"gaussian": gaussian, "mixture": mixture}
 MODULES = {"mala": mala_module, "hmc-2": hmc_module, "hmc-5": hmc_module}
 
 
 def worst_invariance(
     kernel: str,
-    law: str,
+    target: str,
     seed: int,
     *,
     num_steps: int = 6,
@@ -53,28 +53,28 @@ def worst_invariance(
     step_size: float | None = None,
     is_louder: bool = False,
 ) -> float:
-    """Standard errors, at the worst of all moments, between chains that began with exact draws and the law."""
+    """Standard errors, at the worst of all moments, between chains that began with exact draws and the target."""
     kernel_at, usual = ADJUSTED[kernel]
-    exact = LAWS[law](seed, count)
+    exact = TARGETS[target](seed, count)
     made = make(kernel_at, exact, step_size or usual, count)
     ends, _, _ = run(made, exact.draws, seed, num_steps, is_louder=is_louder)
     return float(invariance_scores(exact, ends).abs().max())
 
 
-@pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("kernel", ADJUSTED)
-def test_exact_draws_stay_exact_draws(kernel: str, law: str) -> None:
+def test_exact_draws_stay_exact_draws(kernel: str, target: str) -> None:
     for seed in range(10):
-        assert worst_invariance(kernel, law, seed) < LIMIT
+        assert worst_invariance(kernel, target, seed) < LIMIT
 
 
-@pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("kernel", ADJUSTED)
-def test_long_chains_from_anywhere_have_the_moments_of_the_law(kernel: str, law: str) -> None:
+def test_long_chains_from_anywhere_have_the_moments_of_the_target(kernel: str, target: str) -> None:
     kernel_at, step_size = ADJUSTED[kernel]
     count, burn_in, num_steps = {"nuts": (100, 10, 30), "mala": (100, 250, 150)}.get(kernel, (100, 100, 150))
     for seed in range(10):
-        exact = LAWS[law](seed, count)
+        exact = TARGETS[target](seed, count)
         start = torch.full_like(exact.draws, 1.5) * exact.scale
         _, _, places = run(make(kernel_at, exact, step_size, count), start, seed, burn_in + num_steps)
         assert float(ergodic_scores(exact, places[burn_in:]).abs().max()) < LIMIT
@@ -83,7 +83,7 @@ def test_long_chains_from_anywhere_have_the_moments_of_the_law(kernel: str, law:
 @pytest.mark.parametrize("kernel", ADJUSTED)
 @pytest.mark.parametrize("is_louder", [False, True])
 def test_five_per_cent_of_noise_too_much_are_noticed(kernel: str, is_louder: bool) -> None:
-    # Enough steps for the law to change, enough chains to see a few per cent.
+    # Enough steps for the target to change, enough chains to see a few per cent.
     num_steps, count = {"mala": (80, 40_000), "nuts": (12, 40_000)}.get(kernel, (25, 80_000))
     worst = worst_invariance(kernel, "gaussian", 0, num_steps=num_steps, count=count, is_louder=is_louder)
     assert worst > 2 * LIMIT if is_louder else worst < LIMIT
@@ -208,7 +208,7 @@ def test_the_page_has_the_registry_s_rows() -> None:
 
 
 @pytest.mark.parametrize("kernel", ADJUSTED)
-def test_a_trajectory_that_diverges_is_told_and_not_taken(kernel: str) -> None:
+def test_a_trajectory_that_diverges_is_reported_and_not_accepted(kernel: str) -> None:
     exact = gaussian(0, 5, (0.01, 0.01))
     step_sizes = torch.tensor([0.002, 5.0, 0.002, 1e160, 0.002], dtype=torch.float64)
     end, [info], _ = run(EVERY[kernel](exact.density, step_sizes), exact.draws, 0, 1)

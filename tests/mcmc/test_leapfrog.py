@@ -12,7 +12,7 @@ from torch import Tensor
 from drl_dist.diffusion.noise import PhiloxNoise, Purpose
 from drl_dist.energy.analytic import GaussianMixture
 from drl_dist.mcmc.leapfrog import DIVERGENCE, leapfrog, locate, metropolis, total_energy
-from tests.mcmc.laws import stretched
+from tests.mcmc.distributions import stretched
 
 MIXTURE = GaussianMixture(torch.tensor([[-1.0, 0.0], [1.0, 0.5], [0.5, -1.5]], dtype=torch.float64), 0.7)
 DENSITY = stretched(MIXTURE.log_density_and_grad, torch.tensor([0.5, 2.0], dtype=torch.float64))

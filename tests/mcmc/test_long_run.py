@@ -20,9 +20,9 @@ from drl_dist.mcmc.adaptation import AdaptationConfig
 from drl_dist.mcmc.kernel import Observer
 from drl_dist.mcmc.kernels import kernel_named
 from drl_dist.mcmc.record import ChainRecord, summarise
-from drl_dist.sampling.long_run import LongRunSampler, Start, adapt_schedule, suitable_start
+from drl_dist.sampling.long_run import LongRunSampler, Start, adapt_step_sizes, suitable_start
 from drl_dist.sampling.progressive import RawAtLevel
-from tests.mcmc.laws import expected_rate
+from tests.mcmc.distributions import expected_rate
 
 DATA = Gaussian(torch.tensor(0.5), 0.4)
 T6 = Experiment(preset="gaussian")
@@ -42,11 +42,11 @@ def exact_raw(experiment: Experiment) -> RawAtLevel:
 
     def raw_at(level: Tensor) -> LogDensityAndGrad:
         t = int(level[0])
-        law = DATA.level(ladder, t, float(levels.transition_scale[t]))
+        target = DATA.level(ladder, t, float(levels.transition_scale[t]))
         scale = float(levels.energy_scale[t])
 
         def raw(y: Tensor) -> tuple[Tensor, Tensor]:
-            value, gradient = law.log_density_and_grad(y)
+            value, gradient = target.log_density_and_grad(y)
             return value / scale, gradient / scale
 
         return raw
@@ -62,16 +62,16 @@ def sampler_of(
     levels = build_levels(experiment, ladder)
     step_sizes: list[float] = []
     for t in range(levels.num_levels):
-        law = DATA.level(ladder, t, float(levels.transition_scale[t]))
-        step_sizes.append(1.2 / math.sqrt(law.std**-2 + float(levels.recovery_precision[t])))
+        target = DATA.level(ladder, t, float(levels.transition_scale[t]))
+        step_sizes.append(1.2 / math.sqrt(target.std**-2 + float(levels.recovery_precision[t])))
     kernel_at = kernel_named(kernel, max_tree_depth=3)  # pyright: ignore[reportArgumentType]
     return LongRunSampler(levels, tuple(step_sizes), kernel_at, num_chain_steps, start)
 
 
-def scores(x: Tensor, law: Gaussian) -> tuple[float, float]:
+def scores(x: Tensor, target: Gaussian) -> tuple[float, float]:
     """Standard errors of mean and variance."""
     count = x.numel()
-    z = (x.double() - float(law.mean)) / law.std
+    z = (x.double() - float(target.mean)) / target.std
     return float(z.mean()) * math.sqrt(count), float(z.square().mean() - 1) * math.sqrt(count / 2)
 
 
@@ -94,8 +94,8 @@ def test_t6_draws_the_data_at_every_level(
         run = sampler.sample(exact_raw(experiment), PhiloxNoise(seed), torch.arange(3000), (DIMS,), keep=range(7))
         assert torch.equal(run.kept[0], run.x)
         for t in range(6):
-            law = DATA.affine(float(ladder.cumulative_scale[t]), float(ladder.cumulative_std[t]))
-            for score in scores(run.kept[t], law):
+            target = DATA.affine(float(ladder.cumulative_scale[t]), float(ladder.cumulative_std[t]))
+            for score in scores(run.kept[t], target):
                 assert abs(score) < 4.5
 
 
@@ -104,8 +104,8 @@ def test_the_normal_approximation_alone_is_wrong_at_t6_and_nearly_right_at_t1k()
     ids = torch.arange(3000)
     coarse = sampler_of(T6, "hmc", 1).sample(exact_raw(T6), PhiloxNoise(0), ids, (DIMS,), keep=(2,))
     ladder = build_ladder(T6.diffusion)
-    law = DATA.affine(float(ladder.cumulative_scale[2]), float(ladder.cumulative_std[2]))
-    assert abs(scores(coarse.kept[2], law)[1]) > 50
+    target = DATA.affine(float(ladder.cumulative_scale[2]), float(ladder.cumulative_std[2]))
+    assert abs(scores(coarse.kept[2], target)[1]) > 50
     fine = sampler_of(T1K, "hmc", 1).sample(exact_raw(T1K), PhiloxNoise(0), ids, (DIMS,))
     assert float(fine.x.std()) == pytest.approx(0.4, rel=0.03)
     assert float(fine.x.mean()) == pytest.approx(0.5, abs=0.03)
@@ -118,8 +118,8 @@ def test_t1k_draws_the_data(seed: int) -> None:
     ladder = build_ladder(T1K.diffusion)
     assert set(run.kept) == {1000, 500}
     for x, t in ((run.x, 0), (run.kept[500], 500)):
-        law = DATA.affine(float(ladder.cumulative_scale[t]), float(ladder.cumulative_std[t]))
-        for score in scores(x, law):
+        target = DATA.affine(float(ladder.cumulative_scale[t]), float(ladder.cumulative_std[t]))
+        for score in scores(x, target):
             assert abs(score) < 4.5
     for score in scores(run.kept[1000], Gaussian(torch.tensor(0.0), 1.0)):
         assert abs(score) < 4.5
@@ -131,10 +131,10 @@ def test_a_lost_recovery_term_is_noticed() -> None:
     )
     # The network of a marginal top level, sampled as if it were conditional: the pull to x_6 and the scale are wrong.
     run = wrong.sample(exact_raw(T6), PhiloxNoise(0), torch.arange(3000), (DIMS,), keep=(5,))
-    law = DATA.affine(
+    target = DATA.affine(
         *(float(v[5]) for v in (build_ladder(T6.diffusion).cumulative_scale, build_ladder(T6.diffusion).cumulative_std))
     )
-    assert max(abs(score) for score in scores(run.kept[5], law)) > 9
+    assert max(abs(score) for score in scores(run.kept[5], target)) > 9
 
 
 def test_images_depend_neither_on_their_batch_nor_on_what_is_kept() -> None:
@@ -208,14 +208,14 @@ def test_what_the_chains_say_is_summed_over_batches() -> None:
 @pytest.mark.parametrize(
     ("experiment", "start", "num_steps"), [(T6, "normal_approximation", 40), (T6_CONDITIONAL, "x_noisy", 100)]
 )
-def test_a_schedule_of_all_levels_is_adapted_down_the_ladder(
+def test_step_sizes_of_all_levels_are_adapted_down_the_ladder(
     experiment: Experiment, start: Start, num_steps: int
 ) -> None:
     ladder = build_ladder(experiment.diffusion)
     levels = build_levels(experiment, ladder)
     config = AdaptationConfig(num_chains=100, num_steps=num_steps)
-    told: list[tuple[int, float, float]] = []
-    schedule = adapt_schedule(
+    reported: list[tuple[int, float, float]] = []
+    adapted = adapt_step_sizes(
         levels,
         exact_raw(experiment),
         (20,),
@@ -223,15 +223,15 @@ def test_a_schedule_of_all_levels_is_adapted_down_the_ladder(
         config=config,
         start=start,
         batch_size=60,
-        observe=lambda t, step_size, rate: told.append((t, step_size, rate)),
+        observe=lambda t, step_size, rate: reported.append((t, step_size, rate)),
     )
-    assert [t for t, _, _ in told] == [5, 4, 3, 2, 1, 0]
-    assert (schedule.step_size, schedule.acceptance_rate) == tuple(
-        zip(*[row[1:] for row in reversed(told)], strict=True)
+    assert [t for t, _, _ in reported] == [5, 4, 3, 2, 1, 0]
+    assert (adapted.step_size, adapted.acceptance_rate) == tuple(
+        zip(*[row[1:] for row in reversed(reported)], strict=True)
     )
-    assert (schedule.kernel, schedule.num_chains, schedule.num_steps, schedule.seed) == ("hmc", 100, num_steps, 4)
+    assert (adapted.kernel, adapted.num_chains, adapted.num_steps, adapted.seed) == ("hmc", 100, num_steps, 4)
     # Measured again, on chains of another seed that follow the whole procedure.
-    sampler = LongRunSampler(levels, schedule.step_size, kernel_named("hmc"), num_steps, start)
+    sampler = LongRunSampler(levels, adapted.step_size, kernel_named("hmc"), num_steps, start)
     records: dict[int, ChainRecord] = {}
 
     def observe(t: int, x_noisy: Tensor) -> Observer:
@@ -239,11 +239,11 @@ def test_a_schedule_of_all_levels_is_adapted_down_the_ladder(
 
     sampler.sample(exact_raw(experiment), PhiloxNoise(5), torch.arange(100), (20,), observe=observe)
     for t in range(6):
-        assert 0.6 <= schedule.acceptance_rate[t] <= 0.9
-        assert summarise([records[t]]).acceptance_rate == pytest.approx(schedule.acceptance_rate[t], abs=0.05)
-        law = DATA.level(ladder, t, float(levels.transition_scale[t]))
-        std = 1 / math.sqrt(law.std**-2 + float(levels.recovery_precision[t]))
-        assert 0.5 < schedule.step_size[t] / std < 1.5
+        assert 0.6 <= adapted.acceptance_rate[t] <= 0.9
+        assert summarise([records[t]]).acceptance_rate == pytest.approx(adapted.acceptance_rate[t], abs=0.05)
+        target = DATA.level(ladder, t, float(levels.transition_scale[t]))
+        std = 1 / math.sqrt(target.std**-2 + float(levels.recovery_precision[t]))
+        assert 0.5 < adapted.step_size[t] / std < 1.5
 
 
 def test_a_level_that_cannot_be_adapted_is_named() -> None:
@@ -257,7 +257,7 @@ def test_a_level_that_cannot_be_adapted_is_named() -> None:
 
     config = AdaptationConfig(num_chains=50, num_steps=10, max_rounds=15)
     with pytest.raises(UserError, match="step size of level 3: got an acceptance rate of 0"):
-        adapt_schedule(levels, broken, (20,), seed=0, config=config)
+        adapt_step_sizes(levels, broken, (20,), seed=0, config=config)
 
 
 @pytest.mark.parametrize(

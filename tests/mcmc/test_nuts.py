@@ -15,7 +15,7 @@ from drl_dist.energy.analytic import Gaussian
 from drl_dist.mcmc.kernel import KeyedChainNoise, StepNoise
 from drl_dist.mcmc.leapfrog import DIVERGENCE, leapfrog, locate, total_energy
 from drl_dist.mcmc.nuts import Nuts
-from tests.mcmc.laws import gaussian, invariance_scores, mixture, run
+from tests.mcmc.distributions import gaussian, invariance_scores, mixture, run
 
 
 def plain_step(
@@ -65,9 +65,9 @@ def plain_step(
     return chosen, total
 
 
-@pytest.mark.parametrize("law", [gaussian, mixture])
-def test_every_chain_of_a_batch_builds_the_tree_of_the_definition(law) -> None:  # noqa: ANN001
-    exact, count, depth = law(0, 120), 120, 6
+@pytest.mark.parametrize("target", [gaussian, mixture])
+def test_every_chain_of_a_batch_builds_the_tree_of_the_definition(target) -> None:  # noqa: ANN001
+    exact, count, depth = target(0, 120), 120, 6
     step_sizes = torch.linspace(0.03, 0.9, count, dtype=torch.float64)
     dims = exact.draws.shape[1]
     noise = KeyedChainNoise(PhiloxNoise(9), Purpose.SAMPLE_CHAIN, torch.arange(count), 0, (dims,), torch.float64)
@@ -86,7 +86,7 @@ def test_every_chain_of_a_batch_builds_the_tree_of_the_definition(law) -> None: 
     assert {1, 3, 7, 15, 63} < set(sizes)
 
 
-def test_without_checks_of_subtrees_the_law_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_checks_of_subtrees_the_target_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     count = 10_000
     exact = gaussian(0, count, (1.0,))
     kernel = Nuts(exact.density, torch.full((count,), 0.4, dtype=torch.float64), 5)

@@ -1,4 +1,4 @@
-"""Noise ladders and pairs, against the numbers of the paper's setting and the laws of the forward process."""
+"""Noise ladders and pairs, against the numbers of the paper's setting and the distributions of the forward process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Unadjusted Langevin against its own, biased, law; and Algorithm 2 on data whose every level is Gaussian."""
+"""Unadjusted Langevin against its own, biased, distribution; and Algorithm 2 on data whose every level is Gaussian."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def chain_ends(
 
 
 def z_scores(samples: Tensor, mean: float, variance: float) -> tuple[float, float]:
-    """Standard errors between samples and a Gaussian law: of the mean, of the variance."""
+    """Standard errors between samples and a Gaussian: of the mean, of the variance."""
     count = samples.numel()
     return (
         float((samples.mean() - mean) / math.sqrt(variance / count)),
@@ -40,26 +40,26 @@ def z_scores(samples: Tensor, mean: float, variance: float) -> tuple[float, floa
     )
 
 
-def biased_law(x0: float, mean: float, std: float, delta: float, steps: int) -> tuple[float, float]:
+def biased_distribution(x0: float, mean: float, std: float, delta: float, steps: int) -> tuple[float, float]:
     """Mean and variance of the chain after `steps` steps on N(mean, std**2)."""
     q = 1 - delta**2 / (2 * std**2)
     return mean + q**steps * (x0 - mean), delta**2 * (1 - q ** (2 * steps)) / (1 - q**2)
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_the_biased_law_after_k_steps(seed: int) -> None:
+def test_the_biased_distribution_after_k_steps(seed: int) -> None:
     delta, steps, std = 0.7, 7, 0.8
     density = Gaussian(torch.tensor(0.5, dtype=torch.float64), std).log_density_and_grad
     ends = chain_ends(seed, density, torch.full((COUNT, 1), 2.0, dtype=torch.float64), delta, steps)
-    for score in z_scores(ends, *biased_law(2.0, 0.5, std, delta, steps)):
+    for score in z_scores(ends, *biased_distribution(2.0, 0.5, std, delta, steps)):
         assert abs(score) < 4.5
 
 
-def test_the_biased_law_notices_five_per_cent_of_noise() -> None:
+def test_the_biased_distribution_notices_five_per_cent_of_noise() -> None:
     delta, steps, std = 0.7, 7, 0.8
     density = Gaussian(torch.tensor(0.5, dtype=torch.float64), std).log_density_and_grad
     ends = chain_ends(0, density, torch.full((COUNT, 1), 2.0, dtype=torch.float64), delta, steps, noise_scale=1.05)
-    assert abs(z_scores(ends, *biased_law(2.0, 0.5, std, delta, steps))[1]) > 8
+    assert abs(z_scores(ends, *biased_distribution(2.0, 0.5, std, delta, steps))[1]) > 8
 
 
 @pytest.mark.parametrize("is_mutated", [False, True])
@@ -71,7 +71,7 @@ def test_the_conditional_chain_samples_the_conditional(is_mutated: bool) -> None
     mean, std = marginal.posterior(torch.tensor(1.5, dtype=torch.float64), noise_std)
     delta, steps = 0.2, 30
     ends = chain_ends(0, density, x_noisy, delta, steps)
-    scores = z_scores(ends, *biased_law(1.5, float(mean), std, delta, steps))
+    scores = z_scores(ends, *biased_distribution(1.5, float(mean), std, delta, steps))
     # Without the recovery term the test must fail, by a wide margin.
     assert max(abs(score) for score in scores) > 50 if is_mutated else max(abs(score) for score in scores) < 4.5
 
@@ -114,11 +114,11 @@ def test_algorithm_2_draws_the_data_where_every_energy_is_known() -> None:
 
     def raw_at(level: Tensor) -> LogDensityAndGrad:
         t = int(level[0])
-        law = data.level(ladder, t, float(levels.transition_scale[t]))
+        distribution = data.level(ladder, t, float(levels.transition_scale[t]))
         scale = float(levels.energy_scale[t])
 
         def raw(y: Tensor) -> tuple[Tensor, Tensor]:
-            value, gradient = law.log_density_and_grad(y)
+            value, gradient = distribution.log_density_and_grad(y)
             return value / scale, gradient / scale
 
         return raw
@@ -138,10 +138,10 @@ def test_generated_images_do_not_depend_on_their_batch() -> None:
     experiment = preset("digits")
     ladder = composed_ladder()
     sampler = ProgressiveSampler(build_levels(experiment, ladder), num_chain_steps=3, noise_scale=0.99)
-    law = Gaussian(torch.tensor(0.0), 1.0)
+    distribution = Gaussian(torch.tensor(0.0), 1.0)
 
     def raw_at(level: Tensor) -> LogDensityAndGrad:
-        return law.log_density_and_grad
+        return distribution.log_density_and_grad
 
     ids = torch.arange(6)
     together = sampler.sample(raw_at, PhiloxNoise(3), ids, (1, 4, 4))

@@ -1,4 +1,4 @@
-"""Keyed noise: published vectors, laws, and independence of who asks."""
+"""Keyed noise: published vectors, distributions, and independence of who asks."""
 
 from __future__ import annotations
 

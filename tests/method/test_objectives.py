@@ -134,7 +134,7 @@ def test_the_negative_of_t1k_is_one_draw_of_equation_12(monkeypatch: pytest.Monk
     torch.testing.assert_close(y_neg, expected.detach(), rtol=0, atol=1e-9)
 
 
-def test_opposite_positives_are_draws_of_the_same_law() -> None:
+def test_opposite_positives_are_draws_of_the_same_distribution() -> None:
     # Given x_noisy and x, y_pos is normal around x_noisy + sigma**2 score: both draws have its moments.
     step, count = awake(tiny("t1k")), 6000
     pairs = step.draw(torch.full((count, 1, 8, 8), 90, dtype=torch.uint8), torch.arange(count))
@@ -221,7 +221,7 @@ def test_the_two_matching_targets_agree_on_average(seed: int) -> None:
     assert error < 0.1
 
 
-def test_a_long_ladder_is_told_in_bands_that_cover_it() -> None:
+def test_a_long_ladder_is_reported_in_bands_that_cover_it() -> None:
     bands = level_bands(1000)
     assert len(bands) == 16
     assert [t for band in bands.values() for t in range(1000)[band]] == list(range(1000))

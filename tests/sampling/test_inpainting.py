@@ -1,4 +1,4 @@
-"""Posterior sampling on pixels whose every law is known; what is observed stays exact; batches do not matter."""
+"""Posterior sampling on pixels with known distributions; the observed part stays exact; batches do not matter."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.sampling.worlds import (
     NUM_PIXELS,
     SHAPE,
     QuickNoise,
-    law_of_completions,
+    distribution_of_completions,
     pixels,
     posterior_sampler,
     worst_score,
@@ -51,18 +51,18 @@ X = torch.tensor([0.9, 0.4, -0.7, 0.1, 0.3, -0.5, 0.8, 0.2], dtype=torch.float64
 
 
 def free(values: Tensor, projection: Tensor) -> Tensor:
-    """The part of (B, D) that is not observed, in coordinates of its own: a law there has full rank."""
+    """The part of (B, D) that is not observed, in coordinates of its own: a distribution there has full rank."""
     basis = torch.linalg.svd(projection).Vh[int(projection.trace().round()) :]
     return values.double() @ basis.T
 
 
-def free_law(law: CorrelatedGaussian, projection: Tensor) -> CorrelatedGaussian:
+def free_distribution(distribution: CorrelatedGaussian, projection: Tensor) -> CorrelatedGaussian:
     basis = free(EYE, projection).T
-    return CorrelatedGaussian(basis @ law.mean, basis @ law.covariance @ basis.T)
+    return CorrelatedGaussian(basis @ distribution.mean, basis @ distribution.covariance @ basis.T)
 
 
 def posterior(data: CorrelatedGaussian, num_levels: int, projection: Tensor) -> CorrelatedGaussian:
-    """The law of x_0 given what is observed of it."""
+    """The distribution of x_0 given what is observed of it."""
     ladder = composed_ladder(num_levels)
     rows = torch.linalg.svd(projection).Vh[: int(projection.trace().round())]
     return data.affine(float(ladder.scale[0]), float(ladder.std[0])).given(rows, rows @ X)
@@ -77,13 +77,13 @@ def drawn(name: str, sampler: PosteriorSampler, raw_at: RawAtLevel, count: int, 
 
 @pytest.mark.parametrize("num_rounds", [1, 3])
 @pytest.mark.parametrize("name", OBSERVATIONS)
-def test_completions_have_exactly_the_law_of_their_chains(name: str, num_rounds: int) -> None:
+def test_completions_have_exactly_the_distribution_of_their_chains(name: str, num_rounds: int) -> None:
     # Few and long steps, whose bias theory knows, and levels of which none is without noise.
     sampler, raw_at = posterior_sampler(
         pixels(), ladder=linear_ladder(3, 0.2, 0.5), num_rounds=num_rounds, num_chain_steps=8, step_share=0.4
     )
     projection = OBSERVATIONS[name][1]
-    wanted = free_law(law_of_completions(sampler, pixels(), projection, X), projection)
+    wanted = free_distribution(distribution_of_completions(sampler, pixels(), projection, X), projection)
     count = GROUPS * PER_GROUP
     for group in drawn(name, sampler, raw_at, count, num_rounds).split(PER_GROUP):
         assert worst_score(group, wanted) < LIMIT
@@ -93,10 +93,10 @@ def test_completions_have_exactly_the_law_of_their_chains(name: str, num_rounds:
 
 
 @pytest.mark.parametrize("name", OBSERVATIONS)
-def test_without_chain_steps_completions_have_the_law_of_normal_draws(name: str) -> None:
+def test_without_chain_steps_completions_have_the_distribution_of_normal_draws(name: str) -> None:
     sampler, raw_at = posterior_sampler(pixels(), ladder=linear_ladder(8, 0.02, 0.05), num_rounds=2, num_chain_steps=0)
     projection = OBSERVATIONS[name][1]
-    wanted = free_law(law_of_completions(sampler, pixels(), projection, X), projection)
+    wanted = free_distribution(distribution_of_completions(sampler, pixels(), projection, X), projection)
     assert worst_score(drawn(name, sampler, raw_at, 20_000, 0), wanted) < LIMIT
     for mistaken in (replace(sampler, noise_scale=1.08), replace(sampler, num_rounds=1)):
         assert worst_score(drawn(name, mistaken, raw_at, 20_000, 1), wanted) > LIMIT
@@ -108,37 +108,39 @@ def test_what_is_observed_must_be_noised_as_the_ladder_says(field: str) -> None:
         pixels(), ladder=linear_ladder(3, 0.2, 0.5), num_rounds=3, num_chain_steps=16, step_share=0.3
     )
     projection = OBSERVATIONS["pixels"][1]
-    wanted = free_law(law_of_completions(sampler, pixels(), projection, X), projection)
+    wanted = free_distribution(distribution_of_completions(sampler, pixels(), projection, X), projection)
     factor = {"cumulative_scale": 0.7, "cumulative_std": 0.0}[field]
     mistaken = replace(sampler, ladder=replace(sampler.ladder, **{field: factor * getattr(sampler.ladder, field)}))
     assert worst_score(drawn("pixels", mistaken, raw_at, 40_000, 0), wanted) > LIMIT
 
 
 @pytest.mark.parametrize("name", OBSERVATIONS)
-def test_with_rounds_and_steps_the_law_becomes_the_posterior(name: str) -> None:
+def test_with_rounds_and_steps_the_distribution_becomes_the_posterior(name: str) -> None:
     projection = OBSERVATIONS[name][1]
-    wanted = free_law(posterior(pixels(), 6, projection), projection)
+    wanted = free_distribution(posterior(pixels(), 6, projection), projection)
     distances: list[float] = []
     for num_rounds in (1, 2, 4, 16):
         sampler, _ = posterior_sampler(pixels(), num_rounds=num_rounds, num_chain_steps=100_000, step_share=0.001)
-        distances.append(apart(free_law(law_of_completions(sampler, pixels(), projection, X), projection), wanted))
+        distances.append(
+            apart(free_distribution(distribution_of_completions(sampler, pixels(), projection, X), projection), wanted)
+        )
     assert distances == sorted(distances, reverse=True)
     assert distances[0] > 0.12
     assert distances[2] < 0.08
     assert distances[3] < 0.005
 
 
-def apart(law: CorrelatedGaussian, other: CorrelatedGaussian) -> float:
-    """The largest difference of means and of standard deviations, in standard deviations of the other law."""
+def apart(distribution: CorrelatedGaussian, other: CorrelatedGaussian) -> float:
+    """The largest difference of means and of standard deviations, in standard deviations of the other distribution."""
     std = other.covariance.diagonal().sqrt()
-    spread = (law.covariance.diagonal().sqrt() - std) / std
-    return float(torch.cat([(law.mean - other.mean) / std, spread]).abs().max())
+    spread = (distribution.covariance.diagonal().sqrt() - std) / std
+    return float(torch.cat([(distribution.mean - other.mean) / std, spread]).abs().max())
 
 
 def test_four_rounds_draw_from_the_posterior() -> None:
-    law = pixels(0.5)
-    sampler, raw_at = posterior_sampler(law, num_rounds=4, num_chain_steps=200, step_share=0.1)
-    wanted = free_law(posterior(law, 6, OBSERVATIONS["pixels"][1]), OBSERVATIONS["pixels"][1])
+    distribution = pixels(0.5)
+    sampler, raw_at = posterior_sampler(distribution, num_rounds=4, num_chain_steps=200, step_share=0.1)
+    wanted = free_distribution(posterior(distribution, 6, OBSERVATIONS["pixels"][1]), OBSERVATIONS["pixels"][1])
     # In theory .029 of a standard deviation is left.
     assert worst_score(drawn("pixels", sampler, raw_at, 2000, 0), wanted, tolerance=0.03) < LIMIT
     # One round, which leaves .19, would not do.
@@ -154,14 +156,14 @@ def test_the_figures_that_the_documentation_gives() -> None:
     wanted = data.affine(float(ladder.scale[0]), float(ladder.std[0])).given(projection[:2], x[:2])
     for num_rounds, mean, std in ((1, [0.845, 0.771], [1.113, 1.107]), (4, [0.991, 0.985], [1.003, 1.003])):
         sampler, _ = posterior_sampler(data, num_rounds=num_rounds, num_chain_steps=100_000, step_share=0.001)
-        law = law_of_completions(sampler, data, projection, x)
-        assert (law.mean / wanted.mean)[2:].tolist() == pytest.approx(mean, abs=0.002)
-        spread = (law.covariance.diagonal() / wanted.covariance.diagonal()).sqrt()
+        distribution = distribution_of_completions(sampler, data, projection, x)
+        assert (distribution.mean / wanted.mean)[2:].tolist() == pytest.approx(mean, abs=0.002)
+        spread = (distribution.covariance.diagonal() / wanted.covariance.diagonal()).sqrt()
         assert spread[2:].tolist() == pytest.approx(std, abs=0.002)
 
 
 @pytest.mark.parametrize("noise_std", [0.25, 0.5, 1.8, 8.0])
-def test_denoised_images_have_the_posterior_law(noise_std: float) -> None:
+def test_denoised_images_have_the_posterior_distribution(noise_std: float) -> None:
     data = pixels(0.7)
     sampler, raw_at = posterior_sampler(data, num_chain_steps=400, step_share=0.1)
     count = 2000
@@ -287,18 +289,18 @@ def test_a_network_is_asked_once_for_every_step_that_is_announced() -> None:
 
 
 def test_the_correlated_gaussian_agrees_with_autograd_and_with_torch() -> None:
-    law = CorrelatedGaussian(X, pixels().covariance)
+    distribution = CorrelatedGaussian(X, pixels().covariance)
     y = torch.randn(5, *SHAPE, generator=torch.Generator().manual_seed(0), dtype=torch.float64, requires_grad=True)
-    value, gradient = law.log_density_and_grad(y)
+    value, gradient = distribution.log_density_and_grad(y)
     (expected,) = torch.autograd.grad(value.sum(), y)
     torch.testing.assert_close(gradient.detach(), expected)
-    normalised = torch.distributions.MultivariateNormal(X, law.covariance).log_prob(y.flatten(1))
-    torch.testing.assert_close(value - law.log_z(), normalised)
+    normalised = torch.distributions.MultivariateNormal(X, distribution.covariance).log_prob(y.flatten(1))
+    torch.testing.assert_close(value - distribution.log_z(), normalised)
     # Bayes: the density of the whole is that of what is seen times that of the rest given it.
     point = y.detach()[0].flatten()
-    given = law.given(EYE[OBSERVED], point[OBSERVED])
+    given = distribution.given(EYE[OBSERVED], point[OBSERVED])
     rest = torch.distributions.MultivariateNormal(given.mean[~OBSERVED], given.covariance[~OBSERVED][:, ~OBSERVED])
-    seen = torch.distributions.MultivariateNormal(X[OBSERVED], law.covariance[OBSERVED][:, OBSERVED])
+    seen = torch.distributions.MultivariateNormal(X[OBSERVED], distribution.covariance[OBSERVED][:, OBSERVED])
     joint = rest.log_prob(point[~OBSERVED]) + seen.log_prob(point[OBSERVED])
     torch.testing.assert_close(joint, normalised[0].detach())
     torch.testing.assert_close(given.mean[OBSERVED], point[OBSERVED])

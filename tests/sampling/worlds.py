@@ -20,8 +20,8 @@ NUM_PIXELS = 8
 
 
 def pixels(correlation: float = 0.8) -> CorrelatedGaussian:
-    """A law over images of 2 x 4 pixels: standard deviations rise along the flattened image, correlations fall with
-    the distance."""
+    """A Gaussian over images of 2 x 4 pixels: standard deviations rise along the flattened image, correlations fall
+    with the distance."""
     places = torch.arange(NUM_PIXELS, dtype=torch.float64)
     std = 0.3 + 0.07 * places
     covariance = std * std[:, None] * correlation ** (places[:, None] - places[None, :]).abs()
@@ -74,10 +74,10 @@ def exact_raw(data: CorrelatedGaussian, ladder: NoiseLadder, levels: Levels) -> 
 
     def raw_at(level: Tensor) -> LogDensityAndGrad:
         t = int(level[0])
-        law = data.level(ladder, t, float(levels.transition_scale[t]))
+        distribution = data.level(ladder, t, float(levels.transition_scale[t]))
 
         def raw(y: Tensor) -> tuple[Tensor, Tensor]:
-            value, gradient = law.log_density_and_grad(y)
+            value, gradient = distribution.log_density_and_grad(y)
             return value / levels.energy_scale[t], gradient / levels.energy_scale[t]
 
         return raw
@@ -99,7 +99,7 @@ def posterior_sampler(
     return PosteriorSampler(levels, ladder, num_chain_steps, 1.0, num_rounds), exact_raw(data, ladder, levels)
 
 
-def law_of_completions(
+def distribution_of_completions(
     sampler: PosteriorSampler, data: CorrelatedGaussian, projection: Tensor, x: Tensor
 ) -> CorrelatedGaussian:
     """What a sampler makes of x on exact energies, bias of its steps and of its number of rounds included.
@@ -163,16 +163,16 @@ def power(step: Tensor, noise: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return factor, total
 
 
-def worst_score(samples: Tensor, law: CorrelatedGaussian, tolerance: float = 0.0) -> float:
-    """How far samples (B, D) are from a law: the worst of all means, variances and covariances, in standard errors.
+def worst_score(samples: Tensor, distribution: CorrelatedGaussian, tolerance: float = 0.0) -> float:
+    """How far samples (B, D) are from a Gaussian: the worst mean, variance or covariance, in standard errors.
 
     Args:
-        tolerance: what is forgiven, in standard deviations of the law.
+        tolerance: an error that is allowed, in standard deviations of the distribution.
     """
-    std = law.covariance.diagonal().sqrt()
+    std = distribution.covariance.diagonal().sqrt()
     count = len(samples)
-    centred = (samples.double() - law.mean) / std
-    wanted = law.covariance / std / std[:, None]
+    centred = (samples.double() - distribution.mean) / std
+    wanted = distribution.covariance / std / std[:, None]
     # Isserlis: the variance of a product of two standard normals with correlation r is 1 + r**2.
     error = ((1 + wanted.square()) / count).sqrt()
     means = (centred.mean(0).abs() - tolerance) * count**0.5

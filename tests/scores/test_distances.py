@@ -36,7 +36,7 @@ def frechet(mean_1: Tensor, covariance_1: Tensor, mean_2: Tensor, covariance_2: 
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_fid_is_the_closed_form_between_two_normal_laws(seed: int) -> None:
+def test_fid_is_the_closed_form_between_two_normal_distributions(seed: int) -> None:
     size = 7
     factors = [normals(size, size, seed=100 * seed + place) for place in (1, 2)]
     covariances = [factor @ factor.T / size + 0.1 * torch.eye(size, dtype=torch.float64) for factor in factors]
@@ -44,7 +44,7 @@ def test_fid_is_the_closed_form_between_two_normal_laws(seed: int) -> None:
     one, other = (with_moments(means[place], covariances[place], 40 + place, seed + place) for place in (0, 1))
     expected = frechet(means[0], covariances[0], means[1], covariances[1])
     assert fid(one, other) == pytest.approx(expected, rel=1e-9)
-    # The test must notice a law that is a little wider.
+    # The test must notice a distribution that is a little wider.
     assert abs(fid(one, 1.01 * other) - expected) > 1e-3
 
 
@@ -78,7 +78,7 @@ def kids(shift: float, seeds: range) -> Tensor:
 
 
 @pytest.mark.parametrize("start", range(0, 1000, 100))
-def test_kid_of_two_draws_of_one_law_is_zero_within_its_error(start: int) -> None:
+def test_kid_of_two_draws_of_one_distribution_is_zero_within_its_error(start: int) -> None:
     values = kids(0.0, range(start, start + 30))
     error = float(values.std()) / math.sqrt(len(values))
     assert abs(float(values.mean())) < 4 * error

@@ -1,4 +1,4 @@
-"""Feature networks: what they make, how they are told apart, and which weights are refused."""
+"""Feature networks: their output, their identity, and the weights that are refused."""
 
 from __future__ import annotations
 
@@ -266,10 +266,10 @@ def test_features_that_cannot_be_compared_are_refused(made: torch.Tensor, messag
 
 
 def test_batches_are_joined_in_order_and_counted(tmp_path: Path) -> None:
-    network, told = load(tiny_network(tmp_path)), []
+    network, counts = load(tiny_network(tmp_path)), []
     whole = network(images(7))
-    parts = features_of(network, images(7).split(3), told.append)
-    assert told == [3, 3, 1]
+    parts = features_of(network, images(7).split(3), counts.append)
+    assert counts == [3, 3, 1]
     assert len(parts) == 7
     torch.testing.assert_close(parts.values, whole.values)
     assert whole.logits is not None and parts.logits is not None

@@ -18,7 +18,7 @@ from drl_dist.common.errors import UserError
 from drl_dist.localhost import processes
 from drl_dist.toy.__main__ import main
 from drl_dist.toy.density import Grid
-from drl_dist.toy.laws import LAWS
+from drl_dist.toy.distributions import DISTRIBUTIONS
 from drl_dist.toy.side_by_side import fit_all
 from drl_dist.toy.study import Fit, fit, num_chain_steps
 from drl_dist.toy.training import drl_experiment, short_run_experiment
@@ -84,7 +84,7 @@ def test_options_that_cannot_be_used(arguments: list[str], sentence: str, tmp_pa
     assert not (tmp_path / "out").exists()
 
 
-def test_a_folder_that_cannot_be_written_is_told_before_training(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_refused_before_training(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"option --out: got .*/file/below \(Not a directory\), expected a folder that"):
         main(["rings", "--out", str(tmp_path / "file" / "below")])
@@ -96,14 +96,14 @@ def test_a_folder_that_cannot_be_written_is_told_before_training(tmp_path: Path)
 def test_pictures_of_other_options_are_not_drawn_over(tmp_path: Path) -> None:
     (tmp_path / "rings_levels.png").write_bytes(b"mine")
     given = ["rings", "--steps", "3", "--lengthen", "2", "--out", str(tmp_path)]
-    for record, told in (
+    for record, differences in (
         (None, "name: unknown -> rings, seed: unknown -> 0, steps: unknown -> 3, lengthen: unknown -> 2"),
         ('{"name": "rings", "seed": 1, "steps": 3, "lengthen": 2}', "seed: 1 -> 0"),
         ("[", "name: unknown -> rings"),
     ):
         if record is not None:
             (tmp_path / "rings.json").write_text(record)
-        with pytest.raises(UserError, match=rf"option --out: got .*, with pictures of other options \({told}"):
+        with pytest.raises(UserError, match=rf"option --out: got .*, with pictures of other options \({differences}"):
             main(given)
     assert (tmp_path / "rings_levels.png").read_bytes() == b"mine"
 
@@ -145,16 +145,18 @@ def test_both_at_once_are_what_each_is_alone() -> None:
         "recovery": drl_experiment(seed=3, num_steps=2),
         "short-run": short_run_experiment(seed=3, num_steps=2),
     }
-    heard: list[tuple[int, str]] = []
-    together = fit_all(experiments, name, grid, lengthen=1, tell=lambda items, note: heard.append((items, note)))
+    progress: list[tuple[int, str]] = []
+    together = fit_all(
+        experiments, name, grid, lengthen=1, on_progress=lambda items, note: progress.append((items, note))
+    )
     assert list(together) == list(experiments)
-    assert sum(items for items, _ in heard) == sum(
+    assert sum(items for items, _ in progress) == sum(
         num_chain_steps(experiment, 1) for experiment in experiments.values()
     )
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        alone = {label: fit(LAWS[name], experiments[label], label, grid, lengthen=1) for label in experiments}
+        alone = {label: fit(DISTRIBUTIONS[name], experiments[label], label, grid, lengthen=1) for label in experiments}
     finally:
         torch.set_num_threads(threads)
 
@@ -178,7 +180,7 @@ def test_a_way_that_runs_away_ends_the_other() -> None:
     wild = dataclasses.replace(wild, optim=dataclasses.replace(wild.optim, learning_rate=1e3, warmup_steps=0))
     tame = short_run_experiment(seed=0, num_steps=100_000)
     with pytest.raises(UserError, match=r"training: got a loss of .* expected one within 1e\+04 nats"):
-        fit_all({"wild": wild, "tame": tame}, "rings", Grid(), lengthen=1, tell=lambda items, note: None)
+        fit_all({"wild": wild, "tame": tame}, "rings", Grid(), lengthen=1, on_progress=lambda items, note: None)
     assert not multiprocessing.active_children()
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from drl_dist.build import build_ladder
 from drl_dist.diffusion.recovery import LogDensityAndGrad
 from drl_dist.toy.density import Grid, exact_masses, kl_divergence, learned_masses, total_variation
-from drl_dist.toy.laws import LAWS
+from drl_dist.toy.distributions import DISTRIBUTIONS
 from drl_dist.toy.study import misplaced_share, share_off
 from drl_dist.toy.training import ToyModel, drl_experiment
 
@@ -30,22 +30,24 @@ def test_a_learned_density_is_put_where_its_x_is(model: ToyModel) -> None:
     t, energy_scale = 2, 4.0
     levels = dataclasses.replace(model.levels, energy_scale=torch.full((6,), energy_scale))
     scale, ladder = float(levels.transition_scale[t]), model.ladder
-    law = LAWS["mixture"].affine(float(ladder.cumulative_scale[t]) * scale, float(ladder.cumulative_std[t]) * scale)
+    distribution = DISTRIBUTIONS["mixture"].affine(
+        float(ladder.cumulative_scale[t]) * scale, float(ladder.cumulative_std[t]) * scale
+    )
 
     def raw_at(level: Tensor) -> LogDensityAndGrad:
         assert bool((level == t).all())
-        return lambda y: ((law.density(y.double()).log() / energy_scale).float(), torch.zeros_like(y))
+        return lambda y: ((distribution.density(y.double()).log() / energy_scale).float(), torch.zeros_like(y))
 
-    found, exact = learned_masses(raw_at, levels, t, GRID), exact_masses(LAWS["mixture"], ladder, t, GRID)
+    found, exact = learned_masses(raw_at, levels, t, GRID), exact_masses(DISTRIBUTIONS["mixture"], ladder, t, GRID)
     assert float(found.sum()) == pytest.approx(1)
     assert total_variation(found, exact) < 1e-3
     # Another level's masses are not near.
-    assert total_variation(found, exact_masses(LAWS["mixture"], ladder, t + 1, GRID)) > 0.05
+    assert total_variation(found, exact_masses(DISTRIBUTIONS["mixture"], ladder, t + 1, GRID)) > 0.05
 
 
-@pytest.mark.parametrize("name", LAWS)
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
 def test_the_ladder_ends_in_white_noise(model: ToyModel, name: str) -> None:
-    exact = exact_masses(LAWS[name], build_ladder(model.experiment.diffusion), 6, GRID)
+    exact = exact_masses(DISTRIBUTIONS[name], build_ladder(model.experiment.diffusion), 6, GRID)
     line = torch.exp(-0.5 * GRID.centres().square())
     white = line[:, None] * line[None]
     assert total_variation(exact, white / white.sum()) < 5e-3
@@ -66,7 +68,7 @@ def test_shares_of_points_near_the_data() -> None:
 
 
 def test_misplaced_points_are_those_in_squares_that_should_hold_fewer(model: ToyModel) -> None:
-    exact = exact_masses(LAWS["checkerboard"], model.ladder, 0, GRID)
+    exact = exact_masses(DISTRIBUTIONS["checkerboard"], model.ladder, 0, GRID)
     squares = torch.tensor([[x, y] for x in range(-2, 2) for y in range(-2, 2) if (x + y) % 2 == 0])
     middles = squares + 0.5
     # The blur of x_0 lets .4 % of the mass of each of eight squares out on each side, but for the board's own corners.

@@ -15,10 +15,10 @@ from drl_dist.diffusion.noise import PhiloxNoise
 from drl_dist.diffusion.recovery import Levels
 from drl_dist.energy.toy_mlp import ToyMlp
 from drl_dist.toy.density import Grid, exact_masses, learned_masses, total_variation
-from drl_dist.toy.laws import LAWS, Mixture
+from drl_dist.toy.distributions import DISTRIBUTIONS, Mixture
 from drl_dist.toy.training import ToyModel, drl_experiment, short_run_experiment, step_loss, train
 
-LAW = LAWS["mixture"]
+MIXTURE = DISTRIBUTIONS["mixture"]
 GRID = Grid(cells=80)
 
 
@@ -35,14 +35,14 @@ def small(experiment: Experiment) -> Experiment:
 
 def distance(model: ToyModel) -> float:
     """Total variation between the learned and the exact density of x_0."""
-    exact = exact_masses(LAW, model.ladder, 0, GRID)
+    exact = exact_masses(MIXTURE, model.ladder, 0, GRID)
     return total_variation(exact, learned_masses(model.network.raw_at, model.levels, 0, GRID))
 
 
 @pytest.fixture(scope="module")
 def trained() -> ToyModel:
     model = ToyModel.create(small(drl_experiment(seed=0, num_steps=80)))
-    train(model, LAW)
+    train(model, MIXTURE)
     return model
 
 
@@ -57,7 +57,7 @@ def test_training_without_a_chain_learns_nothing(trained: ToyModel) -> None:
     model = ToyModel.create(trained.experiment)
     still = dataclasses.replace(model.levels, step_size=1e-6 * model.levels.step_size)
     model = dataclasses.replace(model, levels=still)
-    train(model, LAW)
+    train(model, MIXTURE)
     assert distance(model) > 0.9
 
 
@@ -66,7 +66,7 @@ def test_a_training_that_runs_away_is_refused(trained: ToyModel) -> None:
     model = ToyModel.create(trained.experiment)
     model = dataclasses.replace(model, levels=dataclasses.replace(model.levels, loss_weight=-model.levels.loss_weight))
     with pytest.raises(UserError, match=r"training: got a loss of .* expected one within 1e\+04 nats"):
-        train(model, LAW)
+        train(model, MIXTURE)
 
 
 VARIANCE, STEP_VARIANCE, NUM_STEPS = 0.1, 0.02, 30
@@ -96,16 +96,18 @@ def gaussian_losses(precision: float) -> torch.Tensor:
     model = dataclasses.replace(created, ladder=ladder, levels=levels)
     # The std that makes y_0 = a_1 (a_0 x + sigma_0 e) standard normal.
     std = math.sqrt((1 / (1 - VARIANCE) - 1e-4) / (1 - 1e-4))
-    law = Mixture(num_components=1, radius=0.0, std=std)
+    distribution = Mixture(num_components=1, radius=0.0, std=std)
     count = 1024
-    losses = [step_loss(model, law, PhiloxNoise(7), torch.arange(count) + i * count).detach() for i in range(32)]
+    losses = [
+        step_loss(model, distribution, PhiloxNoise(7), torch.arange(count) + i * count).detach() for i in range(32)
+    ]
     return torch.stack(losses).double()
 
 
 @pytest.mark.parametrize("precision", [1 / VARIANCE, 0.0], ids=["recovery term", "dropped"])
 def test_the_loss_has_its_known_mean(precision: float) -> None:
     """-(E f(y_pos) - E f(y_neg)) = 1 - variance of y_neg, for two coordinates; without the recovery term it is another
-    number, which is told apart."""
+    number, which the test can distinguish."""
     losses = gaussian_losses(precision)
     error = float(losses.std()) / math.sqrt(len(losses))
     assert abs(float(losses.mean()) - (1 - variance_after_chain(precision))) < 4 * error
@@ -125,7 +127,7 @@ def test_the_short_run_baseline_is_one_marginal_density_from_white_noise() -> No
 
 def few_steps(seed: int) -> ToyModel:
     model = ToyModel.create(small(drl_experiment(seed=seed, num_steps=3)))
-    train(model, LAW)
+    train(model, MIXTURE)
     return model
 
 
@@ -145,10 +147,10 @@ def test_the_seed_determines_weights_and_samples() -> None:
     torch.testing.assert_close(samples[:, 3:], first.sample_levels(PhiloxNoise(0), ids[3:]), rtol=1e-4, atol=1e-5)
 
 
-def test_every_step_sees_new_points_and_is_told() -> None:
+def test_every_step_sees_new_points_and_is_reported() -> None:
     losses: list[float] = []
     model = ToyModel.create(small(drl_experiment(seed=0, num_steps=3)))
-    train(model, LAW, losses.append)
+    train(model, MIXTURE, losses.append)
     assert len(set(losses)) == 3
 
 

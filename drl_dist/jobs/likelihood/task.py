@@ -183,7 +183,7 @@ class StepSizeMaker:
         for level in adaptation.run():
             found.append(level)
             yield 1
-        yield adaptation.schedule(found)
+        yield adaptation.step_sizes(found)
 
 
 class LikelihoodMaker:

@@ -31,7 +31,7 @@ from drl_dist.jobs.long_run.request import clean_up, known_request, open_folder,
 from drl_dist.mcmc.adaptation import StepSizeSchedule
 from drl_dist.mcmc.kernels import KERNELS, adapted_with, kernel_named
 from drl_dist.mcmc.record import ChainSummary, summarise_closed
-from drl_dist.sampling.long_run import LongRunSampler, Start, adapt_schedule, suitable_start
+from drl_dist.sampling.long_run import LongRunSampler, Start, adapt_step_sizes, suitable_start
 from drl_dist.training.chain import GradientEngine
 
 SHOWN_LEVELS = 12
@@ -139,7 +139,7 @@ def _adapt(setting: _Setting, ema_sha256: str, kept: LongRunProgress) -> StepSiz
     if done:
         print(f"resumes at the step size of level {levels.num_levels - done - 1}", flush=True)
     with progress("adapting", levels.num_levels, done, "levels") as advance:
-        schedule = adapt_schedule(
+        schedule = adapt_step_sizes(
             levels,
             setting.engine.raw_at,
             setting.engine.network.image_shape,

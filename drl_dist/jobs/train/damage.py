@@ -13,7 +13,7 @@ from drl_dist.common.errors import UserError
 from drl_dist.config.tree import RunConfig
 from drl_dist.data.filesystem import Folder
 from drl_dist.data.stream import ShardStream
-from drl_dist.data.substitutes import LEDGER, Substitute, format_ledger, parse_ledger, read_ledger
+from drl_dist.data.substitutes import SUBSTITUTES, Substitute, format_substitutes, parse_substitutes, read_substitutes
 from drl_dist.training.loop import StepReport
 from drl_dist.training.state import TrainState
 
@@ -46,7 +46,7 @@ class Damage:
         cls, run: RunConfig, run_url: str, stream: ShardStream, *, rank: int, world_size: int, position: int
     ) -> Damage:
         """For a run that goes on from a position of the stream; a collective call of all ranks."""
-        ledger = read_ledger(run_url, before=position) if rank == 0 else []
+        ledger = read_substitutes(run_url, before=position) if rank == 0 else []
         count = int(broadcast_from_rank_zero(len(ledger)))
         return cls(run, run_url, rank, world_size, stream, count, ledger)
 
@@ -67,30 +67,31 @@ class Damage:
             return
         text = self.gather(state.network.stem.weight.device)
         if text is not None:
-            Folder(self.run_url).write(LEDGER, text)
+            Folder(self.run_url).write(SUBSTITUTES, text)
         # The first rank to leave takes the others along.
         barrier()
         raise UserError(
             f"data {self.run.data}",
             got=f"{total} damaged samples by step {report.step}",
             expected=f"at most {limit}",
-            remedy=f"mend the shards that {Folder(self.run_url).url_of(LEDGER)} lists, or raise loader.max_substitutes",
+            remedy=f"mend the shards that {Folder(self.run_url).url_of(SUBSTITUTES)} lists, "
+            "or raise loader.max_substitutes",
         )
 
     def gather(self, device: torch.device) -> bytes | None:
         """The ledger up to this step, on rank 0 if there is anything in it; a collective call of all ranks."""
         if not self.substitutes:
             return None
-        mine = format_ledger(self._waiting)
+        mine = format_substitutes(self._waiting)
         self._waiting.clear()
         for text in _all_bytes(mine, self.world_size, device):
             if self.rank == 0:
-                self.ledger += parse_ledger(text, source="another worker's part of the ledger")
-        return format_ledger(self.ledger) if self.ledger else None
+                self.ledger += parse_substitutes(text, source="another worker's part of the ledger")
+        return format_substitutes(self.ledger) if self.ledger else None
 
     def _tell(self, fresh: list[Substitute]) -> None:
         """One line for each damaged shard; the ledger has them all."""
-        data, ledger = Folder(self.run.data), Folder(self.run_url).url_of(LEDGER)
+        data, ledger = Folder(self.run.data), Folder(self.run_url).url_of(SUBSTITUTES)
         for one in fresh:
             if one.shard not in self._told:
                 self._told.add(one.shard)

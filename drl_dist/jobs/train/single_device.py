@@ -33,7 +33,7 @@ from drl_dist.common.program import SIGNALS, Stopped
 from drl_dist.config.rules import ARRAY_SUFFIX
 from drl_dist.config.tree import RunConfig, differences, to_dict
 from drl_dist.data.array_file import read_array_file
-from drl_dist.data.audit import noted
+from drl_dist.data.audit import audited
 from drl_dist.data.filesystem import Folder, check_reachable
 from drl_dist.data.index import ShardIndex, open_index
 from drl_dist.data.stream import ShardStream
@@ -261,7 +261,7 @@ class _Shards:
             return stream
         size = self._run.experiment.train.batch_size
         place = Path(folder) / self._run.run_name
-        return noted(stream, place, stream.order, batch_size=size, rank=0, world_size=1)
+        return audited(stream, place, stream.order, batch_size=size, rank=0, world_size=1)
 
     def __exit__(self, *_error: object) -> None:
         self._stream.close()

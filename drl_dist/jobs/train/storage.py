@@ -23,7 +23,7 @@ from drl_dist.checkpoints.storage import (
 from drl_dist.common.errors import UserError
 from drl_dist.common.validation import place_of
 from drl_dist.data.filesystem import Folder, open_filesystem
-from drl_dist.data.substitutes import LEDGER
+from drl_dist.data.substitutes import SUBSTITUTES
 
 UPLOAD_PAUSES = (10.0, 30.0, 60.0, 120.0, 240.0)
 """Seconds between tries to upload a checkpoint: an outage of some minutes must not end a run of days."""
@@ -77,7 +77,7 @@ class Uploader:
         for pause in (*UPLOAD_PAUSES, None):
             try:
                 if self._ledger is not None:
-                    Folder(self.run_url).write(LEDGER, self._ledger)
+                    Folder(self.run_url).write(SUBSTITUTES, self._ledger)
                 upload_checkpoint(local, f"{self.run_url}/{name}")
                 return
             except UserError as error:

@@ -16,7 +16,7 @@ from drl_dist.checkpoints.rollbacks import noise_seed
 from drl_dist.common.batch import BatchSource
 from drl_dist.common.errors import UserError
 from drl_dist.config.tree import RunConfig
-from drl_dist.data.audit import noted
+from drl_dist.data.audit import audited
 from drl_dist.data.index import ShardIndex, open_index
 from drl_dist.data.stream import ShardStream
 from drl_dist.jobs.common.device import prepare_device
@@ -174,7 +174,7 @@ def _noted(run: RunConfig, stream: ShardStream, rank: int, world_size: int) -> B
     if run.loader.ledger_dir is None:
         return stream
     folder, size = Path(run.loader.ledger_dir) / run.run_name, run.experiment.train.batch_size
-    return noted(stream, folder, stream.order, batch_size=size, rank=rank, world_size=world_size)
+    return audited(stream, folder, stream.order, batch_size=size, rank=rank, world_size=world_size)
 
 
 def _scores(

@@ -26,7 +26,7 @@ def stretched(density: LogDensityAndGrad, scale: Tensor) -> LogDensityAndGrad:
 
 
 @dataclass(frozen=True)
-class Law:
+class Target:
     """A density, exact draws from it, and how its coordinates are made alike."""
 
     density: LogDensityAndGrad
@@ -48,11 +48,11 @@ def _normals(seed: int, count: int, dims: int) -> Tensor:
     return PhiloxNoise(seed).normal(Purpose.BASE, torch.arange(count), 0, (0,), (dims,))[0].double()
 
 
-def gaussian(seed: int, count: int, scale: tuple[float, ...] = (1.0, 0.3, 2.0)) -> Law:
+def gaussian(seed: int, count: int, scale: tuple[float, ...] = (1.0, 0.3, 2.0)) -> Target:
     """N(0.5, 0.8**2), every coordinate stretched by a factor of its own."""
     stretch, base = torch.tensor(scale, dtype=torch.float64), Gaussian(torch.tensor(0.5, dtype=torch.float64), 0.8)
     dims = len(scale)
-    return Law(
+    return Target(
         density=stretched(base.log_density_and_grad, stretch),
         draws=stretch * (0.5 + 0.8 * _normals(seed, count, dims)),
         scale=stretch,
@@ -60,7 +60,7 @@ def gaussian(seed: int, count: int, scale: tuple[float, ...] = (1.0, 0.3, 2.0)) 
     )
 
 
-def mixture(seed: int, count: int) -> Law:
+def mixture(seed: int, count: int) -> Target:
     """Three overlapping modes in the plane, one axis four times as long as the other."""
     means = torch.tensor([[-1.0, 0.0], [1.0, 0.5], [0.5, -1.5]], dtype=torch.float64)
     stretch, std = torch.tensor([0.5, 2.0], dtype=torch.float64), 0.7
@@ -68,7 +68,7 @@ def mixture(seed: int, count: int) -> Law:
     which = (PhiloxNoise(seed).uniform(Purpose.LEVEL, torch.arange(count), 0, (0,), 1)[0, :, 0] * 3).long()
     second = means.square().mean(0) + std**2
     product = (means[:, 0] * means[:, 1]).mean()[None]
-    return Law(
+    return Target(
         density=stretched(base.log_density_and_grad, stretch),
         draws=stretch * (means[which] + std * _normals(seed, count, 2)),
         scale=stretch,
@@ -112,22 +112,22 @@ def run(
     return end, infos, torch.stack(places)
 
 
-def make(kernel_at: KernelAt, law: Law, step_size: float, count: int) -> Kernel:
-    return kernel_at(law.density, torch.full((count,), step_size, dtype=torch.float64))
+def make(kernel_at: KernelAt, target: Target, step_size: float, count: int) -> Kernel:
+    return kernel_at(target.density, torch.full((count,), step_size, dtype=torch.float64))
 
 
-def invariance_scores(law: Law, ends: Tensor) -> Tensor:
-    """Standard errors between independent ends of chains that began with exact draws, and the law."""
-    found = law.statistics(ends)
-    return (found.mean(0) - law.statistics_mean) / (found.std(0) / math.sqrt(len(ends)))
+def invariance_scores(target: Target, ends: Tensor) -> Tensor:
+    """Standard errors between independent ends of chains that began with exact draws, and the target."""
+    found = target.statistics(ends)
+    return (found.mean(0) - target.statistics_mean) / (found.std(0) / math.sqrt(len(ends)))
 
 
-def ergodic_scores(law: Law, places: Tensor) -> Tensor:
-    """Standard errors between averages along chains and the law; the error of an average comes from chains, which are
+def ergodic_scores(target: Target, places: Tensor) -> Tensor:
+    """Standard errors between averages along chains and the target; an average's error comes from chains, which are
     independent however slowly each of them moves."""
     steps, count, dims = places.shape
-    averages = law.statistics(places.reshape(-1, dims)).reshape(steps, count, -1).mean(0)
-    return (averages.mean(0) - law.statistics_mean) / (averages.std(0) / math.sqrt(count))
+    averages = target.statistics(places.reshape(-1, dims)).reshape(steps, count, -1).mean(0)
+    return (averages.mean(0) - target.statistics_mean) / (averages.std(0) / math.sqrt(count))
 
 
 def expected_rate(step_size: float, dims: int) -> float:

@@ -1,7 +1,7 @@
-"""Two-dimensional data with a known density; each coordinate has a standard deviation between 1.1 and 1.5.
+"""Two-dimensional distributions with known densities; each coordinate has a standard deviation between 1.1 and 1.5.
 
-A point is a pure function of (seed, sample id). The laws keep their form under the forward process
-x_t = scale * x + noise_std * e, so the density of every noise level is closed form (for the spirals, a sum).
+A point is a pure function of (seed, sample id). The distributions keep their form under the forward process
+x_t = scale * x + noise_std * e, so the density of every noise level has a closed form (for the spirals, a sum).
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from drl_dist.diffusion.noise import Noise, Purpose
 from drl_dist.energy.analytic import GaussianMixture
 
 _NODES = 300
-"""Points that stand for a spiral arm, a third of the law's own std apart."""
+"""Number of points that approximate a spiral arm, a third of the distribution's own std apart."""
 _SHARP = 1e-9
-"""Width of an edge that is not blurred."""
+"""Width of edges that are not blurred."""
 
 
-class DataLaw(ABC):
-    """Points of the plane and the density that they are drawn from."""
+class DataDistribution(ABC):
+    """A distribution of points in the plane, with samples and their density."""
 
     def sample(self, noise: Noise, sample_ids: Tensor) -> Tensor:
         """Points (B, 2) float32 for sample ids (B,) int64.
 
         Args:
-            noise: its numbers for the purposes TOY_CHOICE and TOY_DATA.
+            noise: source of the numbers for the purposes TOY_CHOICE and TOY_DATA.
             sample_ids: (B,) int64, 0 <= id < 2**48.
         """
         uniforms = noise.uniform(Purpose.TOY_CHOICE, sample_ids, 0, (0,), 2)[0]
@@ -47,21 +47,21 @@ class DataLaw(ABC):
         """The normalised density (N,) at points (N, 2) float64, per unit of area."""
 
     @abstractmethod
-    def affine(self, scale: float, noise_std: float) -> DataLaw:
-        """The law of scale * x + noise_std * e for x of this law and standard normal e."""
+    def affine(self, scale: float, noise_std: float) -> DataDistribution:
+        """The distribution of scale * x + noise_std * e for x of this distribution and standard normal e."""
 
     def density_on_square(self, axis: Tensor) -> Tensor:
-        """The density (n, n) at axis x axis, (n,) float64; the first index is the first coordinate."""
+        """The density (n, n) on the square axis x axis, axis (n,) float64; the first index is the first coordinate."""
         return self.density(torch.cartesian_prod(axis, axis)).reshape(len(axis), len(axis))
 
 
 @dataclass(frozen=True)
-class Checkerboard(DataLaw):
+class Checkerboard(DataDistribution):
     """Uniform on the eight black squares of a 4 x 4 board centred on 0, blurred by N(0, std**2 I).
 
     Args:
-        side: of a square.
-        std: of the blur; 0 leaves the edges sharp.
+        side: side length of a square.
+        std: standard deviation of the blur; 0 leaves the edges sharp.
     """
 
     side: float = 1.0
@@ -70,17 +70,17 @@ class Checkerboard(DataLaw):
     def _place(self, uniform: Tensor, normal: Tensor) -> Tensor:
         x = 4 * uniform[:, 0]
         row = 2 * uniform[:, 1]
-        # Black squares of a column are two apart, so the place in two rows splits into a square and a place in it.
+        # Every second square of a column is black: the position in two rows gives the square and the position in it.
         y = row + row.floor() + x.floor() % 2
         return (torch.stack([x, y], dim=1) - 2) * self.side + self.std * normal
 
     def density(self, points: Tensor) -> Tensor:
-        """(E(x) E(y) + O(x) O(y)) / (8 side**2): E is the blurred indicator of the even columns, O of the odd ones."""
+        """(E(x) E(y) + O(x) O(y)) / (8 side**2), with E and O the blurred indicators of even and odd columns."""
         x, y = points.unbind(1)
         return self._product(x, y)
 
     def density_on_square(self, axis: Tensor) -> Tensor:
-        """As `DataLaw.density_on_square`."""
+        """See `DataDistribution.density_on_square`."""
         return self._product(axis[:, None], axis[None])
 
     def _product(self, x: Tensor, y: Tensor) -> Tensor:
@@ -97,12 +97,12 @@ class Checkerboard(DataLaw):
         return total
 
     def affine(self, scale: float, noise_std: float) -> Checkerboard:
-        """See `DataLaw.affine`."""
+        """See `DataDistribution.affine`."""
         return Checkerboard(self.side * scale, math.hypot(self.std * scale, noise_std))
 
 
 @dataclass(frozen=True)
-class Rings(DataLaw):
+class Rings(DataDistribution):
     """Concentric circles, equally dense along their lengths, blurred by N(0, std**2 I)."""
 
     radii: tuple[float, ...] = (0.6, 1.3, 2.0)
@@ -127,12 +127,12 @@ class Rings(DataLaw):
         return total / (2 * math.pi * self.std**2)
 
     def affine(self, scale: float, noise_std: float) -> Rings:
-        """See `DataLaw.affine`."""
+        """See `DataDistribution.affine`."""
         return Rings(tuple(scale * r for r in self.radii), math.hypot(self.std * scale, noise_std))
 
 
-class BlurredPoints(DataLaw):
-    """Equally likely centres, blurred by N(0, std**2 I)."""
+class BlurredPoints(DataDistribution):
+    """A mixture of equally likely centres, blurred by N(0, std**2 I)."""
 
     std: float
 
@@ -146,8 +146,8 @@ class BlurredPoints(DataLaw):
         return (mixture.log_density(points) - mixture.log_z()).exp()
 
     def density_on_square(self, axis: Tensor) -> Tensor:
-        """As `DataLaw.density_on_square`: a Gaussian is a product over coordinates, which makes this one product of
-        matrices instead of n**2 K exponentials."""
+        """See `DataDistribution.density_on_square`. A Gaussian is a product over coordinates, so one matrix product
+        replaces n**2 K exponentials."""
         centres = self.centres()
         first, second = (torch.exp(-0.5 * ((axis[:, None] - c[None]) / self.std) ** 2) for c in centres.unbind(1))
         return first @ second.mT / (len(centres) * 2 * math.pi * self.std**2)
@@ -170,7 +170,7 @@ class Mixture(BlurredPoints):
         return self.centres()[(uniform[:, 0] * self.num_components).long()] + self.std * normal
 
     def affine(self, scale: float, noise_std: float) -> Mixture:
-        """See `DataLaw.affine`."""
+        """See `DataDistribution.affine`."""
         return dataclasses.replace(self, radius=self.radius * scale, std=math.hypot(self.std * scale, noise_std))
 
 
@@ -178,7 +178,7 @@ class Mixture(BlurredPoints):
 class Spirals(BlurredPoints):
     """Two interleaved arms of 1.3 turns, about equally dense along their lengths, blurred by N(0, std**2 I).
 
-    The samples lie on the arms themselves; the density is the midpoint rule along them.
+    Samples come from the arms themselves; their density is computed by the midpoint rule along the arms.
     """
 
     inner_radius: float = 0.3
@@ -186,7 +186,7 @@ class Spirals(BlurredPoints):
     std: float = 0.12
 
     def _arms(self, share: Tensor, arm: Tensor) -> Tensor:
-        """Points (B, 2) on arms (B,) 0 or 1, with a share (B,) of the arm's data further in."""
+        """Points (B, 2) on arms (B,), 0 or 1, such that a share (B,) of the arm's data lies further inwards."""
         inner, outer = self.inner_radius**2, self.outer_radius**2
         radius = (inner + share * (outer - inner)).sqrt()
         angle = 3 * math.pi * radius / self.outer_radius + math.pi * arm
@@ -201,11 +201,11 @@ class Spirals(BlurredPoints):
         return self._arms(uniform[:, 0], (uniform[:, 1] * 2).floor()) + self.std * normal
 
     def affine(self, scale: float, noise_std: float) -> Spirals:
-        """See `DataLaw.affine`."""
+        """See `DataDistribution.affine`."""
         return Spirals(self.inner_radius * scale, self.outer_radius * scale, math.hypot(self.std * scale, noise_std))
 
 
-LAWS: dict[str, DataLaw] = {
+DISTRIBUTIONS: dict[str, DataDistribution] = {
     "checkerboard": Checkerboard(),
     "rings": Rings(),
     "mixture": Mixture(),
@@ -213,12 +213,14 @@ LAWS: dict[str, DataLaw] = {
 }
 
 
-def law(name: str) -> DataLaw:
-    """The data of one name.
+def distribution(name: str) -> DataDistribution:
+    """The distribution of a name.
 
     Raises:
-        UserError: no data has this name.
+        UserError: there is no distribution of this name.
     """
-    if name not in LAWS:
-        raise UserError("data set", got=name, expected="one of " + ", ".join(LAWS), remedy="choose one of these")
-    return LAWS[name]
+    if name not in DISTRIBUTIONS:
+        raise UserError(
+            "data set", got=name, expected="one of " + ", ".join(DISTRIBUTIONS), remedy="choose one of these"
+        )
+    return DISTRIBUTIONS[name]
