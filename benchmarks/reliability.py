@@ -77,7 +77,7 @@ class Bench:
         """Folder of a run."""
         return str(self.out / "runs" / name)
 
-    def ledger(self, name: str) -> Path:
+    def audit_log(self, name: str) -> Path:
         """Folder of a run's audit log."""
         return self.out / "ledger" / name
 
@@ -99,15 +99,15 @@ def exact(bench: Bench, kills: int, drivers: int) -> dict[str, Any]:
     faults = train_under_kills(
         bench.head,
         killed,
-        bench.ledger("killed"),
+        bench.audit_log("killed"),
         chooser,
         kinds,
         pause=lambda: chooser.uniform(0.5, 3.5),
         run_url=bench.run_url("killed"),
     )
     sizes = {"num_steps": EXACT_STEPS, "batch_size": BATCH, "num_samples": NUM_DIGITS}
-    straight = audit(read_audit_log(bench.ledger("alone")), **sizes)
-    found = audit(read_audit_log(bench.ledger("killed")), **sizes)
+    straight = audit(read_audit_log(bench.audit_log("alone")), **sizes)
+    found = audit(read_audit_log(bench.audit_log("killed")), **sizes)
     return {
         "faults": [dataclasses.asdict(fault) for fault in faults],
         "is_bit_identical": bench.weights("alone", EXACT_STEPS) == bench.weights("killed", EXACT_STEPS),
@@ -126,8 +126,8 @@ def workers(bench: Bench) -> dict[str, Any]:
             job.start()
             job.wait(900)
     sizes = {"num_steps": steps, "batch_size": BATCH, "num_samples": NUM_DIGITS}
-    one, changing = (audit(read_audit_log(bench.ledger(name)), **sizes) for name in names)
-    places = [_places(bench.ledger(name)) for name in names]
+    one, changing = (audit(read_audit_log(bench.audit_log(name)), **sizes) for name in names)
+    places = [_places(bench.audit_log(name)) for name in names]
     return {
         "workers": [number for number, _ in CHANGES],
         "steps": steps,
@@ -156,13 +156,13 @@ def goodput(bench: Bench) -> dict[str, Any]:
     faults = train_under_kills(
         bench.head,
         job,
-        bench.ledger(name),
+        bench.audit_log(name),
         chooser,
         ["worker"] * 60,
         pause=lambda: KILL_EVERY - 10.0,
         run_url=bench.run_url(name),
     )
-    lines = [line for line in read_audit_log(bench.ledger(name)) if line.rank == 0]
+    lines = [line for line in read_audit_log(bench.audit_log(name)) if line.rank == 0]
     begun = {line.step: line.time for line in lines}
     seconds = [begun[step + 1] - begun[step] for step in begun if step + 1 in begun]
     wall = lines[-1].time - lines[0].time
