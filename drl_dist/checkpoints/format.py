@@ -11,19 +11,22 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from drl_dist.checkpoints.configs import config_from_dict
 from drl_dist.common.errors import UserError
 from drl_dist.config.tree import Experiment, to_dict
 
+if TYPE_CHECKING:
+    # A driver handles checkpoints without a tensor: torch is imported where there are some.
+    from torch import Tensor
+
 PARTS = ("weights", "ema", "optimizer")
 CHECKSUMS, CONFIG, STATE = "checksums.json", "config.json", "state.json"
+MODEL_FILES = ("ema.safetensors", CONFIG, STATE, CHECKSUMS)
+"""What of a checkpoint is a model: enough to sample from it, not to train on."""
 RESTORE_REMEDY = "restore the file from a copy, or delete this checkpoint folder so that an older one is used"
 
 
@@ -62,7 +65,6 @@ class CheckpointState:
 class Checkpoint:
     """A verified checkpoint."""
 
-    folder: Path
     experiment: Experiment
     state: CheckpointState
     tensors: dict[str, dict[str, Tensor]]
@@ -83,6 +85,8 @@ def write_checkpoint(
         state: where the run stands.
         experiment: what was trained.
     """
+    from safetensors.torch import save_file
+
     folder.mkdir(parents=True, exist_ok=True)
     for name, tensors in parts.items():
         # Copies: safetensors refuses views, and channels-last weights are stored in the plain order.
@@ -114,19 +118,39 @@ def read_checkpoint(folder: Path, parts: Iterable[str] = ("ema",)) -> Checkpoint
         UserError: the folder is unfinished, or a file is missing, truncated or altered.
     """
     checksums = _read_json(folder / CHECKSUMS)
+    names = (CONFIG, STATE, *map(part_file, parts))
+    return parse_checkpoint({name: _read_verified(folder, name, checksums) for name in names}, source=str(folder))
+
+
+def parse_checkpoint(files: Mapping[str, bytes], *, source: str) -> Checkpoint:
+    """The checkpoint that verified files hold.
+
+    Args:
+        files: content by file name: configuration, state, and those of `PARTS` that are wanted.
+        source: folder or URL of the files, for the error message.
+
+    Raises:
+        UserError: a file is not what its name says.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
     tensors: dict[str, dict[str, Tensor]] = {}
-    for name in (CONFIG, STATE, *(part_file(part) for part in parts)):
-        _verify(folder, name, checksums)
-    for part in parts:
-        path = folder / part_file(part)
+    for part in PARTS:
+        if (name := part_file(part)) not in files:
+            continue
         try:
-            tensors[part] = load_file(path)
+            tensors[part] = load(files[name])
         except SafetensorError as error:
             raise UserError(
-                f"checkpoint file {path}", got=str(error), expected="safetensors", remedy=RESTORE_REMEDY
+                f"checkpoint file {source}/{name}", got=str(error), expected="safetensors", remedy=RESTORE_REMEDY
             ) from error
-    experiment = config_from_dict(Experiment, _read_json(folder / CONFIG), source=f"checkpoint file {folder / CONFIG}")
-    return Checkpoint(folder=folder, experiment=experiment, state=_read_state(folder / STATE), tensors=tensors)
+    config = f"checkpoint file {source}/{CONFIG}"
+    return Checkpoint(
+        experiment=config_from_dict(Experiment, parse_json_object(files[CONFIG], source=config), source=config),
+        state=parse_state(files[STATE], source=f"checkpoint file {source}/{STATE}"),
+        tensors=tensors,
+    )
 
 
 def part_file(part: str) -> str:
@@ -145,7 +169,7 @@ def parse_json_object(text: bytes, *, source: str) -> dict[str, Any]:
     return value
 
 
-def _verify(folder: Path, name: str, checksums: dict[str, Any]) -> None:
+def _read_verified(folder: Path, name: str, checksums: dict[str, Any]) -> bytes:
     path = folder / name
     entry = checksums.get(name)
     if not isinstance(entry, dict):
@@ -163,23 +187,24 @@ def _verify(folder: Path, name: str, checksums: dict[str, Any]) -> None:
             expected=f"{entry.get('bytes')} bytes",
             remedy=RESTORE_REMEDY,
         )
-    if (digest := _sha256(path)) != entry.get("sha256"):
+    content = path.read_bytes()
+    if (digest := hashlib.sha256(content).hexdigest()) != entry.get("sha256"):
         raise UserError(
             f"checkpoint file {path}",
             got=f"SHA-256 {digest}",
             expected=f"SHA-256 {entry.get('sha256')}",
             remedy=RESTORE_REMEDY,
         )
+    return content
 
 
-def _read_state(path: Path) -> CheckpointState:
+def parse_state(text: bytes, *, source: str) -> CheckpointState:
+    """What ``state.json`` says, or a `UserError` that names `source`."""
     try:
-        return _STATE.validate_json(b"[" + path.read_bytes() + b"]")[0]
+        return _STATE.validate_json(b"[" + text + b"]")[0]
     except ValidationError as error:
         first = error.errors()[0]
-        raise UserError(
-            f"checkpoint file {path}", got=first["input"], expected=first["msg"], remedy=RESTORE_REMEDY
-        ) from error
+        raise UserError(source, got=first["input"], expected=first["msg"], remedy=RESTORE_REMEDY) from error
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
-from mlflow.utils.credentials import read_mlflow_creds
-
 USERNAME, PASSWORD, TOKEN = "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"
 _LOGIN = (USERNAME, PASSWORD, TOKEN, "MLFLOW_TRACKING_AUTH")
 _BUNDLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
@@ -18,6 +16,8 @@ def access() -> dict[str, str]:
     They hold secrets: hand them over as an argument of a remote function, which Ray keeps in memory, and not as
     variables of a runtime environment, which its dashboard shows and its logs repeat.
     """
+    from mlflow.utils.credentials import read_mlflow_creds
+
     found = {
         name: value
         for name, value in os.environ.items()

@@ -14,14 +14,12 @@ from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
-from drl_dist.checkpoints.format import CHECKSUMS, CONFIG, STATE, part_file, read_checkpoint
+from drl_dist.checkpoints.format import CHECKSUMS, MODEL_FILES, part_file, read_checkpoint
 from drl_dist.common.errors import UserError
 from drl_dist.tracking.client import connect, every, is_duplicate, is_missing, user_errors
 from drl_dist.tracking.job_runs import RegisteredVersion
 
 EMA = part_file("ema")
-REGISTERED_FILES = (EMA, CONFIG, STATE, CHECKSUMS)
-"""What a model version holds: enough to sample from it, not to train on."""
 
 _REFERENCE = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[\w\-]+)|/(?P<version>\d+))")
 
@@ -52,7 +50,7 @@ def register_checkpoint(
         model_name: the preset.
         run_id: the run that trained it.
         step: training steps done.
-        folder: local checkpoint folder; `REGISTERED_FILES` are uploaded as the run's artifacts.
+        folder: local checkpoint folder; `MODEL_FILES` are uploaded as the run's artifacts.
         metadata: further tags of the version, e.g. images_seen, checkpoint_url, run_name.
 
     Returns:
@@ -65,7 +63,7 @@ def register_checkpoint(
         return None
     checksums = json.loads((folder / CHECKSUMS).read_text())
     path = artifact_path(step)
-    for name in REGISTERED_FILES:
+    for name in MODEL_FILES:
         client.log_artifact(run_id, str(folder / name), path)
     try:
         client.create_registered_model(model_name)
@@ -144,7 +142,7 @@ def _download(client: MlflowClient, reference: str, version: ModelVersion, folde
     draft = Path(tempfile.mkdtemp(prefix=".draft-", dir=folder.parent))
     try:
         path = artifact_path(int(version.tags["step"]))
-        for name in REGISTERED_FILES:
+        for name in MODEL_FILES:
             Path(client.download_artifacts(version.run_id, f"{path}/{name}", str(draft))).rename(draft / name)
         read_checkpoint(draft, ("ema",))
         # Others find the folder with all its files or not at all; it is given rights that a temporary one lacks.
@@ -160,7 +158,7 @@ def _download(client: MlflowClient, reference: str, version: ModelVersion, folde
         raise UserError(
             f"model {reference}",
             got="a file missing in its run",
-            expected=", ".join(REGISTERED_FILES),
+            expected=", ".join(MODEL_FILES),
             remedy="choose another version",
         ) from error
     except UserError as error:

@@ -18,6 +18,7 @@ from drl_dist.tracking.spool import (
     ImageRecord,
     MetricsRecord,
     Record,
+    ServerAway,
     Spool,
     StatusRecord,
 )
@@ -25,10 +26,6 @@ from drl_dist.tracking.spool import (
 log = logging.getLogger(__name__)
 
 METRICS_PER_REQUEST = 1000
-
-
-class ServerAway(RuntimeError):
-    """The server did not take what was sent; it may later."""
 
 
 class Sender:

@@ -74,6 +74,10 @@ _KINDS: dict[str, type[Record]] = {
 _NAMES = {kind: name for name, kind in _KINDS.items()}
 
 
+class ServerAway(RuntimeError):
+    """The server did not take what was sent; it may later."""
+
+
 class Spool:
     """The log, open for one process at a time; its methods may be called from several threads.
 

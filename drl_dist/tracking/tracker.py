@@ -12,24 +12,28 @@ import tempfile
 import threading
 import time
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
-from drl_dist.tracking.answers import probe
-from drl_dist.tracking.client import server_uri
-from drl_dist.tracking.registry import REGISTERED_FILES
-from drl_dist.tracking.runs import RunStatus
-from drl_dist.tracking.sender import Sender, ServerAway
+from drl_dist.checkpoints.format import MODEL_FILES
+from drl_dist.tracking.address import server_uri
 from drl_dist.tracking.spool import (
     CheckpointRecord,
     ImageRecord,
     MetricsRecord,
     Record,
+    ServerAway,
     Spool,
     StatusRecord,
 )
+
+if TYPE_CHECKING:
+    from drl_dist.tracking.runs import RunStatus
+    from drl_dist.tracking.sender import Sender
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +45,7 @@ _NAME = re.compile(r"[A-Za-z0-9_\-./ ]{1,250}")
 class Tracker:
     """Tells the server about one run. Every call returns at once; a thread sends.
 
+    The thread imports MLflow too, before it sends for the first time: that takes seconds, in which training begins.
     Nothing here waits for the server or fails because of it: what it was not told stays in the spool, is sent when it
     answers again, by the next `Tracker` on the same folder, or by ``python -m drl_dist.tracking.sync``.
 
@@ -52,13 +57,16 @@ class Tracker:
 
     Raises:
         UserError: no server is named, or another process has the spool open.
+        ModuleNotFoundError: MLflow is not installed.
     """
 
     def __init__(self, uri: str | None, run_id: str, spools: Path | None = None) -> None:
+        if find_spec("mlflow") is None:
+            raise ModuleNotFoundError("No module named 'mlflow'", name="mlflow")
         self._uri, self.run_id = server_uri(uri), run_id
         self._spool = Spool((spools or default_spools()) / run_id)
         (self._spool.folder / "run.json").write_text(json.dumps({"uri": self._uri, "run_id": run_id}))
-        self._sender = Sender(self._uri, run_id, self._spool)
+        self._sender: Sender | None = None
         self._told_at = 0.0
         # An earlier process may have left a status to be sent; the run runs again.
         self._spool.append(StatusRecord("RUNNING"))
@@ -106,7 +114,7 @@ class Tracker:
     def register_checkpoint(self, model_name: str, step: int, folder: Path, metadata: Mapping[str, object]) -> None:
         """See `drl_dist.tracking.registry.register_checkpoint`. The folder may be removed after the call."""
         tags = {name: str(value) for name, value in metadata.items()}
-        payload = self._spool.keep_files(folder, REGISTERED_FILES)
+        payload = self._spool.keep_files(folder, MODEL_FILES)
         self._append(CheckpointRecord(model_name, step, payload, tags))
 
     def flush(self, deadline_seconds: float) -> bool:
@@ -172,6 +180,11 @@ class Tracker:
         self._spool.close()
 
     def _send(self, *, after_trouble: bool) -> None:
+        from drl_dist.tracking.answers import probe
+        from drl_dist.tracking.sender import Sender
+
+        if self._sender is None:
+            self._sender = Sender(self._uri, self.run_id, self._spool)
         # A server that is away is asked in seconds; mlflow itself would wait and repeat for longer.
         if after_trouble and (trouble := probe(self._uri, seconds=3)) is not None:
             raise ServerAway(trouble.got)
