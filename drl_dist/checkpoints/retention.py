@@ -38,10 +38,12 @@ def remove_leftovers(run_url: str, keep: int | None, newest: StoredCheckpoint | 
     if keep is None or newest is None:
         return []
     stored = [one for one in stored_checkpoints(run_url) if one.step <= newest.step]
+    if len(stored) <= keep:
+        return []
     complete = [one for one in stored if is_complete(one.url)]
     if len(complete) < keep:
         return []
-    listed = _listed(Folder(run_url))
+    listed = listed_names(run_url)
     oldest_kept = complete[keep - 1].step
     leftovers = [
         one
@@ -53,9 +55,15 @@ def remove_leftovers(run_url: str, keep: int | None, newest: StoredCheckpoint | 
     return leftovers
 
 
-def _listed(run: Folder) -> set[str]:
+def listed_names(run_url: str) -> set[str]:
+    """Names of the checkpoint folders on Ray Train's list.
+
+    Raises:
+        UserError: the storage does not answer.
+    """
     try:
-        return {entry["checkpoint_dir_name"] for entry in json.loads(run.read(SNAPSHOT))["checkpoint_results"]}
+        snapshot = json.loads(Folder(run_url).read(SNAPSHOT))
+        return {entry["checkpoint_dir_name"] for entry in snapshot["checkpoint_results"]}
     except FileNotFoundError:
         return set()
 

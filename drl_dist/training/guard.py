@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from enum import IntEnum
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-from torch.distributed import ReduceOp, all_reduce, is_initialized
+if TYPE_CHECKING:
+    # A driver knows of these errors, and does without torch.
+    from torch import Tensor
 
 REMEDY = (
     "go on from an earlier checkpoint with --start-from under another --run-name, with a smaller learning rate, beta1, "
@@ -48,6 +49,9 @@ def agree(values: Tensor, wish: Interrupt) -> tuple[bool, Interrupt]:
 
     All ranks get the same answer, by one exchange.
     """
+    import torch
+    from torch.distributed import ReduceOp, all_reduce, is_initialized
+
     packed = values.new_full((2,), -float(wish))
     packed[0] = torch.isfinite(values).all()
     if is_initialized():

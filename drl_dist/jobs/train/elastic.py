@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from ray._private.state import state as cluster_state
 
 from drl_dist.config.tree import RunConfig
-from drl_dist.jobs.train.metrics import Clock
-from drl_dist.training.loop import StepReport
-from drl_dist.training.state import TrainState
+
+if TYPE_CHECKING:
+    # Ray's controller imports this file, and does without torch.
+    from drl_dist.jobs.train.metrics import Clock
+    from drl_dist.training.loop import StepReport
+    from drl_dist.training.state import TrainState
 
 
 class MoreWorkersError(RuntimeError):

@@ -7,9 +7,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
-
-from ray.train import Checkpoint, UserCallback
 
 from drl_dist.jobs.common.prometheus import Exporter
 from drl_dist.training.loop import Callback, StepReport
@@ -46,26 +43,6 @@ class Stalling:
         began = time.perf_counter()
         self.callback.on_step(report, state)
         self.clock.stalled += time.perf_counter() - began
-
-
-class CheckpointTimes(UserCallback):
-    """In Ray's controller, which outlives workers: exports when the newest checkpoint was complete.
-
-    Args:
-        run: its name.
-    """
-
-    def __init__(self, run: str) -> None:
-        self._run = run
-        self._exporter: Exporter | None = None
-
-    def after_report(self, run_context: object, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None) -> None:
-        """A checkpoint is in storage."""
-        if checkpoint is None:
-            return
-        # Not before: this object is made in the driver.
-        self._exporter = self._exporter or Exporter(self._run)
-        self._exporter.set(checkpoint_timestamp_seconds=time.time())
 
 
 @dataclass(frozen=True)

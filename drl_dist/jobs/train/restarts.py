@@ -1,13 +1,19 @@
-"""Which failures of workers end a run, and which are answered by a restart from the newest checkpoint."""
+"""What runs in Ray's controller: which failures of workers end a run, and which are answered by a restart from the
+newest checkpoint; and the age of that checkpoint.
+
+Importing this needs no torch, so that the controller, and with it every worker, starts sooner.
+"""
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from ray.exceptions import RayTaskError
 from ray.train import Checkpoint, UserCallback
 
 from drl_dist.common.errors import UserError
+from drl_dist.jobs.common.prometheus import Exporter
 from drl_dist.jobs.train.elastic import MoreWorkersError
 from drl_dist.training.guard import DivergedError
 
@@ -48,6 +54,23 @@ class NoProgressError(RuntimeError):
         return (NoProgressError, (self.failures, self.last))
 
 
+class OutdatedListError(RuntimeError):
+    """Ray Train's list names a later checkpoint than the newest that verifies; the job starts it from scratch.
+
+    Ray would list that folder twice once it is written again, and delete it with the first of the two.
+
+    Args:
+        step: of the newest checkpoint that verifies, None if there is none.
+    """
+
+    def __init__(self, step: int | None) -> None:
+        self.step = step
+        super().__init__(f"Ray Train's list names a later checkpoint than that of step {step}")
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (OutdatedListError, (self.step,))
+
+
 class RestartPolicy(UserCallback):
     """In Ray's controller, which itself restarts without end: a run of days outlives any number of machines.
 
@@ -68,9 +91,10 @@ class RestartPolicy(UserCallback):
 
         Raises:
             NoProgressError: one failure too many since the last checkpoint.
+            OutdatedListError: as a worker raised it.
         """
         for error in worker_exceptions.values():
-            if isinstance(error, FINAL_ERRORS):
+            if isinstance(error, (*FINAL_ERRORS, OutdatedListError)):
                 raise error
         for error in worker_exceptions.values():
             if isinstance(error, MoreWorkersError):
@@ -86,6 +110,26 @@ class RestartPolicy(UserCallback):
                 f"{self._failures} of at most {MAX_FAILURES} without a further checkpoint)",
                 flush=True,
             )
+
+
+class CheckpointTimes(UserCallback):
+    """In Ray's controller, which outlives workers: exports when the newest checkpoint was complete.
+
+    Args:
+        run: its name.
+    """
+
+    def __init__(self, run: str) -> None:
+        self._run = run
+        self._exporter: Exporter | None = None
+
+    def after_report(self, run_context: object, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None) -> None:
+        """A checkpoint is in storage."""
+        if checkpoint is None:
+            return
+        # Not before: this object is made in the driver.
+        self._exporter = self._exporter or Exporter(self._run)
+        self._exporter.set(checkpoint_timestamp_seconds=time.time())
 
 
 def _told(error: Exception) -> str:

@@ -1,57 +1,112 @@
-"""How a training worker takes up where the run was left."""
+"""How the training workers continue from where the run was left: the first rank reads, the others get it from there."""
 
 from __future__ import annotations
 
-import shutil
+import json
+from collections.abc import Callable
 
-import ray.train
-from ray.train.collective import broadcast_from_rank_zero
+import torch
+from torch import distributed
 
-from drl_dist.checkpoints.format import PARTS, read_checkpoint
-from drl_dist.checkpoints.storage import fetch_checkpoint
-from drl_dist.checkpoints.verify import newest_sound_checkpoint
+from drl_dist.checkpoints.format import parse_checkpoint
+from drl_dist.checkpoints.retention import listed_names, remove_leftovers
+from drl_dist.checkpoints.storage import StoredCheckpoint, checkpoint_name, is_own_name
+from drl_dist.checkpoints.verify import VerifiedCheckpoint, read_newest_checkpoint, read_stored_checkpoint
 from drl_dist.common.errors import UserError
 from drl_dist.config.tree import RunConfig, differences, to_dict
-from drl_dist.data.filesystem import Folder
+from drl_dist.jobs.train.restarts import OutdatedListError
 from drl_dist.training.state import TrainState
 
+Share = Callable[[bytes | None], bytes]
+"""Gives every rank what the first one has; the others call it with None."""
+_CHUNK_BYTES = 64 * 2**20
 
-def restore(state: TrainState, run: RunConfig, run_url: str, fingerprint: str) -> None:
+
+def restore(state: TrainState, run: RunConfig, fingerprint: str, *, is_first: bool, share: Share) -> None:
     """Load the newest checkpoint that verifies; a collective call of all ranks.
 
-    Storage, not Ray's list of what it knows about, says which that is, and rank 0 says it to the others.
+    The first rank reads each file once, compares it with its checksum while it does, and hands it to the others: all
+    have the same checkpoint whatever happens to storage meanwhile. Storage, not Ray's list of what it knows about, says
+    which one that is.
 
     Args:
-        state: takes the tensors and the step; left alone if there is no checkpoint to go on from.
+        state: takes the tensors and the step; left alone if there is no checkpoint to continue from.
         run: the run.
-        run_url: its folder.
         fingerprint: of its data.
+        is_first: whether this is the first rank.
+        share: see `broadcast`.
 
     Raises:
         UserError: the storage does not answer, no finished checkpoint verifies, or it is one of another run.
+        OutdatedListError: on the first rank, if Ray Train's list names a later checkpoint.
     """
-    is_first = ray.train.get_context().get_world_rank() == 0
-    newest = newest_sound_checkpoint(run_url) if is_first else None
-    url = broadcast_from_rank_zero(newest.url if newest else run.start_from)
-    if url is None:
+    found = _shared(_newest(run) if is_first else None, share, is_first=is_first)
+    if found is None:
         return
-    folder = fetch_checkpoint(url, PARTS)
-    checkpoint = read_checkpoint(folder, PARTS)
+    checkpoint = parse_checkpoint(found.files, source=found.url)
     # Another run's checkpoint was looked at before anything was started.
     changed = [
         line
         for line in differences(to_dict(checkpoint.experiment), to_dict(run.experiment))
-        if url != run.start_from and not line.startswith("train.num_steps:")
+        if found.url != run.start_from and not line.startswith("train.num_steps:")
     ]
     if changed or checkpoint.state.data_fingerprint != fingerprint:
         raise UserError(
-            f"checkpoint {url}",
+            f"checkpoint {found.url}",
             got="; ".join(changed) or "a checkpoint of a run on other data",
             expected="a checkpoint of this run",
             remedy="give the run a name of its own",
         )
     state.load_tensors(checkpoint.tensors, checkpoint.state.step)
     if is_first:
-        print(f"resuming after step {state.step} from {url}", flush=True)
-    if Folder(url).local is None:
-        shutil.rmtree(folder)
+        print(f"resuming after step {state.step} from {found.url}", flush=True)
+        if found.url != run.start_from:
+            # Not before: only what is older than a checkpoint that verifies may go.
+            for stored in remove_leftovers(run.url, run.checkpoint.keep, StoredCheckpoint(found.url, state.step)):
+                print(f"removing {stored.url}, which a kill had left behind", flush=True)
+
+
+def _newest(run: RunConfig) -> VerifiedCheckpoint | None:
+    """What the run continues from, read."""
+    found = read_newest_checkpoint(run.url)
+    # Names sort as steps do.
+    name = "" if found is None else checkpoint_name(found.step)
+    if any(is_own_name(listed) and listed > name for listed in listed_names(run.url)):
+        raise OutdatedListError(None if found is None else found.step)
+    if found is None and run.start_from is not None:
+        return read_stored_checkpoint(run.start_from)
+    return found
+
+
+def _shared(found: VerifiedCheckpoint | None, share: Share, *, is_first: bool) -> VerifiedCheckpoint | None:
+    """What the first rank has found, on every rank."""
+    header = None
+    if is_first:
+        header = json.dumps(None if found is None else {"url": found.url, "names": list(found.files)}).encode()
+    told = json.loads(share(header))
+    if told is None:
+        return None
+    files = {name: share(None if found is None else found.files[name]) for name in told["names"]}
+    return VerifiedCheckpoint(told["url"], files)
+
+
+def broadcast(device: torch.device, content: bytes | None) -> bytes:
+    """What the first rank has, on every rank of the process group; the others give None.
+
+    Args:
+        device: that the group exchanges tensors of.
+    """
+    if distributed.get_world_size() == 1:
+        assert content is not None
+        return content
+    size = torch.tensor([0 if content is None else len(content)], device=device)
+    distributed.broadcast(size, 0)
+    blocks: list[bytes] = []
+    for start in range(0, int(size), _CHUNK_BYTES):
+        length = min(_CHUNK_BYTES, int(size) - start)
+        # A copy: torch wants memory that may be written to.
+        block = bytearray(length) if content is None else bytearray(content[start : start + length])
+        tensor = torch.frombuffer(block, dtype=torch.uint8).to(device)
+        distributed.broadcast(tensor, 0)
+        blocks.append(tensor.cpu().numpy().tobytes())
+    return b"".join(blocks) if content is None else content
