@@ -11,6 +11,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from drl_dist.common.places import joined
 from drl_dist.config.rules import check_experiment
 
 ObjectiveName = Literal["recovery", "normal_likelihood", "dsm"]
@@ -248,6 +249,11 @@ class RunConfig:
     loader: LoaderConfig = field(default_factory=LoaderConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+    @property
+    def url(self) -> str:
+        """The run's folder."""
+        return joined(self.storage, self.run_name)
 
 
 def to_dict(config: Any) -> dict[str, Any]:

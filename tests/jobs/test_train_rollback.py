@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from drl_dist.jobs.train.task import WorkerTask
 
 from drl_dist.checkpoints.format import CheckpointState, write_checkpoint
 from drl_dist.checkpoints.rollbacks import ROLLBACKS, Rollback, add_rollback, noise_seed, read_rollbacks
@@ -18,7 +19,6 @@ from drl_dist.config.tree import RunConfig
 from drl_dist.jobs.train import rollback as train_rollback
 from drl_dist.jobs.train.rollback import TAG, fit_with_rollbacks
 from drl_dist.jobs.train.stop import StopNote
-from drl_dist.jobs.train.worker import WorkerTask
 from drl_dist.localhost import MlflowServer
 from drl_dist.training.guard import DivergedError
 from drl_dist.training.state import TrainState
@@ -31,7 +31,6 @@ def task(folder: Path, *, at_most: int) -> WorkerTask:
     config = RunConfig(experiment=tiny(), run_name="a", storage=str(folder), max_rollbacks=at_most)
     return WorkerTask(
         run=config,
-        run_url=str(folder / "a"),
         fingerprint="",
         tracking_run="id",
         model_name="tiny",

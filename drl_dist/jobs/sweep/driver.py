@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 import tempfile
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,8 +31,8 @@ from drl_dist.jobs.sweep.result import RESULTS, finish_sweep, sweep_rows, tell_o
 from drl_dist.jobs.sweep.search import SweepNews, SweepSearch, make_scheduler, replay
 from drl_dist.jobs.sweep.space import apply
 from drl_dist.jobs.sweep.table import Row, ranked
-from drl_dist.jobs.sweep.trial import TrialLaunch, plain_fields
-from drl_dist.jobs.train.driver import ENVIRONMENT, prepare_run
+from drl_dist.jobs.sweep.trial import plain_fields, run_trial
+from drl_dist.jobs.train.driver import prepare_run
 from drl_dist.tracking.access import access, take_access
 from drl_dist.tracking.client import connect
 from drl_dist.tracking.runs import status_kept
@@ -84,7 +85,7 @@ def sweep_run(plan: SweepPlan) -> int:
     )
     folder = SweepFolder(plan, index.fingerprint)
     tracking = plan.base.tracking
-    with cluster(ENVIRONMENT):
+    with cluster():
         check_capacity(plan.base.num_workers, cpus=plan.base.cpus_per_worker, gpus=int(plan.base.use_gpu))
         folder.begin()
         params = {f"base.{field}": value for field, value in plain_fields(plan.base).items()}
@@ -92,8 +93,7 @@ def sweep_run(plan: SweepPlan) -> int:
         params |= {f"sweep.{field}": value for field, value in dataclasses.asdict(plan.options).items()}
         sweep_id = open_sweep(uri, tracking.experiment, name, params)
         with job_exported(name), status_kept(uri, sweep_id):
-            launch = TrialLaunch(folder=folder, sweep_run=sweep_id, limits=_limits(plan, index))
-            _run_trials(folder, launch)
+            _run_trials(folder, partial(run_trial, folder=folder, sweep_run=sweep_id, limits=_limits(plan, index)))
             _rescore(folder, index, num_images, sweep_rows(folder, num_images))
             return finish_sweep(folder, sweep_id, num_images)
 
@@ -106,7 +106,7 @@ def concurrency(plan: SweepPlan) -> int:
     return max(1, min(room, plan.options.max_concurrent or room))
 
 
-def _run_trials(folder: SweepFolder, launch: TrialLaunch) -> None:
+def _run_trials(folder: SweepFolder, run: Callable[[dict[str, Any]], None]) -> None:
     """Run by Ray Tune what has not ended."""
     plan, trials = folder.plan, folder.trials()
     proposer = make_proposer(plan.options.search, plan.space, plan.options.search_seed)
@@ -139,7 +139,7 @@ def _run_trials(folder: SweepFolder, launch: TrialLaunch) -> None:
 
     def trainable(config: dict[str, Any], access: dict[str, str]) -> None:
         take_access(access)
-        launch(config)
+        run(config)
 
     # Ray Tune's own notes: pickles, which nothing reads, so they go when the sweep does.
     with tempfile.TemporaryDirectory(prefix="drl-tune-") as temporary:

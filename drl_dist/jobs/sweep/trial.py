@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from ray.train import Checkpoint
@@ -25,7 +25,9 @@ from drl_dist.jobs.sweep.record import (
     write,
 )
 from drl_dist.jobs.sweep.space import apply
-from drl_dist.jobs.train.driver import FINAL_ERRORS, PreparedRun, TrialPart, fit_run, prepare_run
+from drl_dist.jobs.sweep.worker import TrialScores
+from drl_dist.jobs.train.driver import ParentJob, PreparedRun, fit_run, prepare_run
+from drl_dist.jobs.train.restarts import FINAL_ERRORS
 from drl_dist.tracking.sweeps import trial_tags
 from drl_dist.training.guard import DivergedError
 from drl_dist.training.watch import DivergenceLimits
@@ -33,57 +35,54 @@ from drl_dist.training.watch import DivergenceLimits
 _POLL_SECONDS = 0.05
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrialLaunch:
-    """What the driver tells every trial."""
+def run_trial(config: dict[str, Any], *, folder: SweepFolder, sweep_run: str, limits: DivergenceLimits) -> None:
+    """The trainable of Ray Tune: make the trial ``config["number"]``, or what is left of it.
 
-    folder: SweepFolder
-    sweep_run: str
-    """Id of the sweep's tracked run."""
-    limits: DivergenceLimits
+    A trial that diverges, or that fails in a way that no repetition mends, ends here with its outcome written; only
+    what may be mended is raised, and Ray Tune tries again.
 
-    def __call__(self, config: dict[str, Any]) -> None:
-        """The trainable of Ray Tune: make the trial ``config["number"]``, or what is left of it.
+    Args:
+        config: as Ray Tune gives it.
+        folder: of the sweep.
+        sweep_run: id of the sweep's tracked run.
+        limits: when a trial ends as diverged.
+    """
+    number = int(config["number"])
+    url = folder.trial_url(number)
+    # What an earlier try wrote before it failed: without an outcome a trial that ends was stopped.
+    Folder(url).remove(OUTCOME)
+    reports = Reports()
+    try:
+        outcome = _make(folder, number, reports, sweep_run, limits)
+    except Exception as error:
+        write(url, OUTCOME, end_of(folder, number, "failed", f"{type(error).__name__}: {error}"))
+        if not isinstance(error, FINAL_ERRORS):
+            raise
+    else:
+        write(url, OUTCOME, outcome)
+    finally:
+        reports.wait_until_taken()
 
-        A trial that diverges, or that fails in a way that no repetition mends, ends here with its outcome written; only
-        what may be mended is raised, and Ray Tune tries again.
-        """
-        number, folder = int(config["number"]), self.folder
-        url = folder.trial_url(number)
-        # What an earlier try wrote before it failed: without an outcome a trial that ends was stopped.
-        Folder(url).remove(OUTCOME)
-        reports = Reports()
+
+def _make(folder: SweepFolder, number: int, reports: Reports, sweep_run: str, limits: DivergenceLimits) -> Outcome:
+    prepared, trial = prepare_trial(folder, number)
+    # Scheduler and searcher are new with every start of the sweep.
+    for report in earlier_reports(folder, number, prepared):
+        reports.put(report)
+    if not prepared.is_complete:
+        parent = ParentJob(
+            model_name=folder.plan.model_name,
+            tags=trial_tags(sweep_run, number, trial.values),
+            controller_callbacks=[reports],
+            make_callback=partial(TrialScores.resumed, limits),
+        )
         try:
-            outcome = self._make(number, reports)
-        except Exception as error:
-            write(url, OUTCOME, end_of(folder, number, "failed", f"{type(error).__name__}: {error}"))
-            if not isinstance(error, FINAL_ERRORS):
-                raise
-        else:
-            write(url, OUTCOME, outcome)
-        finally:
-            reports.wait_until_taken()
-
-    def _make(self, number: int, reports: Reports) -> Outcome:
-        folder = self.folder
-        prepared, trial = prepare_trial(folder, number)
-        # Scheduler and searcher are new with every start of the sweep.
-        for report in earlier_reports(folder, number, prepared):
-            reports.put(report)
-        if not prepared.is_complete:
-            part = TrialPart(
-                model_name=folder.plan.model_name,
-                tags=trial_tags(self.sweep_run, number, trial.values),
-                limits=self.limits,
-                callbacks=[reports],
-            )
-            try:
-                fit_run(prepared, part)
-            except DivergedError as error:
-                seen = error.step * prepared.run.experiment.train.batch_size
-                reports.put(as_report(error.step, seen, BAD_SCORE, is_last=True))
-                return Outcome(status="diverged", reason=str(error), score=BAD_SCORE, step=error.step, images_seen=seen)
-        return end_of(folder, number, "finished", "all steps are made")
+            fit_run(prepared, parent)
+        except DivergedError as error:
+            seen = error.step * prepared.run.experiment.train.batch_size
+            reports.put(as_report(error.step, seen, BAD_SCORE, is_last=True))
+            return Outcome(status="diverged", reason=str(error), score=BAD_SCORE, step=error.step, images_seen=seen)
+    return end_of(folder, number, "finished", "all steps are made")
 
 
 class Reports(TuneReportCallback):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +9,9 @@ import ray.train
 from ray.train.collective import broadcast_from_rank_zero
 from torch import Tensor
 
+from drl_dist.config.tree import RunConfig
 from drl_dist.jobs.sweep.record import CURVE, OBJECTIVE, Curve, Point, read, write
+from drl_dist.jobs.train.task import Log
 from drl_dist.training.loop import StepReport
 from drl_dist.training.state import TrainState
 from drl_dist.training.watch import DivergenceLimits, DivergenceWatch
@@ -37,18 +38,17 @@ class TrialScores:
     _scores: dict[str, float] = field(default_factory=dict[str, float])
 
     @classmethod
-    def resumed(
-        cls, limits: DivergenceLimits, run_url: str, rank: int, step: int, every_steps: int | None
-    ) -> TrialScores:
+    def resumed(cls, limits: DivergenceLimits, run: RunConfig, *, rank: int, step: int) -> TrialScores:
         """For a trial that has made so many steps; a collective call of all ranks."""
+        every_steps = run.tracking.score_every_steps
         assert every_steps is not None, "the plan of a sweep gives its trials a schedule of scores"
-        curve = (read(run_url, CURVE, Curve) or Curve()).before(step) if rank == 0 else None
+        curve = (read(run.url, CURVE, Curve) or Curve()).before(step) if rank == 0 else None
         # Ray's types know of bytes alone.
         first_gaps: Any = broadcast_from_rank_zero(curve.first_gaps if curve else None)
         watch = DivergenceWatch(limits, dict(first_gaps) if step else {})
-        return cls(watch, run_url, every_steps, curve)
+        return cls(watch, run.url, every_steps, curve)
 
-    def telling(self, log: Callable[[int, dict[str, float]], None]) -> Callable[[int, dict[str, float]], None]:
+    def telling(self, log: Log) -> Log:
         """A function that logs scores, and notes them for the report of their step."""
 
         def told(step: int, numbers: dict[str, float]) -> None:

@@ -12,41 +12,39 @@ from dataclasses import dataclass
 
 from ray.train import CheckpointConfig, ControllerError, FailureConfig, LoggingConfig, ScalingConfig, UserCallback
 from ray.train import RunConfig as RayRunConfig
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from drl_dist.checkpoints.retention import remove_leftovers
 from drl_dist.checkpoints.rollbacks import read_rollbacks
 from drl_dist.checkpoints.run_record import check_record, write_record
-from drl_dist.checkpoints.storage import StoredCheckpoint, newest_checkpoint
-from drl_dist.checkpoints.verify import newest_sound_checkpoint
+from drl_dist.checkpoints.storage import StoredCheckpoint, checkpoint_name, newest_checkpoint
+from drl_dist.checkpoints.verify import newest_to_resume
 from drl_dist.checkpoints.warm_start import starting_point
 from drl_dist.common.places import joined
 from drl_dist.common.program import Stopped
 from drl_dist.config.tree import RunConfig, flatten, to_dict
 from drl_dist.data.filesystem import check_reachable
 from drl_dist.data.index import ShardIndex, open_index
-from drl_dist.data.subset import check_count
 from drl_dist.evaluation.feature_spec import parse_features
 from drl_dist.jobs.common.cluster import check_capacity, cluster, is_loopback
 from drl_dist.jobs.common.prometheus import Exporter, job_exported
-from drl_dist.jobs.train.metrics import CheckpointTimes
-from drl_dist.jobs.train.restarts import FINAL_ERRORS, NoProgressError, RestartPolicy
+from drl_dist.jobs.train.group import COLLECTIVE_SECONDS, GroupConfig
+from drl_dist.jobs.train.restarts import (
+    FINAL_ERRORS,
+    CheckpointTimes,
+    NoProgressError,
+    OutdatedListError,
+    RestartPolicy,
+)
 from drl_dist.jobs.train.rollback import fit_with_rollbacks
 from drl_dist.jobs.train.stop import StopNote, stoppable
 from drl_dist.jobs.train.storage import drop_stale_snapshot, ray_filesystem
-from drl_dist.jobs.train.worker import WorkerTask, train_worker
+from drl_dist.jobs.train.task import MakeCallback, WorkerTask, run_task
 from drl_dist.tracking.access import access
 from drl_dist.tracking.client import connect, server_uri, through_outage
 from drl_dist.tracking.runs import describe_by_picture, open_run, status_kept
 from drl_dist.training.guard import DivergedError
-from drl_dist.training.watch import DivergenceLimits
 
-COLLECTIVE_SECONDS = 1800
-"""Longest wait of one rank for another: sampling or a first compilation may take that long on slow machines."""
-ENVIRONMENT = {
-    # A worker that waits for a dead one cannot leave its process group; Ray would wait 30 s for it at each restart.
-    "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "3",
-}
 CONTROLLER_ENVIRONMENT = {
     # `report` returns, and a dead worker is noticed, at the controller's next look.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
@@ -68,17 +66,10 @@ class PreparedRun:
     """A run that can start."""
 
     run: RunConfig
-    run_url: str
-    """Folder of the run."""
     index: ShardIndex
     """Of the data."""
     newest: StoredCheckpoint | None
-    """What it goes on from."""
-
-    @property
-    def fingerprint(self) -> str:
-        """Of the data."""
-        return self.index.fingerprint
+    """What it resumes from, if that verifies when the workers read it."""
 
     @property
     def is_complete(self) -> bool:
@@ -87,17 +78,17 @@ class PreparedRun:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrialPart:
-    """What a run has besides where it is a trial of a sweep."""
+class ParentJob:
+    """What a job that starts, and stops, runs of its own adds to one of them."""
 
     model_name: str
-    """Registered model that its checkpoints are versions of."""
+    """Registered model that the run's checkpoints are versions of."""
     tags: Mapping[str, str]
     """Of the tracked run."""
-    limits: DivergenceLimits
-    """When it ends as diverged."""
-    callbacks: Sequence[UserCallback]
-    """Told of its reports."""
+    controller_callbacks: Sequence[UserCallback]
+    """Called in Ray's controller with the run's reports."""
+    make_callback: MakeCallback
+    """Makes a further callback in each worker."""
 
 
 def train_run(run: RunConfig) -> int:
@@ -142,83 +133,84 @@ def prepare_run(run: RunConfig) -> PreparedRun:
     index = open_index(run.data, check_shards=run.loader.on_damage == "strict")
     index.check_model(resolution=experiment.model.resolution, channels=experiment.model.channels)
     if run.tracking.score_every_steps is not None:
+        from drl_dist.data.subset import check_count
+
         parse_features(run.tracking.score_features)
         check_count(index, run.tracking.score_num_images, what="data")
-    run_url = joined(run.storage, run.run_name)
-    check_reachable(run_url)
-    check_record(run_url, experiment, index.fingerprint, run.start_from)
-    newest = newest_sound_checkpoint(run_url)
+    check_reachable(run.url)
+    check_record(run.url, experiment, index.fingerprint, run.start_from)
+    newest = newest_to_resume(run.url, experiment.train.num_steps)
     if run.start_from is not None and newest is None:
         run = dataclasses.replace(run, start_from=starting_point(run.start_from, experiment, index.fingerprint))
-    return PreparedRun(run=run, run_url=run_url, index=index, newest=newest)
+    return PreparedRun(run=run, index=index, newest=newest)
 
 
-def fit_run(prepared: PreparedRun, trial: TrialPart | None = None) -> None:
+def fit_run(prepared: PreparedRun, parent: ParentJob | None = None) -> None:
     """Make the steps that are left.
+
+    Args:
+        parent: of a run that another job starts, for instance a trial of a sweep.
 
     Raises:
         UserError: the MLflow server or the cluster does not answer, or a worker found something that cannot be used.
         DivergedError: the run diverged.
-        Stopped: a signal ended it before all steps were made; not where it is a trial.
+        Stopped: a signal ended it before all steps were made; not where another job has started it.
         NoProgressError: workers died again and again without a further checkpoint.
     """
     run, experiment, started = prepared.run, prepared.run.experiment, time.time()
+    newest, fingerprint = prepared.newest, prepared.index.fingerprint
     # Workers may not have the variable that names the server.
-    # In mid-sweep the server may be away for a while, which must not cost a trial.
-    uri = server_uri(run.tracking.uri) if trial else connect(run.tracking.uri).tracking_uri
+    # In the middle of another job the server may be away for a while, which must not cost a run.
+    uri = server_uri(run.tracking.uri) if parent else connect(run.tracking.uri).tracking_uri
     run = dataclasses.replace(run, tracking=dataclasses.replace(run.tracking, uri=uri))
-    model_name = trial.model_name if trial else experiment.preset
-    with cluster(ENVIRONMENT):
+    model_name = parent.model_name if parent else experiment.preset
+    with cluster():
         check_capacity(run.min_workers or run.num_workers, cpus=run.cpus_per_worker, gpus=int(run.use_gpu))
-        write_record(prepared.run_url, experiment, prepared.fingerprint, run.start_from)
-        if drop_stale_snapshot(prepared.run_url, prepared.newest):
-            print("Ray Train's list of checkpoints was torn or outdated and is made anew", flush=True)
-        _remove_leftovers(prepared.run_url, run.checkpoint.keep, prepared.newest)
+        write_record(run.url, experiment, fingerprint, run.start_from)
+        _drop_stale_list(run.url, newest)
         params = {name.removeprefix("experiment."): value for name, value in flatten(to_dict(run)).items()}
-        params["data_fingerprint"] = prepared.fingerprint
+        params["data_fingerprint"] = fingerprint
 
         def opened() -> tuple[str, str]:
-            found = open_run(uri, run.tracking.experiment, run.run_name, params, trial.tags if trial else None)
+            found = open_run(uri, run.tracking.experiment, run.run_name, params, parent.tags if parent else None)
             return found, describe_by_picture(uri, found)
 
-        tracking_run, page = through_outage(uri, opened) if trial else opened()
-        newest = prepared.newest
+        tracking_run, page = through_outage(uri, opened) if parent else opened()
         print(
             f"run {run.run_name}: {_beginning(run, newest)}, "
-            f"{_team(run)} workers, checkpoints in {prepared.run_url}, metrics and samples at {page}",
+            f"{_team(run)} workers, checkpoints in {run.url}, metrics and samples at {page}",
             flush=True,
         )
         task = WorkerTask(
             run=run,
-            run_url=prepared.run_url,
-            fingerprint=prepared.fingerprint,
+            fingerprint=fingerprint,
             tracking_run=tracking_run,
             access=access(),
             model_name=model_name,
             started=started,
             first_step=newest.step if newest else 0,
-            num_rollbacks=len(read_rollbacks(prepared.run_url)),
-            limits=trial.limits if trial else None,
-            # A trial is stopped by Ray Tune.
-            stop_note=None if trial else StopNote(),
+            num_rollbacks=len(read_rollbacks(run.url)),
+            make_callback=parent.make_callback if parent else None,
+            stop_note=None if parent else StopNote(),
         )
-        # A trial may be ended from outside at any time, as one that is not worth going on with.
-        exported = Exporter(run.run_name) if trial else job_exported(run.run_name)
+        # The other job may end it from outside at any time, as a sweep does with a trial that is not worth continuing.
+        exported = Exporter(run.run_name) if parent else job_exported(run.run_name)
         with exported as exporter, status_kept(uri, tracking_run):
-            callbacks = trial.callbacks if trial else ()
+            callbacks = parent.controller_callbacks if parent else ()
             exporter.set(mlflow_told_timestamp_seconds=time.time())
             fit_with_rollbacks(task, lambda task: _fit(task, exporter, callbacks))
-        _remove_leftovers(prepared.run_url, run.checkpoint.keep, newest_checkpoint(prepared.run_url))
+        for stored in remove_leftovers(run.url, run.checkpoint.keep, newest_checkpoint(run.url)):
+            print(f"removing {stored.url}, which a kill had left behind", flush=True)
     print(
-        f"run {run.run_name} has made its {experiment.train.num_steps} steps; checkpoints in {prepared.run_url}, model "
+        f"run {run.run_name} has made its {experiment.train.num_steps} steps; checkpoints in {run.url}, model "
         f"{model_name}, metrics and samples at {page}",
         flush=True,
     )
 
 
-def _remove_leftovers(run_url: str, keep: int | None, newest: StoredCheckpoint | None) -> None:
-    for stored in remove_leftovers(run_url, keep, newest):
-        print(f"removing {stored.url}, which a kill had left behind", flush=True)
+def _drop_stale_list(run_url: str, newest: StoredCheckpoint | None) -> None:
+    if drop_stale_snapshot(run_url, newest):
+        print("Ray Train's list of checkpoints was torn or outdated and is made anew", flush=True)
 
 
 def _team(run: RunConfig) -> str:
@@ -232,9 +224,26 @@ def _beginning(run: RunConfig, newest: StoredCheckpoint | None) -> str:
 
 
 def _fit(task: WorkerTask, exporter: Exporter, callbacks: Sequence[UserCallback]) -> None:
-    """Run Ray Train to its end; what ends it for good comes out as it was raised in the worker.
+    """Run Ray Train to its end, from its beginning again where its list of checkpoints turns out to be outdated.
 
     Raises:
+        Stopped: a signal ended it before all steps were made.
+    """
+    while True:
+        try:
+            return _fit_once(task, exporter, callbacks)
+        except OutdatedListError as error:
+            run_url, step = task.run.url, error.step
+            _drop_stale_list(
+                run_url, None if step is None else StoredCheckpoint(joined(run_url, checkpoint_name(step)), step)
+            )
+
+
+def _fit_once(task: WorkerTask, exporter: Exporter, callbacks: Sequence[UserCallback]) -> None:
+    """Run Ray Train; what ends it for good comes out as it was raised in the worker.
+
+    Raises:
+        OutdatedListError: its list names a later checkpoint than the newest that verifies.
         Stopped: a signal ended it before all steps were made.
     """
     run = task.run
@@ -246,9 +255,9 @@ def _fit(task: WorkerTask, exporter: Exporter, callbacks: Sequence[UserCallback]
         # A machine of our own is not taken away with notice.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     filesystem, path = ray_filesystem(run.storage)
-    trainer = TorchTrainer(
-        lambda: train_worker(task),
-        torch_config=TorchConfig(timeout_s=COLLECTIVE_SECONDS),
+    trainer = DataParallelTrainer(
+        lambda: run_task(task),
+        backend_config=GroupConfig(),
         scaling_config=ScalingConfig(
             num_workers=run.num_workers if run.min_workers is None else (run.min_workers, run.num_workers),
             # `Growth` does it at checkpoints, when no step is lost by it.
@@ -275,7 +284,7 @@ def _fit(task: WorkerTask, exporter: Exporter, callbacks: Sequence[UserCallback]
             return
         result, cause = stoppable(trainer.fit, task.stop_note)
     except ControllerError as error:
-        if isinstance(error.controller_failure, (*FINAL_ERRORS, NoProgressError)):
+        if isinstance(error.controller_failure, (*FINAL_ERRORS, NoProgressError, OutdatedListError)):
             raise error.controller_failure from None
         raise
     if cause is None:

@@ -10,7 +10,7 @@ from drl_dist.checkpoints.rollbacks import Rollback, add_rollback
 from drl_dist.checkpoints.verify import newest_sound_checkpoint
 from drl_dist.common.errors import UserError
 from drl_dist.jobs.train.storage import drop_stale_snapshot
-from drl_dist.jobs.train.worker import WorkerTask
+from drl_dist.jobs.train.task import WorkerTask
 from drl_dist.tracking.runs import set_tags
 from drl_dist.training.guard import DivergedError
 
@@ -37,10 +37,10 @@ def fit_with_rollbacks(task: WorkerTask, fit: Callable[[WorkerTask], None]) -> N
 
 
 def _rolled_back(task: WorkerTask, error: DivergedError) -> WorkerTask:
-    newest = newest_sound_checkpoint(task.run_url)
+    newest = newest_sound_checkpoint(task.run.url)
     back_to = newest.step if newest else 0
-    known = add_rollback(task.run_url, Rollback(diverged_at=error.step, back_to=back_to, reason=str(error)))
-    drop_stale_snapshot(task.run_url, newest)
+    known = add_rollback(task.run.url, Rollback(diverged_at=error.step, back_to=back_to, reason=str(error)))
+    drop_stale_snapshot(task.run.url, newest)
     print(
         f"{error}\nrolled back to step {back_to}, from which it goes on with other noise (roll-back {len(known)} of at "
         f"most {task.run.max_rollbacks})",

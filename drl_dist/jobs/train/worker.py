@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 import ray.train
-import ray.train.torch
 
 from drl_dist.checkpoints.rollbacks import noise_seed
 from drl_dist.common.batch import BatchSource
@@ -21,46 +20,17 @@ from drl_dist.data.index import ShardIndex, open_index
 from drl_dist.data.stream import ShardStream
 from drl_dist.jobs.common.device import prepare_device
 from drl_dist.jobs.common.prometheus import Exporter
-from drl_dist.jobs.sweep.worker import TrialScores
 from drl_dist.jobs.train.callbacks import Checkpoints, build_callbacks
 from drl_dist.jobs.train.damage import Damage
+from drl_dist.jobs.train.group import process_group
 from drl_dist.jobs.train.metrics import Clock, Exports
-from drl_dist.jobs.train.restore import restore
-from drl_dist.jobs.train.stop import StopNote, Wishes
-from drl_dist.tracking.access import take_access
-from drl_dist.tracking.tracker import Tracker
+from drl_dist.jobs.train.restore import broadcast, restore
+from drl_dist.jobs.train.stop import Wishes
+from drl_dist.jobs.train.task import ScoreCallback, WorkerTask
 from drl_dist.training.callbacks import Samples, Scores
 from drl_dist.training.loop import train
 from drl_dist.training.state import TrainState
 from drl_dist.training.step import TrainStep
-from drl_dist.training.watch import DivergenceLimits
-
-
-@dataclass(frozen=True, kw_only=True)
-class WorkerTask:
-    """What the driver tells its workers."""
-
-    run: RunConfig
-    run_url: str
-    """Folder of the run."""
-    fingerprint: str
-    """Of the data that the driver saw."""
-    tracking_run: str
-    """Id of the tracked run."""
-    access: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)
-    """Lets workers into the tracking server; see `drl_dist.tracking.access.access`."""
-    model_name: str
-    """Registered model that checkpoints are versions of."""
-    started: float
-    """When the job was started, in seconds since 1970."""
-    first_step: int
-    """Steps that were made then."""
-    num_rollbacks: int = 0
-    """How often the run has gone back to a checkpoint because it diverged."""
-    limits: DivergenceLimits | None = None
-    """For a trial of a sweep: when it ends as diverged. It then keeps its curve, and reports each score to Ray."""
-    stop_note: StopNote | None
-    """Where the driver says that all are to stop."""
 
 
 def train_worker(task: WorkerTask) -> int:
@@ -73,17 +43,26 @@ def train_worker(task: WorkerTask) -> int:
         UserError: data or checkpoint are damaged or not those of this run.
         DivergedError: from the training step.
     """
-    run, experiment = task.run, task.run.experiment
-    context = ray.train.get_context()
-    rank, world_size = context.get_world_rank(), context.get_world_size()
+    run = task.run
     # What libraries say at this level, about each report and each model version, would bury the progress lines.
     logging.disable(logging.INFO)
 
     index = _index(task)
     threads = run.engine.threads_per_worker or run.cpus_per_worker
-    device = prepare_device(ray.train.torch.get_device(), threads=threads, is_reproducible=False)
-    state = TrainState.create(experiment, device)
-    restore(state, run, task.run_url, task.fingerprint)
+    with process_group(use_gpu=run.use_gpu) as device:
+        prepare_device(device, threads=threads, is_reproducible=False)
+        state = TrainState.create(run.experiment, device)
+        is_first = ray.train.get_context().get_world_rank() == 0
+        restore(state, run, task.fingerprint, is_first=is_first, share=partial(broadcast, device))
+        # What was the newest checkpoint when the job began may turn out to be damaged.
+        _train(dataclasses.replace(task, first_step=min(task.first_step, state.step)), index, state)
+    return state.step
+
+
+def _train(task: WorkerTask, index: ShardIndex, state: TrainState) -> None:
+    run, experiment = task.run, task.run.experiment
+    context = ray.train.get_context()
+    rank, world_size = context.get_world_rank(), context.get_world_size()
     position = state.step * experiment.train.batch_size
     stream = ShardStream(
         index,
@@ -95,7 +74,7 @@ def train_worker(task: WorkerTask) -> int:
         horizontal_flip=experiment.train.horizontal_flip,
         loader=run.loader,
     )
-    damage = Damage.take_up(run, task.run_url, stream, rank=rank, world_size=world_size, position=position)
+    damage = Damage.take_up(run, run.url, stream, rank=rank, world_size=world_size, position=position)
     with ExitStack() as stack:
         wishes = stack.enter_context(Wishes(task.stop_note if rank == 0 else None))
         seed = noise_seed(experiment.train.seed, task.num_rollbacks)
@@ -104,6 +83,10 @@ def train_worker(task: WorkerTask) -> int:
         clock, exporter = Clock(), stack.enter_context(Exporter(run.run_name))
         exporter.set(workers=1)
         if rank == 0:
+            # Only here: the other ranks have no use for MLflow, and need not have it.
+            from drl_dist.tracking.access import take_access
+            from drl_dist.tracking.tracker import Tracker
+
             take_access(task.access)
             tracker = Tracker(run.tracking.uri, task.tracking_run)
             stack.callback(tracker.close)
@@ -128,13 +111,11 @@ def train_worker(task: WorkerTask) -> int:
             experiment, run.engine, tracking.sample_every_steps, tracking.num_samples, rank, world_size, show
         )
         trial, scores = None, None
-        if task.limits is not None:
-            trial = TrialScores.resumed(task.limits, task.run_url, rank, state.step, run.tracking.score_every_steps)
+        if task.make_callback is not None:
+            trial = task.make_callback(run, rank=rank, step=state.step)
         if tracking.score_every_steps is not None:
             scores = _scores(run, index, state, rank, world_size, log, trial)
-        checkpoints = Checkpoints(
-            run, task.run_url, task.fingerprint, world_size, register, damage.gather, clock.uploaded
-        )
+        checkpoints = Checkpoints(run, run.url, task.fingerprint, world_size, register, damage.gather, clock.uploaded)
         callbacks = build_callbacks(
             run,
             world_size=world_size,
@@ -153,7 +134,6 @@ def train_worker(task: WorkerTask) -> int:
             samples.draw(0, state)
         batches = _noted(run, stream, rank, world_size)
         train(step, state, experiment, batches, callbacks, bad_samples=damage.count)
-    return state.step
 
 
 def _index(task: WorkerTask) -> ShardIndex:
@@ -184,7 +164,7 @@ def _scores(
     rank: int,
     world_size: int,
     log: Callable[[int, dict[str, float]], None] | None,
-    trial: TrialScores | None,
+    trial: ScoreCallback | None,
 ) -> Scores:
     """The callback that scores; its feature network is loaded, and real images are seen, before training starts."""
     tracking, score = run.tracking, None
