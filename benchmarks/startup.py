@@ -184,20 +184,37 @@ def _measure(
     job: subprocess.Popen[bytes], head: RayHead | None, audit: Path, run: Path
 ) -> tuple[float, float, float, float]:
     """What `MEASURES` names, of a job that has just been started."""
-    roots = [job.pid, *([head.pid] if head else [])]
-    began, used = time.time(), _processor_seconds(roots[1:])
-    first = _first_step(audit, began - 1, job)
-    start = first - began, _processor_seconds(roots) - used
-    _wait(lambda: any(run.glob("checkpoint_*/checksums.json")), job)
+    usage = _Usage([job.pid, *([head.pid] if head else [])])
+    began, used = time.time(), 0.0 if head is None else usage.seconds()
+    start = _first_step(audit, began - 1, job, usage) - began, usage.seconds() - used
+    _wait(lambda: any(run.glob("checkpoint_*/checksums.json")), job, usage)
     # Ray's controller knows of the checkpoint, and whatever goes on behind the first steps has ended.
     time.sleep(10)
-    victims = [one for root in roots for one in _titled(root, "ray::RayTrainWorker")]
-    killed, used = time.time(), _processor_seconds(roots)
+    victims = [one for root in usage.roots for one in _titled(root, "ray::RayTrainWorker")]
+    killed, used = time.time(), usage.seconds()
     os.kill(victims[-1], signal.SIGKILL)
-    return *start, _first_step(audit, killed, job) - killed, _processor_seconds(roots) - used
+    return *start, _first_step(audit, killed, job, usage) - killed, usage.seconds() - used
 
 
-def _first_step(audit: Path, moment: float, job: subprocess.Popen[bytes]) -> float:
+class _Usage:
+    """Processor seconds of processes, and of all that were below them whenever it was asked."""
+
+    def __init__(self, roots: Sequence[int]) -> None:
+        self.roots = roots
+        self._ticks: dict[processes.Process, int] = {}
+
+    def seconds(self) -> float:
+        """Used so far. Most of Ray's processes are waited for by nobody, who would inherit what they have used."""
+        for process in {one for root in self.roots for one in processes.tree(root)}:
+            try:
+                fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            self._ticks[process._replace(parent=0)] = int(fields[11]) + int(fields[12])
+        return sum(self._ticks.values()) / os.sysconf("SC_CLK_TCK")
+
+
+def _first_step(audit: Path, moment: float, job: subprocess.Popen[bytes], usage: _Usage) -> float:
     """When workers that were started after `moment` had made a step, in seconds since 1970."""
     found: list[float] = []
 
@@ -210,16 +227,17 @@ def _first_step(audit: Path, moment: float, job: subprocess.Popen[bytes]) -> flo
                     found.append(json.loads(lines[1])["time"])
         return bool(found)
 
-    _wait(is_made, job)
+    _wait(is_made, job, usage)
     return min(found)
 
 
-def _wait(condition: Callable[[], bool], job: subprocess.Popen[bytes]) -> None:
+def _wait(condition: Callable[[], bool], job: subprocess.Popen[bytes], usage: _Usage) -> None:
     deadline = time.monotonic() + LONGEST_WAIT
     while not condition():
+        usage.seconds()
         if job.poll() is not None or time.monotonic() > deadline:
             raise TimeoutError(f"the job came to no step within {LONGEST_WAIT:.0f} s, or ended: {job.poll()}")
-        time.sleep(0.05)
+        time.sleep(0.1)
 
 
 def _titled(root: int, title: str) -> list[int]:
@@ -233,18 +251,6 @@ def _titled(root: int, title: str) -> list[int]:
         if line.startswith(title.encode()):
             found.append(process.pid)
     return found
-
-
-def _processor_seconds(roots: Sequence[int]) -> float:
-    """Used so far by processes, by all below them, and by children that have ended."""
-    ticks = 0
-    for pid in {process.pid for root in roots for process in processes.tree(root)}:
-        try:
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        ticks += sum(map(int, fields[11:15]))
-    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 if __name__ == "__main__":

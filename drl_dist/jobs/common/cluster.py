@@ -25,17 +25,19 @@ from drl_dist.localhost.ray_head import short_tmpdir
 _START_ATTEMPTS = 3
 _LOCAL_REMEDY = "look at the space in RAY_TMPDIR, TMPDIR, /tmp and /dev/shm, at `ulimit -a`, or join a cluster"
 LOOPBACK = "127.0.0.1"
+_NO_PRESTART = {"RAY_prestart_worker_first_driver": "0"}
 
 
 @contextmanager
-def cluster(environment: Mapping[str, str] | None = None) -> Iterator[None]:
+def cluster(*, prestart: bool = True) -> Iterator[None]:
     """Be connected to the cluster that RAY_ADDRESS names, as in a submitted job, or to one of our own on this machine.
 
-    A process that is connected already, as a trial of a sweep is, stays so.
+    A process that is connected already, as a trial of a sweep is, stays so. The variables that say where storage is
+    reach every process of the job.
 
     Args:
-        environment: variables of all processes of this job; those that are set already are left as they are. Those
-            that say where storage is go along by themselves.
+        prestart: let a Ray of our own start worker processes before they are asked for. A job whose workers have
+            variables of their own, as Ray Train's have, cannot use them.
 
     Raises:
         UserError: the cluster does not answer.
@@ -47,12 +49,11 @@ def cluster(environment: Mapping[str, str] | None = None) -> Iterator[None]:
     address = os.environ.get("RAY_ADDRESS")
     if address:
         check_answers(address)
-    variables = {name: value for name, value in (environment or {}).items() if name not in os.environ}
     # Ray refuses a variable that the submitted job has too; that one reaches every process anyway.
     job = json.loads(os.environ.get(RAY_JOB_CONFIG_JSON_ENV_VAR, "{}"))
     submitted = (job.get("runtime_env") or {}).get("env_vars") or {}
-    variables |= {name: os.environ[name] for name in ADDRESS_VARIABLES if name in os.environ and name not in submitted}
-    _join(address, variables)
+    variables = {name: os.environ[name] for name in ADDRESS_VARIABLES if name in os.environ and name not in submitted}
+    _join(address, variables, prestart=prestart)
     try:
         yield
     finally:
@@ -78,28 +79,36 @@ def _signals_kept() -> Iterator[None]:
 
 
 @contextmanager
-def _tmpdir_of_ray(short: Mapping[str, str]) -> Iterator[None]:
-    """Start Ray's own processes with another TMPDIR; the workers get this process's own by the runtime environment."""
-    kept = {name: os.environ[name] for name in short}
-    os.environ.update(short)
+def _environment_of_ray(variables: Mapping[str, str]) -> Iterator[None]:
+    """Start Ray's own processes with variables that are not this process's."""
+    kept = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
     try:
         yield
     finally:
-        os.environ.update(kept)
+        for name, value in kept.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
-def _join(address: str | None, variables: Mapping[str, str]) -> None:
+def _join(address: str | None, variables: Mapping[str, str], *, prestart: bool) -> None:
     short = {} if address else short_tmpdir()
+    own = short | ({} if prestart else _NO_PRESTART)
+    # The workers get this process's TMPDIR by the runtime environment.
     variables = {name: os.environ[name] for name in short} | dict(variables)
     folder = None if address else session_folder()
     for attempts_left in reversed(range(_START_ATTEMPTS)):
         try:
             # A running Ray that happens to be on this machine is somebody else's.
-            with _signals_kept(), _tmpdir_of_ray(short):
+            with _signals_kept(), _environment_of_ray({} if address else own):
                 ray.init(
                     address=address or "local",
                     logging_level=logging.WARNING,
                     runtime_env={"env_vars": dict(variables)},
+                    # Nobody looks at a Ray that ends with its job; its ten processes would hold up the first worker.
+                    include_dashboard=None if address else False,
                     _temp_dir=folder,
                 )
             return

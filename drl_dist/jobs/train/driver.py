@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 from ray.train import CheckpointConfig, ControllerError, FailureConfig, LoggingConfig, ScalingConfig, UserCallback
 from ray.train import RunConfig as RayRunConfig
-from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from drl_dist.checkpoints.retention import remove_leftovers
 from drl_dist.checkpoints.rollbacks import read_rollbacks
@@ -28,7 +27,7 @@ from drl_dist.data.index import ShardIndex, open_index
 from drl_dist.evaluation.feature_spec import parse_features
 from drl_dist.jobs.common.cluster import check_capacity, cluster, is_loopback
 from drl_dist.jobs.common.prometheus import Exporter, job_exported
-from drl_dist.jobs.train.group import COLLECTIVE_SECONDS, GroupConfig
+from drl_dist.jobs.train.group import COLLECTIVE_SECONDS, GroupConfig, Trainer
 from drl_dist.jobs.train.restarts import (
     FINAL_ERRORS,
     CheckpointTimes,
@@ -164,7 +163,8 @@ def fit_run(prepared: PreparedRun, parent: ParentJob | None = None) -> None:
     uri = server_uri(run.tracking.uri) if parent else connect(run.tracking.uri).tracking_uri
     run = dataclasses.replace(run, tracking=dataclasses.replace(run.tracking, uri=uri))
     model_name = parent.model_name if parent else experiment.preset
-    with cluster():
+    # The workers have variables of their own: Ray Train sets some.
+    with cluster(prestart=False):
         check_capacity(run.min_workers or run.num_workers, cpus=run.cpus_per_worker, gpus=int(run.use_gpu))
         write_record(run.url, experiment, fingerprint, run.start_from)
         _drop_stale_list(run.url, newest)
@@ -255,8 +255,11 @@ def _fit_once(task: WorkerTask, exporter: Exporter, callbacks: Sequence[UserCall
         # A machine of our own is not taken away with notice.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     filesystem, path = ray_filesystem(run.storage)
-    trainer = DataParallelTrainer(
+    trainer = Trainer(
         lambda: run_task(task),
+        # The job that started this run goes on.
+        is_nested=task.make_callback is not None,
+        can_grow=not is_loopback(),
         backend_config=GroupConfig(),
         scaling_config=ScalingConfig(
             num_workers=run.num_workers if run.min_workers is None else (run.min_workers, run.num_workers),

@@ -1,7 +1,7 @@
-"""The process group of the training workers, which they join themselves.
+"""Ray Train without what a run here has no use for, and the process group that its workers join themselves.
 
-`ray.train.torch` would import torch, and much of Ray Train besides, in the driver and in Ray's controller too: seconds
-before the first worker starts, and again in every worker.
+Every process that Ray Train starts imports it for seconds. `ray.train.torch` would import torch besides, in the driver
+and in Ray's controller too, before the first worker starts.
 """
 
 from __future__ import annotations
@@ -10,12 +10,18 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import ray.train
 from ray.train._internal.base_worker_group import BaseWorkerGroup
 from ray.train._internal.utils import get_address_and_port
 from ray.train.backend import Backend, BackendConfig
+from ray.train.v2._internal.callbacks import DatasetsCallback
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.execution.callback import RayTrainCallback
+from ray.train.v2._internal.execution.context import TrainRunContext
+from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 if TYPE_CHECKING:
     import torch
@@ -24,8 +30,43 @@ COLLECTIVE_SECONDS = 1800
 """Longest wait of one rank for another: sampling or a first compilation may take that long on slow machines."""
 
 
+class Trainer(DataParallelTrainer):
+    """Ray Train's trainer, with fewer actors.
+
+    Args:
+        is_nested: whether the job goes on when Ray's controller has died. Otherwise Ray frees the places of the
+            workers when the job ends, and needs no actor that watches the controller for it.
+        can_grow: whether the cluster may get further machines if it is asked.
+        arguments: of Ray's own trainer.
+    """
+
+    def __init__(self, *arguments: Any, is_nested: bool, can_grow: bool, **options: Any) -> None:
+        # One actor for data sets of Ray Data, of which there are none.
+        self._unused = (DatasetsCallback,) if is_nested else (DatasetsCallback, PlacementGroupCleanerCallback)
+        self._can_grow = can_grow
+        super().__init__(*arguments, **options)
+
+    def _create_default_callbacks(self) -> list[RayTrainCallback]:
+        return [one for one in super()._create_default_callbacks() if not isinstance(one, self._unused)]
+
+    def _initialize_and_run_controller(self, **options: Any) -> ray.train.Result:
+        if not self._can_grow and type(options["scaling_policy"]) is FixedScalingPolicy:
+            options["scaling_policy"] = _FixedWorkers(self.scaling_config)
+        return super()._initialize_and_run_controller(**options)
+
+
+class _FixedWorkers(FixedScalingPolicy):
+    """As many workers as were asked for, on machines that nobody can be asked to add to."""
+
+    def after_controller_start(self, train_run_context: TrainRunContext) -> None:
+        pass
+
+    def _maybe_send_resource_request(self) -> None:
+        pass
+
+
 class GroupConfig(BackendConfig):
-    """Lets the workers of a `DataParallelTrainer` call `process_group`."""
+    """Lets the workers of a `Trainer` call `process_group`."""
 
     @property
     def backend_cls(self) -> type[Backend]:
