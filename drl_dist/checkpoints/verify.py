@@ -24,7 +24,7 @@ class VerifiedCheckpoint:
 
     url: str
     files: Mapping[str, bytes] = field(repr=False)
-    """Content by name of configuration, state and all parts; `drl_dist.checkpoints.format.parse_checkpoint` takes it."""
+    """Content by name of configuration, state and all parts; see `drl_dist.checkpoints.format.parse_checkpoint`."""
 
     @property
     def step(self) -> int:

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from drl_dist.jobs.train.task import WorkerTask
 
 from drl_dist.checkpoints.format import CheckpointState, write_checkpoint
 from drl_dist.checkpoints.rollbacks import ROLLBACKS, Rollback, add_rollback, noise_seed, read_rollbacks
@@ -19,6 +18,7 @@ from drl_dist.config.tree import RunConfig
 from drl_dist.jobs.train import rollback as train_rollback
 from drl_dist.jobs.train.rollback import TAG, fit_with_rollbacks
 from drl_dist.jobs.train.stop import StopNote
+from drl_dist.jobs.train.task import WorkerTask
 from drl_dist.localhost import MlflowServer
 from drl_dist.training.guard import DivergedError
 from drl_dist.training.state import TrainState

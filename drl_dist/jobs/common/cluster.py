@@ -8,8 +8,10 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import contextmanager
+from typing import TypeVar
 
 import ray
 from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
@@ -25,6 +27,8 @@ from drl_dist.localhost.ray_head import short_tmpdir
 _START_ATTEMPTS = 3
 _LOCAL_REMEDY = "look at the space in RAY_TMPDIR, TMPDIR, /tmp and /dev/shm, at `ulimit -a`, or join a cluster"
 LOOPBACK = "127.0.0.1"
+
+Result = TypeVar("Result")
 _NO_PRESTART = {"RAY_prestart_worker_first_driver": "0"}
 
 
@@ -128,6 +132,20 @@ def _join(address: str | None, variables: Mapping[str, str], *, prestart: bool) 
                 expected=f"a cluster at {address}" if address else "a Ray of its own on this machine",
                 remedy="start the cluster, or correct or unset RAY_ADDRESS" if address else _LOCAL_REMEDY,
             ) from error
+
+
+def in_background(work: Callable[[], Result]) -> Future[Result]:
+    """The future result of `work`, which runs in a thread that does not keep the process alive."""
+    outcome: Future[Result] = Future()
+
+    def run() -> None:
+        try:
+            outcome.set_result(work())
+        except BaseException as error:  # noqa: BLE001 - raised again where the result is asked for
+            outcome.set_exception(error)
+
+    threading.Thread(target=run, daemon=True, name="background").start()
+    return outcome
 
 
 def capacity(resource: str) -> int:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn, TypeVar
 
+from drl_dist.common.imports import no_collection
 from drl_dist.common.program import door, stop_on_signals
 from drl_dist.jobs.common.options import parse_options
 
@@ -68,7 +69,8 @@ def run_command(
             # Before the imports, which take seconds: a stop meanwhile is a stop like any other.
             stop_on_signals()
         # Heavy imports wait until the options are understood.
-        function = pkgutil.resolve_name(work) if isinstance(work, str) else work
+        with no_collection():
+            function = pkgutil.resolve_name(work) if isinstance(work, str) else work
         return function(wanted)
 
     door(command)

@@ -19,13 +19,14 @@ from drl_dist.checkpoints.run_record import check_record, write_record
 from drl_dist.checkpoints.storage import StoredCheckpoint, checkpoint_name, newest_checkpoint
 from drl_dist.checkpoints.verify import newest_to_resume
 from drl_dist.checkpoints.warm_start import starting_point
+from drl_dist.common.imports import no_collection
 from drl_dist.common.places import joined
 from drl_dist.common.program import Stopped
 from drl_dist.config.tree import RunConfig, flatten, to_dict
 from drl_dist.data.filesystem import check_reachable
 from drl_dist.data.index import ShardIndex, open_index
 from drl_dist.evaluation.feature_spec import parse_features
-from drl_dist.jobs.common.cluster import check_capacity, cluster, is_loopback
+from drl_dist.jobs.common.cluster import check_capacity, cluster, in_background, is_loopback
 from drl_dist.jobs.common.prometheus import Exporter, job_exported
 from drl_dist.jobs.train.group import COLLECTIVE_SECONDS, GroupConfig, Trainer
 from drl_dist.jobs.train.restarts import (
@@ -35,13 +36,10 @@ from drl_dist.jobs.train.restarts import (
     OutdatedListError,
     RestartPolicy,
 )
-from drl_dist.jobs.train.rollback import fit_with_rollbacks
 from drl_dist.jobs.train.stop import StopNote, stoppable
 from drl_dist.jobs.train.storage import drop_stale_snapshot, ray_filesystem
 from drl_dist.jobs.train.task import MakeCallback, WorkerTask, run_task
-from drl_dist.tracking.access import access
-from drl_dist.tracking.client import connect, server_uri, through_outage
-from drl_dist.tracking.runs import describe_by_picture, open_run, status_kept
+from drl_dist.tracking.address import server_uri
 from drl_dist.training.guard import DivergedError
 
 CONTROLLER_ENVIRONMENT = {
@@ -159,12 +157,19 @@ def fit_run(prepared: PreparedRun, parent: ParentJob | None = None) -> None:
     run, experiment, started = prepared.run, prepared.run.experiment, time.time()
     newest, fingerprint = prepared.newest, prepared.index.fingerprint
     # Workers may not have the variable that names the server.
-    # In the middle of another job the server may be away for a while, which must not cost a run.
-    uri = server_uri(run.tracking.uri) if parent else connect(run.tracking.uri).tracking_uri
+    uri = server_uri(run.tracking.uri)
     run = dataclasses.replace(run, tracking=dataclasses.replace(run.tracking, uri=uri))
     model_name = parent.model_name if parent else experiment.preset
+    # In the middle of another job the server may be away for a while, which must not cost a run.
+    server = in_background(lambda: _ask_server(uri, is_asked=parent is None))
     # The workers have variables of their own: Ray Train sets some.
     with cluster(prestart=False):
+        server.result()
+        from drl_dist.jobs.train.rollback import fit_with_rollbacks
+        from drl_dist.tracking.access import access
+        from drl_dist.tracking.client import through_outage
+        from drl_dist.tracking.runs import describe_by_picture, open_run, status_kept
+
         check_capacity(run.min_workers or run.num_workers, cpus=run.cpus_per_worker, gpus=int(run.use_gpu))
         write_record(run.url, experiment, fingerprint, run.start_from)
         _drop_stale_list(run.url, newest)
@@ -206,6 +211,19 @@ def fit_run(prepared: PreparedRun, parent: ParentJob | None = None) -> None:
         f"{model_name}, metrics and samples at {page}",
         flush=True,
     )
+
+
+def _ask_server(uri: str, *, is_asked: bool) -> None:
+    """Import MLflow, which takes as long as a Ray to start, and see that the server answers.
+
+    Raises:
+        UserError: it does not.
+    """
+    with no_collection():
+        from drl_dist.tracking.client import connect
+
+    if is_asked:
+        connect(uri)
 
 
 def _drop_stale_list(run_url: str, newest: StoredCheckpoint | None) -> None:

@@ -11,6 +11,7 @@ from typing import Annotated, NoReturn, TypeVar
 import tyro
 
 from drl_dist.common.errors import UserError
+from drl_dist.common.imports import no_collection
 from drl_dist.config.presets import SETTINGS, preset
 from drl_dist.config.rules import check_run, check_without_ray
 from drl_dist.config.tree import Experiment, RunConfig, to_dict
@@ -103,7 +104,8 @@ def _train(wanted: tuple[RunConfig, bool]) -> int:
         from drl_dist.jobs.train.single_device import train_on_one_device
 
         return train_on_one_device(run)
-    from drl_dist.jobs.train.driver import train_run
+    with no_collection():
+        from drl_dist.jobs.train.driver import train_run
 
     return train_run(run)
 

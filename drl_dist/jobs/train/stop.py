@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import uuid
 from collections.abc import Callable
-from concurrent.futures import Future
 from typing import Self, TypeVar
 
 from ray.exceptions import RaySystemError, RpcError
@@ -13,6 +12,7 @@ from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_exists, 
 from ray.train.v2._internal.execution.context import get_train_context
 
 from drl_dist.common.program import Stopped, stop_on_signals
+from drl_dist.jobs.common.cluster import in_background
 from drl_dist.training.guard import Interrupt
 
 LOOK_SECONDS = 0.5
@@ -52,16 +52,8 @@ def stoppable(work: Callable[[], Result], note: StopNote) -> tuple[Result, str |
     Raises:
         Stopped: there was a second signal, or the cluster does not take the note.
     """
-    outcome: Future[Result] = Future()
-
-    def run() -> None:
-        try:
-            outcome.set_result(work())
-        except BaseException as error:  # noqa: BLE001 - told to the thread that waits
-            outcome.set_exception(error)
-
     # Ray Train takes SIGINT for itself where it runs in the main thread.
-    threading.Thread(target=run, daemon=True, name="fit").start()
+    outcome = in_background(work)
     try:
         return outcome.result(), None
     except Stopped as stop:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
+from drl_dist.common.imports import no_collection
 from drl_dist.config.tree import RunConfig
 from drl_dist.jobs.train.stop import StopNote
 
@@ -74,6 +75,7 @@ class WorkerTask:
 
 def run_task(task: WorkerTask) -> int:
     """What every worker runs; see `drl_dist.jobs.train.worker.train_worker`."""
-    from drl_dist.jobs.train.worker import train_worker
+    with no_collection():
+        from drl_dist.jobs.train.worker import train_worker
 
     return train_worker(task)
