@@ -43,8 +43,8 @@ def parsed(data: Path, storage: Path, name: str, *more: str) -> RunConfig:
         "--train.batch-size": BATCH,
         "--train.num-steps": STEPS,
         "--checkpoint.every-steps": 2,
-        "--tracking.sample-every-steps": 2,
-        "--tracking.num-samples": 4,
+        "--tracking.sample-every-steps": 100,
+        "--tracking.num-samples": 2,
         "--engine.threads-per-worker": 1,
     }
     arguments = [str(word) for pair in words.items() for word in pair]
@@ -95,7 +95,8 @@ def assert_same(one: Path, other: Path) -> None:
 def test_a_run_writes_metrics_pictures_curves_and_checkpoints(
     shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = parsed(shards, tmp_path, "a", "--checkpoint.keep", "1", "--loader.ledger-dir", str(tmp_path / "audit"))
+    more = ("--checkpoint.keep", "1", "--tracking.sample-every-steps", "2")
+    run = parsed(shards, tmp_path, "a", *more, "--loader.ledger-dir", str(tmp_path / "audit"))
     assert train_on_one_device(run) == 0
     printed = capsys.readouterr().out
     assert "run a: starting on cpu" in printed and "images/s" in printed and " left" in printed

@@ -70,7 +70,8 @@ print("script")
 
 # The command, with all of the extras but Ray and MLflow.
 for name in set({extras}) - {{"ray", "mlflow"}}:
-    sys.modules.pop(name, None)
+    if sys.modules.get(name, sys) is None:
+        del sys.modules[name]
 import runpy
 sys.argv = ["train_digits.py", "--without-ray", *{arguments}]
 try:
