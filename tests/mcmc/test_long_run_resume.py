@@ -70,8 +70,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 @pytest.mark.integration
 @pytest.mark.usefixtures("always_saving")
 @pytest.mark.parametrize(
-    ("kernel", "start"),
-    [("hmc", "normal_approximation"), ("hmc", "x_noisy"), ("mala", "x_noisy"), ("nuts", "normal_approximation")],
+    ("kernel", "start"), [("hmc", "normal_approximation"), ("hmc", "x_noisy"), ("nuts", "normal_approximation")]
 )
 def test_a_run_that_is_cut_short_at_every_kind_of_place_ends_with_the_same_bytes(
     checkpoint: Path,
@@ -274,3 +273,16 @@ def test_the_request_holds_no_option_of_the_machine(checkpoint: Path, done: Path
     left_out = {"model", "out", "steps_per_level", "schedule", "use_gpu", "tracking_uri"}
     names = {field.name for field in dataclasses.fields(LongRunOptions)} - left_out
     assert names <= request.keys()
+
+
+def test_mala_runs_on_step_sizes_of_its_own(checkpoint: Path, tmp_path: Path) -> None:
+    given = options(checkpoint, tmp_path / "out", kernel="mala", steps_per_level="3", num_images=2, start="x_noisy")
+    assert long_run(given) == 0
+    found = json.loads((tmp_path / "out" / "step_sizes.json").read_text())["schedule"]
+    assert (found["kernel"], found["num_leapfrog_steps"]) == ("mala", 1)
+    content = json.loads((tmp_path / "out" / "diagnostics.json").read_text())
+    assert (content["kernel"], content["num_leapfrog_steps"], content["max_tree_depth"]) == ("mala", None, None)
+    assert {row["leapfrogs_per_step"] for row in content["runs"][0]["levels"]} == {1.0}
+    # HMC's would be other ones.
+    with pytest.raises(UserError, match="got those of mala, expected those of hmc, which nuts takes"):
+        long_run(options(checkpoint, tmp_path / "nuts", kernel="nuts", schedule=str(tmp_path / "out")))

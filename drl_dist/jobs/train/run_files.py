@@ -91,10 +91,9 @@ class RunFiles:
             numbers: object = None
             try:
                 numbers = json.loads(line)
-                is_known = isinstance(numbers, dict) and type(numbers["step"]) is int
-            except (ValueError, KeyError):
-                is_known = False
-            if not isinstance(numbers, dict) or not is_known:
+            except ValueError:
+                numbers = None
+            if not isinstance(numbers, dict) or type(numbers.get("step")) is not int:
                 raise UserError(
                     f"metrics {self._place}",
                     got=f"line {number} without a step",
