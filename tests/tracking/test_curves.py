@@ -28,10 +28,10 @@ def test_it_draws_what_the_run_has(
             client.log_metric(run, name, 1.0 / step, step=step)
     open_run(mlflow_server.uri, "curves", "empty", {})
     drawn: list[dict[str, int]] = []
-    draw = module._draw
+    draw = module.draw_panels
     monkeypatch.setattr(
         module,
-        "_draw",
+        "draw_panels",
         lambda panels, *more: (drawn.append({name: len(lines) for name, lines in panels.items()}), draw(panels, *more))[
             1
         ],
