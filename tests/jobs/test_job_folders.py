@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,17 +19,17 @@ from drl_dist.jobs.edit.options import InpaintOptions, InterpolateOptions
 from drl_dist.jobs.likelihood import driver as likelihood_driver
 from drl_dist.jobs.likelihood.driver import likelihood_run
 from drl_dist.jobs.likelihood.options import LikelihoodOptions
+from drl_dist.jobs.long_run import output as long_run_output
 from drl_dist.jobs.long_run.driver import long_run
 from drl_dist.jobs.long_run.options import LongRunOptions
+from drl_dist.jobs.ood import driver as ood
 from drl_dist.jobs.ood.driver import ood_run
 from drl_dist.jobs.ood.options import OodOptions
 from drl_dist.jobs.sample import driver as sample_driver
 from drl_dist.jobs.sample.driver import sample_run
 from drl_dist.jobs.sample.options import SampleOptions
 from drl_dist.mcmc.adaptation import AdaptationConfig
-from tests.data.sets import write_set
 from tests.jobs.in_process import run_in_process
-from tests.support import write_tiny_checkpoint
 
 
 class Killed(BaseException):
@@ -43,6 +45,9 @@ class Job:
         kind: of the options.
         fields: of the options, model and output folder apart.
         needs: options that name data.
+        resumes_older: whether folders of 0.1.0 hold records.
+        other: what another request differs in.
+        told: how it is told of.
         resumed: what it says when it resumes.
     """
 
@@ -51,24 +56,26 @@ class Job:
     fields: dict[str, Any]
     resumed: str
     needs: tuple[str, ...] = ()
+    resumes_older: bool = True
     other: dict[str, Any] = field(default_factory=lambda: {"seed": 6})
     told: str = r"\(seed: 5 -> 6\)"
 
     def start(self, model: Path, out: Path, **changed: Any) -> int:
         data = {name: str(model.parent / name) for name in self.needs}
-        return self.run(self.kind(model=str(model), out=str(out), seed=5, **{**data, **self.fields, **changed}))
+        given = {"model": str(model), "out": str(out), "seed": 5, **data, **self.fields, **changed}
+        return self.run(self.kind(**given))
 
 
 ADAPT = AdaptationConfig(num_chains=6, num_steps=6, lowest_rate=0.2, highest_rate=0.99)
 JOBS = {
     "sample": Job(
-        sample_run, SampleOptions, {"num_images": 5, "shard_size": 2, "batch_size": 2}, "resuming 5 images of"
+        sample_run, SampleOptions, {"num_images": 5, "shard_size": 2, "batch_size": 2}, "1 of 3 shards to make"
     ),
     "likelihood": Job(
         likelihood_run,
         LikelihoodOptions,
         {"steps_per_level": "1", "num_chains": 3, "num_images": 3, "batch_size": 2, "adapt": ADAPT},
-        "resuming log Z",
+        "3 of 6 units to make",
         needs=("data",),
     ),
     "long_run": Job(
@@ -78,13 +85,17 @@ JOBS = {
         "resumes at 2 steps per level, with 1 of 2 batches done",
     ),
     "interpolate": Job(
-        interpolate_run, InterpolateOptions, {"pairs": 1, "columns": 5, "batch_size": 2}, "resumes with 2 of 5 images"
+        interpolate_run,
+        InterpolateOptions,
+        {"pairs": 1, "columns": 5, "batch_size": 2},
+        "resumes with 2 of 5 images",
+        resumes_older=False,
     ),
     "inpaint": Job(
         inpaint_run,
         InpaintOptions,
-        {"mask": "centre", "num_images": 2, "num_completions": 2, "num_rounds": 1, "batch_size": 3},
-        "resumes with 3 of 4 images",
+        {"mask": "centre", "num_images": 1, "num_completions": 3, "num_rounds": 1, "batch_size": 2},
+        "resumes with 2 of 3 images",
         needs=("data",),
     ),
     "ood": Job(
@@ -99,16 +110,20 @@ JOBS = {
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint, and two sets of images beside it."""
+    """A checkpoint; beside it are two sets of images, and in ``begun`` folders of `JOBS`. All were made by 0.1.0."""
     folder = tmp_path_factory.mktemp("jobs")
-    write_set(str(folder / "data"), (4, 5))
-    write_set(str(folder / "other"), (7,))
-    return write_tiny_checkpoint(folder / "checkpoint", width=4, num_chain_steps=2)
+    with tarfile.open(Path(__file__).with_name("begun.tar.gz")) as tar:
+        tar.extractall(folder, filter="data")
+    return folder / "checkpoint"
 
 
 @pytest.fixture(autouse=True)
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     run_in_process(monkeypatch, sample_driver, likelihood_driver)
+    # What figures show is tested elsewhere, and drawing them takes longer than all the rest.
+    monkeypatch.setattr(likelihood_driver, "figure", lambda _: b"figure")
+    monkeypatch.setattr(long_run_output, "figure", lambda *_: b"figure")
+    monkeypatch.setattr(ood, "histogram_png", lambda *_: b"figure")
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -197,3 +212,23 @@ def test_a_job_that_is_killed_everywhere_ends_as_one_that_is_not(
     with pytest.raises(UserError, match=rf" and {len(names) - 3} more of something else, expected an empty folder"):
         job.start(model, foreign)
     assert contents(foreign) == dict.fromkeys(names, b"mine")
+
+
+@pytest.mark.parametrize("name", [name for name in JOBS if name != "inpaint"])
+def test_a_folder_that_an_earlier_version_began_resumes(
+    name: str, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """But that of inpainting, whose request holds the address of its images."""
+    job, out = JOBS[name], tmp_path / "out"
+    shutil.copytree(model.parent / "begun" / name, out)
+    before = contents(out)
+    with pytest.raises(UserError, match=f"output .*/out: got (another request|other images) {job.told}"):
+        job.start(model, out, **job.other)
+    assert contents(out) == before
+    assert job.start(model, out) == 0
+    printed = capsys.readouterr().out
+    assert (job.resumed if job.resumes_older else "5 images in") in printed
+    after = contents(out)
+    kept = [place for place in before if place.endswith((".tar", "step_sizes.json")) or place == "request.json"]
+    assert kept and {place: after[place] for place in kept} == {place: before[place] for place in kept}
+    assert not (out / "_progress").exists()
