@@ -101,7 +101,7 @@ def _pytest(words: Sequence[str], folder: Path) -> None:
     """A choice of tests: files that are there, and `-k`; raises `Refused` for anything else."""
     parser = argparse.ArgumentParser(exit_on_error=False)
     parser.add_argument("-k")
-    parser.add_argument("files", nargs="+")
+    parser.add_argument("files", nargs="*")
     try:
         chosen, unknown = parser.parse_known_args(list(words))
     except argparse.ArgumentError as error:
@@ -113,7 +113,7 @@ def _pytest(words: Sequence[str], folder: Path) -> None:
 
 def is_named(words: Sequence[str]) -> bool:
     """Whether words after ``python`` only name a program of ours, which is there; raises `Refused` if it is not."""
-    return not words or not _program(words)[2]
+    return not words or (tuple(words[:2]) != ("-m", "pytest") and not _program(words)[2])
 
 
 @contextlib.contextmanager
