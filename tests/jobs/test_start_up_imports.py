@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -42,9 +43,14 @@ def _closure(module: str) -> set[str]:
             continue
         found.add(name)
         waiting += [name.rpartition(".")[0]] if "." in name else []
-        if name.startswith("drl_dist") and (path := _file(name)) is not None:
-            waiting += _imported(ast.parse(path.read_text()).body)
+        waiting += _imports_of(name)
     return found
+
+
+@cache
+def _imports_of(module: str) -> list[str]:
+    path = _file(module) if module.startswith("drl_dist") else None
+    return [] if path is None else list(_imported(ast.parse(path.read_text()).body))
 
 
 @pytest.mark.parametrize(

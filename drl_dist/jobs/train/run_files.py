@@ -88,7 +88,6 @@ class RunFiles:
         whole, _, _ = self._place.read_text().rpartition("\n")
         found: list[tuple[str, dict[str, Any]]] = []
         for number, line in enumerate(whole.splitlines(), 1):
-            numbers: object = None
             try:
                 numbers = json.loads(line)
             except ValueError:
