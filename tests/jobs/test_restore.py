@@ -167,6 +167,13 @@ def test_a_list_of_ray_s_that_names_a_damaged_one_is_outdated(
         RestartPolicy().after_exception(None, {0: raised.value, 1: RuntimeError("connection closed by peer")})
 
 
+@pytest.mark.parametrize("text", ['{"ray_ver', "[]", "{}"])
+def test_a_list_of_ray_s_that_is_torn_is_outdated(text: str, run: RunConfig) -> None:
+    (Path(run.url) / SNAPSHOT).write_text(text)
+    with pytest.raises(OutdatedListError):
+        restored(run)
+
+
 def test_ray_train_starts_again_without_an_outdated_list(
     run: RunConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -38,7 +38,7 @@ def restore(state: TrainState, run: RunConfig, fingerprint: str, *, is_first: bo
 
     Raises:
         UserError: the storage does not answer, no finished checkpoint verifies, or it is one of another run.
-        OutdatedListError: on the first rank, if Ray Train's list names a later checkpoint.
+        OutdatedListError: on the first rank, if Ray Train's list is torn or names a later checkpoint.
     """
     found = _shared(_newest(run) if is_first else None, share, is_first=is_first)
     if found is None:
@@ -69,13 +69,20 @@ def restore(state: TrainState, run: RunConfig, fingerprint: str, *, is_first: bo
 def _newest(run: RunConfig) -> VerifiedCheckpoint | None:
     """What the run continues from, read."""
     found = read_newest_checkpoint(run.url)
-    # Names sort as steps do.
-    name = "" if found is None else checkpoint_name(found.step)
-    if any(is_own_name(listed) and listed > name for listed in listed_names(run.url)):
+    if _is_outdated(run.url, "" if found is None else checkpoint_name(found.step)):
         raise OutdatedListError(None if found is None else found.step)
     if found is None and run.start_from is not None:
         return read_stored_checkpoint(run.start_from)
     return found
+
+
+def _is_outdated(run_url: str, newest: str) -> bool:
+    """Whether Ray Train's list is torn, or names a later checkpoint than the newest that verifies."""
+    try:
+        # Names sort as steps do.
+        return any(is_own_name(name) and name > newest for name in listed_names(run_url))
+    except (ValueError, TypeError, KeyError):
+        return True
 
 
 def _shared(found: VerifiedCheckpoint | None, share: Share, *, is_first: bool) -> VerifiedCheckpoint | None:
