@@ -163,7 +163,7 @@ def assert_end_is_exported(kept: dict[str, list[float]], run: Callable[[], int],
 
 def without_cluster(monkeypatch: pytest.MonkeyPatch, module: ModuleType, names: Sequence[str]) -> None:
     """Stand in for everything but the order of what happens."""
-    monkeypatch.setattr(module, "cluster", lambda *_: nullcontext())
+    monkeypatch.setattr(module, "cluster", lambda **_: nullcontext())
     monkeypatch.setattr(module, "check_capacity", lambda *_, **__: None)
     for name in names:
         monkeypatch.setattr(module, name, MagicMock())

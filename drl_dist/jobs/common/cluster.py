@@ -33,7 +33,7 @@ _NO_PRESTART = {"RAY_prestart_worker_first_driver": "0"}
 
 
 @contextmanager
-def cluster(*, prestart: bool = True) -> Iterator[None]:
+def cluster(*, prestart: bool = True, state_api: bool = False) -> Iterator[None]:
     """Be connected to the cluster that RAY_ADDRESS names, as in a submitted job, or to one of our own on this machine.
 
     A process that is connected already, as a trial of a sweep is, stays so. The variables that say where storage is
@@ -42,6 +42,8 @@ def cluster(*, prestart: bool = True) -> Iterator[None]:
     Args:
         prestart: let a Ray of our own start worker processes before they are asked for. A job whose workers have
             variables of their own, as Ray Train's have, cannot use them.
+        state_api: give a Ray of our own the dashboard's processes, ten of them, which the actor needs that frees the
+            places of a trial whose controller has died. They would hold up the first worker of other jobs.
 
     Raises:
         UserError: the cluster does not answer.
@@ -57,7 +59,7 @@ def cluster(*, prestart: bool = True) -> Iterator[None]:
     job = json.loads(os.environ.get(RAY_JOB_CONFIG_JSON_ENV_VAR, "{}"))
     submitted = (job.get("runtime_env") or {}).get("env_vars") or {}
     variables = {name: os.environ[name] for name in ADDRESS_VARIABLES if name in os.environ and name not in submitted}
-    _join(address, variables, prestart=prestart)
+    _join(address, variables, prestart=prestart, state_api=state_api)
     try:
         yield
     finally:
@@ -97,7 +99,7 @@ def _environment_of_ray(variables: Mapping[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _join(address: str | None, variables: Mapping[str, str], *, prestart: bool) -> None:
+def _join(address: str | None, variables: Mapping[str, str], *, prestart: bool, state_api: bool) -> None:
     short = {} if address else short_tmpdir()
     own = short | ({} if prestart else _NO_PRESTART)
     # The workers get this process's TMPDIR by the runtime environment.
@@ -111,8 +113,7 @@ def _join(address: str | None, variables: Mapping[str, str], *, prestart: bool) 
                     address=address or "local",
                     logging_level=logging.WARNING,
                     runtime_env={"env_vars": dict(variables)},
-                    # Nobody looks at a Ray that ends with its job; its ten processes would hold up the first worker.
-                    include_dashboard=None if address else False,
+                    include_dashboard=None if address else state_api,
                     _temp_dir=folder,
                 )
             return

@@ -85,7 +85,7 @@ def sweep_run(plan: SweepPlan) -> int:
     )
     folder = SweepFolder(plan, index.fingerprint)
     tracking = plan.base.tracking
-    with cluster(prestart=False):
+    with cluster(prestart=False, state_api=True):
         check_capacity(plan.base.num_workers, cpus=plan.base.cpus_per_worker, gpus=int(plan.base.use_gpu))
         folder.begin()
         params = {f"base.{field}": value for field, value in plain_fields(plan.base).items()}
