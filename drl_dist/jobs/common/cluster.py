@@ -113,7 +113,7 @@ def _join(address: str | None, variables: Mapping[str, str], *, prestart: bool, 
                     address=address or "local",
                     logging_level=logging.WARNING,
                     runtime_env={"env_vars": dict(variables)},
-                    include_dashboard=None if address else state_api,
+                    include_dashboard=None if address or state_api else False,
                     _temp_dir=folder,
                 )
             return
