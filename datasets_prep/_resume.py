@@ -88,8 +88,8 @@ def resume(folder: Folder, records: Folder, identity: dict[str, Any], source: So
     unknown = sum(Seen.from_record(record) is None for record in kept.values())
     if unknown and source.stamps(0, 0) is not None:
         print(
-            f"{unknown} of them are from an earlier version: whether the content of their images has changed since "
-            "is not known.",
+            f"{unknown} of them are from an earlier version: it is not known whether the content of their images has "
+            "changed since.",
             file=sys.stderr,
         )
     return kept

@@ -270,7 +270,7 @@ def test_wrong_sources_say_what_they_found_and_need(tmp_path: Path, monkeypatch:
     (celeba / "list_eval_partition.txt").write_text("000001.jpg train\n")
     refused("celeba", celeba, "got the line '000001.jpg train'")
     (celeba / "img_align_celeba.zip").write_bytes(b"hello")
-    refused("celeba", celeba, "no zip archive")
+    refused("celeba", celeba, "not a zip archive")
 
 
 def test_a_source_without_one_readable_image_leaves_no_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
