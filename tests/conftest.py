@@ -1,17 +1,50 @@
-"""Real servers for the tests that need them, one of each per session."""
+"""Real servers for the tests that need them, one of each per process that runs tests, and how tests are shared out."""
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 
-from drl_dist.localhost import MlflowServer, RayHead
-from tests.support import ROOT, subprocess_environment
+from tests.helpers import schedule
+from tests.helpers.forked import FOLDER, ROOT, ForkServer, count_forked_processes_below_their_clients
+
+if TYPE_CHECKING:
+    from drl_dist.localhost import MlflowServer, RayHead
+
+FORK_SERVER = pytest.StashKey[ForkServer]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "integration: starts real servers or other processes; slow")
+    if hasattr(config, "workerinput"):
+        count_forked_processes_below_their_clients()
+    elif config.getoption("tx", None) and os.environ.get("DRL_FRESH_PYTHON") != "1":
+        os.environ["OMP_NUM_THREADS"] = "1"
+        os.environ["PYTHONUNBUFFERED"] = "1"
+        # A hundred processes would compile the project a hundred times.
+        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+        foreign = ("RAY_", "MLFLOW_")
+        server = ForkServer({name: value for name, value in os.environ.items() if not name.startswith(foreign)})
+        server.start()
+        config.stash[FORK_SERVER] = server
+        os.environ[FOLDER] = str(server.folder)
+        # The processes that run tests, and all that they start.
+        sys.executable = str(server.python)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if server := config.stash.get(FORK_SERVER, None):
+        server.stop()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if hasattr(config, "workerinput"):
+        schedule.share_out(items)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -24,6 +57,8 @@ def _from_the_repository_root() -> Iterator[None]:  # pyright: ignore[reportUnus
 @pytest.fixture(scope="session")
 def ray_head() -> Iterator[RayHead]:
     """A Ray head with two CPUs."""
+    from drl_dist.localhost import RayHead
+
     with RayHead(num_cpus=2, environment={"OMP_NUM_THREADS": "1"}) as head:
         yield head
 
@@ -31,6 +66,8 @@ def ray_head() -> Iterator[RayHead]:
 @pytest.fixture(scope="session")
 def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
     """An MLflow server over a fresh folder."""
+    from drl_dist.localhost import MlflowServer
+
     with MlflowServer(tmp_path_factory.mktemp("mlflow")) as server:
         yield server
 
@@ -38,4 +75,6 @@ def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowSe
 @pytest.fixture(scope="session")
 def server_environment(ray_head: RayHead, mlflow_server: MlflowServer) -> dict[str, str]:
     """For child processes that use both servers."""
+    from tests.support import subprocess_environment
+
     return subprocess_environment(ray_head.environment(), mlflow_server.environment())

@@ -1,0 +1,93 @@
+"""The fork server of a test session, and what it hides from who looks for a process's family."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from drl_dist.localhost import processes
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDER = "DRL_FORK_SERVER"
+"""Variable that names the server's folder to this session's other processes."""
+START_SECONDS = 240
+
+
+def real_python() -> str:
+    """The interpreter itself, for tests of what a fresh process imports or reads from its environment."""
+    return str(Path(sys.prefix) / "bin" / "python")
+
+
+class ForkServer:
+    """The server, and the `python` that asks it."""
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        # Addresses of sockets end at 107 bytes.
+        self.folder = Path(tempfile.mkdtemp(prefix="drl-fork-", dir="/tmp"))
+        self.python = self.folder / "bin" / "python"
+        self._environment = dict(environment)
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Returns before it is ready: until then processes wait, or are fresh ones."""
+        self.python.parent.mkdir()
+        text = (Path(__file__).parent / "fork_client.py").read_text()
+        text = text.replace("@REAL@", real_python()).replace("@ADDRESS@", str(self.folder / "socket"))
+        self.python.write_text(f"#!{real_python()} -IS\n{text}")
+        self.python.chmod(0o755)
+        with (self.folder / "log").open("wb") as log:
+            self._process = subprocess.Popen(
+                [real_python(), str(Path(__file__).parent / "fork_server.py"), self.folder / "socket", self.python],
+                env=self._environment,
+                cwd=ROOT,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        deadline = time.monotonic() + START_SECONDS
+        while not (self.folder / "socket").exists():
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"the fork server did not start:\n{(self.folder / 'log').read_text()}")
+            time.sleep(0.05)
+
+    def stop(self) -> None:
+        """Ends it, and by that everything that it forked."""
+        if self._process is not None:
+            self._process.terminate()
+            self._process.wait()
+
+
+def children() -> dict[int, int]:
+    """The client that each forked process stands for, by the forked process."""
+    folder = os.environ.get(FOLDER)
+    if folder is None:
+        return {}
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as server:
+        server.connect(str(Path(folder) / "socket"))
+        server.sendall(bytes(8))
+        answer = b"".join(iter(lambda: server.recv(1 << 16), b""))
+    numbers = [int(number) for number in answer.split()]
+    return dict(zip(numbers[1::2], numbers[::2], strict=True))
+
+
+def real_process(client: int) -> int:
+    """The process that does the work of one that was started: itself, unless it is forked."""
+    return next((child for child, asked in children().items() if asked == client), client)
+
+
+def count_forked_processes_below_their_clients() -> None:
+    """Let `drl_dist.localhost.processes` find a forked process where a fresh one would be in the tree."""
+    listed = processes._processes  # pyright: ignore[reportPrivateUsage]
+
+    def with_parents() -> list[processes.Process]:
+        clients = children()
+        return [process._replace(parent=clients.get(process.pid, process.parent)) for process in listed()]
+
+    processes._processes = with_parents  # pyright: ignore[reportPrivateUsage]
