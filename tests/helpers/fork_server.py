@@ -14,10 +14,12 @@ from __future__ import annotations
 
 import array
 import atexit
+import ctypes
 import gc
 import importlib
 import io
 import os
+import re
 import runpy
 import select
 import signal
@@ -98,8 +100,13 @@ PER_PROCESS = {
     "XDG_CACHE_HOME",
     # The default of `mlflow gc`.
     "MLFLOW_TRACKING_URI",
+    # Telemetry is off.
+    "PYTEST_CURRENT_TEST",
+    "_MLFLOW_TELEMETRY_SESSION_ID",
     # There is no such device, or torch looks when it first needs one.
     "CUDA_VISIBLE_DEVICES",
+    # An allocator of Ray's for its own servers.
+    "LD_PRELOAD",
     "DASHBOARD_METRIC_PORT",
     "AUTOSCALER_METRIC_PORT",
 }
@@ -115,8 +122,19 @@ PORTS = {
 }
 """Constants that are read from the environment, and the modules that hold them under the same name."""
 
-SET_BEFORE_RAY = {"RAY_DEDUP_LOGS": "0", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
-"""What the project's jobs put into the environment before they import Ray, where it is not set."""
+SET_BEFORE = {
+    "RAY_DEDUP_LOGS": "0",
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    "MLFLOW_SERVER_X_FRAME_OPTIONS": "SAMEORIGIN",
+    "RAY_enable_pipe_based_agent_to_parent_health_check": "1",
+}
+"""What the project, Ray and MLflow put into the environment of processes that import them, where it is not set."""
+
+
+FLAGS = {b"RAY_JOB_ID": b"@drl-job-id@", b"RAY_RAYLET_PID": b"@drl-raylet@"}
+"""What Ray's native part reads once, when it is loaded, and each child has another of; with what marks its place."""
 
 
 class _Recorded(type(os.environ)):
@@ -128,7 +146,7 @@ class _Recorded(type(os.environ)):
         return {key: super(_Recorded, self).__getitem__(key) for key in self}.items()
 
     def __getitem__(self, key: str) -> str:
-        _Recorded.asked.add(key)
+        _Recorded.asked.add(os.fsdecode(key))
         return super().__getitem__(key)
 
 
@@ -137,6 +155,7 @@ def preload(log: Callable[[str], None]) -> set[str]:
     plain = os.environ.__class__
     # Arrow's allocator would start a thread.
     os.environ["JE_ARROW_MALLOC_CONF"] = "background_thread:false"
+    os.environb.update(FLAGS)
     os.environ.__class__ = _Recorded
     try:
         for name in MODULES:
@@ -146,8 +165,34 @@ def preload(log: Callable[[str], None]) -> set[str]:
                 log(f"not imported: {name}: {error}")
     finally:
         os.environ.__class__ = plain
-        del os.environ["JE_ARROW_MALLOC_CONF"]
+        for name in ("JE_ARROW_MALLOC_CONF", *map(os.fsdecode, FLAGS)):
+            del os.environ[name]
     return _Recorded.asked - PER_PROCESS
+
+
+def flag_addresses() -> dict[bytes, int]:
+    """Where the text of `FLAGS` lies that Ray's native part keeps, a std::string behind its length and capacity; empty
+    if it is not found so."""
+    found: dict[bytes, list[int]] = {name: [] for name in FLAGS}
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        span, rights, _, _, _, *name = line.split(maxsplit=5)
+        if not rights.startswith("rw") or (name and name[0] != "[heap]"):
+            continue
+        start, end = (int(number, 16) for number in span.split("-"))
+        data = ctypes.string_at(start, end - start)
+        for flag, mark in FLAGS.items():
+            # A count of owners, of four bytes, and four that are anything.
+            head = re.escape(len(mark).to_bytes(8, sys.byteorder) * 2 + bytes(4)) + b"(?s:.{4})"
+            found[flag] += [start + at.start(1) for at in re.finditer(head + b"(" + re.escape(mark) + b"\0)", data)]
+    if any(len(places) != 1 for places in found.values()):
+        return {}
+    return {flag: places[0] for flag, places in found.items()}
+
+
+def set_flag(address: int, value: bytes) -> None:
+    """Give a flag of Ray's native part another value, no longer than the one that it was loaded with."""
+    ctypes.memmove(address, value + b"\0", len(value) + 1)
+    ctypes.c_size_t.from_address(address - 24).value = len(value)
 
 
 class Request:
@@ -175,11 +220,12 @@ class Server:
 
     def __init__(self, address: str, log: Callable[[str], None]) -> None:
         self._log = log
-        os.environ.update(SET_BEFORE_RAY)
+        os.environ.update(SET_BEFORE)
         self._began = dict(os.environb)
         # What the address of this file brought.
         self.path = [entry for entry in sys.path if entry != str(Path(__file__).parent)]
         self._asked = {os.fsencode(name) for name in preload(log)}
+        self._flags = flag_addresses()
         # By libraries, which would do it again.
         self._set = {name: value for name, value in os.environb.items() if self._began.get(name) != value}
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -228,8 +274,8 @@ class Server:
             connection.sendall(" ".join(f"{client} {child}" for child, _, client in self._children.values()).encode())
             connection.close()
             return None
-        if reason := self._refusal(request):
-            self._log(f"fresh: {reason}: {' '.join(request.words)[:200]}")
+        if differing := self._refusal(request):
+            self._log(f"fresh for another {differing}: {' '.join(request.words)[:200]}")
             connection.sendall(bytes(4))
             connection.close()
             request.close()
@@ -255,20 +301,26 @@ class Server:
         self._poll.register(connection, select.POLLIN | select.POLLHUP)
         return None
 
-    def _refusal(self, request: Request) -> str | None:
+    def _refusal(self, request: Request) -> str:
+        """Names that have another value than they had while libraries were imported."""
+        differing: list[str] = []
         names = request.environment.keys() | self._began.keys()
         for name in sorted(names):
-            if request.environment.get(name) == self._began.get(name):
+            # What this process began with, or what imports made of it.
+            if request.environment.get(name) in (self._began.get(name), self._set.get(name, self._began.get(name))):
                 continue
             text = os.fsdecode(name)
-            if text in SET_BEFORE_RAY and name not in request.environment:
+            if name in FLAGS:
+                if name not in self._flags or len(request.environment[name]) > len(FLAGS[name]):
+                    differing.append(text)
                 continue
-            # Ray's native part reads what is written in small letters when it is loaded.
-            is_native = text.startswith(NATIVE + READ_THROUGH) or (text.startswith("RAY_") and text[4:5].islower())
+            if text in SET_BEFORE and name not in request.environment:
+                continue
+            is_native = text.startswith(NATIVE + READ_THROUGH) and text not in PER_PROCESS
             is_python = text.startswith("PYTHON") and text not in PER_PROCESS
             if is_native or is_python or name in self._asked:
-                return f"{text} is another"
-        return None
+                differing.append(text)
+        return ", ".join(differing)
 
     def _ended(self, descriptor: int) -> None:
         child, connection, _ = self._children.pop(descriptor)
@@ -307,6 +359,8 @@ class Server:
         os.chdir(request.folder)
         os.environ.clear()
         os.environb.update(self._set | request.environment)
+        for name, address in self._flags.items():
+            set_flag(address, request.environment.get(name, b""))
         return lambda: run(request.words, self.path)
 
 
@@ -382,6 +436,10 @@ def _renew() -> None:
         numpy.random.seed()
     if tempfile := sys.modules.get("tempfile"):
         tempfile.tempdir = None
+    if raylet := sys.modules.get("ray._raylet"):
+        # Its native part reads the environment again.
+        raylet.Config.initialize("")
+        raylet.AuthenticationTokenLoader.instance().reset_cache()
     for name, holders in PORTS.items():
         if name in os.environ:
             for holder in holders:
