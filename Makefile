@@ -1,17 +1,22 @@
 # The front desk. Every target creates the environment first if need be.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types bench clean
+.PHONY: help setup demo test test-fast coverage lint types bench clean
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Processes that share the tests; half of their time is waiting.
+TEST_PROCESSES ?= 4
+PYTEST := $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadgroup --no-loadscope-reorder
 # uv is the fast installer; it looks for local wheels where pip was told to.
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 
 help:
 	@echo "make demo   train on handwritten digits and sample, start to end, on this machine"
-	@echo "make test   run the tests"
+	@echo "make test   run all tests, in several processes; one file: $(BIN)/python -m pytest tests/..."
+	@echo "make test-fast  run the tests that start no server and no job, in under two minutes"
+	@echo "make coverage   run all tests and report which lines of drl_dist and datasets_prep they ran"
 	@echo "make lint   style, types, floors"
 	@echo "make bench  time the training step against the plain reference and the bare convolutions"
 	@echo "make types  types alone"
@@ -33,7 +38,16 @@ demo: $(STAMP)
 	@$(BIN)/python jobs/demo.py
 
 test: $(STAMP)
-	@$(BIN)/python -m pytest
+	@$(PYTEST)
+
+test-fast: $(STAMP)
+	@$(PYTEST) -m "not integration and not slow"
+
+coverage: $(STAMP)
+	@rm -f var/coverage/data* && mkdir -p var/coverage
+	@COVERAGE_PROCESS_START=$(CURDIR)/pyproject.toml $(BIN)/python -m coverage run -m pytest -n $(TEST_PROCESSES) --dist loadgroup --no-loadscope-reorder
+	@$(BIN)/python -m coverage combine --quiet
+	@$(BIN)/python -m coverage report --skip-covered --show-missing
 
 lint: $(STAMP)
 	@$(BIN)/ruff check .

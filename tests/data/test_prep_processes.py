@@ -14,6 +14,7 @@ from drl_dist.data.filesystem import Folder
 from drl_dist.data.index import open_index
 from tests.data.published import encoded, photo, write_fashion
 from tests.gcs import GcsEmulator
+from tests.helpers.forked import real_process
 from tests.support import subprocess_environment
 
 pytestmark = pytest.mark.integration
@@ -39,7 +40,8 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def children(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    real = real_process(pid)
+    return [int(child) for child in Path(f"/proc/{real}/task/{real}/children").read_text().split()]
 
 
 def test_killed_and_run_again_it_ends_with_the_same_bytes(tmp_path: Path) -> None:

@@ -257,7 +257,7 @@ def _help(words: tuple[str, ...]) -> str:
 
 def uv(words: Sequence[str], folder: Path) -> None:
     """Options that uv's help lists, and files that are there."""
-    has_options([str(Path(sys.executable).parent / "uv")], words)
+    has_options([str(Path(sys.prefix) / "bin" / "uv")], words)
 
 
 def prometheus(words: Sequence[str], folder: Path) -> None:

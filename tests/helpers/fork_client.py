@@ -99,7 +99,8 @@ def main() -> None:
         fresh()
 
     def pass_on(number: int, _frame: object) -> None:
-        try:
+        # contextlib would have to be imported.
+        try:  # noqa: SIM105
             os.kill(child, number)
         except ProcessLookupError:
             pass

@@ -14,12 +14,10 @@ from __future__ import annotations
 
 import array
 import atexit
-import ctypes
 import gc
 import importlib
 import io
 import os
-import re
 import runpy
 import select
 import signal
@@ -27,172 +25,21 @@ import socket
 import sys
 import threading
 import types
-from collections.abc import Callable, ItemsView
+from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-MODULES = (
-    "torch",
-    "torch.distributed",
-    "torch.distributed.elastic",
-    "torch.nn.parallel",
-    "torch.utils.data",
-    "torch._dynamo",
-    "numpy",
-    "numpy.random",
-    "ray",
-    "ray.train",
-    "ray.train.torch",
-    "ray.tune",
-    "ray.util.state",
-    "ray._private.state",
-    "ray.job_submission",
-    "ray.scripts.scripts",
-    "ray.dashboard.dashboard",
-    "ray.dashboard.head",
-    "ray.dashboard.agent",
-    "ray._private.runtime_env.agent.runtime_env_agent",
-    "ray._private.workers.default_worker",
-    "mlflow",
-    "mlflow.cli",
-    "mlflow.server",
-    "mlflow.server.fastapi_app",
-    "mlflow.store.tracking.sqlalchemy_store",
-    "uvicorn",
-    "pydantic",
-    "tyro",
-    "rich.progress",
-    "safetensors.torch",
-    "fsspec",
-    "gcsfs",
-    "s3fs",
-    "webdataset",
-    "pyarrow",
-    "pyarrow.parquet",
-    "PIL.Image",
-    "matplotlib.figure",
-    "matplotlib.backends.backend_agg",
-    "sklearn.datasets",
-    "scipy.linalg",
-    "optuna",
-    "arviz_stats",
-    "ruamel.yaml",
-    "lmdb",
+from tests.helpers.fork_imports import (
+    FLAGS,
+    NATIVE,
+    PER_PROCESS,
+    PORTS,
+    READ_THROUGH,
+    SET_BEFORE,
+    flag_addresses,
+    preload,
+    set_flag,
 )
-"""What commands, workers and servers import."""
-
-NATIVE = ("OMP_", "KMP_", "MKL_", "OPENBLAS_", "LD_", "MALLOC_", "GOMP_", "NUMEXPR_", "TORCH", "PYTORCH", "CUDA_HOME")
-READ_THROUGH = ("FSSPEC_", "TQDM_")
-"""Names, by their beginning, that native code reads when it is loaded, or that libraries look through all names for."""
-
-PER_PROCESS = {
-    "PYTHONPATH",
-    "PYTHONUNBUFFERED",
-    "PATH",
-    "PWD",
-    "TMPDIR",
-    "_",
-    "SHLVL",
-    "OLDPWD",
-    "COLUMNS",
-    "LINES",
-    # Where matplotlib keeps its list of fonts, which is read by then.
-    "XDG_CACHE_HOME",
-    # The default of `mlflow gc`.
-    "MLFLOW_TRACKING_URI",
-    # Telemetry is off.
-    "PYTEST_CURRENT_TEST",
-    "_MLFLOW_TELEMETRY_SESSION_ID",
-    # There is no such device, or torch looks when it first needs one.
-    "CUDA_VISIBLE_DEVICES",
-    # An allocator of Ray's for its own servers.
-    "LD_PRELOAD",
-    "DASHBOARD_METRIC_PORT",
-    "AUTOSCALER_METRIC_PORT",
-}
-"""Names that were read and may differ: what was read is set anew for each child, or does not matter."""
-
-PORTS = {
-    "DASHBOARD_METRIC_PORT": ("ray.dashboard.consts", "ray.dashboard.head"),
-    "AUTOSCALER_METRIC_PORT": (
-        "ray.autoscaler._private.constants",
-        "ray.autoscaler._private.monitor",
-        "ray.autoscaler.v2.monitor",
-    ),
-}
-"""Constants that are read from the environment, and the modules that hold them under the same name."""
-
-SET_BEFORE = {
-    "RAY_DEDUP_LOGS": "0",
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-    "MLFLOW_SERVER_X_FRAME_OPTIONS": "SAMEORIGIN",
-    "RAY_enable_pipe_based_agent_to_parent_health_check": "1",
-}
-"""What the project, Ray and MLflow put into the environment of processes that import them, where it is not set."""
-
-
-FLAGS = {b"RAY_JOB_ID": b"@drl-job-id@", b"RAY_RAYLET_PID": b"@drl-raylet@"}
-"""What Ray's native part reads once, when it is loaded, and each child has another of; with what marks its place."""
-
-
-class _Recorded(type(os.environ)):
-    """Remembers the names that are asked for; who looks through all of them asks for those in READ_THROUGH."""
-
-    asked: set[str] = set()
-
-    def items(self) -> ItemsView[str, str]:
-        return {key: super(_Recorded, self).__getitem__(key) for key in self}.items()
-
-    def __getitem__(self, key: str) -> str:
-        _Recorded.asked.add(os.fsdecode(key))
-        return super().__getitem__(key)
-
-
-def preload(log: Callable[[str], None]) -> set[str]:
-    """Import all that can be; the names of the environment that were read meanwhile."""
-    plain = os.environ.__class__
-    # Arrow's allocator would start a thread.
-    os.environ["JE_ARROW_MALLOC_CONF"] = "background_thread:false"
-    os.environb.update(FLAGS)
-    os.environ.__class__ = _Recorded
-    try:
-        for name in MODULES:
-            try:
-                importlib.import_module(name)
-            except ImportError as error:
-                log(f"not imported: {name}: {error}")
-    finally:
-        os.environ.__class__ = plain
-        for name in ("JE_ARROW_MALLOC_CONF", *map(os.fsdecode, FLAGS)):
-            del os.environ[name]
-    return _Recorded.asked - PER_PROCESS
-
-
-def flag_addresses() -> dict[bytes, int]:
-    """Where the text of `FLAGS` lies that Ray's native part keeps, a std::string behind its length and capacity; empty
-    if it is not found so."""
-    found: dict[bytes, list[int]] = {name: [] for name in FLAGS}
-    for line in Path("/proc/self/maps").read_text().splitlines():
-        span, rights, _, _, _, *name = line.split(maxsplit=5)
-        if not rights.startswith("rw") or (name and name[0] != "[heap]"):
-            continue
-        start, end = (int(number, 16) for number in span.split("-"))
-        data = ctypes.string_at(start, end - start)
-        for flag, mark in FLAGS.items():
-            # A count of owners, of four bytes, and four that are anything.
-            head = re.escape(len(mark).to_bytes(8, sys.byteorder) * 2 + bytes(4)) + b"(?s:.{4})"
-            found[flag] += [start + at.start(1) for at in re.finditer(head + b"(" + re.escape(mark) + b"\0)", data)]
-    if any(len(places) != 1 for places in found.values()):
-        return {}
-    return {flag: places[0] for flag, places in found.items()}
-
-
-def set_flag(address: int, value: bytes) -> None:
-    """Give a flag of Ray's native part another value, no longer than the one that it was loaded with."""
-    ctypes.memmove(address, value + b"\0", len(value) + 1)
-    ctypes.c_size_t.from_address(address - 24).value = len(value)
 
 
 class Request:
@@ -222,8 +69,8 @@ class Server:
         self._log = log
         os.environ.update(SET_BEFORE)
         self._began = dict(os.environb)
-        # What the address of this file brought.
-        self.path = [entry for entry in sys.path if entry != str(Path(__file__).parent)]
+        # Without what `-m` puts there.
+        self.path = sys.path[1:]
         self._asked = {os.fsencode(name) for name in preload(log)}
         self._flags = flag_addresses()
         # By libraries, which would do it again.
@@ -240,9 +87,9 @@ class Server:
 
     def serve(self) -> Callable[[], object]:
         """Runs for ever in this process; returns in each child, with what it shall do."""
-        threads = os.listdir("/proc/self/task")
+        threads = list(Path("/proc/self/task").iterdir())
         self._log(
-            f"ready; open files: {[os.readlink(path) for path in Path('/proc/self/fd').iterdir() if path.exists()]}"
+            f"ready; open files: {[str(path.readlink()) for path in Path('/proc/self/fd').iterdir() if path.exists()]}"
         )
         self._log(f"read by imports: {sorted(self._asked)}")
         self._log(f"set by imports: {self._set}")
@@ -454,7 +301,7 @@ def run(words: list[str], path: list[str]) -> object:
         unbuffered, words = True, words[1:]
     _open_streams(unbuffered=unbuffered)
     _renew()
-    added = [os.path.abspath(entry) for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
+    added = [str(Path(entry).absolute()) for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
     main = types.ModuleType("__main__")
     main.__dict__["__builtins__"] = __builtins__
     sys.modules["__main__"] = main
@@ -464,7 +311,7 @@ def run(words: list[str], path: list[str]) -> object:
         importlib.import_module("coverage").process_startup()
     kind, *arguments = words
     if kind == "-m":
-        sys.path.insert(0, os.getcwd())
+        sys.path.insert(0, str(Path.cwd()))
         sys.argv[:] = ["-m", *arguments[1:]]
         # It would run a second time beside the one that is imported.
         sys.modules.pop(arguments[0], None)
@@ -480,7 +327,7 @@ def run(words: list[str], path: list[str]) -> object:
         try:
             source = Path(kind).read_bytes()
         except OSError as error:
-            print(f"{sys.executable}: can't open file {os.path.abspath(kind)!r}: {error}", file=sys.stderr)
+            print(f"{sys.executable}: can't open file {str(Path(kind).absolute())!r}: {error}", file=sys.stderr)
             sys.exit(2)
         code = compile(source, kind, "exec")
     # Frames of the server are no part of what the script may find below it.
@@ -500,7 +347,7 @@ def ended(work: Callable[[], object]) -> int:
     except KeyboardInterrupt:
         sys.excepthook(*sys.exc_info())
         return -signal.SIGINT
-    except BaseException:
+    except BaseException:  # noqa: BLE001
         sys.excepthook(*sys.exc_info())
         return 1
     return 0

@@ -31,7 +31,8 @@ class ForkServer:
         # Addresses of sockets end at 107 bytes.
         self.folder = Path(tempfile.mkdtemp(prefix="drl-fork-", dir="/tmp"))
         self.python = self.folder / "bin" / "python"
-        self._environment = dict(environment)
+        # Each process has its own.
+        self._environment = {name: value for name, value in environment.items() if name != "PYTHONPATH"}
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -43,7 +44,7 @@ class ForkServer:
         self.python.chmod(0o755)
         with (self.folder / "log").open("wb") as log:
             self._process = subprocess.Popen(
-                [real_python(), str(Path(__file__).parent / "fork_server.py"), self.folder / "socket", self.python],
+                [real_python(), "-m", "tests.helpers.fork_server", self.folder / "socket", self.python],
                 env=self._environment,
                 cwd=ROOT,
                 stdin=subprocess.DEVNULL,

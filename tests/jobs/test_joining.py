@@ -21,6 +21,7 @@ from drl_dist.jobs.common.cluster_answers import check_answers
 from drl_dist.jobs.common.sent_folder import LARGE_BYTES, large_entries, warn_of_large_folder
 from drl_dist.jobs.common.session_folder import SOCKET_BYTES, session_folder
 from drl_dist.localhost import MlflowServer, RayHead, StartError
+from tests.helpers.forked import real_process
 from tests.support import subprocess_environment, titled, wait_for
 
 JOIN = """
@@ -33,7 +34,7 @@ def join():
         print("joined", ray._private.worker.global_worker.node.get_session_dir_path())
         @ray.remote
         def folders():
-            of_raylet = open(f"/proc/{os.getppid()}/environ").read().split("\\0")
+            of_raylet = open(f"/proc/{os.environ['RAY_RAYLET_PID']}/environ").read().split("\\0")
             return [os.environ.get("TMPDIR")] + [line for line in of_raylet if line.startswith("TMPDIR=")]
         print(*ray.get(folders.remote()), os.environ.get("TMPDIR"))
     return 0
@@ -169,7 +170,7 @@ def test_a_wrong_token_and_a_dead_raylet_are_told_at_once() -> None:
 
         # What watches over the processes of the head would end the others too.
         (raylet,) = [pid for pid in titled(head, "") if "raylet/raylet" in command(pid)]
-        os.kill(head.pid, signal.SIGSTOP)
+        os.kill(real_process(head.pid), signal.SIGSTOP)
         os.kill(raylet, signal.SIGKILL)
         wait_for(lambda: not command(raylet))
         refused = join(head.environment())

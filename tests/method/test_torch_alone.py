@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 
 from tests.documents.pages import blocks, pages
+from tests.helpers.forked import real_python
 from tests.support import ROOT, subprocess_environment
 
 # Everything that the extras bring; a None in sys.modules makes an import fail as if it were not installed.
@@ -92,7 +92,7 @@ def test_training_and_sampling_without_the_extras(tmp_path: Path) -> None:
     command = str(ROOT / "jobs/train_digits.py")
     program = PROGRAM.format(extras=EXTRAS, script=script, arguments=arguments, command=command)
     ran = subprocess.run(
-        [sys.executable, "-c", program],
+        [real_python(), "-c", program],
         cwd=tmp_path,
         env=subprocess_environment(),
         capture_output=True,

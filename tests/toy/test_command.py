@@ -22,11 +22,12 @@ from drl_dist.toy.distributions import DISTRIBUTIONS
 from drl_dist.toy.side_by_side import fit_all
 from drl_dist.toy.study import Fit, fit, num_chain_steps
 from drl_dist.toy.training import drl_experiment, short_run_experiment
+from tests.helpers.forked import real_python
 from tests.support import ROOT, subprocess_environment, wait_for
 
 EXTRAS = ["ray", "mlflow", "fsspec", "webdataset", "pyarrow", "safetensors", "pydantic", "tyro", "rich", "sklearn"]
 """What the command does without; a None in sys.modules makes an import fail as if it were not installed."""
-COMMAND = [sys.executable, "-m", "drl_dist.toy"]
+COMMAND = [real_python(), "-m", "drl_dist.toy"]
 
 
 @pytest.fixture
