@@ -61,7 +61,7 @@ MODULES = (
 )
 """What commands, workers and servers import."""
 
-NATIVE = ("OMP_", "KMP_", "MKL_", "OPENBLAS_", "LD_", "MALLOC_", "GOMP_", "NUMEXPR_", "TORCH", "PYTORCH", "CUDA_HOME")
+NATIVE = ("OMP_", "KMP_", "MKL_", "OPENBLAS_", "LD_", "MALLOC_", "GOMP_", "NUMEXPR_", "TORCH_CPP_", "PYTORCH_")
 READ_THROUGH = ("FSSPEC_", "TQDM_")
 """Names, by their beginning, that native code reads when it is loaded, or that libraries look through all names for."""
 

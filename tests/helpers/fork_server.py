@@ -314,7 +314,8 @@ def run(words: list[str], path: list[str]) -> object:
         sys.path.insert(0, str(Path.cwd()))
         sys.argv[:] = ["-m", *arguments[1:]]
         # It would run a second time beside the one that is imported.
-        sys.modules.pop(arguments[0], None)
+        if not hasattr(sys.modules.get(arguments[0]), "__path__"):
+            sys.modules.pop(arguments[0], None)
         return runpy._run_module_as_main(arguments[0])  # pyright: ignore
     if kind == "-c":
         sys.path.insert(0, "")
