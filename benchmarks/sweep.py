@@ -14,7 +14,7 @@ import time
 
 from drl_dist.common.program import door
 from drl_dist.data.index import open_index
-from drl_dist.jobs.sweep.entry import parse_sweep
+from drl_dist.jobs.sweep.options import parse_sweep
 from drl_dist.jobs.sweep.record import SweepFolder
 from drl_dist.jobs.sweep.trial import trial_config
 from drl_dist.jobs.sweep.winner import train_words

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from drl_dist.jobs.common.entry import run_command
-from drl_dist.jobs.sweep.entry import parse_sweep
-from drl_dist.jobs.sweep.options import SweepPlan
+from drl_dist.jobs.sweep.options import SweepPlan, parse_sweep
 
 if __name__ == "__main__":
     run_command(parse_sweep, "drl_dist.jobs.sweep.driver:sweep_run", as_json=SweepPlan.as_json)

@@ -1,4 +1,4 @@
-"""Everything about Ray: the cluster, the training job, the sampling job."""
+"""The jobs, a folder for each command. What Ray reads from the environment at its import is set here."""
 
 from __future__ import annotations
 

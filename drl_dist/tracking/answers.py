@@ -24,7 +24,7 @@ from mlflow.utils.rest_utils import http_request
 
 from drl_dist.common.proxies import proxy_variable
 from drl_dist.data.filesystem import within
-from drl_dist.tracking.option import address_option
+from drl_dist.tracking.address import address_option
 
 PROBE_SECONDS = 10.0
 DEADLINE_SECONDS = 25.0

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from drl_dist.common.errors import UserError
 from drl_dist.config.tree import flatten
-from drl_dist.tracking.option import address_option
+from drl_dist.tracking.address import address_option
 
 Kind = Literal["samples", "scores", "likelihood"]
 PICTURE_NAME = "samples.png"

@@ -17,9 +17,14 @@ from ray._private import services
 
 from drl_dist.common.errors import UserError
 from drl_dist.common.proxies import LOOPBACK, proxy_variable, spare_loopback
-from drl_dist.jobs.common.cluster_answers import check_answers
-from drl_dist.jobs.common.sent_folder import LARGE_BYTES, large_entries, warn_of_large_folder
-from drl_dist.jobs.common.session_folder import SOCKET_BYTES, session_folder
+from drl_dist.jobs.common.cluster import check_answers
+from drl_dist.jobs.common.ray_folders import (
+    LARGE_BYTES,
+    SOCKET_BYTES,
+    large_entries,
+    session_folder,
+    warn_of_large_folder,
+)
 from drl_dist.localhost import MlflowServer, RayHead, StartError
 from tests.helpers.forked import real_process
 from tests.support import subprocess_environment, titled, wait_for

@@ -24,7 +24,7 @@ from drl_dist.jobs.likelihood import options as likelihood_options
 from drl_dist.jobs.long_run import options as long_run_options
 from drl_dist.jobs.ood.options import OodOptions, check_ood
 from drl_dist.jobs.sample import options as sample_options
-from drl_dist.jobs.sweep.entry import parse_sweep
+from drl_dist.jobs.sweep.options import parse_sweep
 from drl_dist.jobs.train.options import parse_train
 from drl_dist.toy.__main__ import main as toy
 from drl_dist.tracking.curves import CurvesOptions, curves

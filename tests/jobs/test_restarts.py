@@ -8,8 +8,7 @@ import pytest
 from ray.train import Checkpoint
 
 from drl_dist.common.errors import UserError
-from drl_dist.jobs.train.elastic import MoreWorkersError
-from drl_dist.jobs.train.restarts import MAX_FAILURES, NoProgressError, RestartPolicy
+from drl_dist.jobs.train.restarts import MAX_FAILURES, MoreWorkersError, NoProgressError, RestartPolicy
 
 DEAD = {1: RuntimeError("The actor\ndied")}
 

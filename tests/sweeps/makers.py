@@ -6,8 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from drl_dist.jobs.sweep.entry import parse_sweep
-from drl_dist.jobs.sweep.options import SweepPlan
+from drl_dist.jobs.sweep.options import SweepPlan, parse_sweep
 from drl_dist.jobs.sweep.record import BAD_SCORE, OBJECTIVE, Curve, Outcome, Point, Rescore, Status, Trial
 from drl_dist.jobs.sweep.table import Row
 

@@ -99,7 +99,7 @@ def test_any_field_by_its_dotted_name(base: SweepPlan) -> None:
 
 @pytest.mark.parametrize("preset", ["digits", "lsun_church128"])
 def test_the_default_space_is_n_beta1_and_c_t(preset: str, tmp_path: Path) -> None:
-    from drl_dist.jobs.sweep.entry import parse_sweep
+    from drl_dist.jobs.sweep.options import parse_sweep
 
     words = ["--preset", preset, "--data", "/data", "--storage", str(tmp_path), "--sweep-name", "s"]
     made, _ = parse_sweep(words)

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from drl_dist.common.errors import UserError
-from drl_dist.jobs.sweep.entry import parse_sweep
-from drl_dist.jobs.sweep.space_text import MAX_BYTES, SpaceTextError, from_file, from_json
+from drl_dist.jobs.sweep.options import parse_sweep
+from drl_dist.jobs.sweep.space import MAX_BYTES, SpaceTextError, from_file, from_json
 
 DOCUMENTED = b'{\n\t"optim.learning_rate": {"loguniform": [1e-5, 1E-3]},\n\t"optim.beta1": [0.5]\n}'
 

@@ -17,8 +17,7 @@ from PIL import Image
 from drl_dist.common.errors import UserError
 from drl_dist.config.presets import preset
 from drl_dist.config.tree import Experiment
-from drl_dist.jobs.sweep.entry import parse_sweep
-from drl_dist.jobs.sweep.options import plan_sweep
+from drl_dist.jobs.sweep.options import parse_sweep, plan_sweep
 from drl_dist.jobs.sweep.plots import label, make_plots, places
 from drl_dist.jobs.sweep.record import BAD_SCORE, CURVE, OUTCOME, Curve, Outcome, SweepFolder, read, write
 from drl_dist.jobs.sweep.result import RESULTS

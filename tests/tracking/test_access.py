@@ -21,8 +21,8 @@ from drl_dist.jobs.common.options import parse_options
 from drl_dist.jobs.sample.options import SampleOptions
 from drl_dist.jobs.train.options import parse_train
 from drl_dist.localhost import MlflowServer
-from drl_dist.tracking import option
-from drl_dist.tracking.access import access, take_access
+from drl_dist.tracking import address as option
+from drl_dist.tracking.address import access, take_access
 from drl_dist.tracking.client import connect
 from drl_dist.tracking.curves import CurvesOptions
 from drl_dist.tracking.registry import resolve_model

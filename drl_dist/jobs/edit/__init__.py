@@ -1,0 +1,1 @@
+"""Interpolation, inpainting, denoising and super-resolution."""

@@ -1,0 +1,1 @@
+"""FID, KID and inception score of images."""

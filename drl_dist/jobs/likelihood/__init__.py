@@ -1,0 +1,1 @@
+"""log Z and bits per dimension, on Ray actors."""

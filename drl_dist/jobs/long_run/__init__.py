@@ -1,0 +1,1 @@
+"""Long-run chains with diagnostics."""

@@ -33,7 +33,7 @@ from drl_dist.jobs.sweep.space import apply
 from drl_dist.jobs.sweep.table import Row, ranked
 from drl_dist.jobs.sweep.trial import plain_fields, run_trial
 from drl_dist.jobs.train.driver import prepare_run
-from drl_dist.tracking.access import access, take_access
+from drl_dist.tracking.address import access, take_access
 from drl_dist.tracking.client import connect
 from drl_dist.tracking.runs import status_kept
 from drl_dist.tracking.sweeps import open_sweep

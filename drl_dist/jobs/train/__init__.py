@@ -1,0 +1,1 @@
+"""Training on Ray, and on one device without it."""

@@ -36,9 +36,10 @@ from drl_dist.jobs.train.restarts import (
     OutdatedListError,
     RestartPolicy,
 )
+from drl_dist.jobs.train.start import run_task
 from drl_dist.jobs.train.stop import StopNote, stoppable
 from drl_dist.jobs.train.storage import drop_stale_snapshot, ray_filesystem
-from drl_dist.jobs.train.task import MakeCallback, WorkerTask, run_task
+from drl_dist.jobs.train.task import MakeCallback, WorkerTask
 from drl_dist.tracking.address import server_uri
 from drl_dist.training.guard import DivergedError
 
@@ -166,7 +167,7 @@ def fit_run(prepared: PreparedRun, parent: ParentJob | None = None) -> None:
     with cluster(prestart=False):
         server.result()
         from drl_dist.jobs.train.rollback import fit_with_rollbacks
-        from drl_dist.tracking.access import access
+        from drl_dist.tracking.address import access
         from drl_dist.tracking.client import through_outage
         from drl_dist.tracking.runs import describe_by_picture, open_run, status_kept
 

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-from drl_dist.common.imports import no_collection
 from drl_dist.config.tree import RunConfig
 from drl_dist.jobs.train.stop import StopNote
 
@@ -58,7 +57,7 @@ class WorkerTask:
     tracking_run: str
     """Id of the tracked run."""
     access: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)
-    """Lets workers into the tracking server; see `drl_dist.tracking.access.access`."""
+    """Lets workers into the tracking server; see `drl_dist.tracking.address.access`."""
     model_name: str
     """Registered model that checkpoints are versions of."""
     started: float
@@ -71,11 +70,3 @@ class WorkerTask:
     """Makes a further callback on each rank, for the job that started this run."""
     stop_note: StopNote | None
     """Where the driver says that all are to stop; None where the job that started this run stops it."""
-
-
-def run_task(task: WorkerTask) -> int:
-    """What every worker runs; see `drl_dist.jobs.train.worker.train_worker`."""
-    with no_collection():
-        from drl_dist.jobs.train.worker import train_worker
-
-    return train_worker(task)

@@ -84,7 +84,7 @@ def _train(task: WorkerTask, index: ShardIndex, state: TrainState) -> None:
         exporter.set(workers=1)
         if rank == 0:
             # Only here: the other ranks have no use for MLflow, and need not have it.
-            from drl_dist.tracking.access import take_access
+            from drl_dist.tracking.address import take_access
             from drl_dist.tracking.tracker import Tracker
 
             take_access(task.access)
