@@ -145,7 +145,7 @@ def _until_its_work(program: str) -> Iterator[None]:
             yield
         finally:
             for name in set(sys.modules) - loaded:
-                if begin in vars(sys.modules[name]).values():
+                if any(value is begin for value in vars(sys.modules[name]).values()):
                     del sys.modules[name]
 
 
