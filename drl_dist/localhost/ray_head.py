@@ -88,7 +88,7 @@ class RayHead(RayServer):
 
     @property
     def address(self) -> str:
-        """Address for ``ray job submit --address``; also that of the dashboard."""
+        """Address of the dashboard, and for the option ``--address`` of ``ray job submit``."""
         return f"http://{HOST}:{self._ports['dashboard']}"
 
     @property

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import ast
 import contextlib
 import io
 import re
 import runpy
 import subprocess
 import sys
-import types
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from importlib import import_module
@@ -20,8 +18,9 @@ from typing import Any, NoReturn
 import click
 import pytest
 
-from drl_dist.common import program as stopping
 from drl_dist.common.errors import UserError
+from drl_dist.jobs.common import entry
+from drl_dist.jobs.train import options as train_options
 from tests.support import ROOT, require
 
 ELIDED = "…"
@@ -29,12 +28,10 @@ ELIDED = "…"
 HERE = "/somewhere"
 """An absolute path, which every option that names a place accepts."""
 WORK = {
-    "jobs/curves.py": "drl_dist.tracking.curves.connect",
-    "jobs/demo.py": "drl_dist.jobs.demo.demo",
     "drl_dist.tracking.sync": "drl_dist.tracking.client.connect",
     "benchmarks.sweep": "drl_dist.data.index.open_index",
 }
-"""Where the work of a program begins, if that is neither a deferred import nor what follows `argparse`."""
+"""Where the work of a program begins, if it is not one of ``jobs/`` and does not follow `argparse`."""
 
 
 class Understood(BaseException):
@@ -61,7 +58,7 @@ def python(words: Sequence[str], folder: Path) -> None:
     is_partial = ELIDED in arguments[-1:]
     arguments = [filled(word) for word in (arguments[:-1] if is_partial else arguments)]
     told = io.StringIO()
-    with _until_its_work(program, source), contextlib.redirect_stderr(told), contextlib.redirect_stdout(told):
+    with _until_its_work(program), contextlib.redirect_stderr(told), contextlib.redirect_stdout(told):
         sys.argv = [str(source), *arguments]
         try:
             with contextlib.chdir(folder):
@@ -117,57 +114,39 @@ def is_named(words: Sequence[str]) -> bool:
 
 
 @contextlib.contextmanager
-def _until_its_work(program: str, source: Path) -> Iterator[None]:
+def _until_its_work(program: str) -> Iterator[None]:
     """Raise `Understood` where a program would begin its work."""
 
     def begin(*_: object, **__: object) -> NoReturn:
         raise Understood
 
-    def begin_when_called(name: str) -> Callable[..., NoReturn]:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return begin
-
-    parse = argparse.ArgumentParser.parse_args
+    parse, command = argparse.ArgumentParser.parse_args, entry.run_command
 
     def parse_and_begin(self: argparse.ArgumentParser, *arguments: Any) -> NoReturn:
         parse(self, *arguments)
         raise Understood
 
+    def understand(parse: Callable[..., Any], work: object, *, as_json: Any = None, resumes: bool = True) -> NoReturn:
+        # A signal's handler, which a command that resumes sets, would outlive the command.
+        command(parse, begin, as_json=as_json, resumes=False)
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", sys.argv)
         patch.setattr(argparse.ArgumentParser, "parse_args", parse_and_begin)
-        # A signal's handler would outlive the command.
-        patch.setattr(stopping, "stop_on_signals", lambda: None)
+        for module in (entry, train_options):
+            patch.setattr(module, "run_command", understand)
         # To be run as a program it must not be a module that is there.
         patch.delitem(sys.modules, program, raising=False)
         if place := WORK.get(program):
-            module, _, name = place.rpartition(".")
-            patch.setattr(import_module(module), name, begin)
-        if source.parent.name == "jobs":
-            # First with real modules: what a script imports at its top must not keep a stand-in.
-            import_module(f"jobs.{source.stem}")
+            module_name, _, name = place.rpartition(".")
+            patch.setattr(import_module(module_name), name, begin)
         loaded = set(sys.modules)
-        for name in _deferred_imports(source):
-            # A heavy module of which nothing is needed but that something in it is called.
-            stand_in = types.ModuleType(name)
-            stand_in.__dict__["__getattr__"] = begin_when_called
-            patch.setitem(sys.modules, name, stand_in)
         try:
             yield
         finally:
             for name in set(sys.modules) - loaded:
-                if begin in vars(sys.modules[name]).values():
+                if any(value is begin for value in vars(sys.modules[name]).values()):
                     del sys.modules[name]
-
-
-def _deferred_imports(source: Path) -> list[str]:
-    """What a script of ``jobs/`` imports inside its functions, when it has understood its options."""
-    if source.parent.name != "jobs":
-        return []
-    functions = [node for node in ast.walk(ast.parse(source.read_text())) if isinstance(node, ast.FunctionDef)]
-    inside = [node for function in functions for node in ast.walk(function) if isinstance(node, ast.ImportFrom)]
-    return [node.module for node in inside if node.module] + ["drl_dist.jobs.train.driver"]
 
 
 def filled(word: str) -> str:
