@@ -111,6 +111,8 @@ SET_BEFORE = {
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     "MLFLOW_SERVER_X_FRAME_OPTIONS": "SAMEORIGIN",
     "RAY_enable_pipe_based_agent_to_parent_health_check": "1",
+    # The storage emulator does not answer what else gcsfs asks.
+    "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
 }
 """What the project, Ray and MLflow put into the environment of processes that import them, where it is not set."""
 
@@ -140,6 +142,7 @@ def preload(log: Callable[[str], None]) -> set[str]:
     os.environb.update(FLAGS)
     os.environ.__class__ = _Recorded
     try:
+        _keep_random_numbers_apart()
         for name in MODULES:
             try:
                 importlib.import_module(name)
@@ -150,6 +153,37 @@ def preload(log: Callable[[str], None]) -> set[str]:
         for name in ("JE_ARROW_MALLOC_CONF", *map(os.fsdecode, FLAGS)):
             del os.environ[name]
     return _Recorded.asked - PER_PROCESS
+
+
+def _keep_random_numbers_apart() -> None:
+    """Have ids of actor classes, which some of Ray's modules make, drawn by the system: who first draws one by Ray's
+    native part seeds that, and children that have the same seed make tasks of the same name."""
+    actor = importlib.import_module("ray.actor")
+    plain = actor.ActorClassID
+
+    class FromSystem:
+        @staticmethod
+        def from_random() -> object:
+            return plain(os.urandom(plain.size()))
+
+    actor.ActorClassID = FromSystem
+
+
+def draws_of_two_children() -> list[bytes]:
+    """Ids that Ray's native part draws in two forked processes."""
+    raylet = sys.modules["ray._raylet"]
+    drawn: list[bytes] = []
+    for _ in range(2):
+        reads, writes = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.write(writes, raylet.NodeID.from_random().binary())
+            os._exit(0)
+        os.waitpid(child, 0)
+        drawn.append(os.read(reads, 64))
+        os.close(reads)
+        os.close(writes)
+    return drawn
 
 
 def flag_addresses() -> dict[bytes, int]:

@@ -36,6 +36,7 @@ from tests.helpers.fork_imports import (
     PORTS,
     READ_THROUGH,
     SET_BEFORE,
+    draws_of_two_children,
     flag_addresses,
     preload,
     set_flag,
@@ -95,6 +96,9 @@ class Server:
         self._log(f"set by imports: {self._set}")
         if len(threads) != 1 or threading.active_count() != 1:
             raise RuntimeError(f"cannot fork: {len(threads)} threads, {threading.enumerate()}")
+        one, other = draws_of_two_children()
+        if one == other:
+            raise RuntimeError("cannot fork: Ray draws the same random numbers in all processes")
         gc.collect()
         gc.freeze()
         while True:
