@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 
-from drl_dist.common.program import door
+from drl_dist.common.program import entry_point
 from drl_dist.data.index import open_index
 from drl_dist.jobs.sweep.options import parse_sweep
 from drl_dist.jobs.sweep.record import SweepFolder
@@ -56,4 +56,4 @@ def _timed(command: list[str]) -> float:
 
 
 if __name__ == "__main__":
-    door(lambda: main(sys.argv[1:]))
+    entry_point(lambda: main(sys.argv[1:]))

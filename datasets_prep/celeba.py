@@ -23,7 +23,7 @@ from datasets_prep._files import content_by_crc, current_stamp, file_item, read_
 from datasets_prep._listing import picture_formats, printable
 from datasets_prep._source import Encoded, Item, SourceDefaults, found_in, require_source
 from drl_dist.common.errors import UserError
-from drl_dist.common.program import door
+from drl_dist.common.program import entry_point
 from drl_dist.jobs.common.options import parse_options
 
 IMAGES = "img_align_celeba"
@@ -274,4 +274,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    door(main)
+    entry_point(main)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from datasets_prep._build import PrepOptions, build
 from datasets_prep._source import Item, SourceDefaults, digest_of, found_in, from_pixels, require_same, require_source
 from drl_dist.common.errors import UserError
-from drl_dist.common.program import door
+from drl_dist.common.program import entry_point
 from drl_dist.jobs.common.options import parse_options
 
 MEMBERS = {"train": tuple(f"data_batch_{number}.bin" for number in range(1, 6)), "test": ("test_batch.bin",)}
@@ -150,4 +150,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    door(main)
+    entry_point(main)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from datasets_prep._build import PrepOptions, build
 from datasets_prep._source import Item, SourceDefaults, digest_of, from_pixels
-from drl_dist.common.program import door
+from drl_dist.common.program import entry_point
 from drl_dist.jobs.common.options import parse_options
 
 BRIGHTEST = 16
@@ -79,4 +79,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    door(main)
+    entry_point(main)

@@ -15,7 +15,7 @@ from datasets_prep._files import current_stamp, file_item
 from datasets_prep._listing import Listing, counted, list_images, picture_formats, printable
 from datasets_prep._source import Encoded, Item, SourceDefaults, centre_square, digest_of, found_in, require_source
 from drl_dist.common.errors import UserError
-from drl_dist.common.program import door
+from drl_dist.common.program import entry_point
 from drl_dist.jobs.common.options import parse_options
 
 NEEDS = "a folder with images (.jpg, .png, .webp, .avif, .bmp, .gif, .tif and others that Pillow reads)"
@@ -111,4 +111,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    door(main)
+    entry_point(main)

@@ -17,7 +17,7 @@ from datasets_prep._listing import picture_formats, printable
 from datasets_prep._lmdb_keys import read_keys
 from datasets_prep._source import Encoded, Item, SourceDefaults, centre_square, found_in, require_source
 from drl_dist.common.errors import UserError
-from drl_dist.common.program import door
+from drl_dist.common.program import entry_point
 from drl_dist.jobs.common.options import parse_options
 
 NEEDS = "the unpacked LSUN folder <category>_<split>_lmdb (with data.mdb in it), or the folder that holds it"
@@ -243,4 +243,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    door(main)
+    entry_point(main)

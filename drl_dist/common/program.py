@@ -35,7 +35,7 @@ class Stopped(BaseException):
         super().__init__(f"stopped by {cause}{' ' if done else ''}{done}; the same command resumes")
 
 
-def door(command: Callable[[], int]) -> NoReturn:
+def entry_point(command: Callable[[], int]) -> NoReturn:
     """Run a command as a program and exit: on `UserError` and `Stopped` with their message on stderr and status 2 or
     75, on Ctrl-C with "interrupted" and status 130."""
     try:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from drl_dist.common.errors import UserError
-from drl_dist.common.program import door
+from drl_dist.common.program import entry_point
 from drl_dist.common.validation import local_of
 
 MAX_STEPS = 1_000_000
@@ -167,4 +167,4 @@ def _write(path: Path, content: bytes) -> None:
 
 
 if __name__ == "__main__":
-    door(lambda: main(sys.argv[1:]))
+    entry_point(lambda: main(sys.argv[1:]))

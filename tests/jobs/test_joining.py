@@ -32,7 +32,7 @@ from tests.support import subprocess_environment, titled, wait_for
 JOIN = """
 import os
 import ray
-from drl_dist.common.errors import door
+from drl_dist.common.errors import entry_point
 from drl_dist.jobs.common.cluster import cluster
 def join():
     with cluster():
@@ -43,7 +43,7 @@ def join():
             return [os.environ.get("TMPDIR")] + [line for line in of_raylet if line.startswith("TMPDIR=")]
         print(*ray.get(folders.remote()), os.environ.get("TMPDIR"))
     return 0
-door(join)
+entry_point(join)
 """
 
 

@@ -52,11 +52,11 @@ def words(data: str | Path, storage: str | Path, name: str, *more: str) -> list[
     return ["--data", str(data), "--storage", str(storage), "--run-name", name, *TINY, *more]
 
 
-def run(environment: Mapping[str, str], options: list[str], door: str = "train_digits.py") -> Job:
+def run(environment: Mapping[str, str], options: list[str], command: str = "train_digits.py") -> Job:
     """The command itself, which joins the cluster that the environment names."""
     began = time.monotonic()
     done = subprocess.run(
-        [sys.executable, str(ROOT / "jobs" / door), *options],
+        [sys.executable, str(ROOT / "jobs" / command), *options],
         env=dict(environment),
         text=True,
         stdout=subprocess.PIPE,
@@ -71,14 +71,14 @@ def submit(
     head: RayHead,
     environment: Mapping[str, str],
     options: list[str],
-    door: str = "train_digits.py",
+    command: str = "train_digits.py",
     submission_id: str | None = None,
 ) -> Job:
     """The command by way of ``ray job submit``."""
     lines: list[str] = []
     status = submit_job(
         head,
-        ["python", f"jobs/{door}", *options],
+        ["python", f"jobs/{command}", *options],
         environment=environment,
         working_dir=ROOT,
         submission_id=submission_id,

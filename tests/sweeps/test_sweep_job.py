@@ -118,9 +118,9 @@ def test_the_tracker_shows_the_sweep_its_trials_and_the_best_model(
 
 def test_the_end_names_a_command_that_can_be_run(swept: tuple[Path, Job, int]) -> None:
     line = next(line for line in swept[1].lines if line.startswith("ray job submit"))
-    prefix, door, *options = shlex.split(line.partition(" -- ")[2])
+    prefix, command, *options = shlex.split(line.partition(" -- ")[2])
     run, _ = parse_train("digits", options)
-    assert (prefix, door) == ("python", "jobs/train_digits.py")
+    assert (prefix, command) == ("python", "jobs/train_digits.py")
     assert run.experiment.model.width == 8 and run.experiment.train.num_steps == 1000
 
 

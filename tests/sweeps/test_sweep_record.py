@@ -23,7 +23,7 @@ from drl_dist.jobs.sweep.record import BAD_SCORE, CURVE, OUTCOME, Curve, Outcome
 from drl_dist.jobs.sweep.result import RESULTS
 from drl_dist.jobs.sweep.space import apply, parse_space
 from drl_dist.jobs.sweep.table import as_csv, as_parquet, as_text, best, make_table, ranked
-from drl_dist.jobs.sweep.winner import DOORS, submitted, train_words
+from drl_dist.jobs.sweep.winner import COMMANDS, submitted, train_words
 from drl_dist.jobs.train.options import parse_train
 from tests.sweeps.makers import SPACE, curve, plan, row, rows
 
@@ -152,8 +152,8 @@ def test_the_winners_command_trains_the_winner_at_full_length(name: str, tmp_pat
     values = {"model.num_res_blocks": 3, "mcmc.level_scale": [1, 2, 3, 4, 5, 6.5], "optim.half_life_steps": None}
     run = apply(values, made.base)
     line = submitted(train_words(run, name, "t6", "s-0003-full"))
-    prefix, door, *options = shlex.split(line.partition(" -- ")[2])
-    assert prefix == "python" and Path(door).exists()
+    prefix, command, *options = shlex.split(line.partition(" -- ")[2])
+    assert prefix == "python" and Path(command).exists()
     category, rest = (options[1], options[2:]) if options[0] == "--category" else (None, options)
     lsun = {"church_outdoor": name, "bedroom": name} if category else None
     trained, _ = parse_train(name, [*(["--category", category] if category else []), *rest], lsun)
@@ -166,9 +166,9 @@ def test_the_winners_command_trains_the_winner_at_full_length(name: str, tmp_pat
 
 
 def test_doors_are_where_the_command_says() -> None:
-    for name, (door, *category) in DOORS.items():
-        text = Path(door).read_text()
-        assert f'"{name}"' in text, door
+    for name, (command, *category) in COMMANDS.items():
+        text = Path(command).read_text()
+        assert f'"{name}"' in text, command
         assert not category or f'"{category[1]}": "{name}"' in text
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn, TypeVar
 
 from drl_dist.common.imports import no_collection
-from drl_dist.common.program import door, stop_on_signals
+from drl_dist.common.program import entry_point, stop_on_signals
 from drl_dist.jobs.common.options import parse_options
 
 Options = TypeVar("Options")
@@ -73,4 +73,4 @@ def run_command(
             function = pkgutil.resolve_name(work) if isinstance(work, str) else work
         return function(wanted)
 
-    door(command)
+    entry_point(command)

@@ -11,7 +11,7 @@ from typing import Any
 from drl_dist.config.presets import SETTINGS, TABLE_6, preset
 from drl_dist.config.tree import RunConfig, flatten, to_dict
 
-DOORS: dict[str, tuple[str, ...]] = {
+COMMANDS: dict[str, tuple[str, ...]] = {
     "cifar10": ("jobs/train_cifar10.py",),
     "celeba64": ("jobs/train_celeba64.py",),
     "lsun_church64": ("jobs/train_lsun64.py", "--category", "church_outdoor"),
@@ -22,7 +22,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "fashion_mnist": ("jobs/train_fashion_mnist.py",),
 }
 """Training command of every preset."""
-assert DOORS.keys() == TABLE_6.keys()
+assert COMMANDS.keys() == TABLE_6.keys()
 # What the sweep chose for its trials, and the length of a trial.
 _LEFT_OUT = ("experiment.preset", "experiment.train.num_steps", "run_name")
 _LEFT_OUT_PARTS = ("tracking.score_", "checkpoint.")
@@ -39,7 +39,7 @@ def train_words(run: RunConfig, preset_name: str, setting: str, run_name: str) -
     """
     assert setting in SETTINGS
     default = dataclasses.replace(run, experiment=preset(preset_name, setting))
-    words = ["python", *DOORS[preset_name]]
+    words = ["python", *COMMANDS[preset_name]]
     if setting != "t6":
         words += ["--setting", setting]
     words += ["--data", run.data, "--storage", run.storage, "--run-name", run_name]
