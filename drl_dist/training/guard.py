@@ -16,7 +16,7 @@ REMEDY = (
 
 
 class Interrupt(IntEnum):
-    """What is to happen after a step; the strongest wish of any rank counts for all."""
+    """What is to happen after a step; the strongest request of any rank counts for all."""
 
     NONE = 0
     """Training goes on."""
@@ -44,15 +44,15 @@ class DivergedError(RuntimeError):
         return (DivergedError, (self.step, self.loss, self.grad_norm))
 
 
-def agree(values: Tensor, wish: Interrupt) -> tuple[bool, Interrupt]:
-    """Whether every number is finite on every rank, and the strongest wish of any rank.
+def agree(values: Tensor, request: Interrupt) -> tuple[bool, Interrupt]:
+    """Whether every number is finite on every rank, and the strongest request of any rank.
 
     All ranks get the same answer, by one exchange.
     """
     import torch
     from torch.distributed import ReduceOp, all_reduce, is_initialized
 
-    packed = values.new_full((2,), -float(wish))
+    packed = values.new_full((2,), -float(request))
     packed[0] = torch.isfinite(values).all()
     if is_initialized():
         all_reduce(packed, ReduceOp.MIN)

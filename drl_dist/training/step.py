@@ -101,7 +101,7 @@ class TrainStep:
         state: changed in place by each call.
         experiment: the science.
         engine: how it is computed.
-        wish: asked at each step; what this rank wants to happen after it.
+        request: asked at each step; what this rank wants to happen after it.
         noise_seed: of levels, pairs and chains; by default the experiment's seed.
     """
 
@@ -110,10 +110,10 @@ class TrainStep:
         state: TrainState,
         experiment: Experiment,
         engine: EngineConfig,
-        wish: Callable[[], Interrupt] = lambda: Interrupt.NONE,
+        request: Callable[[], Interrupt] = lambda: Interrupt.NONE,
         noise_seed: int | None = None,
     ) -> None:
-        self.state, self.experiment, self.wish = state, experiment, wish
+        self.state, self.experiment, self.request = state, experiment, request
         weight = state.network.stem.weight
         self.device, self.dtype = weight.device, weight.dtype
         self.ladder = build_ladder(experiment.diffusion)
@@ -189,7 +189,7 @@ class TrainStep:
         loss.backward()
         parameters = list(state.network.parameters())
         grad_norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        is_finite, interrupt = agree(torch.stack([loss.detach(), grad_norm]), self.wish())
+        is_finite, interrupt = agree(torch.stack([loss.detach(), grad_norm]), self.request())
         if not is_finite:
             raise DivergedError(state.step, float(loss.detach()), float(grad_norm))
         if optim.max_grad_norm is not None:

@@ -17,7 +17,7 @@ from drl_dist.common.errors import UserError
 from drl_dist.config.tree import RunConfig
 from drl_dist.jobs.train import restarts as train_rollback
 from drl_dist.jobs.train.rollback import TAG, fit_with_rollbacks
-from drl_dist.jobs.train.stop import StopNote
+from drl_dist.jobs.train.stop import StopFlag
 from drl_dist.jobs.train.task import WorkerTask
 from drl_dist.localhost import MlflowServer
 from drl_dist.training.guard import DivergedError
@@ -36,11 +36,11 @@ def task(folder: Path, *, at_most: int) -> WorkerTask:
         model_name="tiny",
         started=0.0,
         first_step=0,
-        stop_note=None,
+        stop_flag=None,
     )
 
 
-class Note(StopNote):
+class Note(StopFlag):
     """One that somebody has written."""
 
     def is_there(self) -> bool:
@@ -66,7 +66,7 @@ def test_a_run_that_is_asked_to_stop_is_not_started_again(tmp_path: Path, tags: 
         raise DivergedError(5, float("nan"), 1.0)
 
     with pytest.raises(DivergedError):
-        fit_with_rollbacks(dataclasses.replace(task(tmp_path, at_most=2), stop_note=Note()), fit)
+        fit_with_rollbacks(dataclasses.replace(task(tmp_path, at_most=2), stop_flag=Note()), fit)
     assert (read_rollbacks(str(tmp_path / "a")), tags) == ([], [])
 
 

@@ -37,7 +37,7 @@ from drl_dist.jobs.train.restarts import (
     RestartPolicy,
 )
 from drl_dist.jobs.train.start import run_task
-from drl_dist.jobs.train.stop import StopNote, stoppable
+from drl_dist.jobs.train.stop import StopFlag, stoppable
 from drl_dist.jobs.train.storage import drop_stale_snapshot, ray_filesystem
 from drl_dist.jobs.train.task import MakeCallback, WorkerTask
 from drl_dist.tracking.address import server_uri
@@ -197,7 +197,7 @@ def fit_run(prepared: PreparedRun, parent: ParentJob | None = None) -> None:
             first_step=newest.step if newest else 0,
             num_rollbacks=len(read_rollbacks(run.url)),
             make_callback=parent.make_callback if parent else None,
-            stop_note=None if parent else StopNote(),
+            stop_flag=None if parent else StopFlag(),
         )
         # The other job may end it from outside at any time, as a sweep does with a trial that is not worth continuing.
         exported = Exporter(run.run_name) if parent else job_exported(run.run_name)
@@ -301,17 +301,17 @@ def _fit_once(task: WorkerTask, exporter: Exporter, callbacks: Sequence[UserCall
         ),
     )
     try:
-        if task.stop_note is None:
+        if task.stop_flag is None:
             trainer.fit()
             return
-        result, cause = stoppable(trainer.fit, task.stop_note)
+        result, cause = stoppable(trainer.fit, task.stop_flag)
     except ControllerError as error:
         if isinstance(error.controller_failure, (*FINAL_ERRORS, NoProgressError, OutdatedListError)):
             raise error.controller_failure from None
         raise
     if cause is None:
         return
-    task.stop_note.remove()
+    task.stop_flag.remove()
     made = result.return_value
     assert isinstance(made, int), "the first rank returns its steps"
     if made < run.experiment.train.num_steps:

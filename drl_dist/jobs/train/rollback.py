@@ -31,7 +31,7 @@ def fit_with_rollbacks(task: WorkerTask, fit: Callable[[WorkerTask], None]) -> N
             if task.num_rollbacks >= task.run.max_rollbacks:
                 raise
             # Somebody who stops a run wants no further start; the next one rolls back.
-            if task.stop_note is not None and task.stop_note.is_there():
+            if task.stop_flag is not None and task.stop_flag.is_there():
                 raise
             task = _rolled_back(task, error)
 

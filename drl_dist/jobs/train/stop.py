@@ -21,7 +21,7 @@ _NAMESPACE = b"drl_dist"
 Result = TypeVar("Result")
 
 
-class StopNote:
+class StopFlag:
     """A note to the workers of one start of a run, in the store of Ray's head: workers that start anew find it too."""
 
     def __init__(self) -> None:
@@ -44,7 +44,7 @@ class StopNote:
         _internal_kv_del(self.key, namespace=_NAMESPACE)
 
 
-def stoppable(work: Callable[[], Result], note: StopNote) -> tuple[Result, str | None]:
+def stoppable(work: Callable[[], Result], note: StopFlag) -> tuple[Result, str | None]:
     """The result of work that runs in a thread of its own, while this one waits for signals; and the first signal.
 
     The first signal is passed on by the note, and the work is expected to end by itself; the second one ends the wait.
@@ -72,14 +72,14 @@ def stoppable(work: Callable[[], Result], note: StopNote) -> tuple[Result, str |
     return outcome.result(), cause
 
 
-class Wishes:
+class StopRequests:
     """What this rank wants to happen after the step: asked at each step, so nothing is waited for.
 
     Args:
         note: read by a thread, on the first rank alone; None on the others.
     """
 
-    def __init__(self, note: StopNote | None) -> None:
+    def __init__(self, note: StopFlag | None) -> None:
         self._note, self._asked, self._closed = note, threading.Event(), threading.Event()
         self._known: set[str] = set()
         # Of this worker; the public function asks rank 0 over the network.
@@ -102,7 +102,7 @@ class Wishes:
     def __exit__(self, *_error: object) -> None:
         self._closed.set()
 
-    def _look(self, note: StopNote) -> None:
+    def _look(self, note: StopFlag) -> None:
         while not self._closed.wait(LOOK_SECONDS):
             try:
                 is_asked = note.is_there()

@@ -25,7 +25,7 @@ from drl_dist.jobs.train.damage import Damage
 from drl_dist.jobs.train.group import process_group
 from drl_dist.jobs.train.metrics import Clock, Exports
 from drl_dist.jobs.train.restore import broadcast, restore
-from drl_dist.jobs.train.stop import Wishes
+from drl_dist.jobs.train.stop import StopRequests
 from drl_dist.jobs.train.task import ScoreCallback, WorkerTask
 from drl_dist.training.callbacks import Samples, Scores
 from drl_dist.training.loop import train
@@ -76,9 +76,9 @@ def _train(task: WorkerTask, index: ShardIndex, state: TrainState) -> None:
     )
     damage = Damage.take_up(run, run.url, stream, rank=rank, world_size=world_size, position=position)
     with ExitStack() as stack:
-        wishes = stack.enter_context(Wishes(task.stop_note if rank == 0 else None))
+        stop_requests = stack.enter_context(StopRequests(task.stop_flag if rank == 0 else None))
         seed = noise_seed(experiment.train.seed, task.num_rollbacks)
-        step = TrainStep(state, experiment, run.engine, wishes, seed)
+        step = TrainStep(state, experiment, run.engine, stop_requests, seed)
         show, register, log, exports = None, None, None, None
         clock, exporter = Clock(), stack.enter_context(Exporter(run.run_name))
         exporter.set(workers=1)
