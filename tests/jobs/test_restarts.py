@@ -8,7 +8,7 @@ import pytest
 from ray.train import Checkpoint
 
 from drl_dist.common.errors import UserError
-from drl_dist.jobs.train.restarts import MAX_FAILURES, MoreWorkersError, NoProgressError, RestartPolicy
+from drl_dist.jobs.train.restarts import MAX_FAILURES, NoProgressError, RestartPolicy, ScaleUpError
 
 DEAD = {1: RuntimeError("The actor\ndied")}
 
@@ -44,7 +44,7 @@ def test_what_a_restart_cannot_mend_ends_the_run_at_once() -> None:
 def test_a_restart_for_more_workers_is_no_failure(capsys: pytest.CaptureFixture[str]) -> None:
     policy = RestartPolicy()
     for _ in range(2 * MAX_FAILURES):
-        policy.after_exception(None, {0: MoreWorkersError(2, 1), 1: RuntimeError("connection closed by peer")})
+        policy.after_exception(None, {0: ScaleUpError(2, 1), 1: RuntimeError("connection closed by peer")})
     told = capsys.readouterr().out.splitlines()
     assert set(told) == {
         "1 more workers can join the 2 there are; all restart from the checkpoint that is just complete"

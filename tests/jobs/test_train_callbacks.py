@@ -13,7 +13,7 @@ from drl_dist.jobs.sweep.trial import TrialScores
 from drl_dist.jobs.train.callbacks import Checkpoints, build_callbacks
 from drl_dist.jobs.train.damage import Damage
 from drl_dist.jobs.train.metrics import Clock, Exports, Stalling
-from drl_dist.jobs.train.restarts import Growth
+from drl_dist.jobs.train.restarts import ScaleUp
 from drl_dist.training.callbacks import Metrics, Progress, Samples, Scores
 from drl_dist.training.loop import Callback
 from drl_dist.training.watch import RunawayGuard
@@ -51,7 +51,7 @@ def test_the_first_rank_logs_first_and_checkpoints_last() -> None:
 
 
 def test_a_run_that_wants_more_workers_looks_for_them_before_pictures_are_drawn() -> None:
-    assert kinds(built(is_first=True, world_size=1)) == [Progress, Metrics, Exports, Growth, *COLLECTIVE]
+    assert kinds(built(is_first=True, world_size=1)) == [Progress, Metrics, Exports, ScaleUp, *COLLECTIVE]
 
 
 @pytest.mark.parametrize("world_size", [1, 2])

@@ -15,7 +15,7 @@ from drl_dist.checkpoints.storage import checkpoint_name
 from drl_dist.config.tree import RunConfig
 from drl_dist.jobs.train.damage import Damage
 from drl_dist.jobs.train.metrics import Clock, Exports, Stalling
-from drl_dist.jobs.train.restarts import Growth
+from drl_dist.jobs.train.restarts import ScaleUp
 from drl_dist.jobs.train.storage import Uploader
 from drl_dist.training.callbacks import LogMetrics, Metrics, Progress, Samples, Scores
 from drl_dist.training.guard import Interrupt
@@ -41,7 +41,7 @@ def build_callbacks(
 
     1. `Progress`, `Metrics` and `Exports`, on the first rank: the numbers of a step are known, whatever ends the run at
        it.
-    2. `Growth`, on the first rank of a run with fewer workers than it wants: a restart that is due right after a
+    2. `ScaleUp`, on the first rank of a run with fewer workers than it wants: a restart that is due right after a
        checkpoint does not wait for pictures, which the restarted workers would draw again.
     3. `RunawayGuard`: no pictures, scores or checkpoint of a state that has run away.
     4. `Samples`, then `Scores`.
@@ -64,7 +64,7 @@ def build_callbacks(
     if log is not None and exports is not None:
         callbacks += [Progress(), Metrics(log, run.tracking.log_every_steps), exports]
         if world_size < run.num_workers:
-            callbacks.append(Growth(run, world_size, clock))
+            callbacks.append(ScaleUp(run, world_size, clock))
     callbacks += [RunawayGuard(run.checkpoint.every_steps), samples]
     callbacks += [one for one in (scores, trial) if one is not None]
     return [*callbacks, damage, Stalling(checkpoints, clock)]

@@ -282,7 +282,7 @@ def _fit_once(task: WorkerTask, exporter: Exporter, callbacks: Sequence[UserCall
         backend_config=GroupConfig(),
         scaling_config=ScalingConfig(
             num_workers=run.num_workers if run.min_workers is None else (run.min_workers, run.num_workers),
-            # `Growth` does it at checkpoints, when no step is lost by it.
+            # `ScaleUp` does it at checkpoints, when no step is lost by it.
             elastic_resize_monitor_interval_s=math.inf,
             use_gpu=run.use_gpu,
             resources_per_worker={"CPU": run.cpus_per_worker} | ({"GPU": 1} if run.use_gpu else {}),

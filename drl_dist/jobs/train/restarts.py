@@ -106,7 +106,7 @@ class RestartPolicy(UserCallback):
             if isinstance(error, (*FINAL_ERRORS, OutdatedListError)):
                 raise error
         for error in worker_exceptions.values():
-            if isinstance(error, MoreWorkersError):
+            if isinstance(error, ScaleUpError):
                 print(f"{error}; all restart from the checkpoint that is just complete", flush=True)
                 return
         self._failures += 1
@@ -147,7 +147,7 @@ def _told(error: Exception) -> str:
     return f"{type(cause).__name__}: {' '.join(str(cause).split())[:300]}"
 
 
-class MoreWorkersError(RuntimeError):
+class ScaleUpError(RuntimeError):
     """No failure: the workers restart from the checkpoint that is just complete, and more of them.
 
     Args:
@@ -160,7 +160,7 @@ class MoreWorkersError(RuntimeError):
         super().__init__(f"{could_join} more workers can join the {world_size} there are")
 
     def __reduce__(self) -> tuple[object, ...]:
-        return (MoreWorkersError, (self.world_size, self.could_join))
+        return (ScaleUpError, (self.world_size, self.could_join))
 
 
 def free_by_node() -> Mapping[str, Mapping[str, float]]:
@@ -169,7 +169,7 @@ def free_by_node() -> Mapping[str, Mapping[str, float]]:
 
 
 @dataclass
-class Growth:
+class ScaleUp:
     """Ends the workers of a run that could have more, whenever a checkpoint is complete; for the first rank.
 
     Ray would resize a group at any time, and the steps since the last checkpoint would be made again.
@@ -192,14 +192,14 @@ class Growth:
         """Nothing, if there is nothing to gain.
 
         Raises:
-            MoreWorkersError: the cluster has room for more of the run's workers.
+            ScaleUpError: the cluster has room for more of the run's workers.
         """
         if self.clock.checkpoint_at == self._seen or report.step == report.num_steps:
             return
         self._seen = self.clock.checkpoint_at
         could_join = min(self.room(), self.run.num_workers - self.world_size)
         if could_join > 0:
-            raise MoreWorkersError(self.world_size, could_join)
+            raise ScaleUpError(self.world_size, could_join)
 
     def room(self) -> int:
         """Workers that could be started now."""

@@ -9,7 +9,7 @@ import pytest
 from drl_dist.config.presets import preset
 from drl_dist.config.tree import RunConfig
 from drl_dist.jobs.train.metrics import Clock
-from drl_dist.jobs.train.restarts import Growth, MoreWorkersError
+from drl_dist.jobs.train.restarts import ScaleUp, ScaleUpError
 from drl_dist.training.loop import StepReport
 
 NODES: dict[str, dict[str, float]] = {
@@ -26,13 +26,13 @@ class Step:
         self.step, self.num_steps = step, 100
 
 
-def tell(growth: Growth, step: int) -> None:
+def tell(growth: ScaleUp, step: int) -> None:
     growth.on_step(cast(StepReport, Step(step)), cast(Any, None))
 
 
-def made(clock: Clock, world_size: int, **run: Any) -> Growth:
+def made(clock: Clock, world_size: int, **run: Any) -> ScaleUp:
     config = RunConfig(experiment=preset("digits"), num_workers=8, min_workers=1, **run)
-    return Growth(config, world_size, clock, lambda: NODES)
+    return ScaleUp(config, world_size, clock, lambda: NODES)
 
 
 def test_it_waits_for_a_checkpoint_and_leaves_the_last_step_alone() -> None:
@@ -41,7 +41,7 @@ def test_it_waits_for_a_checkpoint_and_leaves_the_last_step_alone() -> None:
     tell(growth, 1)
     clock.checkpoint_at += 1
     tell(growth, 100)
-    with pytest.raises(MoreWorkersError, match="6 more workers can join the 2 there are"):
+    with pytest.raises(ScaleUpError, match="6 more workers can join the 2 there are"):
         tell(growth, 2)
 
 
@@ -54,7 +54,7 @@ def test_room_is_counted_on_each_node(run: dict[str, Any], world_size: int, coul
     growth = made(clock, world_size, **run)
     clock.checkpoint_at += 1
     if could_join:
-        with pytest.raises(MoreWorkersError) as raised:
+        with pytest.raises(ScaleUpError) as raised:
             tell(growth, 1)
         assert raised.value.could_join == could_join
     # A second look at the same checkpoint changes nothing.
