@@ -40,7 +40,7 @@ def _say(line: str) -> None:
     print(line, flush=True)
 
 
-def newest_sound_checkpoint(run_url: str, tell: Callable[[str], None] = _say) -> StoredCheckpoint | None:
+def newest_verified_checkpoint(run_url: str, tell: Callable[[str], None] = _say) -> StoredCheckpoint | None:
     """The checkpoint of most steps directly below a run folder that verifies, None if none was ever finished.
 
     Every file is read and compared with its SHA-256.
@@ -58,7 +58,7 @@ def newest_sound_checkpoint(run_url: str, tell: Callable[[str], None] = _say) ->
 
 def newest_to_resume(run_url: str, num_steps: int, tell: Callable[[str], None] = _say) -> StoredCheckpoint | None:
     """What a run of `num_steps` steps resumes from, as far as sizes show; arguments and errors as
-    `newest_sound_checkpoint`.
+    `newest_verified_checkpoint`.
 
     Contents are compared when the checkpoint is restored. One of all steps, which nobody restores, is read here.
     """
@@ -67,7 +67,7 @@ def newest_to_resume(run_url: str, num_steps: int, tell: Callable[[str], None] =
 
 
 def read_newest_checkpoint(run_url: str, tell: Callable[[str], None] = _say) -> VerifiedCheckpoint | None:
-    """As `newest_sound_checkpoint`, with what was read while it was verified: each file is read once."""
+    """As `newest_verified_checkpoint`, with what was read while it was verified: each file is read once."""
     found = _newest(run_url, tell, lambda _: "contents")
     return VerifiedCheckpoint(found[0].url, found[1]) if found else None
 

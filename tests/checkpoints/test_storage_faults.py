@@ -8,7 +8,7 @@ import pytest
 
 from drl_dist.checkpoints.format import PARTS, read_checkpoint
 from drl_dist.checkpoints.storage import checkpoint_name, fetch_checkpoint, newest_checkpoint, upload_checkpoint
-from drl_dist.checkpoints.verify import newest_sound_checkpoint
+from drl_dist.checkpoints.verify import newest_verified_checkpoint
 from drl_dist.common.errors import UserError
 from drl_dist.data import filesystem
 from drl_dist.jobs.train import storage
@@ -42,7 +42,7 @@ def test_a_refused_upload_is_tried_again_and_told(
     Uploader(run_url).upload(add(tmp_path, 2), name)
     said = capsys.readouterr().out.splitlines()
     assert len(said) == 1 and said[0].startswith(f"uploading {name} failed (storage {run_url}/{name}/optimizer")
-    newest = newest_sound_checkpoint(run_url)
+    newest = newest_verified_checkpoint(run_url)
     assert newest is not None and newest.step == 2
 
 
@@ -57,7 +57,7 @@ def test_an_upload_that_fails_for_good_leaves_the_one_before(
         Uploader(run_url).upload(add(tmp_path, 2), name)
     newest, lines = newest_checkpoint(run_url), list[str]()
     assert newest is not None and newest.step == 1
-    assert newest_sound_checkpoint(run_url, lines.append) == newest
+    assert newest_verified_checkpoint(run_url, lines.append) == newest
     assert lines == [f"passing over checkpoint {run_url}/{name}: it is unfinished (no checksums.json)"]
 
 
@@ -67,7 +67,7 @@ def test_a_fault_on_the_way_is_no_damage(fault: Fault, proxy: FaultyProxy, gcs_b
     for step in (1, 2):
         upload_checkpoint(add(tmp_path, step), f"{run_url}/{checkpoint_name(step)}")
     read = proxy.add("GET", f"{checkpoint_name(2)}/ema.safetensors", fault)
-    newest = newest_sound_checkpoint(run_url, lines.append)
+    newest = newest_verified_checkpoint(run_url, lines.append)
     assert newest is not None and (newest.step, lines, read.done) == (2, [], 1)
     fetched = proxy.add("GET", f"{checkpoint_name(2)}/weights.safetensors", fault)
     assert read_checkpoint(fetch_checkpoint(newest.url, PARTS), PARTS).state.step == 2
@@ -83,7 +83,7 @@ def test_storage_that_does_not_answer_is_no_reason_to_take_an_older_one(
         upload_checkpoint(add(tmp_path, step), f"{run_url}/{checkpoint_name(step)}")
     proxy.add("GET", f"{checkpoint_name(2)}/ema.safetensors", "stall", times=1000)
     with pytest.raises(UserError, match=rf"storage {run_url}/{checkpoint_name(2)}/ema.safetensors: got .*Timeout"):
-        newest_sound_checkpoint(run_url)
+        newest_verified_checkpoint(run_url)
 
 
 @pytest.mark.parametrize("fault", ["truncated", "flipped bit"])

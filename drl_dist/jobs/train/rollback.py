@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 
 from drl_dist.checkpoints.rollbacks import Rollback, add_rollback
-from drl_dist.checkpoints.verify import newest_sound_checkpoint
+from drl_dist.checkpoints.verify import newest_verified_checkpoint
 from drl_dist.common.errors import UserError
 from drl_dist.jobs.train.storage import drop_stale_snapshot
 from drl_dist.jobs.train.task import WorkerTask
@@ -37,7 +37,7 @@ def fit_with_rollbacks(task: WorkerTask, fit: Callable[[WorkerTask], None]) -> N
 
 
 def _rolled_back(task: WorkerTask, error: DivergedError) -> WorkerTask:
-    newest = newest_sound_checkpoint(task.run.url)
+    newest = newest_verified_checkpoint(task.run.url)
     back_to = newest.step if newest else 0
     known = add_rollback(task.run.url, Rollback(diverged_at=error.step, back_to=back_to, reason=str(error)))
     drop_stale_snapshot(task.run.url, newest)

@@ -24,7 +24,7 @@ from drl_dist.checkpoints.retention import remove_leftovers
 from drl_dist.checkpoints.rollbacks import noise_seed, read_rollbacks
 from drl_dist.checkpoints.run_record import RECORD, check_record, write_record
 from drl_dist.checkpoints.storage import StoredCheckpoint, checkpoint_name, fetch_checkpoint, upload_checkpoint
-from drl_dist.checkpoints.verify import newest_sound_checkpoint
+from drl_dist.checkpoints.verify import newest_verified_checkpoint
 from drl_dist.checkpoints.warm_start import starting_point
 from drl_dist.common.batch import BatchSource
 from drl_dist.common.errors import UserError
@@ -80,7 +80,7 @@ def train_on_one_device(run: RunConfig) -> int:
     check_reachable(run_url)
     check_record(run_url, experiment, data.fingerprint, run.start_from)
     _refuse_other_files(run_url)
-    newest = newest_sound_checkpoint(run_url)
+    newest = newest_verified_checkpoint(run_url)
     if newest is not None and newest.step >= experiment.train.num_steps:
         print(
             f"run {run.run_name} has made its {newest.step} steps; its last checkpoint is {newest.url} (a larger "

@@ -11,7 +11,7 @@ import pytest
 
 from drl_dist.checkpoints.format import PARTS
 from drl_dist.checkpoints.storage import StoredCheckpoint, checkpoint_name, upload_checkpoint
-from drl_dist.checkpoints.verify import newest_sound_checkpoint
+from drl_dist.checkpoints.verify import newest_verified_checkpoint
 from drl_dist.common.errors import UserError
 from drl_dist.jobs.train.storage import drop_stale_snapshot
 from tests.checkpoints.test_remote import add
@@ -45,7 +45,7 @@ def test_a_damaged_one_is_passed_over_and_told(
     add(tmp_path, 1)
     url, lines = str(tmp_path / checkpoint_name(2)), list[str]()
     damage(add(tmp_path, 2) / name)
-    assert newest_sound_checkpoint(str(tmp_path), lines.append) == StoredCheckpoint(
+    assert newest_verified_checkpoint(str(tmp_path), lines.append) == StoredCheckpoint(
         str(tmp_path / checkpoint_name(1)), 1
     )
     assert len(lines) == 1
@@ -58,17 +58,17 @@ def test_checksums_that_are_none_are_told(text: str, tmp_path: Path) -> None:
     add(tmp_path, 1)
     (add(tmp_path, 2) / "checksums.json").write_text(text)
     lines = list[str]()
-    newest = newest_sound_checkpoint(str(tmp_path), lines.append)
+    newest = newest_verified_checkpoint(str(tmp_path), lines.append)
     assert newest is not None and newest.step == 1
     assert [line.rsplit(": ", 1)[1] for line in lines] == ["checksums.json is damaged"]
 
 
 def test_sound_ones_need_no_words(tmp_path: Path) -> None:
     lines = list[str]()
-    assert newest_sound_checkpoint(str(tmp_path / "nowhere"), lines.append) is None
+    assert newest_verified_checkpoint(str(tmp_path / "nowhere"), lines.append) is None
     for step in (9, 10):
         add(tmp_path, step)
-    newest = newest_sound_checkpoint(str(tmp_path), lines.append)
+    newest = newest_verified_checkpoint(str(tmp_path), lines.append)
     assert newest is not None and newest.step == 10
     assert not lines
 
@@ -77,13 +77,13 @@ def test_only_damaged_ones_are_no_reason_to_start_anew(tmp_path: Path) -> None:
     for step in (1, 2):
         flip_bit(add(tmp_path, step) / "ema.safetensors")
     with pytest.raises(UserError, match=rf"run {tmp_path}: got damaged checkpoints only .*{checkpoint_name(2)}: ema"):
-        newest_sound_checkpoint(str(tmp_path))
+        newest_verified_checkpoint(str(tmp_path))
 
 
 def test_a_first_upload_that_broke_off_is(tmp_path: Path) -> None:
     (add(tmp_path, 1) / "checksums.json").unlink()
     lines = list[str]()
-    assert newest_sound_checkpoint(str(tmp_path), lines.append) is None
+    assert newest_verified_checkpoint(str(tmp_path), lines.append) is None
     assert lines == [f"passing over checkpoint {tmp_path / checkpoint_name(1)}: it is unfinished (no checksums.json)"]
 
 
@@ -110,5 +110,5 @@ def test_in_a_bucket(gcs_bucket: str, tmp_path: Path) -> None:
         if step == 3:
             _cut(folder / "config.json")
         upload_checkpoint(folder, f"{run_url}/{checkpoint_name(step)}")
-    assert newest_sound_checkpoint(run_url, lines.append) == StoredCheckpoint(f"{run_url}/{checkpoint_name(1)}", 1)
+    assert newest_verified_checkpoint(run_url, lines.append) == StoredCheckpoint(f"{run_url}/{checkpoint_name(1)}", 1)
     assert [line.split(": ", 1)[1].split(" has ")[0] for line in lines] == ["config.json", "optimizer.safetensors"]
