@@ -17,7 +17,7 @@ SNAPSHOT = "checkpoint_manager_snapshot.json"
 """Ray Train's list of the checkpoints that it will delete when newer ones are there."""
 
 
-def remove_leftovers(run_url: str, keep: int | None, newest: StoredCheckpoint | None) -> list[StoredCheckpoint]:
+def remove_orphaned(run_url: str, keep: int | None, newest: StoredCheckpoint | None) -> list[StoredCheckpoint]:
     """Remove what is older than the `keep` newest complete checkpoints, finished or not, and not on Ray Train's list.
 
     Ray Train deletes only what it was told of. It was not told of a checkpoint whose upload was the last thing that a
@@ -45,14 +45,14 @@ def remove_leftovers(run_url: str, keep: int | None, newest: StoredCheckpoint | 
         return []
     listed = listed_names(run_url)
     oldest_kept = complete[keep - 1].step
-    leftovers = [
+    orphaned = [
         one
         for one in stored
         if one.step < oldest_kept and one.url.rsplit("/", 1)[1] not in listed and _is_own(Folder(one.url))
     ]
-    for one in leftovers:
+    for one in orphaned:
         remove_checkpoint(one.url)
-    return leftovers
+    return orphaned
 
 
 def listed_names(run_url: str) -> set[str]:

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from datasets_prep import folder as prepare_folder
-from drl_dist.checkpoints.retention import remove_leftovers
+from drl_dist.checkpoints.retention import remove_orphaned
 from drl_dist.checkpoints.storage import FILES, StoredCheckpoint, checkpoint_name, remove_checkpoint, stored_checkpoints
 from drl_dist.common.errors import UserError
 from drl_dist.data.cache import ShardCache
@@ -183,7 +183,7 @@ def test_a_users_folders_beside_checkpoints_stay(tmp_path: Path) -> None:
     checkpoint(tmp_path / "elsewhere")
     (run / checkpoint_name(7)).symlink_to(tmp_path / "elsewhere")
     newest = StoredCheckpoint(f"{run}/{checkpoint_name(30)}", 30)
-    removed = remove_leftovers(str(run), 1, newest)
+    removed = remove_orphaned(str(run), 1, newest)
     assert [one.step for one in removed] == [20, 10]
     assert_notes(run / checkpoint_name(10))
     assert_notes(run / checkpoint_name(5))
@@ -191,7 +191,7 @@ def test_a_users_folders_beside_checkpoints_stay(tmp_path: Path) -> None:
     assert not (run / checkpoint_name(20)).exists()
     for name in theirs:
         assert sorted(path.name for path in (run / name).iterdir()) == sorted(FILES)
-    assert remove_leftovers(str(run), 1, newest) == []
+    assert remove_orphaned(str(run), 1, newest) == []
     assert [one.step for one in stored_checkpoints(str(run))] == [30, 10, 5]
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from ray.train import CheckpointConfig, ControllerError, FailureConfig, LoggingConfig, ScalingConfig, UserCallback
 from ray.train import RunConfig as RayRunConfig
 
-from drl_dist.checkpoints.retention import remove_leftovers
+from drl_dist.checkpoints.retention import remove_orphaned
 from drl_dist.checkpoints.rollbacks import read_rollbacks
 from drl_dist.checkpoints.run_record import check_record, write_record
 from drl_dist.checkpoints.storage import StoredCheckpoint, checkpoint_name, newest_checkpoint
@@ -205,7 +205,7 @@ def fit_run(prepared: PreparedRun, parent: ParentJob | None = None) -> None:
             callbacks = parent.controller_callbacks if parent else ()
             exporter.set(mlflow_told_timestamp_seconds=time.time())
             fit_with_rollbacks(task, lambda task: _fit(task, exporter, callbacks))
-        for stored in remove_leftovers(run.url, run.checkpoint.keep, newest_checkpoint(run.url)):
+        for stored in remove_orphaned(run.url, run.checkpoint.keep, newest_checkpoint(run.url)):
             print(f"removing {stored.url}, which a kill had left behind", flush=True)
     print(
         f"run {run.run_name} has made its {experiment.train.num_steps} steps; checkpoints in {run.url}, model "

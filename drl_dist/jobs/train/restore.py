@@ -9,7 +9,7 @@ import torch
 from torch import distributed
 
 from drl_dist.checkpoints.format import parse_checkpoint
-from drl_dist.checkpoints.retention import listed_names, remove_leftovers
+from drl_dist.checkpoints.retention import listed_names, remove_orphaned
 from drl_dist.checkpoints.storage import StoredCheckpoint, checkpoint_name, is_own_name
 from drl_dist.checkpoints.verify import VerifiedCheckpoint, read_newest_checkpoint, read_stored_checkpoint
 from drl_dist.common.errors import UserError
@@ -62,7 +62,7 @@ def restore(state: TrainState, run: RunConfig, fingerprint: str, *, is_first: bo
         print(f"resuming after step {state.step} from {found.url}", flush=True)
         if found.url != run.start_from:
             # Not before: only what is older than a checkpoint that verifies may go.
-            for stored in remove_leftovers(run.url, run.checkpoint.keep, StoredCheckpoint(found.url, state.step)):
+            for stored in remove_orphaned(run.url, run.checkpoint.keep, StoredCheckpoint(found.url, state.step)):
                 print(f"removing {stored.url}, which a kill had left behind", flush=True)
 
 

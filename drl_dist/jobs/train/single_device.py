@@ -20,7 +20,7 @@ from typing import Any, Self
 import torch
 
 from drl_dist.checkpoints.format import PARTS, CheckpointState, read_checkpoint, write_checkpoint
-from drl_dist.checkpoints.retention import remove_leftovers
+from drl_dist.checkpoints.retention import remove_orphaned
 from drl_dist.checkpoints.rollbacks import noise_seed, read_rollbacks
 from drl_dist.checkpoints.run_record import RECORD, check_record, write_record
 from drl_dist.checkpoints.storage import StoredCheckpoint, checkpoint_name, fetch_checkpoint, upload_checkpoint
@@ -176,7 +176,7 @@ class LocalCheckpoints:
         with tempfile.TemporaryDirectory(prefix="drl-checkpoint-") as folder:
             write_checkpoint(Path(folder), state.tensors(), reached, experiment)
             upload_checkpoint(Path(folder), url)
-        remove_leftovers(self.run_url, self.run.checkpoint.keep, StoredCheckpoint(url, report.step))
+        remove_orphaned(self.run_url, self.run.checkpoint.keep, StoredCheckpoint(url, report.step))
 
 
 @dataclass

@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
-
-from drl_dist.checkpoints.retention import SNAPSHOT, remove_leftovers
-from drl_dist.checkpoints.storage import StoredCheckpoint, checkpoint_name, stored_checkpoints, upload_checkpoint
 from tests.checkpoints.test_sound import add
+
+from drl_dist.checkpoints.retention import SNAPSHOT, remove_orphaned
+from drl_dist.checkpoints.storage import StoredCheckpoint, checkpoint_name, stored_checkpoints, upload_checkpoint
 
 
 def steps(run_url: str) -> list[int]:
@@ -26,11 +26,11 @@ def test_only_the_newest_complete_ones_stay(tmp_path: Path) -> None:
     for unfinished in (3, 6):
         (tmp_path / checkpoint_name(unfinished) / "checksums.json").unlink()
     (tmp_path / "experiment.json").write_text("{}")
-    removed = remove_leftovers(str(tmp_path), 3, newest(str(tmp_path), 7))
+    removed = remove_orphaned(str(tmp_path), 3, newest(str(tmp_path), 7))
     assert [stored.step for stored in removed] == [3, 2, 1]
     assert steps(str(tmp_path)) == [7, 6, 5, 4]
     assert (tmp_path / "experiment.json").exists()
-    assert not remove_leftovers(str(tmp_path), 3, newest(str(tmp_path), 7))
+    assert not remove_orphaned(str(tmp_path), 3, newest(str(tmp_path), 7))
 
 
 def test_what_ray_knows_of_is_left_to_ray(tmp_path: Path) -> None:
@@ -38,7 +38,7 @@ def test_what_ray_knows_of_is_left_to_ray(tmp_path: Path) -> None:
         add(tmp_path, step)
     listed = [{"checkpoint_dir_name": checkpoint_name(step)} for step in (2, 4, 5)]
     (tmp_path / SNAPSHOT).write_text(json.dumps({"checkpoint_results": listed}))
-    remove_leftovers(str(tmp_path), 1, newest(str(tmp_path), 5))
+    remove_orphaned(str(tmp_path), 1, newest(str(tmp_path), 5))
     assert steps(str(tmp_path)) == [5, 4, 2]
 
 
@@ -46,7 +46,7 @@ def test_damaged_ones_count_for_nothing(tmp_path: Path) -> None:
     for step in (1, 2, 3, 4):
         add(tmp_path, step)
     # 3 and 4 do not verify: 2 is what the run goes on from.
-    remove_leftovers(str(tmp_path), 1, newest(str(tmp_path), 2))
+    remove_orphaned(str(tmp_path), 1, newest(str(tmp_path), 2))
     assert steps(str(tmp_path)) == [4, 3, 2]
 
 
@@ -54,14 +54,14 @@ def test_damaged_ones_count_for_nothing(tmp_path: Path) -> None:
 def test_no_more_than_asked_for(tmp_path: Path, keep: int | None) -> None:
     for step in (1, 2, 3):
         add(tmp_path, step)
-    assert not remove_leftovers(str(tmp_path), keep, newest(str(tmp_path), 3))
+    assert not remove_orphaned(str(tmp_path), keep, newest(str(tmp_path), 3))
     assert steps(str(tmp_path)) == [3, 2, 1]
 
 
 @pytest.mark.integration
 def test_in_a_bucket(gcs_bucket: str, tmp_path: Path) -> None:
-    run_url = f"{gcs_bucket}/runs/leftovers"
+    run_url = f"{gcs_bucket}/runs/orphaned"
     for step in (1, 2, 3):
         upload_checkpoint(add(tmp_path, step), f"{run_url}/{checkpoint_name(step)}")
-    assert [stored.step for stored in remove_leftovers(run_url, 2, newest(run_url, 3))] == [1]
+    assert [stored.step for stored in remove_orphaned(run_url, 2, newest(run_url, 3))] == [1]
     assert steps(run_url) == [3, 2]
