@@ -26,8 +26,8 @@ class Step:
         self.step, self.num_steps = step, 100
 
 
-def tell(growth: ScaleUp, step: int) -> None:
-    growth.on_step(cast(StepReport, Step(step)), cast(Any, None))
+def tell(scale_up: ScaleUp, step: int) -> None:
+    scale_up.on_step(cast(StepReport, Step(step)), cast(Any, None))
 
 
 def made(clock: Clock, world_size: int, **run: Any) -> ScaleUp:
@@ -37,12 +37,12 @@ def made(clock: Clock, world_size: int, **run: Any) -> ScaleUp:
 
 def test_it_waits_for_a_checkpoint_and_leaves_the_last_step_alone() -> None:
     clock = Clock()
-    growth = made(clock, 2)
-    tell(growth, 1)
+    scale_up = made(clock, 2)
+    tell(scale_up, 1)
     clock.checkpoint_at += 1
-    tell(growth, 100)
+    tell(scale_up, 100)
     with pytest.raises(ScaleUpError, match="6 more workers can join the 2 there are"):
-        tell(growth, 2)
+        tell(scale_up, 2)
 
 
 @pytest.mark.parametrize(
@@ -51,11 +51,11 @@ def test_it_waits_for_a_checkpoint_and_leaves_the_last_step_alone() -> None:
 )
 def test_room_is_counted_on_each_node(run: dict[str, Any], world_size: int, could_join: int) -> None:
     clock = Clock()
-    growth = made(clock, world_size, **run)
+    scale_up = made(clock, world_size, **run)
     clock.checkpoint_at += 1
     if could_join:
         with pytest.raises(ScaleUpError) as raised:
-            tell(growth, 1)
+            tell(scale_up, 1)
         assert raised.value.could_join == could_join
     # A second look at the same checkpoint changes nothing.
-    tell(growth, 2)
+    tell(scale_up, 2)

@@ -249,7 +249,7 @@ def _check(options: SweepOptions, base: RunConfig) -> None:
         ("--reduction-factor", options.reduction_factor, "a number above 1", options.reduction_factor > 1),
         ("--max-saturated", options.max_saturated, "a number in (0, 1]", is_range),
         ("--max-displacement", options.max_displacement, "a positive number", options.max_displacement > 0),
-        ("--max-gap-growth", options.max_gap_growth, "at least 1", options.max_gap_growth >= 1),
+        ("--max-gap-scale_up", options.max_gap_growth, "at least 1", options.max_gap_growth >= 1),
         ("--rescore-trials", options.rescore_trials, "at least 0", options.rescore_trials >= 0),
         (
             "--rescore-images",
