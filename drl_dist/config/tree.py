@@ -169,7 +169,7 @@ class LoaderConfig:
     """Folder on each node in which workers note every image that goes into a step, for audits (docs/reliability.md)."""
     on_damage: Literal["strict", "substitute"] = "strict"
     """Of a damaged sample or shard: strict ends the run with its name; substitute uses another sample, and says so in
-    the run's ledger (docs/data.md)."""
+    the run's audit log (docs/data.md)."""
     max_substitutes: int = 10_000
     """Damaged samples over the whole run, each as often as its turn comes, after which it ends nevertheless."""
 

@@ -79,7 +79,7 @@ class Checkpoints:
         fingerprint: of the data.
         register: gets the step, the local folder and metadata, before the folder is removed; None on ranks that
             only take part in the report.
-        gather: the ledger of damaged samples, on rank 0 if it has lines; asked by all ranks.
+        gather: the substitutes of damaged samples, on rank 0 if it has lines; asked by all ranks.
         uploaded: called when a checkpoint is complete in storage.
     """
 
@@ -96,7 +96,7 @@ class Checkpoints:
         if not is_due and report.result.interrupt is Interrupt.NONE:
             return
         name, checkpoint = checkpoint_name(report.step), None
-        ledger = self.gather(state.network.stem.weight.device)
+        substitutes = self.gather(state.network.stem.weight.device)
         if self.register is not None:
             folder = Path(tempfile.mkdtemp(prefix="drl-checkpoint-"))
             experiment = self.run.experiment
@@ -118,5 +118,5 @@ class Checkpoints:
             checkpoint=checkpoint,
             checkpoint_dir_name=name,
             checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
-            checkpoint_upload_fn=Uploader(self.run_url, ledger, self.uploaded),
+            checkpoint_upload_fn=Uploader(self.run_url, substitutes, self.uploaded),
         )

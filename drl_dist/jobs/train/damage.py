@@ -1,4 +1,4 @@
-"""What becomes of damaged samples while training: they are counted, told, and kept in the run's ledger."""
+"""What becomes of damaged samples while training: they are counted, told, and kept in the run's substitutes."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from drl_dist.training.state import TrainState
 
 @dataclass
 class Damage:
-    """Ends a run that has replaced too many samples; gathers what all ranks have replaced for the ledger.
+    """Ends a run that has replaced too many samples; gathers what all ranks have replaced for the substitutes.
 
-    Stands before the callback that writes checkpoints: the ledger is uploaded before the checkpoint that it belongs to,
-    so that a checkpoint that is complete has all of its substitutes in the ledger.
+    Stands before the callback that writes checkpoints: the substitutes is uploaded before the checkpoint that it belongs to,
+    so that a checkpoint that is complete has all of its substitutes in the substitutes.
 
     Args:
         stream: of this rank; its list of substitutes is emptied here.
         count: of the run so far, over all ranks.
-        ledger: the run so far, on rank 0; empty on others.
+        substitutes: the run so far, on rank 0; empty on others.
     """
 
     run: RunConfig
@@ -37,7 +37,7 @@ class Damage:
     world_size: int
     stream: ShardStream
     count: int
-    ledger: list[Substitute]
+    substitutes: list[Substitute]
     _waiting: list[Substitute] = field(default_factory=list[Substitute])
     _told: set[str] = field(default_factory=set[str])
 
@@ -46,9 +46,9 @@ class Damage:
         cls, run: RunConfig, run_url: str, stream: ShardStream, *, rank: int, world_size: int, position: int
     ) -> Damage:
         """For a run that goes on from a position of the stream; a collective call of all ranks."""
-        ledger = read_substitutes(run_url, before=position) if rank == 0 else []
-        count = int(broadcast_from_rank_zero(len(ledger)))
-        return cls(run, run_url, rank, world_size, stream, count, ledger)
+        substitutes = read_substitutes(run_url, before=position) if rank == 0 else []
+        count = int(broadcast_from_rank_zero(len(substitutes)))
+        return cls(run, run_url, rank, world_size, stream, count, substitutes)
 
     @property
     def substitutes(self) -> bool:
@@ -79,25 +79,25 @@ class Damage:
         )
 
     def gather(self, device: torch.device) -> bytes | None:
-        """The ledger up to this step, on rank 0 if there is anything in it; a collective call of all ranks."""
+        """The substitutes up to this step, on rank 0 if there is anything in it; a collective call of all ranks."""
         if not self.substitutes:
             return None
         mine = format_substitutes(self._waiting)
         self._waiting.clear()
         for text in _all_bytes(mine, self.world_size, device):
             if self.rank == 0:
-                self.ledger += parse_substitutes(text, source="another worker's part of the ledger")
-        return format_substitutes(self.ledger) if self.ledger else None
+                self.substitutes += parse_substitutes(text, source="another worker's part of the substitutes")
+        return format_substitutes(self.substitutes) if self.substitutes else None
 
     def _tell(self, fresh: list[Substitute]) -> None:
-        """One line for each damaged shard; the ledger has them all."""
-        data, ledger = Folder(self.run.data), Folder(self.run_url).url_of(SUBSTITUTES)
+        """One line for each damaged shard; the substitutes has them all."""
+        data, substitutes = Folder(self.run.data), Folder(self.run_url).url_of(SUBSTITUTES)
         for one in fresh:
             if one.shard not in self._told:
                 self._told.add(one.shard)
                 print(
                     f"damaged: sample {one.sample} of shard {data.url_of(one.shard)} ({one.reason}); others stand in "
-                    f"for it and for what else is damaged there, see {ledger}",
+                    f"for it and for what else is damaged there, see {substitutes}",
                     flush=True,
                 )
 

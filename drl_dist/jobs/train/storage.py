@@ -54,12 +54,14 @@ class Uploader:
 
     Args:
         run_url: folder of the run.
-        ledger: its damaged samples up to this checkpoint, if any; written before the checkpoint.
+        substitutes: its damaged samples up to this checkpoint, if any; written before the checkpoint.
         uploaded: called when a checkpoint is complete in storage.
     """
 
-    def __init__(self, run_url: str, ledger: bytes | None = None, uploaded: Callable[[], None] = lambda: None) -> None:
-        self.run_url, self._ledger, self.uploaded = run_url, ledger, uploaded
+    def __init__(
+        self, run_url: str, substitutes: bytes | None = None, uploaded: Callable[[], None] = lambda: None
+    ) -> None:
+        self.run_url, self._substitutes, self.uploaded = run_url, substitutes, uploaded
 
     def __call__(self, checkpoint: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
         self.upload(Path(checkpoint.path), name)
@@ -76,8 +78,8 @@ class Uploader:
         """
         for pause in (*UPLOAD_PAUSES, None):
             try:
-                if self._ledger is not None:
-                    Folder(self.run_url).write(SUBSTITUTES, self._ledger)
+                if self._substitutes is not None:
+                    Folder(self.run_url).write(SUBSTITUTES, self._substitutes)
                 upload_checkpoint(local, f"{self.run_url}/{name}")
                 return
             except UserError as error:

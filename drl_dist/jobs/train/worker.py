@@ -132,7 +132,7 @@ def _train(task: WorkerTask, index: ShardIndex, state: TrainState) -> None:
         if state.step == 0:
             # Show where training began, before there is anything else to see.
             samples.draw(0, state)
-        batches = _noted(run, stream, rank, world_size)
+        batches = _audited(run, stream, rank, world_size)
         train(step, state, experiment, batches, callbacks, bad_samples=damage.count)
 
 
@@ -149,8 +149,8 @@ def _index(task: WorkerTask) -> ShardIndex:
     return index
 
 
-def _noted(run: RunConfig, stream: ShardStream, rank: int, world_size: int) -> BatchSource:
-    """The stream, in a ledger if the run keeps one."""
+def _audited(run: RunConfig, stream: ShardStream, rank: int, world_size: int) -> BatchSource:
+    """The stream, with an audit log if the run keeps one."""
     if run.loader.ledger_dir is None:
         return stream
     folder, size = Path(run.loader.ledger_dir) / run.run_name, run.experiment.train.batch_size
