@@ -14,7 +14,7 @@ from drl_dist.diffusion.ladder import NoiseLadder
 from drl_dist.diffusion.noise import MAX_SAMPLE_IDS, PhiloxNoise, Purpose
 from drl_dist.diffusion.recovery import LogDensityAndGrad
 from drl_dist.likelihood.marginals import Marginals
-from drl_dist.mcmc.adaptation import AdaptationConfig, AdaptingChains, StepSizeSchedule, adapt_step_size
+from drl_dist.mcmc.adaptation import AdaptationConfig, AdaptingChains, StepSizes, adapt_step_size
 from drl_dist.mcmc.hmc import Hmc
 from drl_dist.mcmc.kernel import KeyedChainNoise
 from drl_dist.sampling.long_run import ADAPTATION_IDS
@@ -97,13 +97,13 @@ class MarginalAdaptation:
             xs = [batch.y for batch in batches]
             yield AdaptedLevel(t, step_size, rate)
 
-    def step_sizes(self, found: Iterable[AdaptedLevel]) -> StepSizeSchedule:
+    def step_sizes(self, found: Iterable[AdaptedLevel]) -> StepSizes:
         """Step sizes of all T + 1 levels, of kind ``marginal``, interpolated between those that `run` yields."""
         levels, step_sizes, rates = zip(*found, strict=True)
         places = _places(self.ladder)
         known = [places[t] for t in levels]
         logarithms = np.interp(places, known, np.log(step_sizes))
-        return StepSizeSchedule(
+        return StepSizes(
             step_size=tuple(np.exp(logarithms).tolist()),
             acceptance_rate=tuple(np.interp(places, known, rates).tolist()),
             kernel="hmc",

@@ -65,7 +65,7 @@ class AdaptationConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StepSizeSchedule:
+class StepSizes:
     """Step sizes of a model's noise levels, and how they were found.
 
     Raises:

@@ -16,7 +16,7 @@ from torch import Tensor
 from drl_dist.diffusion.ladder import NoiseLadder
 from drl_dist.diffusion.noise import MAX_SAMPLE_IDS, Noise, PhiloxNoise, Purpose
 from drl_dist.diffusion.recovery import Levels, LogDensityAndGrad, conditional_density, scaled_density
-from drl_dist.mcmc.adaptation import AdaptationConfig, AdaptingChains, StepSizeSchedule, adapt_step_size
+from drl_dist.mcmc.adaptation import AdaptationConfig, AdaptingChains, StepSizes, adapt_step_size
 from drl_dist.mcmc.kernel import KernelAt, KeyedChainNoise, Observer, run_chain
 from drl_dist.mcmc.kernels import KernelName, gradients_per_step, kernel_named
 from drl_dist.mcmc.normal_approximation import NormalApproximation
@@ -79,7 +79,7 @@ class LongRunSampler:
 
     Args:
         levels: scales of the levels, (T,) float64 on the CPU.
-        step_size: delta of the kernel at each level, (T,), as in `StepSizeSchedule`.
+        step_size: delta of the kernel at each level, (T,), as in `StepSizes`.
         kernel_at: the adjusted kernel.
         num_chain_steps: chain steps per level, including the draw.
         start: where the chains of a level begin.
@@ -228,7 +228,7 @@ def adapt_step_sizes(
     observe: Callable[[int, float, float], None] | None = None,
     keep: Callable[[Adapted], None] | None = None,
     adapted: Adapted | None = None,
-) -> StepSizeSchedule:
+) -> StepSizes:
     """Adapt the step sizes of a kernel for every level, on chains that run down the ladder meanwhile (section 4.2).
 
     A level begins with the step size of the level above, times the ratio of the Langevin step sizes of the two.
@@ -277,7 +277,7 @@ def adapt_step_sizes(
         if keep is not None:
             keep(Adapted(tuple(found), tuple(xs)))
     step_sizes, rates = zip(*reversed(found), strict=True)
-    return StepSizeSchedule(
+    return StepSizes(
         step_size=step_sizes,
         acceptance_rate=rates,
         kernel=kernel,

@@ -20,13 +20,13 @@ from drl_dist.common.errors import UserError
 from drl_dist.config.tree import EngineConfig
 from drl_dist.data.index import open_index
 from drl_dist.jobs.common.model import TrainedModel, load_model
-from drl_dist.jobs.common.step_sizes import write_schedule
+from drl_dist.jobs.common.step_sizes import write_step_sizes
 from drl_dist.jobs.likelihood.driver import likelihood_request, likelihood_run
 from drl_dist.jobs.likelihood.options import LikelihoodOptions, check_options
 from drl_dist.jobs.likelihood.output import FIGURE_NAME, REPORT_NAME, WEIGHTS_NAME, LikelihoodOutput
 from drl_dist.jobs.likelihood.task import LikelihoodMaker, StepSizeMaker, UnitResult
 from drl_dist.localhost import MlflowServer
-from drl_dist.mcmc.adaptation import AdaptationConfig, StepSizeSchedule
+from drl_dist.mcmc.adaptation import AdaptationConfig, StepSizes
 from drl_dist.training.chain import GradientEngine
 from drl_dist.training.ema import load_averaged
 from tests.data.sets import write_set
@@ -71,7 +71,7 @@ class Made:
         self.request = likelihood_request(given, self.model, self.index, None)
         *counts, schedule = StepSizeMaker(self.model.experiment, self.model.ema, self.request).make(0)
         assert counts == [1] * 7
-        assert isinstance(schedule, StepSizeSchedule)
+        assert isinstance(schedule, StepSizes)
         self.schedule = schedule
 
     def maker(self) -> LikelihoodMaker:
@@ -94,7 +94,7 @@ def finished(made: Made) -> Path:
     """The folder of a job that was killed when all units were made, and started again."""
     output = LikelihoodOutput(made.options.out, made.request, 6)
     output.begin()
-    output.write_schedule(made.schedule)
+    output.write_step_sizes(made.schedule)
     maker = made.maker()
     for unit in range(len(made.request.units())):
         output.keep(unit, made.result(maker, unit))
@@ -203,7 +203,7 @@ def test_a_likelihood_is_there_without_the_server_and_logged_when_it_is_back(
     )
     output = LikelihoodOutput(given.out, made.request, 6)
     output.begin()
-    output.write_schedule(made.schedule)
+    output.write_step_sizes(made.schedule)
     maker = made.maker()
     for unit in range(len(made.request.units())):
         output.keep(unit, made.result(maker, unit))
@@ -305,7 +305,7 @@ def other_schedule(model: TrainedModel, folder: Path, **changed: object) -> str:
         "seed": 0,
         "density": "marginal",
     }
-    write_schedule(str(folder), StepSizeSchedule(**fields | changed), model.ema_sha256)  # pyright: ignore[reportArgumentType]
+    write_step_sizes(str(folder), StepSizes(**fields | changed), model.ema_sha256)  # pyright: ignore[reportArgumentType]
     return str(folder)
 
 

@@ -1,4 +1,4 @@
-"""A training job on damaged data that bears it: the ledger has each damaged position once, whatever happens."""
+"""A training job on damaged data that tolerates it: the log of substitutes has each damaged position once, whatever happens."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_a_damaged_shard_under_substitute(
             if shard in (1, 2)
         ]
 
-    def ledger() -> list[tuple[int, str, int]]:
+    def replaced() -> list[tuple[int, str, int]]:
         return [(one.position, one.shard, one.sample) for one in read_substitutes(str(storage / "borne"))]
 
     # Over the limit in the first step after a checkpoint.
@@ -51,16 +51,16 @@ def test_a_damaged_shard_under_substitute(
     expected = f"data {data}: got {len(damaged(over))} damaged samples by step {over}, expected at most {limit}"
     assert stopped.lines[-1].startswith(expected), stopped.output
     assert f"{storage}/borne/{SUBSTITUTES}" in stopped.lines[-1]
-    assert ledger() == damaged(over)
+    assert replaced() == damaged(over)
     # The steps since the checkpoint are made again, and their lines written again.
     resumed = job(2, 8, 1000)
     assert resumed.status == 0, resumed.output
     assert "resuming after step 3" in resumed.output
     assert f"of shard {data / names[2]} (no such file)" in resumed.output
-    assert ledger() == damaged(8)
+    assert replaced() == damaged(8)
     longer = job(1, 11, 1000)
     assert longer.status == 0, longer.output
-    assert ledger() == damaged(11)
+    assert replaced() == damaged(11)
     history = tracked(mlflow_server, "borne").data.metrics
     assert history["bad_samples"] == len(damaged(11))
     assert {one.reason for one in read_substitutes(str(storage / "borne")) if one.shard == names[2]} == {"no such file"}

@@ -16,11 +16,11 @@ from drl_dist.diffusion.ladder import composed_ladder
 from drl_dist.diffusion.noise import PhiloxNoise, Purpose
 from drl_dist.diffusion.recovery import LogDensityAndGrad
 from drl_dist.energy.analytic import Gaussian
-from drl_dist.jobs.common.step_sizes import SCHEDULE_NAME, read_schedule, write_schedule
+from drl_dist.jobs.common.step_sizes import STEP_SIZES_NAME, read_step_sizes, write_step_sizes
 from drl_dist.mcmc.adaptation import (
     AdaptationConfig,
     AdaptingChains,
-    StepSizeSchedule,
+    StepSizes,
     adapt_step_size,
 )
 from drl_dist.mcmc.kernel import KeyedChainNoise
@@ -142,7 +142,7 @@ def test_impossible_settings_are_refused(changed: dict[str, float]) -> None:
         AdaptationConfig(**changed)  # pyright: ignore[reportArgumentType]
 
 
-SCHEDULE = StepSizeSchedule(
+SCHEDULE = StepSizes(
     step_size=(0.1, 1 / 3, 1e-5),
     acceptance_rate=(0.7, 0.61, 0.89),
     kernel="hmc",
@@ -155,18 +155,18 @@ SHA = "ab" * 32
 
 
 def test_a_schedule_survives_its_file(tmp_path: Path) -> None:
-    write_schedule(str(tmp_path / "new"), SCHEDULE, SHA)
-    assert read_schedule(f"file://{tmp_path}/new", SHA, 3) == SCHEDULE
+    write_step_sizes(str(tmp_path / "new"), SCHEDULE, SHA)
+    assert read_step_sizes(f"file://{tmp_path}/new", SHA, 3) == SCHEDULE
 
 
 def test_a_schedule_of_another_model_is_refused(tmp_path: Path) -> None:
-    write_schedule(str(tmp_path), SCHEDULE, SHA)
+    write_step_sizes(str(tmp_path), SCHEDULE, SHA)
     with pytest.raises(UserError, match=r"got those of a model with weights abababababab, expected .* cdcdcdcdcdcd"):
-        read_schedule(str(tmp_path), "cd" * 32, 3)
+        read_step_sizes(str(tmp_path), "cd" * 32, 3)
     with pytest.raises(UserError, match="got 3 levels, expected 6 levels"):
-        read_schedule(str(tmp_path), SHA, 6)
+        read_step_sizes(str(tmp_path), SHA, 6)
     with pytest.raises(UserError, match="got no such file"):
-        read_schedule(str(tmp_path / "none"), SHA, 3)
+        read_step_sizes(str(tmp_path / "none"), SHA, 3)
 
 
 @pytest.mark.parametrize(
@@ -186,8 +186,8 @@ def test_a_schedule_of_another_model_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_a_damaged_schedule_is_refused(tmp_path: Path, path: tuple[str, ...], value: object, message: str) -> None:
-    write_schedule(str(tmp_path), SCHEDULE, SHA)
-    file = tmp_path / SCHEDULE_NAME
+    write_step_sizes(str(tmp_path), SCHEDULE, SHA)
+    file = tmp_path / STEP_SIZES_NAME
     content = json.loads(file.read_text())
     inner = content
     for name in path[:-1]:
@@ -195,13 +195,13 @@ def test_a_damaged_schedule_is_refused(tmp_path: Path, path: tuple[str, ...], va
     inner[path[-1]] = value
     file.write_text(json.dumps(content))
     with pytest.raises(UserError, match=message):
-        read_schedule(str(tmp_path), SHA, 3)
+        read_step_sizes(str(tmp_path), SHA, 3)
 
 
 def test_text_that_is_no_json_is_refused(tmp_path: Path) -> None:
-    (tmp_path / SCHEDULE_NAME).write_text("{")
+    (tmp_path / STEP_SIZES_NAME).write_text("{")
     with pytest.raises(UserError, match=r"step sizes .*step_sizes\.json"):
-        read_schedule(str(tmp_path), SHA, 3)
+        read_step_sizes(str(tmp_path), SHA, 3)
 
 
 def test_a_schedule_of_no_levels_is_none() -> None:

@@ -28,7 +28,7 @@ from drl_dist.jobs.long_run.diagnostics import MIN_DRAWS, mixing
 from drl_dist.jobs.long_run.driver import long_run
 from drl_dist.jobs.long_run.options import LongRunOptions, check_options
 from drl_dist.jobs.long_run.output import figure, level_table
-from drl_dist.mcmc.adaptation import AdaptationConfig, StepSizeSchedule
+from drl_dist.mcmc.adaptation import AdaptationConfig, StepSizes
 from drl_dist.mcmc.kernels import kernel_named
 from drl_dist.sampling.long_run import LongRunSampler
 from drl_dist.training.chain import GradientEngine
@@ -257,7 +257,7 @@ def test_chains_that_stand_still_or_are_short_claim_nothing() -> None:
 
 
 def test_pictures_and_tables() -> None:
-    schedule = StepSizeSchedule(
+    schedule = StepSizes(
         step_size=tuple(0.001 * 1.01**t for t in range(300)),
         acceptance_rate=(0.7,) * 300,
         kernel="hmc",

@@ -1,4 +1,4 @@
-"""Step-size schedules as JSON, in any folder, and bound to the model that they were adapted for."""
+"""Step sizes as JSON, in any folder, bound to the model that they were adapted for."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from drl_dist.common.errors import UserError
 from drl_dist.data.filesystem import Folder, check_reachable
-from drl_dist.mcmc.adaptation import DensityName, StepSizeSchedule
+from drl_dist.mcmc.adaptation import DensityName, StepSizes
 
-SCHEDULE_NAME = "step_sizes.json"
+STEP_SIZES_NAME = "step_sizes.json"
 _WRITERS: dict[DensityName, str] = {"conditional": "a long run", "marginal": "a likelihood job"}
 _REMEDY = "adapt the step sizes of this model again, by leaving out --schedule"
 
@@ -24,13 +24,13 @@ class _ScheduleFile:
     version: Literal[1] = 1
     ema_sha256: str
     """Checksum of the averaged weights."""
-    schedule: StepSizeSchedule
+    schedule: StepSizes
 
 
 _FILE = TypeAdapter(tuple[_ScheduleFile], config=ConfigDict(extra="forbid", strict=True))
 
 
-def write_schedule(folder: str, schedule: StepSizeSchedule, ema_sha256: str) -> None:
+def write_step_sizes(folder: str, schedule: StepSizes, ema_sha256: str) -> None:
     """Write ``step_sizes.json`` into a folder on any filesystem.
 
     Args:
@@ -42,12 +42,10 @@ def write_schedule(folder: str, schedule: StepSizeSchedule, ema_sha256: str) -> 
         UserError: the storage does not take it.
     """
     content = dataclasses.asdict(_ScheduleFile(ema_sha256=ema_sha256, schedule=schedule))
-    Folder(folder).write(SCHEDULE_NAME, (json.dumps(content, indent=2) + "\n").encode())
+    Folder(folder).write(STEP_SIZES_NAME, (json.dumps(content, indent=2) + "\n").encode())
 
 
-def read_schedule(
-    folder: str, ema_sha256: str, num_levels: int, density: DensityName = "conditional"
-) -> StepSizeSchedule:
+def read_step_sizes(folder: str, ema_sha256: str, num_levels: int, density: DensityName = "conditional") -> StepSizes:
     """The schedule in a folder, if it is one for these weights.
 
     Args:
@@ -60,9 +58,9 @@ def read_schedule(
         UserError: there is none, it cannot be read, or it was adapted for another model or other densities.
     """
     check_reachable(folder)
-    place = Folder(folder).url_of(SCHEDULE_NAME)
+    place = Folder(folder).url_of(STEP_SIZES_NAME)
     try:
-        text = Folder(folder).read(SCHEDULE_NAME)
+        text = Folder(folder).read(STEP_SIZES_NAME)
     except FileNotFoundError as error:
         raise UserError(
             f"step sizes {place}", got="no such file", expected=f"what {_WRITERS[density]} wrote there", remedy=_REMEDY
@@ -102,7 +100,7 @@ def read_schedule(
     return file.schedule
 
 
-def check_leapfrogs(schedule: StepSizeSchedule, wanted: int, folder: str | None) -> None:
+def check_leapfrogs(schedule: StepSizes, wanted: int, folder: str | None) -> None:
     """Return if given step sizes are those of as many leapfrog steps as the job makes.
 
     Raises:

@@ -19,7 +19,7 @@ from drl_dist.jobs.common.job_records import digest_of
 from drl_dist.jobs.common.model import TrainedModel, load_model
 from drl_dist.jobs.common.prometheus import job_exported
 from drl_dist.jobs.common.report import report_bytes
-from drl_dist.jobs.common.step_sizes import SCHEDULE_NAME, check_leapfrogs, read_schedule
+from drl_dist.jobs.common.step_sizes import STEP_SIZES_NAME, check_leapfrogs, read_step_sizes
 from drl_dist.jobs.likelihood.options import LikelihoodOptions
 from drl_dist.jobs.likelihood.output import (
     FIGURE_NAME,
@@ -39,7 +39,7 @@ from drl_dist.jobs.likelihood.task import (
     num_adapted,
 )
 from drl_dist.likelihood.report import Report, level_metrics, report, whole_metrics
-from drl_dist.mcmc.adaptation import StepSizeSchedule
+from drl_dist.mcmc.adaptation import StepSizes
 from drl_dist.tracking.job_runs import JobRun, job_run_name, log_or_warn
 
 
@@ -59,7 +59,7 @@ def likelihood_run(options: LikelihoodOptions) -> int:
     check_count(index, max(2, options.num_images or 2), what="images")
     given = None
     if options.schedule is not None:
-        given = read_schedule(options.schedule, model.ema_sha256, num_levels, "marginal")
+        given = read_step_sizes(options.schedule, model.ema_sha256, num_levels, "marginal")
         check_leapfrogs(given, options.num_leapfrog_steps, options.schedule)
     request = likelihood_request(options, model, index, given)
     output = LikelihoodOutput(options.out, request, num_levels)
@@ -77,14 +77,14 @@ def likelihood_run(options: LikelihoodOptions) -> int:
             output.begin()
             with job_exported(options.out):
                 schedule = schedule or given or _adapt(options, model, request)
-                output.write_schedule(schedule)
+                output.write_step_sizes(schedule)
                 _make(options, model, index, request, schedule, output, results, missing)
     _finish(options, model, index, request, output, units, results)
     return 0
 
 
 def likelihood_request(
-    options: LikelihoodOptions, model: TrainedModel, index: ShardIndex, given: StepSizeSchedule | None
+    options: LikelihoodOptions, model: TrainedModel, index: ShardIndex, given: StepSizes | None
 ) -> LikelihoodRequest:
     """All that determines the numbers."""
     return LikelihoodRequest(
@@ -106,7 +106,7 @@ def likelihood_request(
     )
 
 
-def _adapt(options: LikelihoodOptions, model: TrainedModel, request: LikelihoodRequest) -> StepSizeSchedule:
+def _adapt(options: LikelihoodOptions, model: TrainedModel, request: LikelihoodRequest) -> StepSizes:
     """The step sizes, found by one worker."""
     config, count = options.adapt, num_adapted(model.experiment)
     print(
@@ -123,7 +123,7 @@ def _adapt(options: LikelihoodOptions, model: TrainedModel, request: LikelihoodR
     )
     with progress("adapting", count, 0, "levels") as advance:
         [(_, schedule)] = pool.run([0], advance)
-    print(f"step sizes are in {options.out}/{SCHEDULE_NAME}; --schedule {options.out} uses them again", flush=True)
+    print(f"step sizes are in {options.out}/{STEP_SIZES_NAME}; --schedule {options.out} uses them again", flush=True)
     return schedule
 
 
@@ -132,7 +132,7 @@ def _make(
     model: TrainedModel,
     index: ShardIndex,
     request: LikelihoodRequest,
-    schedule: StepSizeSchedule,
+    schedule: StepSizes,
     output: LikelihoodOutput,
     results: dict[int, UnitResult],
     missing: Sequence[int],

@@ -13,16 +13,16 @@ from safetensors.numpy import save
 
 from drl_dist.jobs.common.job_folder import JobFolder, read_json
 from drl_dist.jobs.common.report import Column, evenly_spread, figure_png, new_figure, report_bytes, table
-from drl_dist.jobs.common.step_sizes import SCHEDULE_NAME, read_schedule, write_schedule
+from drl_dist.jobs.common.step_sizes import STEP_SIZES_NAME, read_step_sizes, write_step_sizes
 from drl_dist.jobs.likelihood.task import LikelihoodRequest, UnitResult
 from drl_dist.likelihood.partition import LogZ
 from drl_dist.likelihood.report import Report
-from drl_dist.mcmc.adaptation import StepSizeSchedule
+from drl_dist.mcmc.adaptation import StepSizes
 
 REPORT_NAME = "likelihood.json"
 FIGURE_NAME = "log_z.png"
 WEIGHTS_NAME = "log_weights.safetensors"
-_WRITTEN = (SCHEDULE_NAME, WEIGHTS_NAME, FIGURE_NAME)
+_WRITTEN = (STEP_SIZES_NAME, WEIGHTS_NAME, FIGURE_NAME)
 SHOWN_LEVELS = 12
 """Lines of the printed table; likelihood.json has all levels."""
 _COLUMNS: tuple[Column, ...] = (
@@ -75,15 +75,15 @@ class LikelihoodOutput:
         """
         self._job.begin(self._fields)
 
-    def schedule(self) -> StepSizeSchedule | None:
+    def schedule(self) -> StepSizes | None:
         """The step sizes that an earlier start left here, None if it left none."""
-        if SCHEDULE_NAME not in self._folder.sizes():
+        if STEP_SIZES_NAME not in self._folder.sizes():
             return None
-        return read_schedule(self.url, self._request.ema_sha256, self._num_levels, "marginal")
+        return read_step_sizes(self.url, self._request.ema_sha256, self._num_levels, "marginal")
 
-    def write_schedule(self, schedule: StepSizeSchedule) -> None:
+    def write_step_sizes(self, schedule: StepSizes) -> None:
         """Keep the step sizes."""
-        write_schedule(self.url, schedule, self._request.ema_sha256)
+        write_step_sizes(self.url, schedule, self._request.ema_sha256)
 
     def finished(self) -> dict[int, UnitResult]:
         """The results of the units that earlier starts finished, by number."""

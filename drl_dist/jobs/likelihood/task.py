@@ -26,7 +26,7 @@ from drl_dist.jobs.likelihood.options import MAX_CHAINS
 from drl_dist.likelihood.adaptation import LIKELIHOOD_IDS, AdaptedLevel, MarginalAdaptation, adapted_levels
 from drl_dist.likelihood.bits import dequantise, noisy_x_0
 from drl_dist.likelihood.marginals import Marginals
-from drl_dist.mcmc.adaptation import AdaptationConfig, StepSizeSchedule
+from drl_dist.mcmc.adaptation import AdaptationConfig, StepSizes
 from drl_dist.training.chain import GradientEngine
 
 Kind = Literal["images", "down", "up"]
@@ -160,7 +160,7 @@ class StepSizeMaker:
     ) -> None:
         self._model = _Model(experiment, ema, request)
 
-    def make(self, unit: int) -> Iterator[int | StepSizeSchedule]:
+    def make(self, unit: int) -> Iterator[int | StepSizes]:
         """Adapt level by level; 1 after each level, then the schedule.
 
         Raises:
@@ -202,7 +202,7 @@ class LikelihoodMaker:
         experiment: Experiment,
         ema: Mapping[str, NDArray[np.float32]],
         request: LikelihoodRequest,
-        schedule: StepSizeSchedule,
+        schedule: StepSizes,
         index: ShardIndex,
     ) -> None:
         self._model, self._request, self._index = _Model(experiment, ema, request), request, index

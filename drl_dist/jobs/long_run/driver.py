@@ -22,13 +22,13 @@ from drl_dist.jobs.common.job_folder import JobFolder
 from drl_dist.jobs.common.job_records import digest_of
 from drl_dist.jobs.common.model import TrainedModel, averaged_network, check_finite, load_model
 from drl_dist.jobs.common.report import evenly_spread
-from drl_dist.jobs.common.step_sizes import SCHEDULE_NAME, check_leapfrogs, read_schedule, write_schedule
+from drl_dist.jobs.common.step_sizes import STEP_SIZES_NAME, check_leapfrogs, read_step_sizes, write_step_sizes
 from drl_dist.jobs.long_run.diagnostics import Mixing, mixing
 from drl_dist.jobs.long_run.options import LongRunOptions
 from drl_dist.jobs.long_run.output import DIAGNOSTICS_NAME, LongRunOutput, level_table
 from drl_dist.jobs.long_run.progress import Batch, LongRunProgress, Watch
 from drl_dist.jobs.long_run.request import clean_up, known_request, open_folder, whole_request
-from drl_dist.mcmc.adaptation import StepSizeSchedule
+from drl_dist.mcmc.adaptation import StepSizes
 from drl_dist.mcmc.kernels import KERNELS, adapted_with, kernel_named
 from drl_dist.mcmc.record import ChainSummary, summarise_closed
 from drl_dist.sampling.long_run import LongRunSampler, Start, adapt_step_sizes, suitable_start
@@ -70,7 +70,7 @@ def long_run(options: LongRunOptions) -> int:
     levels = build_levels(model.experiment, ladder)
     schedule = None
     if options.schedule is not None:
-        schedule = read_schedule(options.schedule, model.ema_sha256, levels.num_levels)
+        schedule = read_step_sizes(options.schedule, model.ema_sha256, levels.num_levels)
         _check_kernel(options, schedule)
     start = suitable_start(ladder) if options.start == "auto" else options.start
     request = whole_request(options, model, start, schedule)
@@ -85,7 +85,7 @@ def long_run(options: LongRunOptions) -> int:
     setting = _Setting(options, levels, start, engine, device)
     folder.begin(request)
     if schedule is None:
-        schedule = _kept_schedule(folder, model, levels) or _adapt(setting, model.ema_sha256, kept)
+        schedule = _kept_step_sizes(folder, model, levels) or _adapt(setting, model.ema_sha256, kept)
     output = LongRunOutput(folder, model.experiment, _origin(setting, model, schedule))
     output.write_step_sizes(schedule, options.adapt)
     runs = [_run(setting, schedule, length, output, kept) for length in options.chain_lengths]
@@ -96,15 +96,15 @@ def long_run(options: LongRunOptions) -> int:
     return 0
 
 
-def _kept_schedule(folder: JobFolder, model: TrainedModel, levels: Levels) -> StepSizeSchedule | None:
+def _kept_step_sizes(folder: JobFolder, model: TrainedModel, levels: Levels) -> StepSizes | None:
     """The step sizes that an earlier start of this request left, None if it left none."""
-    if SCHEDULE_NAME not in folder.files.sizes():
+    if STEP_SIZES_NAME not in folder.files.sizes():
         return None
-    print(f"step sizes are those that an earlier start left in {folder.url}/{SCHEDULE_NAME}", flush=True)
-    return read_schedule(folder.url, model.ema_sha256, levels.num_levels)
+    print(f"step sizes are those that an earlier start left in {folder.url}/{STEP_SIZES_NAME}", flush=True)
+    return read_step_sizes(folder.url, model.ema_sha256, levels.num_levels)
 
 
-def _check_kernel(options: LongRunOptions, schedule: StepSizeSchedule) -> None:
+def _check_kernel(options: LongRunOptions, schedule: StepSizes) -> None:
     wanted = adapted_with(options.kernel).name
     if schedule.kernel != wanted:
         raise UserError(
@@ -126,7 +126,7 @@ def _engine(model: TrainedModel, options: LongRunOptions, device: torch.device) 
     return GradientEngine(network, config, is_frozen=True)
 
 
-def _adapt(setting: _Setting, ema_sha256: str, kept: LongRunProgress) -> StepSizeSchedule:
+def _adapt(setting: _Setting, ema_sha256: str, kept: LongRunProgress) -> StepSizes:
     """The schedule, found, or found to its end, and kept."""
     options, levels, config = setting.options, setting.levels, setting.options.adapt
     print(
@@ -155,13 +155,13 @@ def _adapt(setting: _Setting, ema_sha256: str, kept: LongRunProgress) -> StepSiz
             keep=kept.keep_adapted,
             adapted=adapted,
         )
-    write_schedule(options.out, schedule, ema_sha256)
-    print(f"wrote {options.out}/{SCHEDULE_NAME}; --schedule {options.out} uses these step sizes again", flush=True)
+    write_step_sizes(options.out, schedule, ema_sha256)
+    print(f"wrote {options.out}/{STEP_SIZES_NAME}; --schedule {options.out} uses these step sizes again", flush=True)
     return schedule
 
 
 def _run(
-    setting: _Setting, schedule: StepSizeSchedule, length: int, output: LongRunOutput, kept: LongRunProgress
+    setting: _Setting, schedule: StepSizes, length: int, output: LongRunOutput, kept: LongRunProgress
 ) -> dict[str, Any]:
     """All chains of one length, or those that earlier starts have left to do; what they say about themselves."""
     options, levels, engine = setting.options, setting.levels, setting.engine
@@ -247,7 +247,7 @@ def _rows(levels: Levels, batches: Sequence[Batch], shown: frozenset[int]) -> li
     return rows
 
 
-def _origin(setting: _Setting, model: TrainedModel, schedule: StepSizeSchedule) -> dict[str, Any]:
+def _origin(setting: _Setting, model: TrainedModel, schedule: StepSizes) -> dict[str, Any]:
     options, used = setting.options, KERNELS[setting.options.kernel].options
     return {
         "model": options.model,

@@ -17,7 +17,7 @@ from drl_dist.data.index import ShardIndex, write_index
 from drl_dist.data.shards import Sample, ShardRow, encode_png, pack_shard, shard_name
 from drl_dist.jobs.common.job_folder import JobFolder
 from drl_dist.jobs.common.report import Column, figure_png, new_figure, report_bytes, sheet_png, table
-from drl_dist.mcmc.adaptation import AdaptationConfig, StepSizeSchedule
+from drl_dist.mcmc.adaptation import AdaptationConfig, StepSizes
 
 DIAGNOSTICS_NAME = "diagnostics.json"
 FIGURE_NAME = "step_sizes.png"
@@ -55,7 +55,7 @@ class LongRunOutput:
         self._enlarge = max(1, _SHOWN_PIXELS // experiment.model.resolution)
         self._sheets: list[NDArray[np.uint8]] = []
 
-    def write_step_sizes(self, schedule: StepSizeSchedule, config: AdaptationConfig) -> None:
+    def write_step_sizes(self, schedule: StepSizes, config: AdaptationConfig) -> None:
         """Draw step size and acceptance rate over the levels (Figure 7, left and centre)."""
         self._folder.write(FIGURE_NAME, figure(schedule, config))
 
@@ -119,7 +119,7 @@ def shard_names(preset: str, num_images: int) -> list[str]:
     return [shard_name(preset, SPLIT, unit) for unit in range(-(-num_images // _SHARD_IMAGES))]
 
 
-def figure(schedule: StepSizeSchedule, config: AdaptationConfig) -> bytes:
+def figure(schedule: StepSizes, config: AdaptationConfig) -> bytes:
     """Step size, on a logarithmic axis, and acceptance rate over the noise level, as a PNG."""
     drawing = new_figure(9, 3.4)
     left, right = drawing.subplots(1, 2)

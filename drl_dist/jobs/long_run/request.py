@@ -14,7 +14,7 @@ from drl_dist.jobs.common.device import device_name
 from drl_dist.jobs.common.job_folder import JobFolder
 from drl_dist.jobs.common.job_records import as_json, digest_of
 from drl_dist.jobs.common.model import TrainedModel
-from drl_dist.jobs.common.step_sizes import SCHEDULE_NAME
+from drl_dist.jobs.common.step_sizes import STEP_SIZES_NAME
 from drl_dist.jobs.long_run.options import LongRunOptions
 from drl_dist.jobs.long_run.output import (
     COMPARISON_NAME,
@@ -25,7 +25,7 @@ from drl_dist.jobs.long_run.output import (
     shards_folder,
 )
 from drl_dist.jobs.long_run.progress import record_files, record_names
-from drl_dist.mcmc.adaptation import StepSizeSchedule
+from drl_dist.mcmc.adaptation import StepSizes
 from drl_dist.mcmc.kernels import KERNELS, adapted_with
 from drl_dist.sampling.long_run import Start
 
@@ -54,7 +54,7 @@ def known_request(options: LongRunOptions) -> dict[str, Any]:
 
 
 def whole_request(
-    options: LongRunOptions, model: TrainedModel, start: Start, schedule: StepSizeSchedule | None
+    options: LongRunOptions, model: TrainedModel, start: Start, schedule: StepSizes | None
 ) -> dict[str, Any]:
     """The whole request.
 
@@ -97,4 +97,4 @@ def clean_up(folder: JobFolder, request: Mapping[str, Any], options: LongRunOpti
 
 
 def _fixed_files(options: LongRunOptions) -> list[str]:
-    return [FIGURE_NAME, COMPARISON_NAME, *([SCHEDULE_NAME] if options.schedule is None else [])]
+    return [FIGURE_NAME, COMPARISON_NAME, *([STEP_SIZES_NAME] if options.schedule is None else [])]

@@ -79,7 +79,7 @@ class Checkpoints:
         fingerprint: of the data.
         register: gets the step, the local folder and metadata, before the folder is removed; None on ranks that
             only take part in the report.
-        gather: the substitutes of damaged samples, on rank 0 if it has lines; asked by all ranks.
+        gather: returns the log of substitutes on rank 0, None if it is empty; called by all ranks.
         uploaded: called when a checkpoint is complete in storage.
     """
 

@@ -1,4 +1,4 @@
-"""What becomes of damaged samples while training: they are counted, told, and kept in the run's substitutes."""
+"""Damaged samples while training: counted, reported, and recorded in the run's log of substitutes."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from drl_dist.training.state import TrainState
 
 @dataclass
 class Damage:
-    """Ends a run that has replaced too many samples; gathers what all ranks have replaced for the substitutes.
+    """Ends a run that has replaced too many samples; gathers what all ranks have replaced.
 
-    Stands before the callback that writes checkpoints: the substitutes is uploaded before the checkpoint that it belongs to,
-    so that a checkpoint that is complete has all of its substitutes in the substitutes.
+    Comes before the callback that writes checkpoints: the log is uploaded before the checkpoint that it belongs to, so
+    that a complete checkpoint has all of its substitutes in the log.
 
     Args:
         stream: of this rank; its list of substitutes is emptied here.
         count: of the run so far, over all ranks.
-        substitutes: the run so far, on rank 0; empty on others.
+        substitutes: of the run so far, on rank 0; empty on other ranks.
     """
 
     run: RunConfig
@@ -52,7 +52,7 @@ class Damage:
 
     @property
     def substitutes(self) -> bool:
-        """Whether damage is borne at all; the same on all ranks."""
+        """Whether damage is tolerated at all; the same on all ranks."""
         return self.run.loader.on_damage == "substitute"
 
     def on_step(self, report: StepReport, state: TrainState) -> None:
@@ -79,18 +79,18 @@ class Damage:
         )
 
     def gather(self, device: torch.device) -> bytes | None:
-        """The substitutes up to this step, on rank 0 if there is anything in it; a collective call of all ranks."""
+        """The log of substitutes up to this step, on rank 0 if there are any; a collective call of all ranks."""
         if not self.substitutes:
             return None
         mine = format_substitutes(self._waiting)
         self._waiting.clear()
         for text in _all_bytes(mine, self.world_size, device):
             if self.rank == 0:
-                self.substitutes += parse_substitutes(text, source="another worker's part of the substitutes")
+                self.substitutes += parse_substitutes(text, source="another worker's part of the log of substitutes")
         return format_substitutes(self.substitutes) if self.substitutes else None
 
     def _tell(self, fresh: list[Substitute]) -> None:
-        """One line for each damaged shard; the substitutes has them all."""
+        """One line for each damaged shard; the log of substitutes has them all."""
         data, substitutes = Folder(self.run.data), Folder(self.run_url).url_of(SUBSTITUTES)
         for one in fresh:
             if one.shard not in self._told:

@@ -54,7 +54,7 @@ class Uploader:
 
     Args:
         run_url: folder of the run.
-        substitutes: its damaged samples up to this checkpoint, if any; written before the checkpoint.
+        substitutes: the log of its damaged samples up to this checkpoint, if any; written before the checkpoint.
         uploaded: called when a checkpoint is complete in storage.
     """
 
