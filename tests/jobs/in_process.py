@@ -1,4 +1,4 @@
-"""Jobs in this process: units are made one by one, where a cluster's workers would make them."""
+"""Jobs in this process: tasks are made one by one, where a cluster's workers would make them."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ class OneByOne:
     """In the place of `drl_dist.jobs.common.actor_pool.WorkerPool`."""
 
     made: list[int]
-    """Units that were made, by any pool."""
+    """Tasks that were made, by any pool."""
 
-    def __init__(self, size: int, *, cpus: int, gpus: int, new_maker: type[Any], arguments: Sequence[Any]) -> None:
-        self._maker = new_maker(*arguments)
+    def __init__(self, size: int, *, cpus: int, gpus: int, new_runner: type[Any], arguments: Sequence[Any]) -> None:
+        self._runner = new_runner(*arguments)
 
-    def run(self, units: Sequence[int], advance: Advance) -> Iterator[tuple[int, Any]]:
-        for unit in units:
-            *_, result = self._maker.make(unit)
-            OneByOne.made.append(unit)
-            yield unit, result
+    def run(self, tasks: Sequence[int], advance: Advance) -> Iterator[tuple[int, Any]]:
+        for task in tasks:
+            *_, result = self._runner.make(task)
+            OneByOne.made.append(task)
+            yield task, result
 
     def close(self) -> None:
         pass

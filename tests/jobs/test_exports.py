@@ -176,7 +176,7 @@ def test_a_likelihood_job_exports_that_it_ended(kept: dict[str, list[float]], mo
     output = cast(Any, module.LikelihoodOutput).return_value
     output.finished_report.return_value = None
     output.finished.return_value = {}
-    cast(Any, module.likelihood_request).return_value.units.return_value = [0]
+    cast(Any, module.likelihood_request).return_value.tasks.return_value = [0]
     options = LikelihoodOptions(model="m", data="d", out="church")
     assert_end_is_exported(kept, lambda: module.likelihood_run(options), module._make)
 

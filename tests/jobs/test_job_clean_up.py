@@ -66,7 +66,7 @@ def test_records_go_and_notes_stay(job: str, tmp_path: Path) -> None:
         part, request = ".digits-generated-00001.tar.0123abcd.part", dataclasses.asdict(SAMPLES)
     else:
         output = LikelihoodOutput(str(out), LIKELIHOOD, 6)
-        records = [f"{unit:06d}.safetensors" for unit in range(3)]
+        records = [f"{task:06d}.safetensors" for task in range(3)]
         part, request = ".likelihood.json.0123abcd.part", dataclasses.asdict(LIKELIHOOD)
     output.clean_up()
     for name in records:

@@ -38,7 +38,7 @@ class Killed(BaseException):
 
 @dataclass(frozen=True)
 class Job:
-    """A job that has several units of work, and another request for the same folder.
+    """A job that has several tasks of work, and another request for the same folder.
 
     Args:
         run: of its options.
@@ -75,7 +75,7 @@ JOBS = {
         likelihood_run,
         LikelihoodOptions,
         {"steps_per_level": "1", "num_chains": 3, "num_images": 3, "batch_size": 2, "adapt": ADAPT},
-        "3 of 6 units to make",
+        "3 of 6 tasks to make",
         needs=("data",),
     ),
     "long_run": Job(

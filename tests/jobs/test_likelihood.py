@@ -24,7 +24,7 @@ from drl_dist.jobs.common.step_sizes import write_step_sizes
 from drl_dist.jobs.likelihood.driver import likelihood_request, likelihood_run
 from drl_dist.jobs.likelihood.options import LikelihoodOptions, check_options
 from drl_dist.jobs.likelihood.output import FIGURE_NAME, REPORT_NAME, WEIGHTS_NAME, LikelihoodOutput
-from drl_dist.jobs.likelihood.task import LikelihoodMaker, StepSizeMaker, UnitResult
+from drl_dist.jobs.likelihood.task import LikelihoodTasks, StepSizeTasks, TaskResult
 from drl_dist.localhost import MlflowServer
 from drl_dist.mcmc.adaptation import AdaptationConfig, StepSizes
 from drl_dist.training.chain import GradientEngine
@@ -63,24 +63,24 @@ def options(checkpoint: Path, data: Path, out: Path, **changed: object) -> Likel
 
 
 class Made:
-    """A job's units, made in this process."""
+    """A job's tasks, made in this process."""
 
     def __init__(self, given: LikelihoodOptions) -> None:
         self.options, self.model = given, load_model(given.model, None)
         self.index = open_index(given.data)
         self.request = likelihood_request(given, self.model, self.index, None)
-        *counts, schedule = StepSizeMaker(self.model.experiment, self.model.ema, self.request).make(0)
+        *counts, schedule = StepSizeTasks(self.model.experiment, self.model.ema, self.request).make(0)
         assert counts == [1] * 7
         assert isinstance(schedule, StepSizes)
         self.schedule = schedule
 
-    def maker(self) -> LikelihoodMaker:
-        return LikelihoodMaker(self.model.experiment, self.model.ema, self.request, self.schedule, self.index)
+    def runner(self) -> LikelihoodTasks:
+        return LikelihoodTasks(self.model.experiment, self.model.ema, self.request, self.schedule, self.index)
 
-    def result(self, maker: LikelihoodMaker, unit: int) -> UnitResult:
-        *counts, result = maker.make(unit)
-        assert isinstance(result, UnitResult)
-        assert sum(count for count in counts if isinstance(count, int)) == self.request.units()[unit].num_items(6)
+    def result(self, runner: LikelihoodTasks, task: int) -> TaskResult:
+        *counts, result = runner.make(task)
+        assert isinstance(result, TaskResult)
+        assert sum(count for count in counts if isinstance(count, int)) == self.request.tasks()[task].num_items(6)
         return result
 
 
@@ -91,36 +91,36 @@ def made(checkpoint: Path, data: Path, tmp_path_factory: pytest.TempPathFactory)
 
 @pytest.fixture(scope="module")
 def finished(made: Made) -> Path:
-    """The folder of a job that was killed when all units were made, and started again."""
+    """The folder of a job that was killed when all tasks were made, and started again."""
     output = LikelihoodOutput(made.options.out, made.request, 6)
     output.begin()
     output.write_step_sizes(made.schedule)
-    maker = made.maker()
-    for unit in range(len(made.request.units())):
-        output.keep(unit, made.result(maker, unit))
+    runner = made.runner()
+    for task in range(len(made.request.tasks())):
+        output.keep(task, made.result(runner, task))
     assert likelihood_run(made.options) == 0
     return Path(made.options.out)
 
 
 def test_units_cover_every_chain_and_image_once(made: Made) -> None:
-    units = made.request.units()
+    tasks = made.request.tasks()
     chains = [(kind, length, NUM_CHAINS) for kind in ("down", "up") for length in (1, 2)]
     for kind, length, count in (("images", 0, NUM_IMAGES), *chains):
-        numbers = [number for unit in units if unit[:2] == (kind, length) for number in unit.numbers]
+        numbers = [number for task in tasks if task[:2] == (kind, length) for number in task.numbers]
         assert numbers == list(range(count))
-    assert all(len(unit.numbers) <= 3 for unit in units)
+    assert all(len(task.numbers) <= 3 for task in tasks)
     few = dataclasses.replace(made.request, num_images=2)
     assert few.num_upward == 2
 
 
 def test_a_unit_is_the_same_whoever_makes_it(made: Made) -> None:
-    busy = made.maker()
-    for unit in (5, 0, 9):
-        first, again = made.result(made.maker(), unit), made.result(busy, unit)
+    busy = made.runner()
+    for task in (5, 0, 9):
+        first, again = made.result(made.runner(), task), made.result(busy, task)
         assert first.arrays.keys() == again.arrays.keys()
         for name, values in first.arrays.items():
             np.testing.assert_array_equal(values, again.arrays[name])
-    kinds = {made.request.units()[unit].kind for unit in (5, 0, 9)}
+    kinds = {made.request.tasks()[task].kind for task in (5, 0, 9)}
     assert len(kinds) >= 2
 
 
@@ -129,7 +129,7 @@ def test_log_densities_are_those_of_the_averaged_network(made: Made, checkpoint:
     network = load_averaged(build_network(stored.experiment), stored.tensors["ema"])
     network.double()
     levels = build_levels(stored.experiment, build_ladder(stored.experiment.diffusion))
-    found = made.result(made.maker(), 0)
+    found = made.result(made.runner(), 0)
     assert not np.array_equal(found.arrays["at_data"], found.arrays["at_x_0"])
     # Image 0 of the data set: within what half a grey level of dequantisation changes.
     from drl_dist.data.decode import read_images
@@ -143,14 +143,14 @@ def test_log_densities_are_those_of_the_averaged_network(made: Made, checkpoint:
 
 
 def test_a_result_counts_for_its_own_request_only(made: Made) -> None:
-    result = made.result(made.maker(), 3)
+    result = made.result(made.runner(), 3)
     data = result.to_bytes(made.request)
-    back = UnitResult.from_bytes(data, made.request)
+    back = TaskResult.from_bytes(data, made.request)
     assert back is not None
     assert (back.device, back.seconds) == (result.device, result.seconds)
     np.testing.assert_array_equal(back.arrays["log_weight"], result.arrays["log_weight"])
-    assert UnitResult.from_bytes(data, dataclasses.replace(made.request, seed=5)) is None
-    assert UnitResult.from_bytes(data[:-9], made.request) is None
+    assert TaskResult.from_bytes(data, dataclasses.replace(made.request, seed=5)) is None
+    assert TaskResult.from_bytes(data[:-9], made.request) is None
 
 
 def test_a_killed_job_ends_where_it_would_have(finished: Path, made: Made, capsys: pytest.CaptureFixture[str]) -> None:
@@ -204,9 +204,9 @@ def test_a_likelihood_is_there_without_the_server_and_logged_when_it_is_back(
     output = LikelihoodOutput(given.out, made.request, 6)
     output.begin()
     output.write_step_sizes(made.schedule)
-    maker = made.maker()
-    for unit in range(len(made.request.units())):
-        output.keep(unit, made.result(maker, unit))
+    runner = made.runner()
+    for task in range(len(made.request.tasks())):
+        output.keep(task, made.result(runner, task))
 
     def away(*_: object, **__: object) -> str:
         raise UserError("MLflow server", got="no answer", expected="one", remedy="start it")
@@ -255,7 +255,7 @@ def test_a_job_on_ray_killed_and_run_again_finds_the_same_numbers(
     with (tmp_path / "killed.txt").open("w") as told:
         killed = subprocess.Popen(command, env=server_environment, stdout=subprocess.DEVNULL, stderr=told)
         try:
-            # A record holds what one unit found; the report comes after all of them, and after a picture.
+            # A record holds what one task found; the report comes after all of them, and after a picture.
             wait_for(lambda: list((tmp_path / "out").rglob("0*.safetensors")))
         finally:
             killed.kill()
@@ -289,9 +289,9 @@ def test_a_job_on_ray_killed_and_run_again_finds_the_same_numbers(
 
 def test_weights_that_diverged_have_no_likelihood(made: Made) -> None:
     ema = {name: np.full_like(value, np.nan) for name, value in made.model.ema.items()}
-    maker = LikelihoodMaker(made.model.experiment, ema, made.request, made.schedule, made.index)
+    runner = LikelihoodTasks(made.model.experiment, ema, made.request, made.schedule, made.index)
     with pytest.raises(UserError, match="images 0 to 2: got values that are not finite"):
-        list(maker.make(0))
+        list(runner.make(0))
 
 
 def other_schedule(model: TrainedModel, folder: Path, **changed: object) -> str:

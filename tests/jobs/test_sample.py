@@ -74,7 +74,7 @@ def contents(folder: Path) -> dict[str, str]:
 
 
 def working_actors(head: RayHead) -> list[int]:
-    """Process ids of the actors that are making a unit."""
+    """Process ids of the actors that are making a task."""
     return titled(head, "ray::SampleWorker.make")
 
 

@@ -17,7 +17,7 @@ from drl_dist.data.index import open_index
 from drl_dist.jobs.sample import driver as sample_driver
 from drl_dist.jobs.sample.driver import sample_run
 from drl_dist.jobs.sample.options import SampleOptions
-from drl_dist.jobs.sample.task import UnitMaker
+from drl_dist.jobs.sample.task import SampleTasks
 from tests.jobs.in_process import OneByOne, run_in_process
 from tests.support import write_tiny_checkpoint
 
@@ -151,14 +151,14 @@ def test_images_that_were_there_keep_their_bytes_whatever_their_batch_rounds(
 ) -> None:
     assert sample(checkpoint, tmp_path, 6) == 0
     before = images(tmp_path)
-    make = UnitMaker.make
+    make = SampleTasks.make
 
-    def rounded(self: UnitMaker, unit: int) -> Iterator[Any]:
+    def rounded(self: SampleTasks, task: int) -> Iterator[Any]:
         # As on another machine.
         self._noise = type(self._noise)(seed=99)
-        return make(self, unit)
+        return make(self, task)
 
-    monkeypatch.setattr(UnitMaker, "make", rounded)
+    monkeypatch.setattr(SampleTasks, "make", rounded)
     assert sample(checkpoint, tmp_path, 8) == 0
     after = images(tmp_path)
     assert after[:6] == before

@@ -1,4 +1,4 @@
-"""A training job on damaged data that tolerates it: the log of substitutes has each damaged position once, whatever happens."""
+"""Training on damaged data that tolerates it: the log of substitutes has each damaged position exactly once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Actors that make units of work. A dead one is replaced, its unit made again; results do not depend on who made
+"""Actors that make tasks of work. A dead one is replaced, its task made again; results do not depend on who made
 them."""
 
 from __future__ import annotations
@@ -17,79 +17,85 @@ Record = TypeVar("Record")
 Record_co = TypeVar("Record_co", covariant=True)
 
 MAX_FAILURES = 3
-"""Workers that may die over the same unit, or before they are ready, until the job gives up."""
+"""Workers that may die over the same task, or before they are ready, until the job gives up."""
 LOOK_SECONDS = 2.0
 
 
-class Maker(Protocol[Record_co]):
-    """Makes units, one after the other, on one device."""
+class TaskRunner(Protocol[Record_co]):
+    """Makes tasks, one after the other, on one device."""
 
-    def make(self, unit: int) -> Iterator[int | Record_co]:
-        """Make a unit, whose result is a pure function of its number; the number of items after each part, then the
+    def make(self, task: int) -> Iterator[int | Record_co]:
+        """Make a task, whose result is a pure function of its number; the number of items after each part, then the
         record."""
         ...
 
 
 class SampleWorker:
-    """A `Maker` in a Ray actor."""
+    """A `TaskRunner` in a Ray actor."""
 
-    def __init__(self, new_maker: Callable[..., Maker[Any]], *arguments: Any) -> None:
-        self._maker = new_maker(*arguments)
+    def __init__(self, new_runner: Callable[..., TaskRunner[Any]], *arguments: Any) -> None:
+        self._runner = new_runner(*arguments)
 
     def ready(self) -> None:
         """Return once the worker is set up."""
 
-    def make(self, unit: int) -> Iterator[Any]:
-        """See `Maker.make`."""
-        yield from self._maker.make(unit)
+    def make(self, task: int) -> Iterator[Any]:
+        """See `TaskRunner.make`."""
+        yield from self._runner.make(task)
 
 
 class WorkerPool(Generic[Record]):
-    """Makes units on a number of actors.
+    """Makes tasks on a number of actors.
 
     Args:
         size: actors.
         cpus: of each actor.
         gpus: of each actor.
-        new_maker: what each actor makes its `Maker` with.
-        arguments: of `new_maker`.
+        new_runner: what each actor makes its `TaskRunner` with.
+        arguments: of `new_runner`.
     """
 
     def __init__(
-        self, size: int, *, cpus: int, gpus: int, new_maker: Callable[..., Maker[Record]], arguments: Sequence[Any]
+        self,
+        size: int,
+        *,
+        cpus: int,
+        gpus: int,
+        new_runner: Callable[..., TaskRunner[Record]],
+        arguments: Sequence[Any],
     ) -> None:
         self._size = size
         actor = ray.remote(SampleWorker).options(num_cpus=cpus, num_gpus=gpus, max_restarts=0)
         # The weights are sent to each machine once.
         stored = [ray.put(argument) for argument in arguments]
-        self._new_actor: Callable[[], Any] = lambda: actor.remote(new_maker, *stored)
+        self._new_actor: Callable[[], Any] = lambda: actor.remote(new_runner, *stored)
         self._starting: dict[Any, Any] = {}
         self._idle: list[Any] = []
         self._busy: dict[Any, tuple[Any, int]] = {}
         self._deaths: dict[int | None, int] = {}
         self._made: dict[int, int] = {}
 
-    def run(self, units: Sequence[int], advance: Advance) -> Iterator[tuple[int, Record]]:
-        """Make units, in no particular order.
+    def run(self, tasks: Sequence[int], advance: Advance) -> Iterator[tuple[int, Record]]:
+        """Make tasks, in no particular order.
 
         Args:
-            units: their numbers.
+            tasks: their numbers.
             advance: told the number of items made, negative when a worker's death lost some.
 
         Yields:
-            the number and the record of each unit.
+            the number and the record of each task.
 
         Raises:
-            UserError: from a unit, or workers died more often than `MAX_FAILURES` times.
-            ray.exceptions.RayTaskError: from a unit, if it is another error.
+            UserError: from a task, or workers died more often than `MAX_FAILURES` times.
+            ray.exceptions.RayTaskError: from a task, if it is another error.
         """
-        queue = deque(units)
+        queue = deque(tasks)
         for _ in range(min(self._size, len(queue))):
             self._start()
         while queue or self._busy:
             while queue and self._idle:
-                worker, unit = self._idle.pop(), queue.popleft()
-                self._busy[worker.make.options(num_returns="streaming").remote(unit)] = (worker, unit)
+                worker, task = self._idle.pop(), queue.popleft()
+                self._busy[worker.make.options(num_returns="streaming").remote(task)] = (worker, task)
             # Streams and plain references alike, which Ray's types do not say.
             ready: list[Any]
             ready, _ = ray.wait([*self._starting, *self._busy], num_returns=1, timeout=LOOK_SECONDS)
@@ -98,26 +104,26 @@ class WorkerPool(Generic[Record]):
                 if item in self._starting:
                     self._started(item)
                     continue
-                _, unit = self._busy[item]
+                _, task = self._busy[item]
                 try:
                     news: Any = ray.get(next(item))
                 except RayActorError as error:
-                    advance(-self._made.pop(unit, 0))
+                    advance(-self._made.pop(task, 0))
                     del self._busy[item]
-                    queue.appendleft(unit)
-                    self._replace(unit, error)
+                    queue.appendleft(task)
+                    self._replace(task, error)
                 except RayTaskError as error:
                     if isinstance(error.cause, UserError):
                         raise error.cause from None
                     raise
                 else:
                     if isinstance(news, int):
-                        self._made[unit] = self._made.get(unit, 0) + news
+                        self._made[task] = self._made.get(task, 0) + news
                         advance(news, self._note())
                     else:
                         self._idle.append(self._busy.pop(item)[0])
-                        self._made.pop(unit, None)
-                        yield unit, news
+                        self._made.pop(task, None)
+                        yield task, news
 
     def close(self) -> None:
         """End all actors, so that what they hold is free at once."""
@@ -138,14 +144,14 @@ class WorkerPool(Generic[Record]):
             self._deaths.pop(None, None)
             self._idle.append(worker)
 
-    def _replace(self, unit: int | None, error: RayActorError) -> None:
-        what = "a worker that was starting" if unit is None else f"the worker of unit {unit}"
-        self._deaths[unit] = self._deaths.get(unit, 0) + 1
+    def _replace(self, task: int | None, error: RayActorError) -> None:
+        what = "a worker that was starting" if task is None else f"the worker of task {task}"
+        self._deaths[task] = self._deaths.get(task, 0) + 1
         reason = " ".join(str(error).split())[:300]
-        if self._deaths[unit] > MAX_FAILURES:
+        if self._deaths[task] > MAX_FAILURES:
             raise UserError(
                 what,
-                got=f"its death {self._deaths[unit]} times in a row ({reason})",
+                got=f"its death {self._deaths[task]} times in a row ({reason})",
                 expected=f"at most {MAX_FAILURES} deaths",
                 remedy="lower --batch-size if memory ran out, look at Ray's logs, then repeat the command, "
                 "which resumes",

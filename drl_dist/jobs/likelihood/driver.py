@@ -1,4 +1,4 @@
-"""The likelihood job: check everything, adapt, make the units that are missing, then report, picture and tracking."""
+"""The likelihood job: check everything, adapt, make the tasks that are missing, then report, picture and tracking."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ from drl_dist.jobs.likelihood.output import (
     report_lines,
 )
 from drl_dist.jobs.likelihood.task import (
-    LikelihoodMaker,
     LikelihoodRequest,
-    StepSizeMaker,
-    Unit,
-    UnitResult,
+    LikelihoodTasks,
+    StepSizeTasks,
+    Task,
+    TaskResult,
     num_adapted,
 )
 from drl_dist.likelihood.report import Report, level_metrics, report, whole_metrics
@@ -69,8 +69,8 @@ def likelihood_run(options: LikelihoodOptions) -> int:
         output.clean_up()
         print(f"{options.out} already holds this likelihood, in {REPORT_NAME}; nothing to do", flush=True)
         return 0
-    units, schedule, results = request.units(), output.schedule(), output.finished()
-    missing = [number for number in range(len(units)) if number not in results]
+    tasks, schedule, results = request.tasks(), output.schedule(), output.finished()
+    missing = [number for number in range(len(tasks)) if number not in results]
     if missing or schedule is None:
         with cluster():
             check_capacity(options.num_workers, cpus=options.cpus_per_worker, gpus=int(options.use_gpu))
@@ -79,7 +79,7 @@ def likelihood_run(options: LikelihoodOptions) -> int:
                 schedule = schedule or given or _adapt(options, model, request)
                 output.write_step_sizes(schedule)
                 _make(options, model, index, request, schedule, output, results, missing)
-    _finish(options, model, index, request, output, units, results)
+    _finish(options, model, index, request, output, tasks, results)
     return 0
 
 
@@ -118,7 +118,7 @@ def _adapt(options: LikelihoodOptions, model: TrainedModel, request: LikelihoodR
         1,
         cpus=options.cpus_per_worker,
         gpus=int(options.use_gpu),
-        new_maker=StepSizeMaker,
+        new_runner=StepSizeTasks,
         arguments=(model.experiment, model.ema, request),
     )
     with progress("adapting", count, 0, "levels") as advance:
@@ -134,14 +134,14 @@ def _make(
     request: LikelihoodRequest,
     schedule: StepSizes,
     output: LikelihoodOutput,
-    results: dict[int, UnitResult],
+    results: dict[int, TaskResult],
     missing: Sequence[int],
 ) -> None:
-    units, num_levels = request.units(), model.experiment.diffusion.num_levels
-    items = [unit.num_items(num_levels) for unit in units]
+    tasks, num_levels = request.tasks(), model.experiment.diffusion.num_levels
+    items = [task.num_items(num_levels) for task in tasks]
     print(
         f"{'resuming' if results else 'estimating'} log Z and the likelihood of {request.num_images} images under "
-        f"{options.model} (step {model.step}) in {options.out}: {len(missing)} of {len(units)} units to make on "
+        f"{options.model} (step {model.step}) in {options.out}: {len(missing)} of {len(tasks)} tasks to make on "
         f"{options.num_workers} workers",
         flush=True,
     )
@@ -149,7 +149,7 @@ def _make(
         options.num_workers,
         cpus=options.cpus_per_worker,
         gpus=int(options.use_gpu),
-        new_maker=LikelihoodMaker,
+        new_runner=LikelihoodTasks,
         arguments=(model.experiment, model.ema, request, schedule, index),
     )
     with progress("likelihood", sum(items), sum(items[number] for number in results), "chain steps") as advance:
@@ -164,12 +164,12 @@ def _finish(
     index: ShardIndex,
     request: LikelihoodRequest,
     output: LikelihoodOutput,
-    units: Sequence[Unit],
-    results: Mapping[int, UnitResult],
+    tasks: Sequence[Task],
+    results: Mapping[int, TaskResult],
 ) -> None:
-    groups: dict[tuple[str, int], list[UnitResult]] = {}
-    for number, unit in enumerate(units):
-        groups.setdefault((unit.kind, unit.num_bridges), []).append(results[number])
+    groups: dict[tuple[str, int], list[TaskResult]] = {}
+    for number, task in enumerate(tasks):
+        groups.setdefault((task.kind, task.num_bridges), []).append(results[number])
     arrays = {key: concatenated(parts) for key, parts in groups.items()}
     tensors = {
         key: {name: torch.from_numpy(value.copy()) for name, value in part.items()} for key, part in arrays.items()
@@ -204,7 +204,7 @@ def _finish(
 
 
 def _origin(
-    options: LikelihoodOptions, model: TrainedModel, index: ShardIndex, results: Mapping[int, UnitResult]
+    options: LikelihoodOptions, model: TrainedModel, index: ShardIndex, results: Mapping[int, TaskResult]
 ) -> dict[str, Any]:
     version = model.version
     return {

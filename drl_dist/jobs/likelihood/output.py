@@ -1,4 +1,4 @@
-"""The folder that a likelihood job fills: step sizes, results of finished units, weights, picture, report."""
+"""The folder that a likelihood job fills: step sizes, results of finished tasks, weights, picture, report."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from safetensors.numpy import save
 from drl_dist.jobs.common.job_folder import JobFolder, read_json
 from drl_dist.jobs.common.report import Column, evenly_spread, figure_png, new_figure, report_bytes, table
 from drl_dist.jobs.common.step_sizes import STEP_SIZES_NAME, read_step_sizes, write_step_sizes
-from drl_dist.jobs.likelihood.task import LikelihoodRequest, UnitResult
+from drl_dist.jobs.likelihood.task import LikelihoodRequest, TaskResult
 from drl_dist.likelihood.partition import LogZ
 from drl_dist.likelihood.report import Report
 from drl_dist.mcmc.adaptation import StepSizes
@@ -85,18 +85,18 @@ class LikelihoodOutput:
         """Keep the step sizes."""
         write_step_sizes(self.url, schedule, self._request.ema_sha256)
 
-    def finished(self) -> dict[int, UnitResult]:
-        """The results of the units that earlier starts finished, by number."""
-        units = {name: unit for unit, name in enumerate(self._record_names())}
+    def finished(self) -> dict[int, TaskResult]:
+        """The results of the tasks that earlier starts finished, by number."""
+        tasks = {name: task for task, name in enumerate(self._record_names())}
         results = {
-            units[name]: UnitResult.from_bytes(data, self._request)
-            for name, data in self._records.present(units).items()
+            tasks[name]: TaskResult.from_bytes(data, self._request)
+            for name, data in self._records.present(tasks).items()
         }
-        return {unit: result for unit, result in results.items() if result is not None}
+        return {task: result for task, result in results.items() if result is not None}
 
-    def keep(self, unit: int, result: UnitResult) -> None:
-        """Keep the result of a finished unit, so that a later start skips it."""
-        self._records.write({f"{unit:06d}.safetensors": result.to_bytes(self._request)})
+    def keep(self, task: int, result: TaskResult) -> None:
+        """Keep the result of a finished task, so that a later start skips it."""
+        self._records.write({f"{task:06d}.safetensors": result.to_bytes(self._request)})
 
     def write_weights(self, arrays: Mapping[str, NDArray[np.float64]]) -> None:
         """Keep all weights and log-densities, from which everything in the report follows."""
@@ -123,7 +123,7 @@ class LikelihoodOutput:
         self._job.clean_up(self._fields, records=self._record_names(), files=_WRITTEN)
 
     def _record_names(self) -> list[str]:
-        return [f"{unit:06d}.safetensors" for unit in range(len(self._request.units()))]
+        return [f"{task:06d}.safetensors" for task in range(len(self._request.tasks()))]
 
     def _read_request(self) -> Mapping[str, Any]:
         """What a complete folder was made for."""
@@ -192,8 +192,8 @@ def as_json(report: Report) -> dict[str, Any]:
     return content
 
 
-def concatenated(results: Iterable[UnitResult]) -> dict[str, NDArray[np.float64]]:
-    """The arrays of units of one kind, in the order of their numbers, side by side."""
+def concatenated(results: Iterable[TaskResult]) -> dict[str, NDArray[np.float64]]:
+    """The arrays of tasks of one kind, in the order of their numbers, side by side."""
     parts = [result.arrays for result in results]
     return {name: np.concatenate([part[name] for part in parts], axis=-1) for name in parts[0]}
 

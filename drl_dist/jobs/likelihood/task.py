@@ -1,4 +1,4 @@
-"""Units of the likelihood job: some chains or images, a pure function of model, request and the unit's number."""
+"""Tasks of the likelihood job: some chains or images, a pure function of model, request and the task's number."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ _DTYPES = {"float64": torch.float64, "float32": torch.float32}
 _WHAT: dict[Kind, str] = {"images": "images", "down": "chains from white noise", "up": "chains from images"}
 _UP_IDS = 1 << 40
 _SIGNS_OF_LIFE = 50
-"""Reports of a unit while it is made, at most."""
+"""Reports of a task while it is made, at most."""
 
 
-class Unit(NamedTuple):
-    """A unit of work: the chains, or images, of a range of numbers."""
+class Task(NamedTuple):
+    """A task of work: the chains, or images, of a range of numbers."""
 
     kind: Kind
     """images: log-densities of images; down, up: chains from white noise, or from images."""
@@ -87,13 +87,13 @@ class LikelihoodRequest:
         """Chains of each length that begin at images: as many as go down, or as there are images."""
         return min(self.num_chains, self.num_images)
 
-    def units(self) -> list[Unit]:
-        """All units, in a fixed order."""
-        made = [Unit("images", 0, numbers) for numbers in self._blocks(self.num_images)]
+    def tasks(self) -> list[Task]:
+        """All tasks, in a fixed order."""
+        made = [Task("images", 0, numbers) for numbers in self._blocks(self.num_images)]
         # The longest chains first: what comes last should not keep one worker busy for long.
         for length in reversed(self.chain_lengths):
-            made += [Unit("down", length, numbers) for numbers in self._blocks(self.num_chains)]
-            made += [Unit("up", length, numbers) for numbers in self._blocks(self.num_upward)]
+            made += [Task("down", length, numbers) for numbers in self._blocks(self.num_chains)]
+            made += [Task("up", length, numbers) for numbers in self._blocks(self.num_upward)]
         return made
 
     def _blocks(self, count: int) -> Iterable[range]:
@@ -101,8 +101,8 @@ class LikelihoodRequest:
 
 
 @dataclass(frozen=True, eq=False)
-class UnitResult:
-    """What a unit found."""
+class TaskResult:
+    """What a task found."""
 
     arrays: dict[str, NDArray[np.float64]]
     """images: at_data, at_x_0 (B,); down, up: log_weight, acceptance_rate, root_mean_square (T, B); up: at_x_0 (B,)."""
@@ -116,7 +116,7 @@ class UnitResult:
         return save(self.arrays, facts)
 
     @classmethod
-    def from_bytes(cls, data: bytes, request: LikelihoodRequest) -> UnitResult | None:
+    def from_bytes(cls, data: bytes, request: LikelihoodRequest) -> TaskResult | None:
         """The result in these bytes, None if it was found for another request or is damaged."""
         found = read_arrays(data)
         if found is None or found[1].get("request") != request.digest:
@@ -146,8 +146,8 @@ class _Model:
         return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
 
 
-class StepSizeMaker:
-    """Adapts the step sizes, the only unit that it can make.
+class StepSizeTasks:
+    """Adapts the step sizes, the only task that it can make.
 
     Args:
         experiment: the model's.
@@ -160,7 +160,7 @@ class StepSizeMaker:
     ) -> None:
         self._model = _Model(experiment, ema, request)
 
-    def make(self, unit: int) -> Iterator[int | StepSizes]:
+    def make(self, task: int) -> Iterator[int | StepSizes]:
         """Adapt level by level; 1 after each level, then the schedule.
 
         Raises:
@@ -186,8 +186,8 @@ class StepSizeMaker:
         yield adaptation.step_sizes(found)
 
 
-class LikelihoodMaker:
-    """Makes units, one after the other, on one device.
+class LikelihoodTasks:
+    """Makes tasks, one after the other, on one device.
 
     Args:
         experiment: the model's.
@@ -206,17 +206,17 @@ class LikelihoodMaker:
         index: ShardIndex,
     ) -> None:
         self._model, self._request, self._index = _Model(experiment, ema, request), request, index
-        self._step_size, self._units = schedule.step_size, request.units()
+        self._step_size, self._tasks = schedule.step_size, request.tasks()
         self._noise = PhiloxNoise(request.seed)
 
-    def make(self, unit: int) -> Iterator[int | UnitResult]:
-        """Make a unit; the number of its items after each part, then its result.
+    def make(self, task: int) -> Iterator[int | TaskResult]:
+        """Make a task; the number of its items after each part, then its result.
 
         Raises:
             UserError: an image cannot be read, or numbers are not finite.
         """
         began = time.monotonic()
-        wanted = self._units[unit]
+        wanted = self._tasks[task]
         arrays: dict[str, Tensor] = {}
         if wanted.kind == "images":
             at_data = self._images(np.array(wanted.numbers))
@@ -232,13 +232,13 @@ class LikelihoodMaker:
                 expected="finite numbers",
                 remedy="use an earlier checkpoint, or --precision float64",
             )
-        yield UnitResult(
+        yield TaskResult(
             {name: np.ascontiguousarray(values.cpu().numpy()) for name, values in arrays.items()},
             self._model.device_name,
             round(time.monotonic() - began, 3),
         )
 
-    def _chains(self, wanted: Unit, arrays: dict[str, Tensor]) -> Iterator[int]:
+    def _chains(self, wanted: Task, arrays: dict[str, Tensor]) -> Iterator[int]:
         """Lead chains along the ladder; chain steps after each part."""
         model, request, length = self._model, self._request, wanted.num_bridges
         # Chains of each length and direction have numbers of their own.
@@ -284,5 +284,5 @@ class LikelihoodMaker:
 
 
 def num_adapted(experiment: Experiment) -> int:
-    """Levels at which `StepSizeMaker` adapts."""
+    """Levels at which `StepSizeTasks` adapts."""
     return len(adapted_levels(build_ladder(experiment.diffusion)))

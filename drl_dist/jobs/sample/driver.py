@@ -1,4 +1,4 @@
-"""The sampling job: check everything, make the units that are missing, then manifest, pictures and index."""
+"""The sampling job: check everything, make the tasks that are missing, then manifest, pictures and index."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from drl_dist.jobs.common.model import TrainedModel, load_model
 from drl_dist.jobs.common.prometheus import job_exported
 from drl_dist.jobs.sample.options import SampleOptions
 from drl_dist.jobs.sample.output import DEVICES_BETWEEN, GRID_NAME, SampleOutput
-from drl_dist.jobs.sample.task import PROGRESSION_NAME, SampleRequest, UnitMaker, UnitRecord
+from drl_dist.jobs.sample.task import PROGRESSION_NAME, SampleRequest, SampleTasks, TaskRecord
 from drl_dist.tracking.job_runs import PICTURE_NAME, JobRun, is_logged, job_run_name, log_or_warn
 
 
@@ -42,7 +42,7 @@ def sample_run(options: SampleOptions) -> int:
         real = open_index(options.real)
         real.check_model(resolution=experiment.model.resolution, channels=experiment.model.channels)
     records = output.finished()
-    missing = [unit for unit in range(request.num_units) if unit not in records]
+    missing = [task for task in range(request.num_tasks) if task not in records]
     if missing:
         _make(options, model, request, output, records, missing)
     output.check_shards(records)
@@ -74,16 +74,16 @@ def _make(
     model: TrainedModel,
     request: SampleRequest,
     output: SampleOutput,
-    records: dict[int, UnitRecord],
+    records: dict[int, TaskRecord],
     missing: list[int],
 ) -> None:
-    done = sum(len(request.images_of(unit)) for unit in records)
+    done = sum(len(request.images_of(task)) for task in records)
     with cluster():
         check_capacity(options.num_workers, cpus=options.cpus_per_worker, gpus=int(options.use_gpu))
         output.begin(records)
         print(
             f"{'resuming' if records else 'sampling'} {request.num_images} images of {options.model} (step "
-            f"{model.step}) to {options.out}: {len(missing)} of {request.num_units} shards to make on "
+            f"{model.step}) to {options.out}: {len(missing)} of {request.num_tasks} shards to make on "
             f"{options.num_workers} workers",
             flush=True,
         )
@@ -91,7 +91,7 @@ def _make(
             options.num_workers,
             cpus=options.cpus_per_worker,
             gpus=int(options.use_gpu),
-            new_maker=UnitMaker,
+            new_runner=SampleTasks,
             arguments=(model.experiment, model.ema, request, options.out, output.aside, output.replaced),
         )
         began, before = time.monotonic(), done
@@ -100,10 +100,10 @@ def _make(
             closing(pool),
             progress("sampling", request.num_images, done, "images") as advance,
         ):
-            for unit, record in pool.run(missing, advance):
-                output.keep(unit, record)
-                records[unit] = record
-                done += len(request.images_of(unit))
+            for task, record in pool.run(missing, advance):
+                output.keep(task, record)
+                records[task] = record
+                done += len(request.images_of(task))
                 rate = (done - before) / (time.monotonic() - began)
                 exporter.set(sampled_images=done, sampling_images_per_second=rate)
 
@@ -113,7 +113,7 @@ def _finish(
     model: TrainedModel,
     request: SampleRequest,
     output: SampleOutput,
-    records: dict[int, UnitRecord],
+    records: dict[int, TaskRecord],
     real: ShardIndex | None,
 ) -> None:
     version = model.version

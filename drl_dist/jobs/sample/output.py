@@ -1,4 +1,4 @@
-"""The folder that a sampling job fills: shards, records of finished units, manifest, grid, index."""
+"""The folder that a sampling job fills: shards, records of finished tasks, manifest, grid, index."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from drl_dist.data.manifest import MANIFEST_FORMAT, MANIFEST_NAME, MANIFEST_VERS
 from drl_dist.data.shards import Sample, ShardRow, pack_shard, shard_name
 from drl_dist.jobs.common.job_folder import JobFolder, refuse_other
 from drl_dist.jobs.common.report import sheet_png
-from drl_dist.jobs.sample.task import PROGRESSION_NAME, SPLIT, TAR_HEADER_BYTES, SampleRequest, UnitRecord
+from drl_dist.jobs.sample.task import PROGRESSION_NAME, SPLIT, TAR_HEADER_BYTES, SampleRequest, TaskRecord
 
 GRID_NAME = "grid.png"
 GRID_IMAGES = 64
 DEVICES_BETWEEN = "; "
-"""Between the names of devices in the record of a unit that is known from a manifest alone."""
+"""Between the names of devices in the record of a task that is known from a manifest alone."""
 
 
 class SampleOutput:
@@ -66,7 +66,7 @@ class SampleOutput:
 
     @property
     def replaced(self) -> list[int]:
-        """The unit, if any, whose shard is there with fewer images, and counts until the others are made."""
+        """The task, if any, whose shard is there with fewer images, and counts until the others are made."""
         if self._complete is None or self._complete.num_samples % self._request.shard_size == 0:
             return []
         return [self._complete.num_samples // self._request.shard_size]
@@ -85,8 +85,8 @@ class SampleOutput:
         self._job.check_begun(self._fields)
         return False
 
-    def finished(self) -> dict[int, UnitRecord]:
-        """The records of the units that earlier starts finished, by number.
+    def finished(self) -> dict[int, TaskRecord]:
+        """The records of the tasks that earlier starts finished, by number.
 
         Raises:
             UserError: the storage does not answer.
@@ -95,34 +95,34 @@ class SampleOutput:
         begun = self._job.begun()
         if begun is None:
             return records
-        units = {f"{unit:05d}.json": unit for unit in range(self._request.num_units)}
-        for name, text in self._records.present(units).items():
-            unit, record = units[name], UnitRecord.from_json(text, self._request, begun["num_images"])
-            # The last unit of fewer images is another one.
-            if record is not None and record.row.num_samples == len(self._request.images_of(unit)):
-                records.setdefault(unit, record)
+        tasks = {f"{task:05d}.json": task for task in range(self._request.num_tasks)}
+        for name, text in self._records.present(tasks).items():
+            task, record = tasks[name], TaskRecord.from_json(text, self._request, begun["num_images"])
+            # The last task of fewer images is another one.
+            if record is not None and record.row.num_samples == len(self._request.images_of(task)):
+                records.setdefault(task, record)
         places = [self._folder.sizes(), self._records.folder.sizes()]
         return {
-            unit: record
-            for unit, record in sorted(records.items())
+            task: record
+            for task, record in sorted(records.items())
             if any(sizes.get(record.row.name) == record.row.size for sizes in places)
         }
 
-    def begin(self, records: Mapping[int, UnitRecord]) -> None:
-        """Write what the folder is for, and the finished units; this also shows that it can be written.
+    def begin(self, records: Mapping[int, TaskRecord]) -> None:
+        """Write what the folder is for, and the finished tasks; this also shows that it can be written.
 
         Raises:
             UserError: it cannot.
         """
         # The request first: records without one are somebody else's.
         self._job.begin(self._fields)
-        self._records.write({f"{unit:05d}.json": record.to_json(self._request) for unit, record in records.items()})
+        self._records.write({f"{task:05d}.json": record.to_json(self._request) for task, record in records.items()})
 
-    def keep(self, unit: int, record: UnitRecord) -> None:
-        """Keep the record of a finished unit, so that a later start skips it."""
-        self._records.write({f"{unit:05d}.json": record.to_json(self._request)})
+    def keep(self, task: int, record: TaskRecord) -> None:
+        """Keep the record of a finished task, so that a later start skips it."""
+        self._records.write({f"{task:05d}.json": record.to_json(self._request)})
 
-    def check_shards(self, records: Mapping[int, UnitRecord]) -> None:
+    def check_shards(self, records: Mapping[int, TaskRecord]) -> None:
         """Return if every shard can be seen from here.
 
         Raises:
@@ -130,8 +130,8 @@ class SampleOutput:
         """
         places = {False: self._folder, True: self._records.folder}
         found = {is_aside: folder.sizes() for is_aside, folder in places.items()}
-        for unit, record in records.items():
-            name, is_aside = record.row.name, unit in self.replaced
+        for task, record in records.items():
+            name, is_aside = record.row.name, task in self.replaced
             size = found[is_aside].get(name)
             if size != record.row.size and found[True].get(name) != record.row.size:
                 raise UserError(
@@ -141,15 +141,15 @@ class SampleOutput:
                     remedy="use an --out that all machines of the cluster share",
                 )
 
-    def exchange(self, records: dict[int, UnitRecord]) -> None:
+    def exchange(self, records: dict[int, TaskRecord]) -> None:
         """Take the index of fewer images away, and put shards that were made aside where they belong.
 
         Args:
-            records: of all units, which are kept; images that were there keep their bytes, and their record.
+            records: of all tasks, which are kept; images that were there keep their bytes, and their record.
         """
-        for unit in self.replaced:
-            records[unit] = self._with_earlier_images(unit, records[unit])
-            self.keep(unit, records[unit])
+        for task in self.replaced:
+            records[task] = self._with_earlier_images(task, records[task])
+            self.keep(task, records[task])
         self._folder.remove(INDEX_NAME)
         aside = self._records.folder.sizes()
         for record in records.values():
@@ -160,13 +160,13 @@ class SampleOutput:
         if PROGRESSION_NAME in aside:
             self._folder.write(PROGRESSION_NAME, self._records.folder.read(PROGRESSION_NAME))
 
-    def _with_earlier_images(self, unit: int, record: UnitRecord) -> UnitRecord:
-        """A unit's shard with the images that were there, should other batches have rounded some of them otherwise."""
+    def _with_earlier_images(self, task: int, record: TaskRecord) -> TaskRecord:
+        """A task's shard with the images that were there, should other batches have rounded some of them otherwise."""
         assert self._complete is not None
-        row = self._complete.shards[unit]
+        row = self._complete.shards[task]
         earlier = self._folder.read(row.name)
         made = self._records.folder.read(record.row.name)
-        first = self._request.images_of(unit)[0]
+        first = self._request.images_of(task)[0]
         # Images that are damaged are no loss: they are made again.
         is_whole = hashlib.sha256(earlier).hexdigest() == row.sha256
         pngs = [_png_in(made, record.row, place) for place in range(record.row.num_samples)]
@@ -179,8 +179,8 @@ class SampleOutput:
         checksums = tuple(hashlib.sha256(png).hexdigest() for png in pngs)
         return dataclasses.replace(record, row=new_row, png_sizes=tuple(map(len, pngs)), png_sha256=checksums)
 
-    def _earlier(self) -> dict[int, UnitRecord]:
-        """The records of the full units of a complete folder of fewer images, from its index and manifest."""
+    def _earlier(self) -> dict[int, TaskRecord]:
+        """The records of the full tasks of a complete folder of fewer images, from its index and manifest."""
         if self._complete is None:
             return {}
         table, facts = read_manifest(self.url)
@@ -193,15 +193,15 @@ class SampleOutput:
                 expected=f"images 0 to {self._complete.num_samples - 1}, as the index beside it has",
                 remedy="copy the manifest again, or choose another --out",
             )
-        records: dict[int, UnitRecord] = {}
-        for unit, row in enumerate(self._complete.shards):
-            images = self._request.images_of(unit)
+        records: dict[int, TaskRecord] = {}
+        for task, row in enumerate(self._complete.shards):
+            images = self._request.images_of(task)
             if row.num_samples == len(images):
                 here = slice(images[0], images[-1] + 1)
-                records[unit] = UnitRecord(row, tuple(sizes[here]), tuple(checksums[here]), device, 0.0)
+                records[task] = TaskRecord(row, tuple(sizes[here]), tuple(checksums[here]), device, 0.0)
         return records
 
-    def index(self, records: Mapping[int, UnitRecord]) -> ShardIndex:
+    def index(self, records: Mapping[int, TaskRecord]) -> ShardIndex:
         """The index of all shards, not yet written."""
         model = self._experiment.model
         return ShardIndex(
@@ -210,11 +210,11 @@ class SampleOutput:
             split=SPLIT,
             resolution=model.resolution,
             channels=model.channels,
-            shards=tuple(records[unit].row for unit in sorted(records)),
+            shards=tuple(records[task].row for task in sorted(records)),
             made_by=self._fields,
         )
 
-    def write_manifest(self, records: Mapping[int, UnitRecord], origin: Mapping[str, Any]) -> None:
+    def write_manifest(self, records: Mapping[int, TaskRecord], origin: Mapping[str, Any]) -> None:
         """Write a row for each image: image_id, shard, member, offset and size of its PNG in the shard, sha256.
 
         Args:
@@ -239,8 +239,8 @@ class SampleOutput:
         )
         buffer = io.BytesIO()
         with pq.ParquetWriter(buffer, schema, compression="zstd") as writer:
-            for unit, record in sorted(records.items()):
-                images = self._request.images_of(unit)
+            for task, record in sorted(records.items()):
+                images = self._request.images_of(task)
                 columns = {
                     "image_id": list(images),
                     "shard": [record.row.name] * len(images),
@@ -270,12 +270,12 @@ class SampleOutput:
 
     def clean_up(self) -> None:
         """Remove the records of this request, and what a killed writer of its files left; nothing else."""
-        units = range(self._request.num_units)
-        shards = [shard_name(self._request.preset, SPLIT, unit) for unit in units]
+        tasks = range(self._request.num_tasks)
+        shards = [shard_name(self._request.preset, SPLIT, task) for task in tasks]
         # Records of an extension that waits for its own command stay.
         self._job.clean_up(
             self._fields,
-            records=[*(f"{unit:05d}.json" for unit in units), *shards, PROGRESSION_NAME],
+            records=[*(f"{task:05d}.json" for task in tasks), *shards, PROGRESSION_NAME],
             files=[*shards, PROGRESSION_NAME, GRID_NAME, MANIFEST_NAME],
         )
 

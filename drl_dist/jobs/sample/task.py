@@ -1,4 +1,4 @@
-"""One unit of sampling: the images of one shard, a pure function of the model, the request and the unit's number."""
+"""One sampling task: the images of one shard, a pure function of the model, the request and the task's number."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class SampleRequest:
     precision: Literal["float32", "bfloat16"] = "float32"
 
     @property
-    def num_units(self) -> int:
+    def num_tasks(self) -> int:
         """Shards in all."""
         return -(-self.num_images // self.shard_size)
 
@@ -64,18 +64,18 @@ class SampleRequest:
         return digest_of(dataclasses.asdict(self))
 
     @property
-    def unit_digest(self) -> str:
+    def task_digest(self) -> str:
         """SHA-256 over all fields but the number of images, which changes no image: what records are bound to."""
         return dataclasses.replace(self, num_images=0).digest
 
-    def images_of(self, unit: int) -> range:
-        """Ids of the images of a unit."""
-        return range(unit * self.shard_size, min((unit + 1) * self.shard_size, self.num_images))
+    def images_of(self, task: int) -> range:
+        """Ids of the images of a task."""
+        return range(task * self.shard_size, min((task + 1) * self.shard_size, self.num_images))
 
 
 @dataclass(frozen=True, eq=False)
-class UnitRecord:
-    """What is known of a finished unit."""
+class TaskRecord:
+    """What is known of a finished task."""
 
     row: ShardRow
     png_sizes: tuple[int, ...]
@@ -88,10 +88,10 @@ class UnitRecord:
     def to_json(self, request: SampleRequest) -> bytes:
         """The record as it lies beside the shard."""
         row = dataclasses.asdict(self.row) | {"offsets": self.row.offsets.tolist()}
-        return json.dumps({"request": request.unit_digest, **vars(self), "row": row}).encode()
+        return json.dumps({"request": request.task_digest, **vars(self), "row": row}).encode()
 
     @classmethod
-    def from_json(cls, text: bytes, request: SampleRequest, began_with: int | None = None) -> UnitRecord | None:
+    def from_json(cls, text: bytes, request: SampleRequest, began_with: int | None = None) -> TaskRecord | None:
         """The record in these bytes, None if it was made for another request or is damaged.
 
         Args:
@@ -105,7 +105,7 @@ class UnitRecord:
             return None
         # Records of earlier versions are bound to the number of images too.
         earlier = dataclasses.replace(request, num_images=began_with or request.num_images).digest
-        if values.pop("request", None) not in (request.unit_digest, request.digest, earlier):
+        if values.pop("request", None) not in (request.task_digest, request.digest, earlier):
             return None
         row = values.pop("row")
         offsets = np.array(row.pop("offsets"), dtype=np.int64)
@@ -113,15 +113,15 @@ class UnitRecord:
         return cls(ShardRow(**row, offsets=offsets), sizes, checksums, **values)
 
 
-class UnitMaker:
-    """Makes units, one after the other, on one device.
+class SampleTasks:
+    """Makes tasks, one after the other, on one device.
 
     Args:
         experiment: the model's; `request.noise_scale` takes the place of its own.
         ema: averaged weights, float32.
         request: the images.
         out: folder URL that shards are written to.
-        aside: folder URL of the units below, whose shards take the place of others once all units are there.
+        aside: folder URL of the tasks below, whose shards take the place of others once all tasks are there.
         replaced: their numbers.
     """
 
@@ -148,14 +148,14 @@ class UnitMaker:
         """The device's own name."""
         return torch.cuda.get_device_name(self._device) if self._device.type == "cuda" else "cpu"
 
-    def make(self, unit: int) -> Iterator[int | UnitRecord]:
-        """Generate a unit and write its shard; the number of images after each batch, then the record.
+    def make(self, task: int) -> Iterator[int | TaskRecord]:
+        """Generate a task and write its shard; the number of images after each batch, then the record.
 
         Raises:
             UserError: the images are not finite, or the storage does not take the shard.
         """
         began = time.monotonic()
-        images, folder = self._request.images_of(unit), Folder(self._aside if unit in self._replaced else self._out)
+        images, folder = self._request.images_of(task), Folder(self._aside if task in self._replaced else self._out)
         pngs: list[bytes] = []
         for ids in torch.tensor(images, device=self._device).split(self._request.batch_size):
             stages = self._sampler.sample_levels(
@@ -170,11 +170,11 @@ class UnitMaker:
             if ids[0] == 0:
                 folder.write(PROGRESSION_NAME, progression(stages))
             yield len(ids)
-        name = shard_name(self._request.preset, SPLIT, unit)
+        name = shard_name(self._request.preset, SPLIT, task)
         data, row = pack_shard(name, (Sample(image, png) for image, png in zip(images, pngs, strict=True)))
         folder.write(name, data)
         checksums = tuple(hashlib.sha256(png).hexdigest() for png in pngs)
-        yield UnitRecord(
+        yield TaskRecord(
             row, tuple(len(png) for png in pngs), checksums, self.device_name, round(time.monotonic() - began, 3)
         )
 

@@ -1,4 +1,4 @@
-"""One unit of the sampling job: exactly what the sampler draws, and a record that counts for its own request."""
+"""One task of the sampling job: exactly what the sampler draws, and a record that counts for its own request."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from drl_dist.config.tree import EngineConfig
 from drl_dist.data.shards import Sample, pack_shard
 from drl_dist.diffusion.noise import PhiloxNoise
 from drl_dist.jobs.sample.output import SampleOutput
-from drl_dist.jobs.sample.task import SampleRequest, UnitMaker, UnitRecord
+from drl_dist.jobs.sample.task import SampleRequest, SampleTasks, TaskRecord
 from drl_dist.training.chain import GradientEngine
 from drl_dist.training.ema import load_averaged
 from drl_dist.training.state import TrainState
@@ -43,9 +43,9 @@ def test_a_unit_is_what_the_sampler_draws_from_the_averaged_weights(checkpoint: 
     stored = read_checkpoint(checkpoint, ("ema",))
     experiment, ema = stored.experiment, {name: value.numpy() for name, value in stored.tensors["ema"].items()}
     wanted = request()
-    *counts, record = UnitMaker(experiment, ema, wanted, str(tmp_path)).make(1)
+    *counts, record = SampleTasks(experiment, ema, wanted, str(tmp_path)).make(1)
     assert counts == [3, 1]
-    assert isinstance(record, UnitRecord)
+    assert isinstance(record, TaskRecord)
 
     state = TrainState.create(experiment)
     engine = GradientEngine(load_averaged(state.network, stored.tensors["ema"]), EngineConfig())
@@ -59,14 +59,14 @@ def test_a_unit_is_what_the_sampler_draws_from_the_averaged_weights(checkpoint: 
     pixels = np.stack([np.asarray(entry["png"].convert("L")) for entry in found])
     np.testing.assert_array_equal(pixels, torch.cat(expected)[:, 0].numpy())
 
-    # Another worker that made other units before makes the same bytes.
+    # Another worker that made other tasks before makes the same bytes.
     before = (tmp_path / record.row.name).read_bytes()
-    busy = UnitMaker(experiment, ema, wanted, str(tmp_path))
-    for unit in (2, 0, 1):
-        list(busy.make(unit))
+    busy = SampleTasks(experiment, ema, wanted, str(tmp_path))
+    for task in (2, 0, 1):
+        list(busy.make(task))
     assert (tmp_path / record.row.name).read_bytes() == before
     quieter = request(noise_scale=0.0)
-    list(UnitMaker(experiment, ema, quieter, str(tmp_path)).make(1))
+    list(SampleTasks(experiment, ema, quieter, str(tmp_path)).make(1))
     assert (tmp_path / record.row.name).read_bytes() != before
 
 
@@ -74,19 +74,19 @@ def test_weights_that_diverged_are_no_images(checkpoint: Path, tmp_path: Path) -
     stored = read_checkpoint(checkpoint, ("ema",))
     ema = {name: np.full_like(value.numpy(), np.nan) for name, value in stored.tensors["ema"].items()}
     with pytest.raises(UserError, match="generated images 0 to 2: got values that are not finite"):
-        list(UnitMaker(stored.experiment, ema, request(), str(tmp_path)).make(0))
+        list(SampleTasks(stored.experiment, ema, request(), str(tmp_path)).make(0))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_record_counts_for_its_own_request_only() -> None:
     _, row = pack_shard("tiny-generated-00000.tar", [Sample(0, b"png"), Sample(1, b"other")])
-    record = UnitRecord(row, (3, 5), ("a", "b"), "cpu", 1.5)
+    record = TaskRecord(row, (3, 5), ("a", "b"), "cpu", 1.5)
     text = record.to_json(request())
-    back = UnitRecord.from_json(text, request())
+    back = TaskRecord.from_json(text, request())
     assert back is not None
     assert (back.row.name, back.row.offsets.tolist()) == (row.name, row.offsets.tolist())
     assert (back.png_sizes, back.png_sha256, back.device, back.seconds) == ((3, 5), ("a", "b"), "cpu", 1.5)
-    assert UnitRecord.from_json(text, request(seed=4)) is None
+    assert TaskRecord.from_json(text, request(seed=4)) is None
 
 
 def test_bfloat16_is_another_request_and_makes_nearly_the_same_images(checkpoint: Path, tmp_path: Path) -> None:
@@ -94,8 +94,8 @@ def test_bfloat16_is_another_request_and_makes_nearly_the_same_images(checkpoint
     ema = {name: value.numpy() for name, value in stored.tensors["ema"].items()}
     pixels = []
     for precision in ("float32", "bfloat16"):
-        *_, record = UnitMaker(stored.experiment, ema, request(precision=precision), str(tmp_path)).make(0)
-        assert isinstance(record, UnitRecord)
+        *_, record = SampleTasks(stored.experiment, ema, request(precision=precision), str(tmp_path)).make(0)
+        assert isinstance(record, TaskRecord)
         found = webdataset.WebDataset([str(tmp_path / record.row.name)], shardshuffle=False).decode("pil")
         pixels.append(np.stack([np.asarray(entry["png"].convert("L"), dtype=float) for entry in found]))
     difference = np.abs(pixels[0] - pixels[1])
