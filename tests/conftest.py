@@ -25,6 +25,8 @@ def pytest_configure(config: pytest.Config) -> None:
     elif config.getoption("tx", None) and os.environ.get("DRL_FRESH_PYTHON") != "1":
         os.environ["OMP_NUM_THREADS"] = "1"
         os.environ["PYTHONUNBUFFERED"] = "1"
+        # Ray's dashboard would read the memory map of a dozen processes every five seconds, a large one each.
+        os.environ["METRICS_RECORD_INTERVAL_S"] = "3600"
         # A hundred processes would compile the project a hundred times.
         os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
         foreign = ("RAY_", "MLFLOW_")

@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
-from tests.checkpoints.test_sound import add
 
 from drl_dist.checkpoints.retention import SNAPSHOT, remove_orphaned
 from drl_dist.checkpoints.storage import StoredCheckpoint, checkpoint_name, stored_checkpoints, upload_checkpoint
+from tests.checkpoints.test_verify import add
 
 
 def steps(run_url: str) -> list[int]:
