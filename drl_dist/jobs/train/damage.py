@@ -28,7 +28,7 @@ class Damage:
     Args:
         stream: of this rank; its list of substitutes is emptied here.
         count: of the run so far, over all ranks.
-        substitutes: of the run so far, on rank 0; empty on other ranks.
+        replaced: substitutes of the run so far, on rank 0; empty on other ranks.
     """
 
     run: RunConfig
@@ -37,7 +37,7 @@ class Damage:
     world_size: int
     stream: ShardStream
     count: int
-    substitutes: list[Substitute]
+    replaced: list[Substitute]
     _waiting: list[Substitute] = field(default_factory=list[Substitute])
     _told: set[str] = field(default_factory=set[str])
 
@@ -45,10 +45,10 @@ class Damage:
     def take_up(
         cls, run: RunConfig, run_url: str, stream: ShardStream, *, rank: int, world_size: int, position: int
     ) -> Damage:
-        """For a run that goes on from a position of the stream; a collective call of all ranks."""
-        substitutes = read_substitutes(run_url, before=position) if rank == 0 else []
-        count = int(broadcast_from_rank_zero(len(substitutes)))
-        return cls(run, run_url, rank, world_size, stream, count, substitutes)
+        """For a run that continues from a position of the stream; a collective call of all ranks."""
+        replaced = read_substitutes(run_url, before=position) if rank == 0 else []
+        count = int(broadcast_from_rank_zero(len(replaced)))
+        return cls(run, run_url, rank, world_size, stream, count, replaced)
 
     @property
     def substitutes(self) -> bool:
@@ -86,8 +86,8 @@ class Damage:
         self._waiting.clear()
         for text in _all_bytes(mine, self.world_size, device):
             if self.rank == 0:
-                self.substitutes += parse_substitutes(text, source="another worker's part of the log of substitutes")
-        return format_substitutes(self.substitutes) if self.substitutes else None
+                self.replaced += parse_substitutes(text, source="another worker's part of the log of substitutes")
+        return format_substitutes(self.replaced) if self.replaced else None
 
     def _tell(self, fresh: list[Substitute]) -> None:
         """One line for each damaged shard; the log of substitutes has them all."""
