@@ -81,6 +81,8 @@ class Server:
         self._listener.listen(128)
         self._poll = select.poll()
         self._poll.register(self._listener, select.POLLIN)
+        # Nothing comes from there but the end of who started this process.
+        self._poll.register(0, select.POLLIN | select.POLLHUP)
         self._children: dict[int, tuple[int, socket.socket, int]] = {}
         """Process id, its client's connection and id, by the file that tells of its end."""
         self._clients: dict[int, int] = {}
@@ -107,6 +109,10 @@ class Server:
                     work = self._accept()
                     if work is not None:
                         return work
+                elif descriptor == 0:
+                    for child, _, _ in self._children.values():
+                        os.kill(child, signal.SIGKILL)
+                    os._exit(0)
                 elif descriptor in self._children:
                     self._ended(descriptor)
                 elif descriptor in self._clients:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from drl_dist.localhost import processes
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = "DRL_FORK_SERVER"
 """Variable that names the server's folder to this session's other processes."""
-START_SECONDS = 240
+START_SECONDS = 600
 
 
 def real_python() -> str:
@@ -47,7 +48,8 @@ class ForkServer:
                 [real_python(), "-m", "tests.helpers.fork_server", self.folder / "socket", self.python],
                 env=self._environment,
                 cwd=ROOT,
-                stdin=subprocess.DEVNULL,
+                # It ends with this process, however that ends.
+                stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
@@ -59,10 +61,10 @@ class ForkServer:
             time.sleep(0.05)
 
     def stop(self) -> None:
-        """Ends it, and by that everything that it forked."""
+        """Ends it, and everything that it forked."""
         if self._process is not None:
-            self._process.terminate()
-            self._process.wait()
+            self._process.communicate()
+            shutil.rmtree(self.folder)
 
 
 def children() -> dict[int, int]:

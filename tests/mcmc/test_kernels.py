@@ -64,20 +64,20 @@ def worst_invariance(
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("kernel", ADJUSTED)
 def test_exact_draws_stay_exact_draws(kernel: str, target: str) -> None:
-    for seed in range(10):
-        assert worst_invariance(kernel, target, seed) < LIMIT
+    # Of a bias, as many standard errors more as the root of five says than in a run of COUNT chains.
+    assert worst_invariance(kernel, target, 0, count=5 * COUNT) < LIMIT
 
 
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("kernel", ADJUSTED)
 def test_long_chains_from_anywhere_have_the_moments_of_the_target(kernel: str, target: str) -> None:
     kernel_at, step_size = ADJUSTED[kernel]
-    count, burn_in, num_steps = {"nuts": (100, 10, 30), "mala": (100, 250, 150)}.get(kernel, (100, 100, 150))
-    for seed in range(10):
-        exact = TARGETS[target](seed, count)
-        start = torch.full_like(exact.draws, 1.5) * exact.scale
-        _, _, places = run(make(kernel_at, exact, step_size, count), start, seed, burn_in + num_steps)
-        assert float(ergodic_scores(exact, places[burn_in:]).abs().max()) < LIMIT
+    burn_in, num_steps = {"nuts": (10, 30), "mala": (250, 150)}.get(kernel, (100, 150))
+    count = 1000
+    exact = TARGETS[target](0, count)
+    start = torch.full_like(exact.draws, 1.5) * exact.scale
+    _, _, places = run(make(kernel_at, exact, step_size, count), start, 0, burn_in + num_steps)
+    assert float(ergodic_scores(exact, places[burn_in:]).abs().max()) < LIMIT
 
 
 @pytest.mark.parametrize("kernel", ADJUSTED)

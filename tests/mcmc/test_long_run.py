@@ -76,27 +76,27 @@ def scores(x: Tensor, target: Gaussian) -> tuple[float, float]:
 
 
 @pytest.mark.parametrize(
-    ("experiment", "start", "kernel", "num_chain_steps", "num_seeds"),
+    ("experiment", "start", "kernel", "num_chain_steps", "count"),
     [
-        (T6, "normal_approximation", "hmc", 16, 10),
-        (T6, "x_noisy", "hmc", 16, 10),
+        (T6, "normal_approximation", "hmc", 16, 12_000),
+        (T6, "x_noisy", "hmc", 16, 12_000),
         # From white noise to a density that is forty times narrower, the way takes some steps.
-        (T6_CONDITIONAL, "x_noisy", "hmc", 60, 4),
-        (T6, "normal_approximation", "nuts", 10, 2),
+        (T6_CONDITIONAL, "x_noisy", "hmc", 60, 6000),
+        (T6, "normal_approximation", "nuts", 10, 6000),
     ],
 )
 def test_t6_draws_the_data_at_every_level(
-    experiment: Experiment, start: Start, kernel: str, num_chain_steps: int, num_seeds: int
+    experiment: Experiment, start: Start, kernel: str, num_chain_steps: int, count: int
 ) -> None:
+    # A bias is seen from 4.5 / sqrt(DIMS * count) standard deviations on.
     sampler = sampler_of(experiment, kernel, num_chain_steps, start)
     ladder = build_ladder(experiment.diffusion)
-    for seed in range(num_seeds):
-        run = sampler.sample(exact_raw(experiment), PhiloxNoise(seed), torch.arange(3000), (DIMS,), keep=range(7))
-        assert torch.equal(run.kept[0], run.x)
-        for t in range(6):
-            target = DATA.affine(float(ladder.cumulative_scale[t]), float(ladder.cumulative_std[t]))
-            for score in scores(run.kept[t], target):
-                assert abs(score) < 4.5
+    run = sampler.sample(exact_raw(experiment), PhiloxNoise(0), torch.arange(count), (DIMS,), keep=range(7))
+    assert torch.equal(run.kept[0], run.x)
+    for t in range(6):
+        target = DATA.affine(float(ladder.cumulative_scale[t]), float(ladder.cumulative_std[t]))
+        for score in scores(run.kept[t], target):
+            assert abs(score) < 4.5
 
 
 def test_the_normal_approximation_alone_is_wrong_at_t6_and_nearly_right_at_t1k() -> None:
@@ -111,10 +111,9 @@ def test_the_normal_approximation_alone_is_wrong_at_t6_and_nearly_right_at_t1k()
     assert float(fine.x.mean()) == pytest.approx(0.5, abs=0.03)
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-def test_t1k_draws_the_data(seed: int) -> None:
+def test_t1k_draws_the_data() -> None:
     sampler = sampler_of(T1K, "hmc", 2)
-    run = sampler.sample(exact_raw(T1K), PhiloxNoise(seed), torch.arange(3000), (DIMS,), keep=(1000, 500))
+    run = sampler.sample(exact_raw(T1K), PhiloxNoise(0), torch.arange(3000), (DIMS,), keep=(1000, 500))
     ladder = build_ladder(T1K.diffusion)
     assert set(run.kept) == {1000, 500}
     for x, t in ((run.x, 0), (run.kept[500], 500)):
