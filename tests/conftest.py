@@ -20,6 +20,8 @@ FORK_SERVER = pytest.StashKey[ForkServer]()
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "integration: starts real servers or other processes; slow")
+    config.addinivalue_line("markers", "faults: kills processes or takes nodes away")
+    config.addinivalue_line("markers", "slow: computes for more than a few seconds")
     if hasattr(config, "workerinput"):
         count_forked_processes_below_their_clients()
     elif config.getoption("tx", None) and os.environ.get("DRL_FRESH_PYTHON") != "1":

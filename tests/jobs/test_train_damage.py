@@ -14,7 +14,7 @@ from tests.data.sets import write_set
 from tests.jobs.training_jobs import run, tracked, words
 from tests.support import flip_bit
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.faults]
 
 COUNTS = (16, 16, 16, 16)
 

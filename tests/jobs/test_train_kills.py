@@ -16,7 +16,7 @@ from drl_dist.localhost import MlflowServer, RayHead, processes
 from tests.jobs.training_jobs import EVERY, STEPS, Job, assert_equal_checkpoints, run, tracked, words
 from tests.support import ROOT, subprocess_environment
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.integration, pytest.mark.faults, pytest.mark.timeout(900)]
 
 
 def wait_until_begun(upload: Path, job: subprocess.Popen[bytes]) -> None:

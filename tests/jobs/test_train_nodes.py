@@ -36,7 +36,7 @@ SECRETS = {
     "GOOGLE_SERVICE_ACCOUNT_KEY": "planted-secret-of-google",
 }
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.integration, pytest.mark.faults, pytest.mark.timeout(900)]
 
 
 def kill_raylet(node: RayNode) -> None:

@@ -22,7 +22,7 @@ from tests.support import ROOT, wait_for
 OFTEN = 10
 """Steps between checkpoints."""
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.faults]
 
 
 def steps(folder: Path) -> list[int]:

@@ -25,7 +25,7 @@ from tests.jobs.training_jobs import Job
 from tests.support import ROOT, wait_for
 
 __all__ = ["digits"]
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.integration, pytest.mark.faults, pytest.mark.timeout(1200)]
 
 SPACE = {"mcmc.level_scale": [300.0, 1.0, {"power": 0.0}]}
 TINY = """--model.width 8 --model.time-embedding-dim 8 --model.time-hidden-dim 16 --mcmc.num-chain-steps 3
