@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # Processes that share the tests; half of their time is waiting.
-TEST_PROCESSES ?= 3
+TEST_PROCESSES ?= 2
 PYTEST := $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadgroup --no-loadscope-reorder
 # uv is the fast installer; it looks for local wheels where pip was told to.
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)

@@ -24,20 +24,25 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "slow: computes for more than a few seconds")
     if hasattr(config, "workerinput"):
         count_forked_processes_below_their_clients()
-    elif config.getoption("tx", None) and os.environ.get("DRL_FRESH_PYTHON") != "1":
+    elif config.getoption("tx", None):
+        # Processes that share the cores.
         os.environ["OMP_NUM_THREADS"] = "1"
-        os.environ["PYTHONUNBUFFERED"] = "1"
-        # Ray's dashboard would read the memory map of a dozen processes every five seconds, a large one each.
-        os.environ["METRICS_RECORD_INTERVAL_S"] = "3600"
         # A hundred processes would compile the project a hundred times.
         os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-        foreign = ("RAY_", "MLFLOW_")
-        server = ForkServer({name: value for name, value in os.environ.items() if not name.startswith(foreign)})
-        server.start()
-        config.stash[FORK_SERVER] = server
-        os.environ[FOLDER] = str(server.folder)
-        # The processes that run tests, and all that they start.
-        sys.executable = str(server.python)
+        if os.environ.get("DRL_FORKED_PYTHON") == "1":
+            _start_fork_server(config)
+
+
+def _start_fork_server(config: pytest.Config) -> None:
+    """Let all processes that this session starts be forked from one that has imported the libraries."""
+    os.environ["PYTHONUNBUFFERED"] = "1"
+    foreign = ("RAY_", "MLFLOW_")
+    server = ForkServer({name: value for name, value in os.environ.items() if not name.startswith(foreign)})
+    server.start()
+    config.stash[FORK_SERVER] = server
+    os.environ[FOLDER] = str(server.folder)
+    # The processes that run tests, and all that they start.
+    sys.executable = str(server.python)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
