@@ -15,7 +15,7 @@ from datasets_prep._listing import counted, printable
 from datasets_prep._pixels import report_treated
 from datasets_prep._source import Source
 from drl_dist.common.errors import UserError
-from drl_dist.config.tree import differences
+from drl_dist.common.nested import differences
 from drl_dist.data.filesystem import Folder
 from drl_dist.data.index import INDEX_NAME, ShardIndex, open_index
 from drl_dist.data.shards import ShardRow, shard_name

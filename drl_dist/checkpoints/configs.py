@@ -21,7 +21,7 @@ _ADAPTERS = {
 
 
 def config_from_dict(kind: type[Config], values: dict[str, Any], *, source: str) -> Config:
-    """The inverse of `drl_dist.config.tree.to_dict`.
+    """The inverse of `drl_dist.common.nested.to_dict`.
 
     Args:
         kind: `Experiment` or `RunConfig`.

@@ -17,7 +17,8 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from drl_dist.checkpoints.configs import config_from_dict
 from drl_dist.common.errors import UserError
-from drl_dist.config.tree import Experiment, to_dict
+from drl_dist.common.nested import to_dict
+from drl_dist.config.tree import Experiment
 
 if TYPE_CHECKING:
     # A driver handles checkpoints without a tensor: torch is imported where there are some.

@@ -9,7 +9,8 @@ from drl_dist.checkpoints.format import parse_json_object
 from drl_dist.checkpoints.retention import SNAPSHOT
 from drl_dist.checkpoints.rollbacks import ROLLBACKS
 from drl_dist.common.errors import UserError
-from drl_dist.config.tree import Experiment, differences, to_dict
+from drl_dist.common.nested import differences, to_dict
+from drl_dist.config.tree import Experiment
 from drl_dist.data.filesystem import Folder
 from drl_dist.data.substitutes import SUBSTITUTES
 

@@ -7,8 +7,9 @@ import shutil
 from drl_dist.checkpoints.format import read_checkpoint
 from drl_dist.checkpoints.storage import checkpoint_name, fetch_checkpoint, is_complete
 from drl_dist.common.errors import UserError
+from drl_dist.common.nested import differences, to_dict
 from drl_dist.common.places import joined
-from drl_dist.config.tree import Experiment, differences, to_dict
+from drl_dist.config.tree import Experiment
 from drl_dist.data.filesystem import Folder
 
 

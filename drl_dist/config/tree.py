@@ -6,10 +6,8 @@ it runs and what it writes; those fields may change between one start of a run a
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from drl_dist.common.places import joined
 from drl_dist.config.rules import check_experiment
@@ -254,26 +252,3 @@ class RunConfig:
     def url(self) -> str:
         """The run's folder."""
         return joined(self.storage, self.run_name)
-
-
-def to_dict(config: Any) -> dict[str, Any]:
-    """A config as plain dictionaries, lists and numbers: what it is after a round trip through JSON."""
-    return json.loads(json.dumps(dataclasses.asdict(config)))
-
-
-def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """``{"model": {"width": 8}}`` as ``{"model.width": 8}``."""
-    flat: dict[str, Any] = {}
-    for name, value in config.items():
-        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return flat
-
-
-def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """``field: old -> new`` for every dotted field in which two config dictionaries differ."""
-    before, after = flatten(old), flatten(new)
-    return [
-        f"{name}: {before.get(name, 'absent')} -> {after.get(name, 'absent')}"
-        for name in sorted(before.keys() | after.keys())
-        if before.get(name) != after.get(name)
-    ]

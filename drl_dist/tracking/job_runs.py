@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from drl_dist.common.errors import UserError
-from drl_dist.config.tree import flatten
+from drl_dist.common.nested import flatten
 from drl_dist.tracking.address import address_option
 
 Kind = Literal["samples", "scores", "likelihood"]

@@ -13,8 +13,9 @@ from torch import Tensor
 from drl_dist.checkpoints.configs import config_from_dict
 from drl_dist.checkpoints.format import PARTS, CheckpointState, part_file, read_checkpoint, write_checkpoint
 from drl_dist.common.errors import UserError
+from drl_dist.common.nested import to_dict
 from drl_dist.config.presets import TABLE_6, preset
-from drl_dist.config.tree import Experiment, RunConfig, to_dict
+from drl_dist.config.tree import Experiment, RunConfig
 
 STATE = CheckpointState(step=7, images_seen=448, next_position=448, seed=3, data_fingerprint="f00d", world_size=2)
 

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from drl_dist.common.nested import flatten, to_dict
 from drl_dist.config.presets import preset
-from drl_dist.config.tree import RunConfig, flatten, to_dict
+from drl_dist.config.tree import RunConfig
 from drl_dist.jobs.sweep.options import SweepOptions
 from drl_dist.jobs.sweep.space import LEVEL_SCALE
 from drl_dist.tracking.spool import Spool

@@ -125,7 +125,7 @@ def test_a_range_of_workers(arguments: tuple[str, ...]) -> None:
 
 
 def _as_dict(run: RunConfig) -> dict[str, object]:
-    from drl_dist.config.tree import to_dict
+    from drl_dist.common.nested import to_dict
 
     return to_dict(run)
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from drl_dist.common.errors import UserError
-from drl_dist.config.tree import flatten, to_dict
+from drl_dist.common.nested import flatten, to_dict
 from drl_dist.jobs.common.options import switches_as_flags, whole_number
 from drl_dist.jobs.train.options import parse_train
 

@@ -15,8 +15,9 @@ import pytest
 
 from benchmarks.results import open_results
 from drl_dist.common.errors import UserError
+from drl_dist.common.nested import flatten, to_dict
 from drl_dist.config.presets import preset
-from drl_dist.config.tree import RunConfig, flatten, to_dict
+from drl_dist.config.tree import RunConfig
 from drl_dist.evaluation.feature_spec import parse_features
 from drl_dist.jobs.edit.options import InpaintOptions, InterpolateOptions, check_inpaint, check_interpolate
 from drl_dist.jobs.evaluate.options import EvaluateOptions, check_evaluate

@@ -11,9 +11,10 @@ import torch
 
 from drl_dist.common.errors import UserError
 from drl_dist.common.images import beside, grid, to_uint8, to_unit_range
+from drl_dist.common.nested import differences, flatten, to_dict
 from drl_dist.config import rules as checks
 from drl_dist.config.presets import TABLE_6, preset
-from drl_dist.config.tree import RunConfig, differences, flatten, to_dict
+from drl_dist.config.tree import RunConfig
 from drl_dist.diffusion import noise
 
 # Table 6 of the paper: resolution, N, beta1, batch size, thousands of training iterations; and Table 5's multiples.

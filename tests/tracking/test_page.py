@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from playwright.sync_api import Locator, Page, expect, sync_playwright
 
+from drl_dist.common.nested import flatten, to_dict
 from drl_dist.config.presets import preset
-from drl_dist.config.tree import RunConfig, flatten, to_dict
+from drl_dist.config.tree import RunConfig
 from drl_dist.localhost import MlflowServer
 from drl_dist.tracking.client import client_of
 from drl_dist.tracking.runs import describe_by_picture, open_run

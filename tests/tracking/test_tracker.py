@@ -18,8 +18,9 @@ import pytest
 from mlflow import MlflowClient
 
 from drl_dist.common.errors import UserError
+from drl_dist.common.nested import flatten, to_dict
 from drl_dist.config.presets import preset
-from drl_dist.config.tree import RunConfig, flatten, to_dict
+from drl_dist.config.tree import RunConfig
 from drl_dist.localhost import MlflowServer, free_ports
 from drl_dist.tracking.client import client_of, connect
 from drl_dist.tracking.runs import finish_run, log_results, open_run

@@ -13,8 +13,8 @@ from types import MappingProxyType
 from typing import Any
 
 from drl_dist.common.errors import UserError
+from drl_dist.common.nested import differences
 from drl_dist.common.places import joined
-from drl_dist.config.tree import differences
 from drl_dist.data.filesystem import Folder, check_reachable
 from drl_dist.data.index import INDEX_NAME
 from drl_dist.jobs.common.job_records import RECORDS_FOLDER, Records, as_json, digest_of

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -18,8 +18,9 @@ from drl_dist.build import build_network
 from drl_dist.checkpoints.format import CHECKSUMS, CONFIG, part_file, read_checkpoint
 from drl_dist.checkpoints.storage import fetch_checkpoint
 from drl_dist.common.errors import UserError
-from drl_dist.config.tree import Experiment
+from drl_dist.config.tree import EngineConfig, Experiment
 from drl_dist.energy.wide_resnet import WideResNet
+from drl_dist.training.chain import GradientEngine
 from drl_dist.training.ema import load_averaged
 
 if TYPE_CHECKING:
@@ -71,6 +72,29 @@ def averaged_network(
     network = load_averaged(build_network(experiment), averaged)
     network.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     return network
+
+
+def frozen_engine(
+    experiment: Experiment,
+    ema: Mapping[str, NDArray[np.float32]],
+    device: torch.device,
+    *,
+    precision: Literal["float32", "bfloat16"] = "float32",
+    dtype: torch.dtype = torch.float32,
+    cuda_graph: bool = True,
+) -> GradientEngine:
+    """Raw outputs and image gradients of a network whose averaged weights never change.
+
+    Args:
+        experiment: the model's.
+        ema: averaged weights.
+        device: where it computes.
+        precision: arithmetic of the network, as `EngineConfig.precision`.
+        dtype: of the weights.
+        cuda_graph: capture the gradient on CUDA. A graph holds float32 images, and the weights of one set of levels.
+    """
+    network = averaged_network(experiment, ema, device).to(dtype=dtype)
+    return GradientEngine(network, EngineConfig(precision=precision, cuda_graph=cuda_graph), is_frozen=True)
 
 
 def check_finite(values: Tensor, what: str, *, remedy: str, expected: str = "finite pixels") -> None:

@@ -20,8 +20,8 @@ from tyro import _errors as tyro_errors
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from drl_dist.common.errors import UserError
+from drl_dist.common.nested import flatten, to_dict
 from drl_dist.common.places import shown
-from drl_dist.config.tree import flatten, to_dict
 from drl_dist.tracking.address import choose_option
 
 Options = TypeVar("Options")

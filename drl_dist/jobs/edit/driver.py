@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Callable, Collection, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -13,17 +13,18 @@ from torch import Tensor
 from drl_dist.build import build_posterior_sampler, build_sampler
 from drl_dist.common.images import to_uint8
 from drl_dist.common.progress import Advance, progress
-from drl_dist.config.tree import EngineConfig, Experiment
 from drl_dist.diffusion.noise import PhiloxNoise
 from drl_dist.diffusion.recovery import LogDensityAndGrad
 from drl_dist.jobs.common.device import device_name, prepare_device
-from drl_dist.jobs.common.model import TrainedModel, averaged_network, check_finite, load_model
+from drl_dist.jobs.common.model import TrainedModel, check_finite, frozen_engine, load_model
 from drl_dist.jobs.edit.options import EditOptions, InpaintOptions, InterpolateOptions
 from drl_dist.jobs.edit.output import IMAGES_FOLDER, EditOutput
 from drl_dist.jobs.edit.tasks import open_task
 from drl_dist.sampling.interpolation import InterpolatedNoise
 from drl_dist.sampling.progressive import RawAtLevel
-from drl_dist.training.chain import GradientEngine
+
+if TYPE_CHECKING:
+    from drl_dist.config.tree import Experiment
 
 INTERPOLATION_SHEET, INPAINTING_SHEET = "interpolation.png", "inpainting.png"
 SHEET_ROWS, SHEET_COLUMNS = 16, 16
@@ -54,12 +55,14 @@ def interpolate_run(options: InterpolateOptions) -> int:
     if output.is_complete():
         return _nothing_to_do(options, output, names)
     output.begin()
-    engine = GradientEngine(averaged_network(experiment, model.ema, device), EngineConfig(), is_frozen=True)
+    engine = frozen_engine(experiment, model.ema, device)
     sampler = build_sampler(experiment)
     per_image = max(1, sampler.num_chain_steps) * sampler.levels.num_levels
 
     def draw(ids: Tensor, advance: Advance) -> Tensor:
-        return to_uint8(_finite(sampler.sample(_counted(engine, advance), noise, ids, engine.network.image_shape)))
+        return to_uint8(
+            _finite(sampler.sample(_counted(engine.raw_at, advance), noise, ids, engine.network.image_shape))
+        )
 
     images = _draw_all(output, batches, draw, "interpolating", per_image)
     output.write_images(dict(zip(names, images, strict=True)))
@@ -95,11 +98,11 @@ def inpaint_run(options: InpaintOptions) -> int:
     if output.is_complete():
         return _nothing_to_do(options, output, names)
     output.begin()
-    engine = GradientEngine(averaged_network(experiment, model.ema, device), EngineConfig(), is_frozen=True)
+    engine = frozen_engine(experiment, model.ema, device)
 
     def draw(numbers: Tensor, advance: Advance) -> Tensor:
         chosen, completion = numbers // completions, numbers % completions
-        results = task.draw(_counted(engine, advance), chosen, (completion << _COMPLETION) + chosen)
+        results = task.draw(_counted(engine.raw_at, advance), chosen, (completion << _COMPLETION) + chosen)
         return task.finish(_finite(results), chosen)
 
     shown_as = [tensor.cpu().numpy() for tensor in (task.given, task.original) if tensor is not None]
@@ -174,11 +177,11 @@ def _nothing_to_do(options: EditOptions, output: EditOutput, names: Collection[s
     return 0
 
 
-def _counted(engine: GradientEngine, advance: Advance) -> RawAtLevel:
-    """The network, telling after each chain step how many images made it."""
+def _counted(raw_at_level: RawAtLevel, advance: Advance) -> RawAtLevel:
+    """The network, reporting after each chain step how many images made it."""
 
     def raw_at(level: Tensor) -> LogDensityAndGrad:
-        raw = engine.raw_at(level)
+        raw = raw_at_level(level)
 
         def density(y: Tensor) -> tuple[Tensor, Tensor]:
             result = raw(y)

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from drl_dist.common.errors import UserError
+from drl_dist.common.nested import flatten
 from drl_dist.common.validation import file_of
-from drl_dist.config.tree import flatten
 from drl_dist.data.filesystem import Folder, check_writable_file
 from drl_dist.data.index import ShardIndex, open_index
 from drl_dist.data.manifest import Origin, read_origin

@@ -6,7 +6,7 @@ import dataclasses
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -15,19 +15,20 @@ from safetensors.numpy import save
 from torch import Tensor
 
 from drl_dist.build import build_ladder, build_levels
-from drl_dist.config.tree import EngineConfig, Experiment
 from drl_dist.data.index import ShardIndex
 from drl_dist.data.subset import images_at, spread
 from drl_dist.diffusion.noise import PhiloxNoise
 from drl_dist.jobs.common.device import prepare_device
 from drl_dist.jobs.common.job_records import digest_of, read_arrays
-from drl_dist.jobs.common.model import averaged_network, check_finite
+from drl_dist.jobs.common.model import check_finite, frozen_engine
 from drl_dist.jobs.likelihood.options import MAX_CHAINS
 from drl_dist.likelihood.adaptation import LIKELIHOOD_IDS, AdaptedLevel, MarginalAdaptation, adapted_levels
 from drl_dist.likelihood.bits import dequantise, noisy_x_0
 from drl_dist.likelihood.marginals import Marginals
 from drl_dist.mcmc.adaptation import AdaptationConfig, StepSizes
-from drl_dist.training.chain import GradientEngine
+
+if TYPE_CHECKING:
+    from drl_dist.config.tree import Experiment
 
 Kind = Literal["images", "down", "up"]
 _DTYPES = {"float64": torch.float64, "float32": torch.float32}
@@ -133,11 +134,9 @@ class _Model:
     ) -> None:
         self.device = prepare_device(request.device, threads=request.threads)
         self.request, self.dtype = request, _DTYPES[request.precision]
-        network = averaged_network(experiment, ema, self.device)
-        network.to(dtype=self.dtype)
         # No captured graph: two levels of one network are asked in turn, and a graph holds the weights of one.
-        engine = GradientEngine(network, EngineConfig(cuda_graph=False), is_frozen=True)
-        self.ladder, self.shape = build_ladder(experiment.diffusion), network.image_shape
+        engine = frozen_engine(experiment, ema, self.device, dtype=self.dtype, cuda_graph=False)
+        self.ladder, self.shape = build_ladder(experiment.diffusion), engine.network.image_shape
         self.marginals = Marginals(engine.raw_at, build_levels(experiment, self.ladder))
 
     @property

@@ -6,7 +6,7 @@ import dataclasses
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -14,13 +14,12 @@ from drl_dist.build import build_ladder, build_levels
 from drl_dist.common.errors import UserError
 from drl_dist.common.images import to_uint8
 from drl_dist.common.progress import progress
-from drl_dist.config.tree import EngineConfig
 from drl_dist.diffusion.noise import PhiloxNoise
 from drl_dist.diffusion.recovery import Levels
 from drl_dist.jobs.common.device import device_name, prepare_device
 from drl_dist.jobs.common.job_folder import JobFolder
 from drl_dist.jobs.common.job_records import digest_of
-from drl_dist.jobs.common.model import TrainedModel, averaged_network, check_finite, load_model
+from drl_dist.jobs.common.model import TrainedModel, check_finite, frozen_engine, load_model
 from drl_dist.jobs.common.report import evenly_spread
 from drl_dist.jobs.common.step_sizes import STEP_SIZES_NAME, check_leapfrogs, read_step_sizes, write_step_sizes
 from drl_dist.jobs.long_run.diagnostics import Mixing, mixing
@@ -32,7 +31,9 @@ from drl_dist.mcmc.adaptation import StepSizes
 from drl_dist.mcmc.kernels import KERNELS, adapted_with, kernel_named
 from drl_dist.mcmc.record import ChainSummary, summarise_closed
 from drl_dist.sampling.long_run import LongRunSampler, Start, adapt_step_sizes, suitable_start
-from drl_dist.training.chain import GradientEngine
+
+if TYPE_CHECKING:
+    from drl_dist.training.chain import GradientEngine
 
 SHOWN_LEVELS = 12
 """Levels whose chains are traced for ESS and R-hat, and whose images are shown; evenly spaced."""
@@ -119,11 +120,9 @@ def _check_kernel(options: LongRunOptions, schedule: StepSizes) -> None:
 
 def _engine(model: TrainedModel, options: LongRunOptions, device: torch.device) -> GradientEngine:
     prepare_device(device, threads=options.threads)
-    network = averaged_network(model.experiment, model.ema, device)
-    network.to(dtype=_DTYPES[options.precision])
     # The captured graph holds images in float32.
-    config = EngineConfig(cuda_graph=options.precision == "float32")
-    return GradientEngine(network, config, is_frozen=True)
+    is_single = options.precision == "float32"
+    return frozen_engine(model.experiment, model.ema, device, dtype=_DTYPES[options.precision], cuda_graph=is_single)
 
 
 def _adapt(setting: _Setting, ema_sha256: str, kept: LongRunProgress) -> StepSizes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,13 +11,15 @@ from torch import Tensor
 
 from drl_dist.common.images import beside, grid
 from drl_dist.common.places import joined
-from drl_dist.config.tree import Experiment
 from drl_dist.data.filesystem import Folder
 from drl_dist.data.index import ShardIndex, write_index
 from drl_dist.data.shards import Sample, ShardRow, encode_png, pack_shard, shard_name
 from drl_dist.jobs.common.job_folder import JobFolder
 from drl_dist.jobs.common.report import Column, figure_png, new_figure, report_bytes, sheet_png, table
 from drl_dist.mcmc.adaptation import AdaptationConfig, StepSizes
+
+if TYPE_CHECKING:
+    from drl_dist.config.tree import Experiment
 
 DIAGNOSTICS_NAME = "diagnostics.json"
 FIGURE_NAME = "step_sizes.png"

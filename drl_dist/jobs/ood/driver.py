@@ -6,25 +6,27 @@ import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from drl_dist.common.progress import progress
-from drl_dist.config.tree import Experiment
 from drl_dist.data.index import ShardIndex, open_index
 from drl_dist.data.subset import check_count, image_batches
 from drl_dist.diffusion.noise import PhiloxNoise
-from drl_dist.energy.wide_resnet import WideResNet
-from drl_dist.evaluation.ood import auroc, log_densities
 from drl_dist.jobs.common.device import device_name, prepare_device
 from drl_dist.jobs.common.job_folder import JobFolder
 from drl_dist.jobs.common.job_records import Record, SaveClock, digest_of
 from drl_dist.jobs.common.model import averaged_network, check_finite, load_model
 from drl_dist.jobs.common.report import figure_png, new_figure, report_bytes
+from drl_dist.jobs.ood.log_density import auroc, log_densities
 from drl_dist.jobs.ood.options import OodOptions
+
+if TYPE_CHECKING:
+    from drl_dist.config.tree import Experiment
+    from drl_dist.energy.wide_resnet import WideResNet
 
 REPORT_NAME, HISTOGRAM_NAME = "ood.json", "histogram.png"
 JOB = "drl_dist.ood"

@@ -9,14 +9,13 @@ import json
 import re
 import tarfile
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from drl_dist.common.errors import UserError
 from drl_dist.common.images import beside, enlargement, grid
-from drl_dist.config.tree import Experiment
 from drl_dist.data.decode import read_images
 from drl_dist.data.index import INDEX_NAME, METADATA_KEY, ShardIndex, open_index, write_index
 from drl_dist.data.manifest import MANIFEST_FORMAT, MANIFEST_NAME, MANIFEST_VERSION, read_manifest
@@ -24,6 +23,9 @@ from drl_dist.data.shards import Sample, ShardRow, pack_shard, shard_name
 from drl_dist.jobs.common.job_folder import JobFolder, refuse_other
 from drl_dist.jobs.common.report import sheet_png
 from drl_dist.jobs.sample.task import PROGRESSION_NAME, SPLIT, TAR_HEADER_BYTES, SampleRequest, TaskRecord
+
+if TYPE_CHECKING:
+    from drl_dist.config.tree import Experiment
 
 GRID_NAME = "grid.png"
 GRID_IMAGES = 64

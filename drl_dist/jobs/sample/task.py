@@ -8,7 +8,7 @@ import json
 import time
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -17,16 +17,17 @@ from torch import Tensor
 
 from drl_dist.build import build_sampler
 from drl_dist.common.images import enlargement, grid, to_uint8
-from drl_dist.config.tree import EngineConfig, Experiment
 from drl_dist.data.filesystem import Folder
 from drl_dist.data.shards import Sample, ShardRow, encode_png, pack_shard, shard_name
 from drl_dist.diffusion.noise import PhiloxNoise
 from drl_dist.jobs.common.device import prepare_device
 from drl_dist.jobs.common.job_records import digest_of
-from drl_dist.jobs.common.model import averaged_network, check_finite
+from drl_dist.jobs.common.model import check_finite, frozen_engine
 from drl_dist.jobs.common.report import sheet_png
 from drl_dist.sampling.progressive import shown_levels
-from drl_dist.training.chain import GradientEngine
+
+if TYPE_CHECKING:
+    from drl_dist.config.tree import Experiment
 
 SPLIT = "generated"
 PROGRESSION_NAME = "progression.png"
@@ -136,12 +137,11 @@ class SampleTasks:
     ) -> None:
         self._request, self._out, self._aside, self._replaced = request, out, aside, replaced
         self._device = prepare_device(request.device, threads=request.threads)
-        network = averaged_network(experiment, ema, self._device)
-        self._engine = GradientEngine(network, EngineConfig(precision=request.precision), is_frozen=True)
+        self._engine = frozen_engine(experiment, ema, self._device, precision=request.precision)
         mcmc = dataclasses.replace(experiment.mcmc, sampling_noise_scale=request.noise_scale)
         self._sampler = build_sampler(dataclasses.replace(experiment, mcmc=mcmc))
         self._noise = PhiloxNoise(request.seed)
-        self._shape, self._shown = network.image_shape, shown_levels(experiment.diffusion.num_levels)
+        self._shape, self._shown = self._engine.network.image_shape, shown_levels(experiment.diffusion.num_levels)
 
     @property
     def device_name(self) -> str:

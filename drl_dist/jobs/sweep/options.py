@@ -12,10 +12,11 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from drl_dist.common.errors import UserError
+from drl_dist.common.nested import to_dict
 from drl_dist.common.validation import file_of
 from drl_dist.config.presets import SETTINGS, TABLE_6, preset
 from drl_dist.config.rules import check_run
-from drl_dist.config.tree import Experiment, RunConfig, to_dict
+from drl_dist.config.tree import Experiment, RunConfig
 from drl_dist.data.filesystem import Folder
 from drl_dist.jobs.common.options import parse_options
 from drl_dist.jobs.sweep.proposals import grid_size

@@ -23,8 +23,8 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from drl_dist.checkpoints.format import parse_json_object
 from drl_dist.checkpoints.run_record import RECORD
 from drl_dist.common.errors import UserError
+from drl_dist.common.nested import differences, to_dict
 from drl_dist.common.places import joined
-from drl_dist.config.tree import differences, to_dict
 from drl_dist.data.filesystem import Folder
 from drl_dist.jobs.sweep.options import SweepPlan
 from drl_dist.jobs.sweep.space import Values

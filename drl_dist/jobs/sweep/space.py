@@ -15,8 +15,9 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from drl_dist.checkpoints.configs import config_from_dict
 from drl_dist.common.errors import UserError
+from drl_dist.common.nested import flatten, to_dict
 from drl_dist.config.rules import check_run
-from drl_dist.config.tree import Experiment, RunConfig, flatten, to_dict
+from drl_dist.config.tree import Experiment, RunConfig
 
 LEVEL_SCALE = "mcmc.level_scale"
 """c_t in one of its three forms; see `fields_of`."""

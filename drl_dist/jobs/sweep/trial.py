@@ -15,7 +15,8 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from torch import Tensor
 
 from drl_dist.common.errors import UserError
-from drl_dist.config.tree import RunConfig, flatten, to_dict
+from drl_dist.common.nested import flatten, to_dict
+from drl_dist.config.tree import RunConfig
 from drl_dist.data.filesystem import Folder
 from drl_dist.jobs.sweep.record import (
     BAD_SCORE,

@@ -8,8 +8,9 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
+from drl_dist.common.nested import flatten, to_dict
 from drl_dist.config.presets import SETTINGS, TABLE_6, preset
-from drl_dist.config.tree import RunConfig, flatten, to_dict
+from drl_dist.config.tree import RunConfig
 
 COMMANDS: dict[str, tuple[str, ...]] = {
     "cifar10": ("jobs/train_cifar10.py",),

@@ -20,9 +20,10 @@ from drl_dist.checkpoints.storage import StoredCheckpoint, checkpoint_name, newe
 from drl_dist.checkpoints.verify import newest_to_resume
 from drl_dist.checkpoints.warm_start import starting_point
 from drl_dist.common.imports import no_collection
+from drl_dist.common.nested import flatten, to_dict
 from drl_dist.common.places import joined
 from drl_dist.common.program import Stopped
-from drl_dist.config.tree import RunConfig, flatten, to_dict
+from drl_dist.config.tree import RunConfig
 from drl_dist.data.filesystem import check_reachable
 from drl_dist.data.index import ShardIndex, open_index
 from drl_dist.evaluation.feature_spec import parse_features

@@ -12,9 +12,10 @@ import tyro
 
 from drl_dist.common.errors import UserError
 from drl_dist.common.imports import no_collection
+from drl_dist.common.nested import to_dict
 from drl_dist.config.presets import SETTINGS, preset
 from drl_dist.config.rules import check_run, check_without_ray
-from drl_dist.config.tree import Experiment, RunConfig, to_dict
+from drl_dist.config.tree import Experiment, RunConfig
 from drl_dist.jobs.common.entry import run_command
 from drl_dist.jobs.common.options import parse_options
 

@@ -13,7 +13,8 @@ from drl_dist.checkpoints.retention import listed_names, remove_orphaned
 from drl_dist.checkpoints.storage import StoredCheckpoint, checkpoint_name, is_own_name
 from drl_dist.checkpoints.verify import VerifiedCheckpoint, read_newest_checkpoint, read_stored_checkpoint
 from drl_dist.common.errors import UserError
-from drl_dist.config.tree import RunConfig, differences, to_dict
+from drl_dist.common.nested import differences, to_dict
+from drl_dist.config.tree import RunConfig
 from drl_dist.jobs.train.restarts import OutdatedListError
 from drl_dist.training.state import TrainState
 

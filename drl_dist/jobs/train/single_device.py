@@ -28,10 +28,11 @@ from drl_dist.checkpoints.verify import newest_verified_checkpoint
 from drl_dist.checkpoints.warm_start import starting_point
 from drl_dist.common.batch import BatchSource
 from drl_dist.common.errors import UserError
+from drl_dist.common.nested import differences, to_dict
 from drl_dist.common.places import joined
 from drl_dist.common.program import SIGNALS, Stopped
 from drl_dist.config.rules import ARRAY_SUFFIX
-from drl_dist.config.tree import RunConfig, differences, to_dict
+from drl_dist.config.tree import RunConfig
 from drl_dist.data.array_file import read_array_file
 from drl_dist.data.audit import audited
 from drl_dist.data.filesystem import Folder, check_reachable
