@@ -1,4 +1,4 @@
-"""From a config to the objects of the method."""
+"""Building the objects of the method from a config."""
 
 from __future__ import annotations
 

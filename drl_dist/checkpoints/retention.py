@@ -1,4 +1,4 @@
-"""Checkpoints that a kill left behind: in storage, and on nobody's list of what to delete."""
+"""Removal of orphaned checkpoints: those in storage that a kill left, and that Ray Train does not list for deletion."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run that diverged goes back to its newest checkpoint and on with other noise; the run's folder remembers it."""
+"""Rollbacks of a diverged run to its newest checkpoint with other noise, as recorded in the run's folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The science of a run, kept beside its checkpoints, so that the same name cannot come to mean something else."""
+"""The record of a run's scientific settings beside its checkpoints, so that a name keeps its meaning."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checkpoint folders on any storage URL: listed, fetched and uploaded so that an unfinished one is never taken."""
+"""Checkpoint folders on any storage URL: listing, fetching and uploading, such that an unfinished one is never used."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The newest checkpoint whose checksums agree: found, and read for restoring in the same pass."""
+"""Search for the newest checkpoint whose checksums match, and reading it in the same pass."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Going on from a checkpoint of another run: same network, batch size and data, anything else may change."""
+"""Starting from a checkpoint of another run: same network, batch size and data; anything else may change."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What no run can have: every rule on a config's values, told in one sentence each."""
+"""Every rule on the values of a config, each with its error message of one sentence."""
 
 from __future__ import annotations
 

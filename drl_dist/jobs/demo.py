@@ -1,4 +1,4 @@
-"""The whole way on one machine: shards, a Ray head, an MLflow server, training and sampling as submitted jobs."""
+"""The demonstration on one machine: shards, a Ray head, an MLflow server, training and sampling as submitted jobs."""
 
 from __future__ import annotations
 

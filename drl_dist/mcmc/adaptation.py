@@ -1,5 +1,4 @@
-"""Step sizes at which a sensible part of all proposals is accepted (section 4.2), and their schedule over the
-levels."""
+"""Adaptation of step sizes, level by level, to a range of acceptance rates (section 4.2)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every sampler of this package is: a step from (state, noise) to (state, info)."""
+"""The kernel protocol of all samplers: a step from (state, noise) to (state, info)."""
 
 from __future__ import annotations
 

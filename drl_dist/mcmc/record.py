@@ -1,4 +1,4 @@
-"""What the chains of one level say about themselves, summed on the device until somebody asks."""
+"""Statistics of the chains of one level, summed on the device until they are read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What MLflow is told: runs, metrics and pictures, model versions. The only place that imports mlflow."""
+"""Tracking with MLflow: runs, metrics, pictures and model versions. The only package that imports mlflow."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an MLflow server, or whatever is in its place, answers: asked by MLflow's own client, told in a few words."""
+"""Probing an MLflow server with MLflow's own client, and short explanations of what is wrong with its answers."""
 
 from __future__ import annotations
 

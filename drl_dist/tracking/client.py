@@ -1,4 +1,4 @@
-"""The way to an MLflow server: found out in seconds whether it answers, and errors told in one sentence."""
+"""MLflow clients for a server that is known to answer, and its errors as sentences for the user."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One MLflow run per run name, whatever number of times it is started."""
+"""One MLflow run per run name, however often it is started."""
 
 from __future__ import annotations
 

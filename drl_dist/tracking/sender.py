@@ -1,4 +1,4 @@
-"""From the spool to the server."""
+"""Sending the spool to the server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a training run tells the server, by way of a spool, so that the server may be away."""
+"""The tracker of a training run: everything goes to the server by way of a spool, so that the server may be down."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What stops a run before it damages itself."""
+"""Checks that stop a run before it damages itself."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Batches of images that fit into memory, for training where no shards are."""
+"""Batches of images that fit into memory, for training without shards."""
 
 from __future__ import annotations
 

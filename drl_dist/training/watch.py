@@ -1,4 +1,4 @@
-"""Finds out that a run has run away although every number of it is still finite."""
+"""Detection of runs that have run away although all their numbers are still finite."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Actors that make tasks of work. A dead one is replaced, its task made again; results do not depend on who made
-them."""
+"""A pool of actors that run numbered tasks. A dead actor is replaced and its task run again; results do not depend on it."""
 
 from __future__ import annotations
 

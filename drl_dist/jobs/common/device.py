@@ -1,4 +1,4 @@
-"""Where a process computes, on how many threads, and whether computing again gives the same bits."""
+"""The device of a process, its number of threads, and reproducible convolutions."""
 
 from __future__ import annotations
 

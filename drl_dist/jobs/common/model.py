@@ -1,4 +1,4 @@
-"""A trained model on this machine, from wherever it is kept: the registry, a checkpoint, a run's folder."""
+"""A trained model on this machine, loaded from the registry, a checkpoint or a run's folder."""
 
 from __future__ import annotations
 

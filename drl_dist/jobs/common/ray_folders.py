@@ -1,4 +1,4 @@
-"""Where a Ray of our own on this machine keeps its sockets and logs."""
+"""Folders of Ray: sockets and logs of a Ray on this machine, and the working folder that a submitted job came with."""
 
 from __future__ import annotations
 

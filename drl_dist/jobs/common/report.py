@@ -1,4 +1,4 @@
-"""What jobs write and print at their end: reports as JSON, tables as text, figures and sheets of images as PNG."""
+"""Reports as JSON, tables as text, figures and sheets of images as PNG: what jobs write at their end."""
 
 from __future__ import annotations
 

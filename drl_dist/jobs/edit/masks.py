@@ -1,4 +1,4 @@
-"""Which pixels are hidden: a region by name, a share of all by chance, or a picture of them."""
+"""Masks of hidden pixels: a named region, a random share, or a picture."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the editing jobs are asked to do."""
+"""Options of ``jobs/inpaint.py`` and ``jobs/interpolate.py``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The folder that an editing job fills: what was asked for first, the pictures, and the sheet of all of them last."""
+"""The output folder of an editing job: the request first, then the pictures, and the sheet of all of them last."""
 
 from __future__ import annotations
 

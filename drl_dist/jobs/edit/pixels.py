@@ -1,4 +1,4 @@
-"""Pixels that agree exactly with what was observed of them."""
+"""Pixels in exact agreement with what was observed of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What each task of the inpainting job observes of an image, and how the image is drawn given that."""
+"""The tasks of the inpainting job: what each observes of an image, and how the image is drawn given that."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The likelihood job: check everything, adapt, make the tasks that are missing, then report, picture and tracking."""
+"""The likelihood job: check everything, adapt step sizes, run the missing tasks, then report, picture and tracking."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the likelihood job is asked to do."""
+"""Options of ``jobs/likelihood.py``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The folder that a likelihood job fills: step sizes, results of finished tasks, weights, picture, report."""
+"""The output folder of a likelihood job: step sizes, results of finished tasks, weights, picture, report."""
 
 from __future__ import annotations
 

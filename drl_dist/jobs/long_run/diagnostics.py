@@ -1,4 +1,4 @@
-"""Whether chains have run long enough: effective sample size and split R-hat, by ArviZ."""
+"""Convergence diagnostics of chains: effective sample size and split R-hat, by ArviZ."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the long-run job is asked to do."""
+"""Options of ``jobs/long_run.py``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The folder that a long-run job fills: images of every chain length, pictures, step sizes and diagnostics."""
+"""The output folder of a long-run job: images of every chain length, pictures, step sizes and diagnostics."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a long-run job keeps of unfinished work: adapted levels, finished batches, chains in the middle of one."""
+"""Saved progress of a long-run job: adapted levels, finished batches, and chains in the middle of a batch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""All that determines what a long-run job makes, and nothing else."""
+"""The request of a long-run job: everything that determines its results, and nothing else."""
 
 from __future__ import annotations
 

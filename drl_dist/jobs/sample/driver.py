@@ -1,4 +1,4 @@
-"""The sampling job: check everything, make the tasks that are missing, then manifest, pictures and index."""
+"""The sampling job: check everything, run the missing tasks, then manifest, pictures and index."""
 
 from __future__ import annotations
 

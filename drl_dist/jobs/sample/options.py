@@ -1,4 +1,4 @@
-"""What the sampling job is asked to do."""
+"""Options of ``jobs/sample.py``."""
 
 from __future__ import annotations
 

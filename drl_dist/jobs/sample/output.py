@@ -1,4 +1,4 @@
-"""The folder that a sampling job fills: shards, records of finished tasks, manifest, grid, index."""
+"""The output folder of a sampling job: shards, records of finished tasks, manifest, grid, index."""
 
 from __future__ import annotations
 

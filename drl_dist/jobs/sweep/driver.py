@@ -1,4 +1,4 @@
-"""The sweep: check everything, run the trials by Ray Tune, score the best again, tell the result."""
+"""The sweep job: check everything, run the trials with Ray Tune, rescore the best ones, report the result."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ``jobs/sweep.py`` is asked to do, on top of a training run's options."""
+"""Options of ``jobs/sweep.py``: those of a training run, and those of the sweep itself."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a sweep leaves: the table, the plots, the alias of the winner, and the command that trains it."""
+"""The result of a sweep: table, plots, the alias of the winner, and the command that trains it."""
 
 from __future__ import annotations
 

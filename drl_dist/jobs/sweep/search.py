@@ -1,4 +1,4 @@
-"""Ray Tune's side of a sweep: which trial is next, which one is stopped, and who is told."""
+"""The sweep's searcher and scheduler for Ray Tune: the next trial, early stopping, and reports."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a sweep varies: fields of the config by their dotted names, and c_t under a name of its own."""
+"""The search space of a sweep: fields of the config by their dotted names, and c_t under a name of its own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A trial of a sweep: what its process on the cluster does."""
+"""A trial of a sweep, as run by its process on the cluster."""
 
 from __future__ import annotations
 

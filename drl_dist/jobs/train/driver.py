@@ -1,4 +1,4 @@
-"""The training job: check everything, start Ray Train, keep the tracked run's status true."""
+"""The training job: check everything, start Ray Train, keep the status of the tracked run correct."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a training run exports through Ray's metrics: how fast it goes, and what its faults and checkpoints cost."""
+"""Metrics of a training run for Prometheus: its speed, and the cost of faults and checkpoints."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the training workers continue from where the run was left: the first rank reads, the others get it from there."""
+"""Restoring the training workers from the newest checkpoint: the first rank reads it and hands it to the others."""
 
 from __future__ import annotations
 

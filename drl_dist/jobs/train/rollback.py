@@ -1,4 +1,4 @@
-"""What a diverged run does, if it may: back to its newest checkpoint, and on with other noise."""
+"""Rollback of a diverged run to its newest checkpoint, from which it continues with other noise."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What Ray Train calls in every worker. Importing it needs no torch, which driver and controller do without."""
+"""The function that Ray Train calls in every worker. Importing it needs no torch: driver and controller go without it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The end before the end: a signal to the driver, or the notice that a machine goes, reaches all ranks at one step."""
+"""Stop requests: a signal to the driver, or a notice that a machine will be taken away, reaches all ranks at one step."""
 
 from __future__ import annotations
 

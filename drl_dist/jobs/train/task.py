@@ -1,4 +1,4 @@
-"""What a training worker gets from the driver. Importing it needs no torch, which driver and controller do without."""
+"""The task of a training worker, from the driver. Importing it needs no torch: driver and controller go without it."""
 
 from __future__ import annotations
 

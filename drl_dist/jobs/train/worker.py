@@ -1,4 +1,4 @@
-"""What every training worker runs: one DDP rank."""
+"""The training worker: one DDP rank."""
 
 from __future__ import annotations
 
