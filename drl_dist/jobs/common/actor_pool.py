@@ -1,4 +1,4 @@
-"""A pool of actors that run numbered tasks. A dead actor is replaced and its task run again; results do not depend on it."""
+"""A pool of actors that run numbered tasks. A dead actor is replaced and its task run again, with the same result."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The function that Ray Train calls in every worker. Importing it needs no torch: driver and controller go without it."""
+"""The function that Ray Train calls in every worker. Importing it needs no torch, for driver and controller."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stop requests: a signal to the driver, or a notice that a machine will be taken away, reaches all ranks at one step."""
+"""Stop requests: a signal to the driver, or notice that a machine will be taken away, reaches all ranks at one step."""
 
 from __future__ import annotations
 
