@@ -211,7 +211,7 @@ def table(results: dict[str, list[dict[str, Any]]], real: Tensor, network: Featu
 
 
 def draw_curves(results: dict[str, list[dict[str, Any]]], place: Path) -> None:
-    """Training losses (moving average over 25 steps), and FID of a few images as training goes on (Figure 9).
+    """Training losses (moving average over 25 steps), and FID of a few images as training continues (Figure 9).
 
     Each objective's losses have a panel of their own: they are different quantities.
     """

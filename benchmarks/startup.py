@@ -188,7 +188,7 @@ def _measure(
     began, used = time.time(), 0.0 if head is None else usage.seconds()
     start = _first_step(audit, began - 1, job, usage) - began, usage.seconds() - used
     _wait(lambda: any(run.glob("checkpoint_*/checksums.json")), job, usage)
-    # Ray's controller knows of the checkpoint, and whatever goes on behind the first steps has ended.
+    # Ray's controller knows of the checkpoint, and whatever continues behind the first steps has ended.
     time.sleep(10)
     victims = [one for root in usage.roots for one in _titled(root, "ray::RayTrainWorker")]
     killed, used = time.time(), usage.seconds()

@@ -50,7 +50,7 @@ class CheckpointState:
 
     @classmethod
     def after(cls, step: int, experiment: Experiment, data_fingerprint: str, world_size: int) -> CheckpointState:
-        """Of a run that has made so many steps."""
+        """The state of a run that has made so many steps."""
         images_seen = step * experiment.train.batch_size
         return cls(
             step=step,

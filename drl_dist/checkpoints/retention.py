@@ -20,7 +20,7 @@ SNAPSHOT = "checkpoint_manager_snapshot.json"
 def remove_orphaned(run_url: str, keep: int | None, newest: StoredCheckpoint | None) -> list[StoredCheckpoint]:
     """Remove what is older than the `keep` newest complete checkpoints, finished or not, and not on Ray Train's list.
 
-    Ray Train deletes only what it was told of. It was not told of a checkpoint whose upload was the last thing that a
+    Ray Train deletes only what was reported to it. Nobody reported a checkpoint whose upload was the last thing that a
     worker did, and forgets all of them with a list that was torn. Call it while nobody trains. What else lies in such
     a folder stays, and the folder with it.
 

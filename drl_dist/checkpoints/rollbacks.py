@@ -20,7 +20,7 @@ class Rollback:
     diverged_at: int
     """Steps made when it was seen."""
     back_to: int
-    """Steps of the checkpoint; 0 if there was none, so that the run began anew."""
+    """Steps of the checkpoint; 0 if there was none, so that the run began from scratch."""
     reason: str
 
 

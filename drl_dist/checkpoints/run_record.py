@@ -25,7 +25,7 @@ def check_record(run_url: str, experiment: Experiment, data_fingerprint: str, st
     """Return if a run folder is new, or holds this experiment on this data.
 
     Args:
-        start_from: checkpoint of another run that this one goes on from.
+        start_from: checkpoint of another run that this one continues from.
 
     Raises:
         UserError: it holds another one; the message lists every field that differs. Or it holds files of the names
@@ -53,12 +53,13 @@ def check_record(run_url: str, experiment: Experiment, data_fingerprint: str, st
             f"run {run_url}",
             got="changed fields " + "; ".join(changed).replace("experiment.", ""),
             expected="the experiment that the run was started with",
-            remedy="undo the changes, or give the changed run a name of its own, with --start-from to go on from here",
+            remedy="undo the changes, or give the changed run a name of its own, with --start-from to continue "
+            "from here",
         )
 
 
 def write_record(run_url: str, experiment: Experiment, data_fingerprint: str, start_from: str | None = None) -> None:
-    """Keep the experiment, the fingerprint of its data, and what it goes on from in the run folder."""
+    """Keep the experiment, the fingerprint of its data, and what it continues from in the run folder."""
     text = json.dumps(_record(experiment, data_fingerprint, start_from), indent=2) + "\n"
     Folder(run_url).write(RECORD, text.encode())
 

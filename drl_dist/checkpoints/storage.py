@@ -28,7 +28,7 @@ _NAME = re.compile(r"checkpoint_([0-9]{9}|[1-9][0-9]{9,})")
 FILES = (CONFIG, STATE, *map(part_file, PARTS), CHECKSUMS)
 """All that a checkpoint's folder is given."""
 _FETCHES = 2
-"""Of a file whose checksum differs."""
+"""Reads of a file whose checksum differs."""
 
 
 def checkpoint_name(step: int) -> str:

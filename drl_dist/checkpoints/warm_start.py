@@ -14,7 +14,7 @@ from drl_dist.data.filesystem import Folder
 
 
 def starting_point(url: str, experiment: Experiment, data_fingerprint: str) -> str:
-    """The checkpoint folder that a run goes on from.
+    """The checkpoint folder that a run continues from.
 
     Args:
         url: a checkpoint folder, or a run folder, whose newest checkpoint is taken.

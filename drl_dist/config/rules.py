@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 MAX_LEVELS = 4096
 """As `drl_dist.diffusion.noise.MAX_LEVELS`, which cannot be had without importing torch; commands answer at once."""
 BASE_STEPS = 1000
-"""Of the base ladder that the t6 ladder is composed of."""
+"""Levels of the base ladder that the t6 ladder is composed of."""
 ARRAY_SUFFIX = ".npy"
 """End of the name of a file that holds all images, which training without Ray takes too."""
 MAX_SIGNAL = 0.05
@@ -226,7 +226,7 @@ def check_run(run: RunConfig, *, complete: bool = True) -> None:
             not run.run_name or re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", run.run_name) is not None,
         ),
     ]
-    # Empty is what is missing, which is told below where it is needed.
+    # What is missing is empty; it is refused below where it is needed.
     rules += [
         place_rule("data", run.data or None),
         place_rule("storage", run.storage or None),

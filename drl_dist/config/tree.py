@@ -166,8 +166,8 @@ class LoaderConfig:
     ledger_dir: str | None = None
     """Folder on each node in which workers note every image that goes into a step, for audits (docs/reliability.md)."""
     on_damage: Literal["strict", "substitute"] = "strict"
-    """Of a damaged sample or shard: strict ends the run with its name; substitute uses another sample, and says so in
-    the run's audit log (docs/data.md)."""
+    """Handling of a damaged sample or shard: strict ends the run with its name; substitute uses another
+    sample, and records it in the run's log of substitutes (docs/data.md)."""
     max_substitutes: int = 10_000
     """Damaged samples over the whole run, each as often as its turn comes, after which it ends nevertheless."""
 
@@ -184,7 +184,7 @@ class CheckpointConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrackingConfig:
-    """What is told to MLflow."""
+    """What is logged to MLflow."""
 
     uri: str | None = None
     """MLflow server; by default the environment's MLFLOW_TRACKING_URI."""
@@ -232,11 +232,11 @@ class RunConfig:
     storage: str = ""
     """URL below which checkpoints are kept."""
     start_from: str | None = None
-    """Checkpoint folder of another run on the same data with the same network to go on from, with other settings."""
+    """Checkpoint folder of another run on the same data with the same network to continue from, with other settings."""
     num_workers: int = 1
     """Ray Train workers, one DDP rank each. MIN:MAX is short for this and min_workers."""
     min_workers: int | None = None
-    """Workers with which the run goes on while machines are missing; unless it is given, it waits for num_workers."""
+    """Workers with which the run continues while machines are missing; unless it is given, it waits for num_workers."""
     max_rollbacks: int = 0
     """How often the run, when it diverges, goes back to its newest checkpoint and on with other noise."""
     use_gpu: bool = False

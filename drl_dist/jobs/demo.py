@@ -58,7 +58,7 @@ def demo(options: DemoOptions, repository: Path) -> int:
             remedy="look at its last lines above",
         ) from error
     except KeyboardInterrupt:
-        print("stopped, and all that was started with it; the same command goes on from here", file=sys.stderr)
+        print("stopped, and all that was started with it; the same command continues from here", file=sys.stderr)
         return EXIT_INTERRUPTED
 
 
@@ -167,6 +167,6 @@ def _check(what: str, status: int, folder: Path) -> None:
             f"demonstration, {what}",
             got=f"exit status {status}",
             expected="0",
-            remedy="look at its last lines above; the same command goes on from here, and without "
+            remedy="look at its last lines above; the same command continues from here, and without "
             f"{folder} it starts afresh",
         )

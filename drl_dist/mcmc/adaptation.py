@@ -78,7 +78,7 @@ class StepSizes:
     kernel: KernelName
     """Whose acceptance it was."""
     num_leapfrog_steps: int
-    """Of each proposal; 0 where that differs from proposal to proposal."""
+    """Leapfrog steps of each proposal; 0 where that differs from proposal to proposal."""
     num_chains: int
     num_steps: int
     """Over which the rates were averaged."""
@@ -105,7 +105,7 @@ class StepSizes:
 
 @dataclass
 class AdaptingChains:
-    """Chains of one level on which step sizes are tried; they go on from where the last trial left them.
+    """Chains of one level on which step sizes are tried; they continue from where the last trial left them.
 
     Args:
         kernel_at: what is adapted.
@@ -158,14 +158,14 @@ def adapt_step_size(
         first_step_size: where to start.
         config: the wanted range, how many steps, how many corrections.
         what: is adapted, for the error message.
-        observe: told each step size that was tried and its rate.
+        observe: called with each step size that was tried and its rate.
 
     Returns:
         The step size and its acceptance rate.
 
     Raises:
         UserError: no step size that was tried has such a rate, or the log-density is so large a number that its dtype
-            cannot tell it before a step from after it.
+            cannot distinguish it before a step from after it.
     """
     num_chains = sum(len(batch.y) for batch in batches)
     target = (config.lowest_rate + config.highest_rate) / 2

@@ -141,8 +141,8 @@ def run_chain(
         noise: the numbers of all steps.
         num_chain_steps: K.
         start: number of the first step, which keys its numbers.
-        observe: told after every step.
-        state: of chains that go on from the middle, where they are instead of at y.
+        observe: called after every step.
+        state: of chains that continue from the middle, where they are instead of at y.
     """
     state = kernel.init(y) if state is None else state
     for chain_step, numbers in enumerate(noise.steps(start, start + num_chain_steps, kernel.num_uniforms), start):

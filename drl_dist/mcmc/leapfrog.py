@@ -36,7 +36,7 @@ def locate(density: LogDensityAndGrad, y: Tensor) -> Point:
 
 
 def select(condition: Tensor, chosen: Point, other: Point) -> Point:
-    """Of each chain the chosen point where `condition` (B,) holds, else the other one."""
+    """The chosen point of each chain where `condition` (B,) holds, else the other one."""
     mask = column(condition, chosen.y)
     return Point(
         torch.where(mask, chosen.y, other.y),

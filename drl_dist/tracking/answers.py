@@ -178,8 +178,8 @@ def _not_let_in(answer: requests.Response) -> Trouble:
         return Trouble(f"status {status}, since {missing} is not set", f"set {missing}")
     else:
         return Trouble(f"status {status}, since it wants a login and none is set", f"set {_LOGIN}")
-    told = "refuses the login" if status == 401 else "does not allow what is asked with the login"
-    return Trouble(f"status {status}: the server {told} that {used}", "correct it, or ask for the right")
+    refusal = "refuses the login" if status == 401 else "does not allow what is asked with the login"
+    return Trouble(f"status {status}: the server {refusal} that {used}", "correct it, or ask for the right")
 
 
 def _unanswered(error: BaseException, uri: str) -> Trouble:

@@ -63,7 +63,7 @@ def user_errors(uri: str) -> Iterator[None]:
 def through_outage(
     uri: str, call: Callable[[], Result], *, seconds: float = OUTAGE_SECONDS, pause: float = 30.0
 ) -> Result:
-    """What a call that speaks to the server returns, repeated while the server is away; a line on stderr tells of it.
+    """What a call that speaks to the server returns, repeated while the server is away; a line on stderr says so.
 
     Args:
         uri: the server.

@@ -57,7 +57,7 @@ class JobRun:
 
 
 def job_run_name(kind: Kind, model_name: str, identity: str) -> str:
-    """The name of the one run of a request, whatever the number of starts; `identity` is all that tells it apart."""
+    """The name of the one run of a request, whatever the number of starts; `identity` is all that distinguishes it."""
     return f"{kind}-{model_name}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
 
 

@@ -71,7 +71,7 @@ def register_checkpoint(
         if not is_duplicate(error):
             raise
     tags = {**metadata, "step": str(step), "ema_sha256": checksums[EMA]["sha256"]}
-    # The files are there before the version is: whoever finds a version can use it.
+    # The files are there before the version is: a version that is found can be used.
     made = client.create_model_version(model_name, f"runs:/{run_id}/{path}", run_id, tags=tags, await_creation_for=0)
     return int(made.version)
 
@@ -117,7 +117,7 @@ def _find(client: MlflowClient, reference: str, name: str, alias: str | None, nu
             assert number is not None
             version = client.get_model_version(name, number)
     except MlflowException as error:
-        # An alias that does not exist is told as a wrong parameter.
+        # An alias that does not exist is reported as a wrong parameter.
         if not is_missing(error) and error.error_code != "INVALID_PARAMETER_VALUE":
             raise
         raise UserError(
@@ -190,5 +190,7 @@ def _known(client: MlflowClient, name: str) -> str:
     if not numbers:
         return f"a version of {name}, but it has none"
     aliases = sorted(client.get_registered_model(name).aliases)
-    told = f"models:/{name}/NUMBER from {min(numbers)} to {max(numbers)}, or models:/{name}@latest, the highest of them"
-    return told + (", or one of the aliases " + ", ".join(aliases) if aliases else "")
+    known = (
+        f"models:/{name}/NUMBER from {min(numbers)} to {max(numbers)}, or models:/{name}@latest, the highest of them"
+    )
+    return known + (", or one of the aliases " + ", ".join(aliases) if aliases else "")

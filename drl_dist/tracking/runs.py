@@ -37,8 +37,8 @@ def open_run(
     """The id of the run of this name, made if there is none, and set RUNNING.
 
     Params keep the values of the run's first start. A field that differs at a later start (another number of workers,
-    say) is told by a tag ``resumed.FIELD`` that holds the newest value. Where one is longer than MLflow takes, its end
-    is replaced by a checksum, and all are in the artifact ``params.json``.
+    say) is recorded in a tag ``resumed.FIELD`` that holds the newest value. Where one is longer than MLflow takes, its
+    end is replaced by a checksum, and all are in the artifact ``params.json``.
 
     Args:
         uri: the server, by default that of MLFLOW_TRACKING_URI.

@@ -1,4 +1,4 @@
-"""An append-only log on local disk of what the server is still to be told.
+"""An append-only log on local disk of what is still to be sent to the server.
 
 Layout of the folder: ``records.jsonl``, one record a line; ``sent.json``, the byte up to which they were sent;
 ``payload/``, files that records name; ``run.json``, where to send them; ``refused.jsonl``, what the server would not
@@ -24,7 +24,7 @@ from typing import Any
 from drl_dist.common.errors import UserError
 
 _PAYLOAD = re.compile(r"[0-9a-f]{32}(\.[a-z]+)?")
-# Once everything was sent and the log is longer than this, it starts anew.
+# Once everything was sent and the log is longer than this, it starts from scratch.
 RESTART_BYTES = 16 * 2**20
 
 

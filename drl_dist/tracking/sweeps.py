@@ -32,8 +32,8 @@ def trial_tags(sweep_run: str, number: int, values: Mapping[str, Any]) -> dict[s
         number: of the trial.
         values: the trial's point, as texts.
     """
-    told = {f"sweep.{name}": str(value) for name, value in values.items()}
-    return {MLFLOW_PARENT_RUN_ID: sweep_run, _TRIAL_TAG: str(number), "kind": "trial", **told}
+    tags = {f"sweep.{name}": str(value) for name, value in values.items()}
+    return {MLFLOW_PARENT_RUN_ID: sweep_run, _TRIAL_TAG: str(number), "kind": "trial", **tags}
 
 
 def trial_run(uri: str | None, experiment: str, run_name: str) -> str | None:
@@ -55,7 +55,7 @@ def end_trial(uri: str | None, experiment: str, run_name: str, status: str, reas
         score: its last; logged as the metric ``sweep_score``, by which the page sorts children. None for no score.
 
     Raises:
-        UserError: the server does not answer; what it was told may be told again.
+        UserError: the server does not answer; what was logged may be logged again.
     """
     client = connect(uri)
     ended: RunStatus = "FINISHED" if status == "finished" else "KILLED" if status == "stopped" else "FAILED"
@@ -63,13 +63,13 @@ def end_trial(uri: str | None, experiment: str, run_name: str, status: str, reas
         run = run_named(client, experiment_named(client, experiment), run_name)
         if run is None:
             return
-        told = {name: run.data.tags.get(name) for name in (_STATUS_TAG, _REASON_TAG)}
-        if run.info.status == ended and told == {_STATUS_TAG: status, _REASON_TAG: reason}:
+        found = {name: run.data.tags.get(name) for name in (_STATUS_TAG, _REASON_TAG)}
+        if run.info.status == ended and found == {_STATUS_TAG: status, _REASON_TAG: reason}:
             return
         if score is not None:
             client.log_metric(run.info.run_id, "sweep_score", score)
         client.set_terminated(run.info.run_id, ended)
-        # Last, since they say that all was told.
+        # Last, since they say that everything was logged.
         client.set_tag(run.info.run_id, _REASON_TAG, reason)
         client.set_tag(run.info.run_id, _STATUS_TAG, status)
 

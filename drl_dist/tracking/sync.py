@@ -37,7 +37,7 @@ def sync(spool: Path, uri: str | None = None) -> int:
     try:
         sender = Sender(client.tracking_uri, run["run_id"], log)
         total = log.unsent_bytes
-        began = told = time.monotonic()
+        began = reported = time.monotonic()
         while log.unsent_bytes:
             try:
                 sender.send_some()
@@ -46,11 +46,11 @@ def sync(spool: Path, uri: str | None = None) -> int:
                     f"MLflow server {client.tracking_uri}",
                     got=str(error),
                     expected="the records taken",
-                    remedy="run this again, it goes on from here",
+                    remedy="run this again, it continues from here",
                 ) from error
             now, done = time.monotonic(), total - log.unsent_bytes
-            if now - told > 3:
-                told, rate = now, done / (now - began)
+            if now - reported > 3:
+                reported, rate = now, done / (now - began)
                 print(
                     f"sent {done:,} of {total:,} bytes, {rate:,.0f} bytes/s, {(total - done) / rate:.0f} s left",
                     file=sys.stderr,

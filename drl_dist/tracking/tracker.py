@@ -46,7 +46,7 @@ class Tracker:
     """Tells the server about one run. Every call returns at once; a thread sends.
 
     The thread imports MLflow too, before it sends for the first time: that takes seconds, in which training begins.
-    Nothing here waits for the server or fails because of it: what it was not told stays in the spool, is sent when it
+    Nothing here waits for the server or fails because of it: what was not sent stays in the spool, is sent when it
     answers again, by the next `Tracker` on the same folder, or by ``python -m drl_dist.tracking.sync``.
 
     Args:
@@ -81,7 +81,7 @@ class Tracker:
 
     @property
     def unsent_bytes(self) -> int:
-        """Bytes of what the server is still to be told."""
+        """Bytes that are still to be sent to the server."""
         return self._spool.unsent_bytes
 
     @property
@@ -118,7 +118,7 @@ class Tracker:
         self._append(CheckpointRecord(model_name, step, payload, tags))
 
     def flush(self, deadline_seconds: float) -> bool:
-        """Wait until the server was told everything; False if it was not by the deadline."""
+        """Wait until everything was sent to the server; False if it was not by the deadline."""
         deadline = time.monotonic() + deadline_seconds
         while self._spool.unsent_bytes and time.monotonic() < deadline:
             self._wake.set()
@@ -126,7 +126,7 @@ class Tracker:
         return not self._spool.unsent_bytes
 
     def close(self, status: RunStatus | None = None, deadline_seconds: float = 60) -> bool:
-        """End the sending, and with a status the run; False if the server was not told everything by the deadline."""
+        """End the sending, and with a status the run; False if not everything was sent by the deadline."""
         if self._closing.is_set():
             return not self._spool.unsent_bytes
         if status is not None:
@@ -139,7 +139,7 @@ class Tracker:
         self._thread.join(5)
         if self._spool.unsent_bytes:
             log.warning(
-                "MLflow server %s was not told everything about run %s; run `python -m drl_dist.tracking.sync "
+                "MLflow server %s has not received everything about run %s; run `python -m drl_dist.tracking.sync "
                 "--spool %s` when it answers",
                 self._uri,
                 self.run_id,
@@ -164,7 +164,7 @@ class Tracker:
             except ServerAway as trouble:
                 if not is_away:
                     log.warning(
-                        "MLflow server %s is away (%s); logging goes on in %s", self._uri, trouble, self._spool.folder
+                        "MLflow server %s is away (%s); logging continues in %s", self._uri, trouble, self._spool.folder
                     )
                 is_away, pause = True, min(2 * pause, LONGEST_PAUSE)
             except Exception:

@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 REMEDY = (
-    "go on from an earlier checkpoint with --start-from under another --run-name, with a smaller learning rate, beta1, "
-    "step size or --optim.max-grad-norm, or another seed"
+    "continue from an earlier checkpoint with --start-from under another --run-name, with a smaller learning rate, "
+    "beta1, step size or --optim.max-grad-norm, or another seed"
 )
 
 
@@ -19,7 +19,7 @@ class Interrupt(IntEnum):
     """What is to happen after a step; the strongest request of any rank counts for all."""
 
     NONE = 0
-    """Training goes on."""
+    """Training continues."""
     CHECKPOINT = 1
     """A checkpoint is written, for a machine is about to be taken away."""
     STOP = 2

@@ -78,7 +78,7 @@ class StepResult:
 
 
 def learning_rate_at(optim: OptimConfig, step: int) -> float:
-    """Of the update that follows `step` updates: warm-up, then constant or halving."""
+    """Learning rate of the update that follows `step` updates: warm-up, then constant or halving."""
     # Step 0 has learning rate 0 in the released code; starting at 1 / warmup_steps wastes no step.
     warm = min(1.0, (step + 1) / max(1, optim.warmup_steps))
     halvings = max(0, step + 1 - optim.warmup_steps) / optim.half_life_steps if optim.half_life_steps else 0.0

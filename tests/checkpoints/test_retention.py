@@ -45,7 +45,7 @@ def test_what_ray_knows_of_is_left_to_ray(tmp_path: Path) -> None:
 def test_damaged_ones_count_for_nothing(tmp_path: Path) -> None:
     for step in (1, 2, 3, 4):
         add(tmp_path, step)
-    # 3 and 4 do not verify: 2 is what the run goes on from.
+    # 3 and 4 do not verify: 2 is what the run continues from.
     remove_orphaned(str(tmp_path), 1, newest(str(tmp_path), 2))
     assert steps(str(tmp_path)) == [4, 3, 2]
 

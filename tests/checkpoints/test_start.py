@@ -1,4 +1,4 @@
-"""Going on from another run's checkpoint: only where its weights and its place in the data mean the same."""
+"""Continuing from another run's checkpoint: only where its weights and its place in the data mean the same."""
 
 from __future__ import annotations
 

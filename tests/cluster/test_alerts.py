@@ -21,7 +21,7 @@ ENDED = Part(("run asked to stop", 0), ("run ended", 25), values=GOOD)
 
 
 def steps(minutes: float, frozen: Sequence[str] = (), **values: float) -> Part:
-    """Training goes on."""
+    """Training continues."""
     # Between the restart's gap and the fault that came next.
     return Part(("worker stopped", -25), ("worker stopped", 0), minutes, values=GOOD | values, frozen=frozen)
 

@@ -92,7 +92,7 @@ PER_PROCESS = {
     "DASHBOARD_METRIC_PORT",
     "AUTOSCALER_METRIC_PORT",
 }
-"""Names that were read and may differ: what was read is set anew for each child, or does not matter."""
+"""Names that were read and may differ: what was read is set again for each child, or does not matter."""
 
 PORTS = {
     "DASHBOARD_METRIC_PORT": ("ray.dashboard.consts", "ray.dashboard.head"),

@@ -1,4 +1,4 @@
-"""A rank that never comes to `ray.train.report`: the others give up, and all start anew."""
+"""A rank that never comes to `ray.train.report`: the others give up, and all start from scratch."""
 
 from __future__ import annotations
 

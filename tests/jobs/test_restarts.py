@@ -18,7 +18,7 @@ def test_checkpoints_between_failures_keep_a_run_going(capsys: pytest.CaptureFix
     for _ in range(4):
         for _ in range(MAX_FAILURES):
             policy.after_exception(None, DEAD)
-        # A report without a checkpoint, as of a score, is no progress that a restart could go on from.
+        # A report without a checkpoint, as of a score, is no progress that a restart could continue from.
         policy.after_report(None, [{}], Checkpoint("/nowhere"))
     told = capsys.readouterr().out.splitlines()
     assert len(told) == 4 * MAX_FAILURES

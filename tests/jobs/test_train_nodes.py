@@ -1,4 +1,4 @@
-"""Machines that go away and come: a run with MIN:MAX workers goes on with those there are, and loses nothing.
+"""Machines that go away and come: a run with MIN:MAX workers continues with those there are, and loses nothing.
 
 Nor does it tell anybody the credentials that its environment holds.
 """

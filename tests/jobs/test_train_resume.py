@@ -1,4 +1,4 @@
-"""Stopping and going on changes nothing, bit for bit."""
+"""Stopping and continuing changes nothing, bit for bit."""
 
 from __future__ import annotations
 

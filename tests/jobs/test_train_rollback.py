@@ -174,7 +174,9 @@ def test_a_job_that_diverges_rolls_back(
     assert job.status == 1, job.output
     (known,) = read_rollbacks(str(tmp_path / "diverging"))
     assert 0 < known.back_to <= known.diverged_at
-    assert f"rolled back to step {known.back_to}, from which it goes on with other noise (roll-back 1 of" in job.output
+    assert (
+        f"rolled back to step {known.back_to}, from which it continues with other noise (roll-back 1 of" in job.output
+    )
     assert f"resuming after step {known.back_to} from" in job.output
     found = tracked(mlflow_server, "diverging")
     assert found.info.status == "FAILED"

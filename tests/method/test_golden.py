@@ -1,6 +1,6 @@
 """Twenty losses of every preset at tiny width: a change that is not meant to change numbers must not.
 
-Made anew with ``python -m tests.method.test_golden``, and then named in CHANGELOG.md as a change of numbers.
+Made again with ``python -m tests.method.test_golden``, and then named in CHANGELOG.md as a change of numbers.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A sweep goes on while MLflow is away, and tells it later."""
+"""A sweep continues while MLflow is away, and tells it later."""
 
 from __future__ import annotations
 

@@ -79,7 +79,7 @@ class WorkerPool(Generic[Record]):
 
         Args:
             tasks: their numbers.
-            advance: told the number of items made, negative when a worker's death lost some.
+            advance: called with the number of items made, negative when a worker's death lost some.
 
         Yields:
             the number and the record of each task.

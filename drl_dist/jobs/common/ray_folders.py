@@ -80,8 +80,8 @@ def warn_of_large_folder() -> None:
     # It is unpacked in a folder of the package's name, in which the job begins; the command may go elsewhere.
     name, here = Path(sent.removeprefix("gcs://")).stem, Path.cwd()
     folder = next((folder for folder in (here, *here.parents) if folder.name == name), None)
-    if folder is not None and (told := large_entries(folder)):
-        print(told, file=sys.stderr, flush=True)
+    if folder is not None and (warning := large_entries(folder)):
+        print(warning, file=sys.stderr, flush=True)
 
 
 def large_entries(folder: Path) -> str | None:

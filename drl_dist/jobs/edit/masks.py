@@ -64,7 +64,7 @@ def _region(name: str, size: int) -> Tensor:
 
 
 def _random(share: float, size: int, noise: Noise, image_ids: Tensor) -> Tensor:
-    """Of every image the same number of pixels: those of the smallest numbers."""
+    """Hides the same number of pixels of every image: those with the smallest numbers."""
     count = round(share * size**2)
     numbers = noise.normal(Purpose.HIDE, image_ids, 0, (0,), (size**2,))[0]
     ranks = numbers.argsort(dim=1, stable=True).argsort(dim=1)

@@ -34,7 +34,7 @@ _WHAT, _LATER = "the scores are", "The same command logs them later, from kept f
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """Of one set of generated images."""
+    """Scores of one set of generated images."""
 
     fid: float
     kid: float

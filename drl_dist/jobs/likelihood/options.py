@@ -36,11 +36,11 @@ class LikelihoodOptions:
     """URL of a folder with the step_sizes.json that a likelihood job found for this model; by default they are adapted
     first, and kept in --out."""
     num_leapfrog_steps: int = 2
-    """Of an HMC proposal."""
+    """Leapfrog steps of an HMC proposal."""
     batch_size: int = 32
     """Chains that a worker makes at a time, and computes together."""
     precision: Literal["float64", "float32"] = "float64"
-    """Arithmetic of network and chains; float32 tells log-densities apart only where they are below some 10**5 nats."""
+    """Arithmetic of network and chains; float32 resolves log-densities only below some 10**5 nats."""
     num_workers: int = 1
     """Ray actors."""
     use_gpu: bool = False

@@ -255,12 +255,12 @@ class LikelihoodTasks:
             passage = model.marginals.ascend(x_0, self._step_size, self._noise, ids, **steps)
         # Not the images of every level: a thousand levels of them would fill the memory.
         rows: dict[int, Tensor] = {}
-        told, num_levels = 0, model.marginals.num_levels
+        reported, num_levels = 0, model.marginals.num_levels
         for part in passage:
             rows[part.level] = part.numbers()
-            if len(rows) * _SIGNS_OF_LIFE // num_levels > told * _SIGNS_OF_LIFE // num_levels:
-                yield (len(rows) - told) * length * len(ids)
-                told = len(rows)
+            if len(rows) * _SIGNS_OF_LIFE // num_levels > reported * _SIGNS_OF_LIFE // num_levels:
+                yield (len(rows) - reported) * length * len(ids)
+                reported = len(rows)
         names = ("log_weight", "acceptance_rate", "root_mean_square")
         arrays |= zip(names, torch.stack([rows[t] for t in range(num_levels)], 1), strict=True)
 

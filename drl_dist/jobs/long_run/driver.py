@@ -190,7 +190,7 @@ def _run(
         for number in missing:
             ids = parts[number]
             left = middle if middle is not None and middle.number == number else None
-            # One batch tells enough about mixing.
+            # One batch says enough about mixing.
             watch = Watch(kept, length, number, shown if number == 0 else frozenset(), advance, left)
             batch, x = watch.batch, None
             for t, x_t in sampler.descend(

@@ -37,13 +37,13 @@ class LongRunOptions:
     """Where the chains of a level begin: at a draw from the normal approximation, or at x_noisy itself where levels are
     few and large; auto looks at the ladder."""
     num_leapfrog_steps: int = 2
-    """Of an HMC proposal."""
+    """Leapfrog steps of an HMC proposal."""
     max_tree_depth: int = 8
-    """Of NUTS: a trajectory has at most 2 to this power leapfrog steps."""
+    """Depth of the trees of NUTS: a trajectory has at most 2 to this power leapfrog steps."""
     batch_size: int = 64
     """Images that are computed together."""
     precision: Literal["float64", "float32"] = "float64"
-    """Arithmetic of network and chains; float32 tells log-densities apart only where they are below some 10**5 nats."""
+    """Arithmetic of network and chains; float32 resolves log-densities only below some 10**5 nats."""
     use_gpu: bool = False
     """Compute on the GPU."""
     threads: int | None = None

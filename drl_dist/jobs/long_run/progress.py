@@ -61,7 +61,7 @@ class Interrupted:
 
     length: int
     number: int
-    """Of the batch, among those of its length."""
+    """Number of the batch among those of its length."""
     batch: Batch
     position: Position
     record: tuple[int, dict[str, Tensor]] | None
@@ -157,7 +157,7 @@ class Watch:
         length: steps per level.
         number: of the batch.
         traced: levels whose chains are traced.
-        advance: told the image steps made.
+        advance: called with the image steps made.
         interrupted: what an earlier start left of this batch.
     """
 
@@ -194,7 +194,7 @@ class Watch:
         return observe
 
     def end_level(self, t: int, x: Tensor) -> None:
-        """Count the steps that nobody was told of, let go of the level's images, and keep where the chains are."""
+        """Report the steps that were not reported yet, release the level's images, and keep where the chains are."""
         self._advance((self._length - self._steps_seen) * len(x))
         self._steps_seen, self._interrupted = 0, None
         if self._record is not None:

@@ -127,7 +127,7 @@ def _run_trials(folder: SweepFolder, run: Callable[[dict[str, Any]], None]) -> N
         return
     at_once = min(concurrency(plan), left)
     print(
-        f"sweep {plan.options.sweep_name}: {ended} of {plan.num_trials} trials have ended, {len(unfinished)} go on, "
+        f"sweep {plan.options.sweep_name}: {ended} of {plan.num_trials} trials have ended, {len(unfinished)} continue, "
         f"{at_once} at a time on {plan.base.num_workers} workers each; everything is kept in {folder.url}",
         flush=True,
     )
@@ -169,7 +169,7 @@ def _run_trials(folder: SweepFolder, run: Callable[[dict[str, Any]], None]) -> N
 
 
 def tell_now_or_later(folder: SweepFolder, number: int, outcome: Outcome) -> None:
-    """Mark on the MLflow page how a trial ended; what fails now is told again at the sweep's end."""
+    """Mark on the MLflow page how a trial ended; what fails now is logged again at the sweep's end."""
     try:
         tell_outcome(folder, number, outcome)
     except UserError as error:

@@ -42,7 +42,7 @@ class SweepOptions:
     space_file: str | None = None
     """The same as a YAML (1.2) or JSON file: a path or a URL."""
     search: Literal["grid", "random", "optuna"] = "random"
-    """grid: all combinations; random: draws keyed by --search-seed; optuna: told the scores of earlier trials."""
+    """grid: all combinations; random: draws keyed by --search-seed; optuna: learns from earlier trials."""
     num_samples: int | None = None
     """Trials in all; by default 16, and all combinations for a grid."""
     max_concurrent: int | None = None
@@ -54,7 +54,7 @@ class SweepOptions:
     grace_images: int | None = None
     """Images that a trial has seen before it can be stopped; by default the warm-up and a tenth of the trial."""
     reduction_factor: float = 3.0
-    """Of the trials that reach a rung, one in so many goes on; rungs lie this factor apart in images seen."""
+    """One in so many of the trials that reach a rung continues; rungs lie this factor apart in images seen."""
     max_saturated: float | None = None
     """Share of generated pixels at the ends of the range above which a trial counts as diverged; by default nine
     tenths of the way from the share in real images to 1."""
@@ -226,7 +226,7 @@ def _check(options: SweepOptions, base: RunConfig) -> None:
         raise UserError(
             "option --start-from",
             got=base.start_from,
-            expected="trials from their first step: one that goes on from other settings says little about its own",
+            expected="trials from their first step: one that continues from other settings says little about its own",
             remedy="leave the option out",
         )
     seeds = options.rescore_seeds
@@ -278,7 +278,7 @@ def _check(options: SweepOptions, base: RunConfig) -> None:
 class _SweepRun(TrainOptions):
     # Trials are named after their sweep.
     run_name: tyro.conf.Suppress[tyro.conf.Fixed[str]] = ""
-    # Trials are too short to outlive a machine by going on without it.
+    # Trials are too short to outlive a machine by continuing without it.
     min_workers: tyro.conf.Suppress[tyro.conf.Fixed[int | None]] = None
     # A trial that diverges has shown what it was to show.
     max_rollbacks: tyro.conf.Suppress[tyro.conf.Fixed[int]] = 0

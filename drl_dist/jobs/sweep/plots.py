@@ -105,8 +105,8 @@ def _against(rows: Sequence[Row], space: Space) -> bytes:
         axis.tick_params(axis="y", labelsize=7)
         _scale(axis, scores)
     axes[0][0].set_ylabel(f"last {_SCORE} (smaller is better)", fontsize=8)
-    handles, told = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, told, fontsize=7, ncols=4, loc="upper center", frameon=False)
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, fontsize=7, ncols=4, loc="upper center", frameon=False)
     figure.tight_layout(rect=(0, 0, 1, 0.93))
     return _png(figure)
 

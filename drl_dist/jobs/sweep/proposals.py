@@ -1,7 +1,7 @@
 """Where the points of a sweep come from: a grid, random numbers, or Optuna.
 
-A proposal is a function of the sweep's seed and the trial's number (and, for Optuna, of the scores told so far), so
-that a sweep that is started again goes on where it was.
+A proposal is a function of the sweep's seed and the trial's number (and, for Optuna, of the scores reported so far), so
+that a sweep that is started again continues where it was.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ class RandomDraws:
 
 
 class OptunaProposer:
-    """Optuna's tree-structured Parzen estimator, told the scores of all trials that have ended."""
+    """Optuna's tree-structured Parzen estimator, given the scores of all trials that have ended."""
 
     def __init__(self, space: Space, seed: int) -> None:
         try:

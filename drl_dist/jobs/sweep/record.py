@@ -3,10 +3,10 @@
     STORAGE/SWEEP/sweep.json                   what was asked for; the same name cannot come to mean something else
     STORAGE/SWEEP/SWEEP-0003/trial.json        the trial's point, written before it starts
     STORAGE/SWEEP/SWEEP-0003/curve.json        its scores so far, written by its first worker before each checkpoint
-    STORAGE/SWEEP/SWEEP-0003/outcome.json      how it ended; a trial without one goes on at the next start
+    STORAGE/SWEEP/SWEEP-0003/outcome.json      how it ended; a trial without one continues at the next start
     STORAGE/SWEEP/SWEEP-0003/rescore-0.json    its final score with images of seed 0
 
-All of it is JSON that is read strictly: a sweep goes on from these files alone, and nothing is unpickled. A trial's
+All of it is JSON that is read strictly: a sweep continues from these files alone, and nothing is unpickled. A trial's
 folder is also its run folder, with checkpoints and all.
 """
 
@@ -31,7 +31,7 @@ from drl_dist.jobs.sweep.space import Values
 
 SWEEP, TRIAL, CURVE, OUTCOME = "sweep.json", "trial.json", "curve.json", "outcome.json"
 BAD_SCORE = 1e12
-"""Score of a trial that diverged: finite, since successive halving lets a trial that reports NaN go on for ever."""
+"""Score of a trial that diverged: finite, since successive halving lets a trial that reports NaN continue for ever."""
 OBJECTIVE = "score/kid"
 """What trials are ranked by; smaller is better."""
 # More trials may be asked for later, and how many run at a time says nothing about them.
@@ -76,7 +76,7 @@ class Curve:
     first_gaps: dict[str, float] = dataclasses.field(default_factory=dict[str, float])
 
     def before(self, step: int) -> Curve:
-        """Without what came after a step: a trial that goes on from a checkpoint makes it again."""
+        """Without what came after a step: a trial that continues from a checkpoint makes it again."""
         return dataclasses.replace(self, points=tuple(point for point in self.points if point.step <= step))
 
 
@@ -214,7 +214,7 @@ class SweepFolder:
         return read(self.trial_url(number), CURVE, Curve) or Curve()
 
     def outcome(self, number: int) -> Outcome | None:
-        """How a trial ended; None if it goes on, or is to be tried again."""
+        """How a trial ended; None if it continues, or is to be tried again."""
         found = read(self.trial_url(number), OUTCOME, Outcome)
         return None if found is None or found.status == "failed" else found
 
@@ -229,7 +229,7 @@ class SweepFolder:
         options = to_dict(plan.options)
         for name in ("space", "space_file"):
             del options[name]
-        # A dimension as one text: a changed space is told dimension by dimension.
+        # A dimension as one text: a changed space is reported dimension by dimension.
         space = {name: json.dumps(one) for name, one in plan.space.as_json().items()}
         return {
             "experiment": base["experiment"],

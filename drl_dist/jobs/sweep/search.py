@@ -25,7 +25,7 @@ class SweepSearch(Searcher):
     Args:
         folder: of the sweep.
         proposer: knows all trials of earlier starts.
-        unfinished: numbers of those that go on.
+        unfinished: numbers of those that continue.
         first_new: number of the next new trial.
     """
 
@@ -53,11 +53,11 @@ class SweepSearch(Searcher):
             self._proposer.tell(self._numbers[trial_id], float(result[METRIC]))
 
     def save(self, checkpoint_path: str) -> None:
-        # Ray Tune asks for this now and then; a sweep goes on from its own folder alone.
+        # Ray Tune asks for this now and then; a sweep continues from its own folder alone.
         Path(checkpoint_path).write_text("the state is in the sweep's folder\n")
 
     def restore(self, checkpoint_path: str) -> None:
-        raise AssertionError("a sweep is started anew, and goes on from its folder")
+        raise AssertionError("a sweep is started from scratch, and continues from its folder")
 
     def __getstate__(self) -> dict[str, Any]:
         # Ray Tune pickles what it was given into its own folder, from which nothing is read here.

@@ -124,7 +124,7 @@ class Reports(TuneReportCallback):
 
 
 def as_report(step: int, images_seen: int, score: float, *, is_last: bool) -> dict[str, Any]:
-    """What Ray Tune is told about a trial.
+    """Reports of a trial to Ray Tune.
 
     Args:
         step: steps made.
@@ -217,11 +217,11 @@ class TrialScores:
     def telling(self, log: Log) -> Log:
         """A function that logs scores, and notes them for the report of their step."""
 
-        def told(step: int, numbers: dict[str, float]) -> None:
+        def log_and_see(step: int, numbers: dict[str, float]) -> None:
             log(step, numbers)
             self._scores = {name: float(value) for name, value in numbers.items()}
 
-        return told
+        return log_and_see
 
     def see_images(self, step: int, images_seen: int, images: Tensor) -> None:
         """Generated images, on every rank; see `DivergenceWatch.see_images`."""

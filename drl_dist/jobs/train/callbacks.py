@@ -72,7 +72,7 @@ def build_callbacks(
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """Writes the state to a temporary folder, and lets Ray Train upload it while training goes on.
+    """Writes the state to a temporary folder, and lets Ray Train upload it while training continues.
 
     Args:
         run_url: folder of the run.

@@ -109,7 +109,7 @@ def train_run(run: RunConfig) -> int:
         assert prepared.newest is not None
         print(
             f"run {run.run_name} has made its {prepared.newest.step} steps; its last checkpoint is "
-            f"{prepared.newest.url} (a larger --train.num-steps goes on from there)",
+            f"{prepared.newest.url} (a larger --train.num-steps continues from there)",
             flush=True,
         )
         return 0
@@ -128,7 +128,7 @@ def prepare_run(run: RunConfig) -> PreparedRun:
         UserError: something that the user gave cannot be used.
     """
     experiment = run.experiment
-    # Where damage is borne, the workers find it.
+    # Where damage is tolerated, the workers find it.
     index = open_index(run.data, check_shards=run.loader.on_damage == "strict")
     index.check_model(resolution=experiment.model.resolution, channels=experiment.model.channels)
     if run.tracking.score_every_steps is not None:
@@ -230,7 +230,7 @@ def _ask_server(uri: str, *, is_asked: bool) -> None:
 
 def _drop_stale_list(run_url: str, newest: StoredCheckpoint | None) -> None:
     if drop_stale_snapshot(run_url, newest):
-        print("Ray Train's list of checkpoints was torn or outdated and is made anew", flush=True)
+        print("Ray Train's list of checkpoints was torn or outdated and is rebuilt", flush=True)
 
 
 def _team(run: RunConfig) -> str:
@@ -267,7 +267,7 @@ def _fit_once(task: WorkerTask, exporter: Exporter, callbacks: Sequence[UserCall
         Stopped: a signal ended it before all steps were made.
     """
     run = task.run
-    # Where there are no workers that could tell, these grow old.
+    # Without workers that report, these grow old.
     exporter.set(workers=0, step_timestamp_seconds=time.time(), checkpoint_timestamp_seconds=time.time())
     for name, value in (CONTROLLER_ENVIRONMENT | (ELASTIC_ENVIRONMENT if run.min_workers else {})).items():
         os.environ.setdefault(name, value)
@@ -277,7 +277,7 @@ def _fit_once(task: WorkerTask, exporter: Exporter, callbacks: Sequence[UserCall
     filesystem, path = ray_filesystem(run.storage)
     trainer = Trainer(
         lambda: run_task(task),
-        # The job that started this run goes on.
+        # The job that started this run continues.
         is_nested=task.make_callback is not None,
         can_grow=not is_loopback(),
         backend_config=GroupConfig(),

@@ -34,7 +34,7 @@ class Trainer(DataParallelTrainer):
     """Ray Train's trainer, with fewer actors.
 
     Args:
-        is_nested: whether the job goes on when Ray's controller has died. Otherwise Ray frees the places of the
+        is_nested: whether the job continues when Ray's controller has died. Otherwise Ray frees the places of the
             workers when the job ends, and needs no actor that watches the controller for it.
         can_grow: whether the cluster may get further machines if it is asked.
         arguments: of Ray's own trainer.

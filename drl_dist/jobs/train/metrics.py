@@ -59,15 +59,15 @@ class _Last:
 class Exports:
     """Gives the exported numbers of a run; for the first rank.
 
-    Steps leave behind what they know; the exporter's thread takes it, and goes on when no step ends any more.
+    Steps leave behind what they know; the exporter's thread takes it, and continues when no step ends any more.
 
     Args:
         exporter: of the run.
         clock: of this worker.
         started: when the job was started, in seconds since 1970; restarts of its workers come later.
-        first_step: the step from which the job went on.
-        backlog: what MLflow is still to be told, by names in `EXPORTED` without `drl_`.
-        log: tells the tracker some of it too.
+        first_step: the step from which the job continued.
+        backlog: what is still to be sent to MLflow, by names in `EXPORTED` without `drl_`.
+        log: logs some of it to the tracker too.
         log_every: steps between those.
     """
 

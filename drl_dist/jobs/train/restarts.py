@@ -84,7 +84,7 @@ class RestartPolicy(UserCallback):
     """In Ray's controller, which itself restarts without end: a run of days outlives any number of machines.
 
     Errors that a restart cannot mend end the run, and so do failures one after another without a checkpoint between
-    them. The others are told in one line.
+    them. The others are reported in one line.
     """
 
     def __init__(self) -> None:
@@ -110,10 +110,10 @@ class RestartPolicy(UserCallback):
                 print(f"{error}; all restart from the checkpoint that is just complete", flush=True)
                 return
         self._failures += 1
-        told = {rank: _told(error) for rank, error in sorted(worker_exceptions.items())}
+        reasons = {rank: _reason(error) for rank, error in sorted(worker_exceptions.items())}
         if self._failures > MAX_FAILURES:
-            raise NoProgressError(self._failures, "; ".join(told.values()))
-        for rank, what in told.items():
+            raise NoProgressError(self._failures, "; ".join(reasons.values()))
+        for rank, what in reasons.items():
             print(
                 f"worker {rank} failed ({what}); Ray Train restarts from the newest checkpoint (restart "
                 f"{self._failures} of at most {MAX_FAILURES} without a further checkpoint)",
@@ -141,7 +141,7 @@ class CheckpointTimes(UserCallback):
         self._exporter.set(checkpoint_timestamp_seconds=time.time())
 
 
-def _told(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     # From another actor, such as the one by which ranks wait for each other, an error comes wrapped in a traceback.
     cause = error.cause if isinstance(error, RayTaskError) else error
     return f"{type(cause).__name__}: {' '.join(str(cause).split())[:300]}"
@@ -175,7 +175,7 @@ class ScaleUp:
     Ray would resize a group at any time, and the steps since the last checkpoint would be made again.
 
     Args:
-        clock: of this worker; tells when a checkpoint is complete.
+        clock: of this worker; knows when a checkpoint is complete.
         free: as `free_by_node`.
     """
 

@@ -91,11 +91,11 @@ def _shared(found: VerifiedCheckpoint | None, share: Share, *, is_first: bool) -
     header = None
     if is_first:
         header = json.dumps(None if found is None else {"url": found.url, "names": list(found.files)}).encode()
-    told = json.loads(share(header))
-    if told is None:
+    shared = json.loads(share(header))
+    if shared is None:
         return None
-    files = {name: share(None if found is None else found.files[name]) for name in told["names"]}
-    return VerifiedCheckpoint(told["url"], files)
+    files = {name: share(None if found is None else found.files[name]) for name in shared["names"]}
+    return VerifiedCheckpoint(shared["url"], files)
 
 
 def broadcast(device: torch.device, content: bytes | None) -> bytes:

@@ -42,13 +42,13 @@ def _rolled_back(task: WorkerTask, error: DivergedError) -> WorkerTask:
     known = add_rollback(task.run.url, Rollback(diverged_at=error.step, back_to=back_to, reason=str(error)))
     drop_stale_snapshot(task.run.url, newest)
     print(
-        f"{error}\nrolled back to step {back_to}, from which it goes on with other noise (roll-back {len(known)} of at "
-        f"most {task.run.max_rollbacks})",
+        f"{error}\nrolled back to step {back_to}, from which it continues with other noise (roll-back {len(known)} of "
+        f"at most {task.run.max_rollbacks})",
         flush=True,
     )
-    told = "; ".join(f"{one.diverged_at} to {one.back_to}: {one.reason}" for one in known)
+    history = "; ".join(f"{one.diverged_at} to {one.back_to}: {one.reason}" for one in known)
     try:
-        set_tags(task.run.tracking.uri, task.tracking_run, {TAG: told})
+        set_tags(task.run.tracking.uri, task.tracking_run, {TAG: history})
     except UserError as failure:
         # The number of roll-backs is among the metrics, which are kept for later.
         print(f"the tag {TAG} could not be written: {failure}", file=sys.stderr, flush=True)

@@ -43,7 +43,7 @@ class RunFiles:
         self._folder, self._place = folder, folder / METRICS_NAME
         kept = [line for line, numbers in self._lines() if numbers["step"] <= step]
         write_local(self._place, "".join(kept).encode())
-        # Unbuffered: whoever is killed leaves whole lines, but for the last one.
+        # Unbuffered: a killed process leaves whole lines, except perhaps the last one.
         self._file = self._place.open("ab", buffering=0)
 
     def __enter__(self) -> Self:

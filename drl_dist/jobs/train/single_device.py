@@ -1,6 +1,6 @@
 """Training in this process on one device, without Ray and MLflow: ``jobs/train_*.py --without-ray``.
 
-Data order, noise, checkpoints and the run's folder are those of the Ray job: either goes on with what the other began.
+Data order, noise, checkpoints and the run's folder are those of the Ray job: either resumes what the other began.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class _Data:
     index: ShardIndex | None
     """None for images in one file."""
     batches: Callable[[int], AbstractContextManager[BatchSource]]
-    """Of a position in the stream of samples."""
+    """Batches from a position in the stream of samples on."""
 
 
 def train_on_one_device(run: RunConfig) -> int:
@@ -85,7 +85,7 @@ def train_on_one_device(run: RunConfig) -> int:
     if newest is not None and newest.step >= experiment.train.num_steps:
         print(
             f"run {run.run_name} has made its {newest.step} steps; its last checkpoint is {newest.url} (a larger "
-            "--train.num-steps goes on from there)",
+            "--train.num-steps continues from there)",
             flush=True,
         )
         return 0

@@ -22,7 +22,7 @@ Result = TypeVar("Result")
 
 
 class StopFlag:
-    """A note to the workers of one start of a run, in the store of Ray's head: workers that start anew find it too."""
+    """A flag for the workers of one start of a run, in the store of Ray's head: restarted workers find it too."""
 
     def __init__(self) -> None:
         self.key = f"stop/{uuid.uuid4()}"
@@ -92,7 +92,7 @@ class StopRequests:
             return Interrupt.STOP
         info = self._preemption.preemption_info
         going = set(info.preempted_node_ids) - self._known if info is not None else set()
-        # Ray restarts what is left when the machine is gone; until then training goes on.
+        # Ray restarts what is left when the machine is gone; until then training continues.
         self._known |= going
         return Interrupt.CHECKPOINT if going else Interrupt.NONE
 

@@ -97,7 +97,7 @@ def drop_stale_snapshot(run_url: str, newest: StoredCheckpoint | None) -> bool:
 
     Args:
         run_url: folder of the run.
-        newest: what the run goes on from. If the list names a later one, which is damaged, it is removed too: Ray
+        newest: what the run continues from. If the list names a later one, which is damaged, it is removed too: Ray
             would list that folder twice once it is written again, and delete it with the first of the two.
     """
     folder = Folder(run_url)

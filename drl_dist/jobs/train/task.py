@@ -49,11 +49,11 @@ class MakeCallback(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerTask:
-    """What the driver tells its workers."""
+    """The task that the driver gives its workers."""
 
     run: RunConfig
     fingerprint: str
-    """Of the data that the driver saw."""
+    """Fingerprint of the data that the driver saw."""
     tracking_run: str
     """Id of the tracked run."""
     access: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)

@@ -137,7 +137,7 @@ def _train(task: WorkerTask, index: ShardIndex, state: TrainState) -> None:
 
 
 def _index(task: WorkerTask) -> ShardIndex:
-    """Of the data that the driver saw."""
+    """The index of the data that the driver saw."""
     index = open_index(task.run.data, check_shards=False)
     if index.fingerprint != task.fingerprint:
         raise UserError(
