@@ -25,8 +25,8 @@ class DivergenceLimits:
     """When a run counts as diverged. Measured on digits, T = 6 (docs/sweeps.md)."""
 
     max_gap_growth: float
-    """Limit of |log-density gap| at a noise level, in multiples of its largest value in the first steps. A fresh network
-    is steep and its gaps are large; a run that learns makes them smaller."""
+    """Limit of |log-density gap| at a noise level, in multiples of its largest value in the first steps. A fresh
+    network is steep and its gaps are large; a run that learns makes them smaller."""
     max_displacement: float
     """Root-mean-square move of the chains per pixel, mean over levels. Pixels lie in [-1, 1]."""
     max_saturated: float
