@@ -199,15 +199,15 @@ def test_help_lists_fields_with_their_docstrings() -> None:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "jobs").glob("*.py")), ids=lambda path: path.stem)
 def test_a_command_names_a_function_of_its_own_options(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a command runs is named by a text, which no type checker reads."""
-    named: list[tuple[object, str]] = []
+    """What a command runs may be named by a text, which no type checker reads."""
+    named: list[tuple[str | Callable[..., int], str]] = []
 
     def job(default: object, work: str | Callable[..., int], **_: object) -> None:
         if isinstance(work, str):
             named.append((work, type(default).__name__))
 
-    def command(_parse: object, work: str, **_: object) -> None:
-        named.append((work, "SweepPlan" if path.stem == "sweep" else "RunConfig"))
+    def command(_parse: object, work: str | Callable[..., int], **_: object) -> None:
+        named.append((work, "SweepPlan" if path.stem == "sweep" else "tuple[RunConfig, bool]"))
 
     for module in (cli_entry, cli_train):
         monkeypatch.setattr(module, "run_command", command)
@@ -215,7 +215,8 @@ def test_a_command_names_a_function_of_its_own_options(path: Path, monkeypatch: 
     runpy.run_path(str(path), run_name="__main__")
     assert len(named) == (path.stem not in ("curves", "demo"))
     for work, options in named:
-        (parameter,) = inspect.signature(pkgutil.resolve_name(str(work))).parameters.values()
+        function = pkgutil.resolve_name(work) if isinstance(work, str) else work
+        (parameter,) = inspect.signature(function).parameters.values()
         assert parameter.annotation == options
 
 

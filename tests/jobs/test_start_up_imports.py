@@ -11,7 +11,7 @@ import pytest
 
 from tests.support import ROOT
 
-SWEEPS = "drl_dist.sweeps"
+SWEEPS = "drl_dist.jobs.sweep"
 
 
 def _file(module: str) -> Path | None:
@@ -67,13 +67,15 @@ def _imports_of(module: str) -> list[str]:
         ("drl_dist.jobs.train.restarts", {"torch", "mlflow", "ray.train.torch"}),
         ("drl_dist.jobs.train.group", {"torch", "mlflow", "ray.train.torch"}),
         ("drl_dist.jobs.train.storage", {"torch", "mlflow", "ray.train.torch"}),
-        ("drl_dist.jobs.train_task", {"torch", "mlflow", "ray.train.torch", SWEEPS}),
+        ("drl_dist.jobs.train.task", {"torch", "mlflow", "ray.train.torch", SWEEPS}),
+        ("drl_dist.jobs.train.start", {"torch", "mlflow", "ray.train.torch", SWEEPS}),
         # The command.
         ("drl_dist.jobs.train.driver", {"torch", "ray.train.torch", "matplotlib", "webdataset", SWEEPS}),
         ("drl_dist.jobs.common.options", {"torch", "ray", "mlflow", "pyarrow", "numpy"}),
     ],
 )
 def test_nothing_heavy_is_imported_before_it_is_needed(module: str, unwanted: set[str]) -> None:
+    assert _file(module) is not None
     assert not unwanted & _closure(module)
 
 
