@@ -98,6 +98,7 @@ def _pytest(words: Sequence[str], folder: Path) -> None:
     """A choice of tests: files that are there, and `-k`; raises `Refused` for anything else."""
     parser = argparse.ArgumentParser(exit_on_error=False)
     parser.add_argument("-k")
+    parser.add_argument("-m", choices=("integration", "faults", "slow"))
     parser.add_argument("files", nargs="*")
     try:
         chosen, unknown = parser.parse_known_args(list(words))
