@@ -32,7 +32,7 @@ from tests.support import subprocess_environment, titled, wait_for
 JOIN = """
 import os
 import ray
-from drl_dist.common.errors import entry_point
+from drl_dist.common.program import entry_point
 from drl_dist.jobs.common.cluster import cluster
 def join():
     with cluster():
