@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -29,7 +31,7 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["OMP_NUM_THREADS"] = "1"
         # A hundred processes would compile the project a hundred times.
         os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-        if os.environ.get("DRL_FORKED_PYTHON") == "1":
+        if os.environ.get("DRL_FORKED_PYTHON", "1") != "0":
             _start_fork_server(config)
 
 
@@ -56,6 +58,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         schedule.share_out(items)
 
 
+RUNNING_HEAD = pytest.StashKey["RayHead"]()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """End the Ray head after the last test that uses it: a head that nobody uses takes a tenth of a core."""
+    is_last = schedule.uses_ray_head(item) and not schedule.uses_ray_head(nextitem)
+    if is_last and hasattr(item.config, "workerinput") and RUNNING_HEAD in item.config.stash:
+        item.config.stash[RUNNING_HEAD].stop()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _from_the_repository_root() -> Iterator[None]:  # pyright: ignore[reportUnusedFunction]
     with pytest.MonkeyPatch.context() as patch:
@@ -64,11 +77,12 @@ def _from_the_repository_root() -> Iterator[None]:  # pyright: ignore[reportUnus
 
 
 @pytest.fixture(scope="session")
-def ray_head() -> Iterator[RayHead]:
+def ray_head(pytestconfig: pytest.Config) -> Iterator[RayHead]:
     """A Ray head with two CPUs."""
     from drl_dist.localhost import RayHead
 
     with RayHead(num_cpus=2, environment={"OMP_NUM_THREADS": "1"}) as head:
+        pytestconfig.stash[RUNNING_HEAD] = head
         yield head
 
 
@@ -87,3 +101,41 @@ def server_environment(ray_head: RayHead, mlflow_server: MlflowServer) -> dict[s
     from tests.support import subprocess_environment
 
     return subprocess_environment(ray_head.environment(), mlflow_server.environment())
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards of the handwritten digits."""
+    from tests.support import subprocess_environment
+
+    # A name that URLs would be read into.
+    folder = tmp_path_factory.mktemp("digits") / "digits::v2 #1 [a]"
+    subprocess.run(
+        [sys.executable, "-m", "datasets_prep.digits", "--out", str(folder), "--workers", "1"],
+        cwd=ROOT,
+        env=subprocess_environment(),
+        check=True,
+        timeout=120,
+    )
+    return folder
+
+
+@pytest.fixture
+def make_checkpoint(tmp_path: Path) -> Callable[[int], Path]:
+    """A checkpoint folder of a step; its tensors all equal the step."""
+
+    import torch
+
+    from drl_dist.checkpoints.format import CheckpointState, write_checkpoint
+    from drl_dist.config.presets import preset
+
+    def make(step: int) -> Path:
+        folder = tmp_path / f"checkpoint-{step}"
+        parts = {name: {"w": torch.full((4, 4), float(step))} for name in ("weights", "ema", "optimizer")}
+        state = CheckpointState(
+            step=step, images_seen=64 * step, next_position=64 * step, seed=0, data_fingerprint="f" * 64, world_size=1
+        )
+        write_checkpoint(folder, parts, state, preset("digits"))
+        return folder
+
+    return make

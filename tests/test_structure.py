@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import sys
 from types import ModuleType
@@ -47,3 +48,14 @@ def test_every_command_has_a_folder_of_its_name() -> None:
     }
     # Two commands over one job, one picture of what is tracked, and the demonstration, which is one file.
     assert named - folders == {"inpaint", "interpolate", "curves", "demo"} and "edit" in folders
+
+
+def test_no_module_of_tests_imports_another() -> None:
+    # What two of them need is in tests/helpers, tests/support.py or a conftest.py, whose fixtures need no import.
+    found: dict[str, list[str]] = {}
+    for path in sorted((ROOT / "tests").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            name = (node.module or "") if isinstance(node, ast.ImportFrom) else ""
+            if name.rpartition(".")[2].startswith(("test_", "conftest")):
+                found.setdefault(str(path.relative_to(ROOT)), []).append(name)
+    assert found == {}

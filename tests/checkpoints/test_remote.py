@@ -7,9 +7,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torch
 
-from drl_dist.checkpoints.format import CheckpointState, read_checkpoint, write_checkpoint
+from drl_dist.checkpoints.format import read_checkpoint
 from drl_dist.checkpoints.storage import (
     checkpoint_name,
     complete_checkpoints,
@@ -18,15 +17,7 @@ from drl_dist.checkpoints.storage import (
     upload_checkpoint,
 )
 from drl_dist.common.errors import UserError
-from drl_dist.config.presets import preset
-
-
-def add(run: Path, step: int) -> Path:
-    folder = run / checkpoint_name(step)
-    state = CheckpointState(step=step, images_seen=step, next_position=step, seed=0, data_fingerprint="f", world_size=1)
-    parts = {part: {"a": torch.full((3,), float(step))} for part in ("weights", "ema", "optimizer")}
-    write_checkpoint(folder, parts, state, preset("digits"))
-    return folder
+from tests.helpers.checkpoints import add
 
 
 def step_of(folder: Path) -> int:

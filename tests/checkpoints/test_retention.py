@@ -9,7 +9,7 @@ import pytest
 
 from drl_dist.checkpoints.retention import SNAPSHOT, remove_orphaned
 from drl_dist.checkpoints.storage import StoredCheckpoint, checkpoint_name, stored_checkpoints, upload_checkpoint
-from tests.checkpoints.test_verify import add
+from tests.helpers.checkpoints import add
 
 
 def steps(run_url: str) -> list[int]:

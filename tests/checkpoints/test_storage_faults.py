@@ -13,8 +13,8 @@ from drl_dist.common.errors import UserError
 from drl_dist.data import filesystem
 from drl_dist.jobs.train import storage
 from drl_dist.jobs.train.storage import Uploader
-from tests.checkpoints.test_remote import add
 from tests.faulty_proxy import Fault, FaultyProxy
+from tests.helpers.checkpoints import add
 
 pytestmark = pytest.mark.integration
 

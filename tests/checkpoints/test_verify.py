@@ -14,7 +14,7 @@ from drl_dist.checkpoints.storage import StoredCheckpoint, checkpoint_name, uplo
 from drl_dist.checkpoints.verify import newest_verified_checkpoint
 from drl_dist.common.errors import UserError
 from drl_dist.jobs.train.storage import drop_stale_snapshot
-from tests.checkpoints.test_remote import add
+from tests.helpers.checkpoints import add
 from tests.support import flip_bit
 
 FILES = ("config.json", "state.json", *(f"{part}.safetensors" for part in PARTS))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
@@ -17,18 +16,7 @@ from drl_dist.data.cache import ShardCache
 from drl_dist.data.filesystem import Folder
 from drl_dist.data.index import open_index
 from tests.data.sets import write_set
-
-NOTES = ("notes.txt", ".notes.txt.0123abcd.part", ".swap.part", "00000.json.bak", "99999.json", "photo.tar")
-
-
-def keep_notes(folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in NOTES:
-        (folder / name).write_text("mine")
-
-
-def assert_notes(folder: Path) -> None:
-    assert {name for name in NOTES if (folder / name).exists()} == set(NOTES)
+from tests.helpers.notes import NOTES, assert_notes, checkpoint, keep_notes
 
 
 def prepare(source: Path, out: str, monkeypatch: pytest.MonkeyPatch) -> int:
@@ -163,12 +151,6 @@ def test_preparing_in_a_bucket(
     assert Folder(f"{gcs_bucket}/photos").sizes() == {"notes.txt": 4}
     assert Folder(f"{gcs_bucket}/photos::v2/_progress").sizes() == {"notes.txt": 4}
     assert open_index(f"{gcs_bucket}/photos::v2").num_samples == 3
-
-
-def checkpoint(folder: Path) -> None:
-    folder.mkdir(parents=True)
-    for name in FILES:
-        (folder / name).write_text(json.dumps({}) if name.endswith(".json") else "x")
 
 
 def test_a_users_folders_beside_checkpoints_stay(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from drl_dist.data import depth, pictures
 from drl_dist.data.pictures import PictureError
-from tests.data.test_pictures import RAMP, RAMP_8, saved, shown
+from tests.helpers.pictures import RAMP, RAMP_8, saved, shown
 
 
 def jpeg2000(values: NDArray[np.integer], bits: int, *, signed: bool = False) -> bytes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import struct
 import sys
@@ -23,10 +22,7 @@ from drl_dist.data.index import ShardIndex, open_index, write_index
 from drl_dist.data.pictures import PictureError, PixelRules, read_picture
 from drl_dist.data.shards import Sample, pack_shard
 from drl_dist.data.substitutes import DamageError
-
-RAMP = np.array([[0, 1, 128, 129, 256, 4095, 32768, 65535]], np.uint16)
-RAMP_8 = [[0, 0, 0, 1, 1, 16, 128, 255]]
-"""v / 257, rounded."""
+from tests.helpers.pictures import RAMP, RAMP_8, saved, shown
 
 
 def chunk(name: bytes, data: bytes) -> bytes:
@@ -61,17 +57,6 @@ def tiff(
         struct.pack("<HHI", tag, kind, 1) + value.ljust(4, b"\0") for tag, (kind, value) in sorted(tags.items())
     )
     return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4) + data
-
-
-def saved(image: Image.Image, kind: str, **options: object) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, format=kind, **options)
-    return buffer.getvalue()
-
-
-def shown(data: bytes, mode: str = "L", **rules: object) -> tuple[list[object], tuple[str, ...]]:
-    picture = read_picture(data, PixelRules(**rules))
-    return np.asarray(picture.image.convert(mode)).tolist(), picture.treated
 
 
 def test_16_bits_of_grey_become_8() -> None:

@@ -7,9 +7,7 @@ import gzip
 import io
 import json
 import struct
-import sys
 import tarfile
-from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -19,25 +17,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from drl_dist.common.errors import UserError
-from drl_dist.data.cache import ShardCache
-from drl_dist.data.decode import parse_sample, read_images
-from drl_dist.data.index import ShardIndex, open_index
+from drl_dist.data.decode import read_images
+from drl_dist.data.index import open_index
 from tests.data.published import encoded, photo, write_celeba, write_cifar10, write_fashion, write_lsun
+from tests.helpers.preparation import facts, prepare
 from tests.support import require
-
-
-def prepare(name: str, monkeypatch: pytest.MonkeyPatch, *options: object) -> int:
-    monkeypatch.setattr(sys, "argv", [name, *map(str, options), "--workers", "1"])
-    return import_module(f"datasets_prep.{name}").main()
-
-
-def facts(index: ShardIndex) -> list[dict[str, object]]:
-    found = []
-    for row in index.shards:
-        shard = ShardCache(index.url).open(row)
-        found += [json.loads(parse_sample(shard, sample, index.url)["json"]) for sample in range(row.num_samples)]
-        shard.close()
-    return found
 
 
 def smaller(pixels: NDArray[np.uint8], resolution: int) -> torch.Tensor:

@@ -25,7 +25,7 @@ from drl_dist.data.filesystem import Folder
 from drl_dist.data.index import ShardIndex, open_index, write_index
 from drl_dist.data.shards import Sample, ShardRow, encode_png, pack_shard
 from tests.data.published import encoded, photo, write_celeba, write_cifar10, write_lsun
-from tests.data.test_prep import prepare
+from tests.helpers.preparation import prepare
 
 Prepare = Callable[[], int]
 

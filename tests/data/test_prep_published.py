@@ -22,8 +22,7 @@ from drl_dist.data import depth, pictures
 from drl_dist.data.decode import read_images
 from drl_dist.data.index import open_index, write_index
 from tests.data.published import encoded, write_celeba, write_cifar10, write_fashion, write_lsun
-from tests.data.test_prep import facts, prepare
-from tests.data.test_prep_sources import PNG, last_line
+from tests.helpers.preparation import PNG, facts, last_line, prepare
 
 # CelebA
 

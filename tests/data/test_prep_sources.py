@@ -18,14 +18,8 @@ import datasets_prep._files as files_module
 from datasets_prep._listing import counted, list_images, picture_suffixes
 from drl_dist.common.errors import UserError
 from drl_dist.data.index import open_index
-from tests.data.published import encoded, photo
-from tests.data.test_prep import facts, prepare
-
-PNG = encoded(photo(1, 16, 16), "PNG")
-
-
-def last_line(capsys: pytest.CaptureFixture[str]) -> str:
-    return capsys.readouterr().err.strip().splitlines()[-1]
+from tests.data.published import photo
+from tests.helpers.preparation import PNG, facts, last_line, prepare
 
 
 def prepare_folder(monkeypatch: pytest.MonkeyPatch, source: Path, out: Path) -> list[object]:

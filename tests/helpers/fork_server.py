@@ -85,6 +85,8 @@ class Server:
         self._poll.register(0, select.POLLIN | select.POLLHUP)
         self._children: dict[int, tuple[int, socket.socket, int]] = {}
         """Process id, its client's connection and id, by the file that tells of its end."""
+        self._forked: dict[int, int] = {}
+        """The client's process id by the child's, of all there ever were."""
         self._clients: dict[int, int] = {}
         """The file that tells of the child's end, by the client's connection."""
 
@@ -128,7 +130,9 @@ class Server:
             connection.close()
             return None
         if request is None:
-            connection.sendall(" ".join(f"{client} {child}" for child, _, client in self._children.values()).encode())
+            running = {child for child, _, _ in self._children.values()}
+            lines = [f"{client} {child} {child in running:d}" for child, client in self._forked.items()]
+            connection.sendall(" ".join(lines).encode())
             connection.close()
             return None
         if differing := self._refusal(request):
@@ -151,6 +155,7 @@ class Server:
         except OSError:
             os.kill(child, signal.SIGKILL)
         os.close(goes)
+        self._forked[child] = request.client
         descriptor = os.pidfd_open(child)
         self._children[descriptor] = (child, connection, request.client)
         self._clients[connection.fileno()] = descriptor
@@ -256,8 +261,12 @@ def _set_signals(ignored: list[int]) -> None:
     for number in range(1, 32):
         if number in (signal.SIGKILL, signal.SIGSTOP):
             continue
+        is_ignored = signal.getsignal(number) == signal.SIG_IGN
         if number in ignored:
             signal.signal(number, signal.SIG_IGN)
+        elif is_ignored and number not in (signal.SIGPIPE, signal.SIGXFSZ):
+            # The server's own, which whoever started it may have had ignored; Python ignores the other two.
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 

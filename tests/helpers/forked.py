@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 from drl_dist.localhost import processes
 
@@ -67,30 +68,48 @@ class ForkServer:
             shutil.rmtree(self.folder)
 
 
-def children() -> dict[int, int]:
-    """The client that each forked process stands for, by the forked process."""
+class Forked(NamedTuple):
+    """A forked process, and the client that stands for it."""
+
+    client: int
+    child: int
+    is_running: bool
+
+
+def forked_processes() -> list[Forked]:
+    """All that the fork server has made."""
     folder = os.environ.get(FOLDER)
     if folder is None:
-        return {}
+        return []
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as server:
         server.connect(str(Path(folder) / "socket"))
         server.sendall(bytes(8))
         answer = b"".join(iter(lambda: server.recv(1 << 16), b""))
     numbers = [int(number) for number in answer.split()]
-    return dict(zip(numbers[1::2], numbers[::2], strict=True))
+    return [Forked(client, child, bool(runs)) for client, child, runs in zip(*[iter(numbers)] * 3, strict=True)]
 
 
 def real_process(client: int) -> int:
     """The process that does the work of one that was started: itself, unless it is forked."""
-    return next((child for child, asked in children().items() if asked == client), client)
+    return next((one.child for one in forked_processes() if one.is_running and one.client == client), client)
 
 
 def count_forked_processes_below_their_clients() -> None:
-    """Let `drl_dist.localhost.processes` find a forked process where a fresh one would be in the tree."""
+    """Let `drl_dist.localhost.processes` find a forked process, and its session even after its end, where a fresh one
+    would be in the tree."""
     listed = processes._processes  # pyright: ignore[reportPrivateUsage]
 
-    def with_parents() -> list[processes.Process]:
-        clients = children()
-        return [process._replace(parent=clients.get(process.pid, process.parent)) for process in listed()]
+    def in_their_places() -> list[processes.Process]:
+        # Asked after they are listed, so that every forked one among them is known.
+        everyone = listed()
+        known = forked_processes()
+        parents = {one.child: one.client for one in known if one.is_running}
+        sessions = {one.child: one.client for one in known}
+        return [
+            process._replace(
+                parent=parents.get(process.pid, process.parent), session=sessions.get(process.session, process.session)
+            )
+            for process in everyone
+        ]
 
-    processes._processes = with_parents  # pyright: ignore[reportPrivateUsage]
+    processes._processes = in_their_places  # pyright: ignore[reportPrivateUsage]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,24 +9,9 @@ import pytest
 from drl_dist.localhost import MlflowServer, RayHead
 from tests.gcs import gcs_bucket, gcs_emulator
 from tests.jobs.training_jobs import EVERY, STEPS, Job, submit, words
-from tests.support import ROOT, subprocess_environment, write_tiny_checkpoint
+from tests.support import write_tiny_checkpoint
 
 __all__ = ["gcs_bucket", "gcs_emulator"]
-
-
-@pytest.fixture(scope="session")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Shards of the handwritten digits."""
-    # A name that URLs would be read into.
-    folder = tmp_path_factory.mktemp("digits") / "digits::v2 #1 [a]"
-    subprocess.run(
-        [sys.executable, "-m", "datasets_prep.digits", "--out", str(folder), "--workers", "1"],
-        cwd=ROOT,
-        env=subprocess_environment(),
-        check=True,
-        timeout=120,
-    )
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +41,7 @@ def straight(ray_head: RayHead, mlflow_server: MlflowServer, digits: Path, stora
             "--checkpoint.every-steps",
             str(EVERY),
             "--tracking.sample-every-steps",
-            "100",
+            "75",
         ),
     )
     assert job.status == 0, job.output

@@ -22,7 +22,7 @@ from drl_dist.jobs.sample.task import SampleRequest
 from drl_dist.jobs.train.storage import drop_stale_snapshot, ray_filesystem
 from drl_dist.tracking.spool import CheckpointRecord, ImageRecord, Spool
 from drl_dist.tracking.sync import sync
-from tests.data.test_clean_up import assert_notes, checkpoint, keep_notes
+from tests.helpers.notes import assert_notes, checkpoint, keep_notes
 
 SAMPLES = SampleRequest(
     preset="digits",

@@ -23,7 +23,7 @@ from drl_dist.jobs.train import driver as train_driver
 from drl_dist.jobs.train.restarts import OutdatedListError, RestartPolicy
 from drl_dist.jobs.train.restore import restore
 from drl_dist.training.state import TrainState
-from tests.method.test_step import tiny
+from tests.helpers.steps import tiny
 from tests.support import flip_bit
 
 CONTENTS = ("config.json", "state.json", *map(part_file, PARTS))

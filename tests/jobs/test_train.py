@@ -29,7 +29,7 @@ pytestmark = pytest.mark.integration
 
 def test_a_submitted_job_leaves_checkpoints(straight: Job, storage: Path) -> None:
     folder = storage / "straight"
-    assert [stored.step for stored in complete_checkpoints(str(folder))] == [120, 80, 40]
+    assert [stored.step for stored in complete_checkpoints(str(folder))] == [STEPS, 2 * EVERY, EVERY]
     checkpoint = read_checkpoint(folder / checkpoint_name(STEPS), PARTS)
     assert (checkpoint.state.images_seen, checkpoint.state.next_position) == (8 * STEPS, 8 * STEPS)
     assert checkpoint.state.world_size == 2
@@ -39,10 +39,10 @@ def test_a_submitted_job_leaves_checkpoints(straight: Job, storage: Path) -> Non
 
 
 def test_progress_is_told_with_rate_and_time_left(straight: Job) -> None:
-    told = [line for line in straight.lines if re.search(r"step \d+/120: loss .* images/s, .* left$", line)]
+    told = [line for line in straight.lines if re.search(rf"step \d+/{STEPS}: loss .* images/s, .* left$", line)]
     assert told
-    assert "step 120/120" in told[-1]
-    assert len([line for line in straight.lines if "step 1/120: under way" in line]) == 1
+    assert f"step {STEPS}/{STEPS}" in told[-1]
+    assert len([line for line in straight.lines if f"step 1/{STEPS}: under way" in line]) == 1
 
 
 def test_the_tracker_knows_parameters_metrics_pictures_and_models(
@@ -96,7 +96,7 @@ def test_the_same_command_again_has_nothing_to_do(
         ),
     )
     assert again.status == 0, again.output
-    assert "run straight has made its 120 steps" in again.output
+    assert f"run straight has made its {STEPS} steps" in again.output
     assert len(again.lines) == 1
 
 
@@ -117,11 +117,11 @@ def test_killed_workers_and_further_starts_change_nothing(
         "--checkpoint.every-steps",
         str(EVERY),
         "--tracking.sample-every-steps",
-        "100",
+        "75",
     )
     first = storage / "broken" / checkpoint_name(EVERY)
     with subprocess.Popen(
-        [sys.executable, str(ROOT / "jobs" / "train_digits.py"), *options, "--train.num-steps", "80"],
+        [sys.executable, str(ROOT / "jobs" / "train_digits.py"), *options, "--train.num-steps", str(2 * EVERY)],
         env=server_environment,
         text=True,
         stdout=subprocess.PIPE,
@@ -132,17 +132,18 @@ def test_killed_workers_and_further_starts_change_nothing(
         output, _ = job.communicate(timeout=300)
     assert job.returncode == 0, output
     assert "Ray Train restarts from the newest checkpoint" in output, "the kill came too late to be a test"
-    assert "resuming after step 40" in output
+    assert f"resuming after step {EVERY}" in output
 
     # A damaged newest checkpoint, and Ray's own list torn as well: the one before counts.
-    flip_bit(storage / "broken" / checkpoint_name(80) / "ema.safetensors")
+    flip_bit(storage / "broken" / checkpoint_name(2 * EVERY) / "ema.safetensors")
     (storage / "broken" / "checkpoint_manager_snapshot.json").write_text('{"ray_ver')
     again = run(server_environment, [*options, "--train.num-steps", str(STEPS)])
     assert again.status == 0, again.output
     assert (
-        f"passing over checkpoint {storage}/broken/{checkpoint_name(80)}: ema.safetensors has SHA-256" in again.output
+        f"passing over checkpoint {storage}/broken/{checkpoint_name(2 * EVERY)}: ema.safetensors has SHA-256"
+        in again.output
     )
-    assert "resuming after step 40" in again.output
+    assert f"resuming after step {EVERY}" in again.output
     assert_equal_checkpoints(storage / "broken" / checkpoint_name(STEPS), storage / "straight" / checkpoint_name(STEPS))
     told = tracked(mlflow_server, "broken")
     assert (told.info.status, told.data.metrics["loss"]) == (

@@ -34,7 +34,7 @@ def test_driver_and_head_may_die(straight: Job, mlflow_server: MlflowServer, dig
         "--num-workers=2",
         f"--train.num-steps={STEPS}",
         f"--checkpoint.every-steps={EVERY}",
-        "--tracking.sample-every-steps=100",
+        "--tracking.sample-every-steps=75",
     ]
     command = [sys.executable, str(ROOT / "jobs" / "train_digits.py"), *options]
     with RayHead() as head:

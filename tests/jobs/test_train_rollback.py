@@ -23,8 +23,8 @@ from drl_dist.localhost import MlflowServer
 from drl_dist.training.guard import DivergedError
 from drl_dist.training.state import TrainState
 from drl_dist.training.step import TrainStep
+from tests.helpers.steps import EAGER, batch, tiny, waken
 from tests.jobs.training_jobs import run, tracked, words
-from tests.method.test_step import EAGER, batch, tiny, waken
 
 
 def task(folder: Path, *, at_most: int) -> WorkerTask:

@@ -17,7 +17,7 @@ from drl_dist.checkpoints.format import PARTS, read_checkpoint
 from drl_dist.localhost import MlflowServer, RayHead, submit_job
 from tests.support import ROOT, titled
 
-STEPS, EVERY = 120, 40
+STEPS, EVERY = 90, 30
 """Of the run that nothing happens to, and between its checkpoints."""
 
 TINY = (

@@ -20,7 +20,7 @@ from drl_dist.training.loop import Callback, StepReport, train
 from drl_dist.training.state import TrainState
 from drl_dist.training.step import TrainStep
 from drl_dist.training.watch import RunawayGuard
-from tests.method.test_step import EAGER, batch, tiny
+from tests.helpers.steps import EAGER, batch, tiny
 
 STEPS = 3
 

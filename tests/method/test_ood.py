@@ -14,7 +14,7 @@ from drl_dist.diffusion.noise import PhiloxNoise, Purpose
 from drl_dist.jobs.ood.log_density import auroc, log_densities
 from drl_dist.training.chain import GradientEngine
 from drl_dist.training.state import TrainState
-from tests.method.test_step import batch, tiny, waken
+from tests.helpers.steps import batch, tiny, waken
 
 
 @pytest.mark.parametrize("seed", range(10))

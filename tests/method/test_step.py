@@ -8,45 +8,14 @@ import warnings
 import pytest
 import torch
 
-from drl_dist.common.batch import Batch
-from drl_dist.config.presets import preset
-from drl_dist.config.tree import EngineConfig, Experiment, OptimConfig
+from drl_dist.config.tree import EngineConfig, OptimConfig
 from drl_dist.energy.layers import Layer
 from drl_dist.training.chain import GradientEngine
-from drl_dist.training.ema import Ema
 from drl_dist.training.guard import DivergedError
 from drl_dist.training.state import TrainState
 from drl_dist.training.step import TrainStep, learning_rate_at
+from tests.helpers.steps import EAGER, batch, tiny, waken
 from tests.reference import ReferenceStep
-
-EAGER = EngineConfig(compile="never", cuda_graph=False)
-
-
-def tiny(**train: int) -> Experiment:
-    """Two resolution levels, eight channels, three chain steps."""
-    digits = preset("digits")
-    return dataclasses.replace(
-        digits,
-        model=dataclasses.replace(digits.model, width=8, time_hidden_dim=16, time_embedding_dim=8),
-        mcmc=dataclasses.replace(digits.mcmc, num_chain_steps=3),
-        train=dataclasses.replace(digits.train, batch_size=12, **train),
-    )
-
-
-def waken(state: TrainState) -> None:
-    """Give the zero-initialised convolutions weights, so that every path carries numbers; one exceeds the cap of 1."""
-    generator = torch.Generator().manual_seed(1)
-    for index, (name, value) in enumerate(state.network.named_parameters()):
-        if name.endswith("conv_2.weight"):
-            with torch.no_grad():
-                value.normal_(std=0.3 if index % 2 else 0.02, generator=generator)
-    state.ema = Ema(state.network, state.ema.decay)
-
-
-def batch(start: int, size: int = 12) -> Batch:
-    positions = torch.arange(start, start + size)
-    images = torch.randint(0, 256, (size, 1, 8, 8), generator=torch.Generator().manual_seed(start), dtype=torch.uint8)
-    return Batch(images, positions)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])

@@ -13,7 +13,7 @@ from drl_dist.config.tree import EngineConfig
 from drl_dist.training.guard import DivergedError
 from drl_dist.training.state import TrainState
 from drl_dist.training.step import TrainStep
-from tests.method.test_step import batch, tiny, waken
+from tests.helpers.steps import batch, tiny, waken
 from tests.worlds import run_world
 
 ENGINE = EngineConfig(compile="never", cuda_graph=False)

@@ -30,7 +30,7 @@ from drl_dist.training.loop import train
 from drl_dist.training.state import TrainState
 from drl_dist.training.step import TrainStep
 from tests.data.sets import write_set
-from tests.method.test_step import batch, tiny, waken
+from tests.helpers.steps import batch, tiny, waken
 from tests.scores.tiny import tiny_network
 from tests.worlds import run_world
 

@@ -28,7 +28,7 @@ from drl_dist.jobs.ood.log_density import auroc, log_densities
 from drl_dist.jobs.ood.options import OodOptions, check_ood
 from drl_dist.training.state import TrainState
 from tests.data.sets import write_set
-from tests.method.test_step import tiny, waken
+from tests.helpers.steps import tiny, waken
 from tests.support import ROOT, subprocess_environment
 
 

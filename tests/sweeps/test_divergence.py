@@ -13,7 +13,7 @@ from drl_dist.training.loop import StepReport
 from drl_dist.training.state import TrainState
 from drl_dist.training.step import StepResult, TrainStep
 from drl_dist.training.watch import DivergenceLimits, DivergenceWatch, RunawayError, RunawayGuard
-from tests.method.test_step import batch, tiny
+from tests.helpers.steps import batch, tiny
 
 LIMITS = DivergenceLimits(max_gap_growth=10, max_displacement=2, max_saturated=0.9, grace_images=100)
 GAP, MOVE = "log_density_gap/level_{}", "displacement/level_{}"

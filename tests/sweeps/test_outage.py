@@ -21,9 +21,6 @@ from drl_dist.tracking.client import through_outage
 from drl_dist.tracking.runs import open_run
 from drl_dist.tracking.sweeps import open_sweep, trial_tags
 from tests.sweeps.makers import curve, plan
-from tests.tracking.conftest import make_checkpoint
-
-__all__ = ["make_checkpoint"]
 
 
 def ended(status: Status, score: float) -> Outcome:

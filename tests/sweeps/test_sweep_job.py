@@ -20,11 +20,9 @@ from drl_dist.checkpoints.storage import newest_checkpoint
 from drl_dist.jobs.sweep.record import Curve, Outcome, read
 from drl_dist.jobs.train.options import parse_train
 from drl_dist.localhost import MlflowServer
-from tests.jobs.conftest import digits
 from tests.jobs.training_jobs import Job
 from tests.support import ROOT, wait_for
 
-__all__ = ["digits"]
 pytestmark = [pytest.mark.integration, pytest.mark.faults, pytest.mark.timeout(1200)]
 
 SPACE = {"mcmc.level_scale": [300.0, 1.0, {"power": 0.0}]}

@@ -115,13 +115,13 @@ def test_without_matplotlib_it_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path
         main(["rings", "--out", str(tmp_path / "out")])
 
 
-def test_a_process_that_is_killed_ends_the_command_and_the_other(bare: dict[str, str], tmp_path: Path) -> None:
+def test_a_process_that_is_killed_ends_the_command_and_the_other(tmp_path: Path) -> None:
     command = subprocess.Popen(
-        [*COMMAND, "rings", "--steps", "100000", "--out", str(tmp_path / "out")],
+        [sys.executable, "-m", "drl_dist.toy", "rings", "--steps", "100000", "--out", str(tmp_path / "out")],
         stderr=subprocess.PIPE,
         text=True,
         cwd=ROOT,
-        env=bare,
+        env=subprocess_environment(),
     )
     assert command.stderr is not None
     while "loss" not in command.stderr.readline():
