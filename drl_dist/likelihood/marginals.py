@@ -2,13 +2,13 @@
 
 p(x_t) is proportional to exp(f(scale_t x_t, t)) with y_t = scale_t x_t, so that neighbours on the ladder have nearly
 the same width, and Z of x_t is Z of y_t divided by scale_t**D. The paper takes ratios in y, where y_{T-1} can be far
-too narrow as a proposal for y_{T-2} (see `one_step_log_weights`).
+too narrow as a proposal for y_{T-2} (`tests/likelihood/one_step.py`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -37,32 +37,6 @@ class LevelPassage(NamedTuple):
     def numbers(self) -> Tensor:
         """(3, B) float64: log weight, acceptance rate, and per-pixel root mean square of x."""
         return torch.stack([self.log_weight, self.acceptance_rate, root_mean_square(self.x).double()])
-
-
-@dataclass(frozen=True)
-class Passage:
-    """Chains that passed along the whole ladder; row t belongs to the passage between levels t and t + 1."""
-
-    x: Tensor
-    """(B, ...) final positions of the chains."""
-    log_weight: Tensor
-    """(T, B) float64."""
-    acceptance_rate: Tensor
-    """(T, B) float64."""
-    root_mean_square: Tensor
-    """(T, B) float64, per pixel, of x at the end of the passage."""
-
-    @classmethod
-    def collect(cls, parts: Iterable[LevelPassage]) -> Passage:
-        """Run `Marginals.descend` or `Marginals.ascend` to its end and collect what it yields."""
-        x, rows = None, {}
-        for part in parts:
-            x = part.x
-            rows[part.level] = part.numbers()
-        if x is None:
-            raise ValueError("a passage of no levels")
-        log_weight, acceptance_rate, size = torch.stack([rows[t] for t in sorted(rows)], 1)
-        return cls(x, log_weight, acceptance_rate, size)
 
 
 @dataclass(frozen=True)
@@ -136,7 +110,7 @@ class Marginals:
             dtype: dtype of the chains.
 
         Yields:
-            each level as soon as chains have passed it; `Passage.collect` collects them.
+            each level as soon as chains have passed it.
         """
         x = noise.normal(Purpose.PRIOR, sample_ids, 0, (0,), shape)[0].to(dtype)
         yield from self._pass(x, step_size, noise, sample_ids, num_bridges, num_leapfrog_steps, False)
@@ -200,25 +174,3 @@ def white_noise(x: Tensor) -> tuple[Tensor, Tensor]:
 def white_noise_log_z(num_dims: int) -> float:
     """Logarithm of the integral of exp(`white_noise`): D / 2 log(2 pi), in nats."""
     return 0.5 * num_dims * math.log(2 * math.pi)
-
-
-def one_step_log_weights(marginals: Marginals, x: Sequence[Tensor], sample_ids: Tensor) -> Tensor:
-    """f(y, t) - f(y, t + 1) at y = y_{t+1}: the logarithms that equation 46 averages, in the paper's coordinates.
-
-    Where y_{t+1} is far narrower than y_t, as below a conditional top level (scale .0228 with T = 6), the mean of their
-    exponentials is dominated by samples that are never drawn; their effective sample size shows it.
-
-    Args:
-        marginals: marginal densities of the model.
-        x: T + 1 tensors (M, ...), samples of x_0, ..., x_T.
-        sample_ids: (M,) int64.
-
-    Returns:
-        (T, M) float64; equation 48 sums their `log_mean_exp`.
-    """
-    rows: list[Tensor] = []
-    for t in range(marginals.num_levels):
-        y = marginals.scale(t + 1) * x[t + 1]
-        here, above = (marginals.y_density(level, sample_ids)(y)[0] for level in (t, t + 1))
-        rows.append(here.double() - above.double())
-    return torch.stack(rows)

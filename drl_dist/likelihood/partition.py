@@ -71,7 +71,7 @@ def lower_bound(
     """log Z from downward chains: E exp(log_weight) = Z_0 / Z_T, so the logarithm of its mean is too small on average.
 
     Args:
-        log_weight: (T, M) float64, as in `Passage`, of M chains.
+        log_weight: (T, M) float64, of M chains: row t of the passage between levels t and t + 1.
         acceptance_rate: (T, M)
         root_mean_square: (T, M)
         levels: levels of the model.

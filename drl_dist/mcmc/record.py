@@ -120,17 +120,15 @@ class ChainSummary:
     leapfrogs_per_step: float
 
 
-def summarise(records: Sequence[ChainRecord]) -> ChainSummary:
+def summarise(closed: Sequence[Tensor]) -> ChainSummary:
     """The summary of batches of chains that made equally many steps.
+
+    Args:
+        closed: what `ChainRecord.close` returned of each, (9,).
 
     Raises:
         ValueError: no record, or none with a step.
     """
-    return summarise_closed([record.close() for record in records])
-
-
-def summarise_closed(closed: Sequence[Tensor]) -> ChainSummary:
-    """The same of what `ChainRecord.close` returned, (9,) each; errors as `summarise`."""
     if not closed:
         raise ValueError("no chains to summarise")
     table = torch.stack(list(closed)).cpu()

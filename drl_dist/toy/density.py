@@ -26,11 +26,6 @@ class Grid:
     half_width: float = 4.0
     cells: int = 160
 
-    @property
-    def cell(self) -> float:
-        """Side length of a cell."""
-        return 2 * self.half_width / self.cells
-
     def centres(self, parts: int = 1) -> Tensor:
         """Centres of the cells along one side, each divided into `parts`, (cells * parts,) float64."""
         count = self.cells * parts

@@ -15,10 +15,11 @@ from drl_dist.config.presets import preset
 from drl_dist.diffusion.noise import PhiloxNoise
 from drl_dist.likelihood.adaptation import LIKELIHOOD_IDS, MAX_ADAPTED, adapted_levels
 from drl_dist.likelihood.bits import bits_per_dim, log_density_of_data
-from drl_dist.likelihood.marginals import Marginals, Passage, one_step_log_weights, white_noise_log_z
+from drl_dist.likelihood.marginals import Marginals, white_noise_log_z
 from drl_dist.likelihood.partition import LogZ, annealed_log_density, lower_bound, upper_bound
 from drl_dist.likelihood.report import report
 from drl_dist.likelihood.weights import effective_sample_size, is_carried_by_few, log_mean_exp
+from tests.likelihood.one_step import Passage, one_step_log_weights
 from tests.likelihood.oracle import Oracle, gaussian, mixture
 
 IDS = LIKELIHOOD_IDS + torch.arange(8192)

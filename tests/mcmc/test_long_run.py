@@ -184,7 +184,7 @@ def test_what_the_chains_say_is_summed_over_batches() -> None:
     ]
     kept = {t: torch.cat([run.kept[t] for run in runs]) for t in range(7)}
     for t in range(6):
-        summary = summarise(records[t])
+        summary = summarise([one.close() for one in records[t]])
         assert (summary.num_chains, summary.num_steps) == (500, 12 if t == 5 else 11)
         # Chains that begin far out accept more at first.
         assert summary.acceptance_rate == pytest.approx(expected_rate(1.2, DIMS), abs=0.04)
@@ -239,7 +239,7 @@ def test_step_sizes_of_all_levels_are_adapted_down_the_ladder(
     sampler.sample(exact_raw(experiment), PhiloxNoise(5), torch.arange(100), (20,), observe=observe)
     for t in range(6):
         assert 0.6 <= adapted.acceptance_rate[t] <= 0.9
-        assert summarise([records[t]]).acceptance_rate == pytest.approx(adapted.acceptance_rate[t], abs=0.05)
+        assert summarise([records[t].close()]).acceptance_rate == pytest.approx(adapted.acceptance_rate[t], abs=0.05)
         target = DATA.level(ladder, t, float(levels.transition_scale[t]))
         std = 1 / math.sqrt(target.std**-2 + float(levels.recovery_precision[t]))
         assert 0.5 < adapted.step_size[t] / std < 1.5
@@ -276,6 +276,6 @@ def test_step_sizes_are_one_per_level() -> None:
     with pytest.raises(ValueError, match="2 step sizes for 6 levels"):
         dataclasses.replace(sampler_of(T6, "hmc", 2), step_size=(0.1, 0.2))
     with pytest.raises(ValueError, match="nothing to summarise"):
-        summarise([ChainRecord(torch.zeros(2, 3))])
+        summarise([ChainRecord(torch.zeros(2, 3)).close()])
     with pytest.raises(ValueError, match="no chains"):
         summarise([])

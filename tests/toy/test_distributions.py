@@ -22,6 +22,11 @@ AFFINE = (0.7, 0.5)
 """A scale and a noise std, of about the middle of the ladder."""
 
 
+def side(grid: Grid) -> float:
+    """Side length of a cell."""
+    return 2 * grid.half_width / grid.cells
+
+
 def points_of(data_distribution: DataDistribution, seed: int = 0) -> Tensor:
     return data_distribution.sample(PhiloxNoise(seed), IDS).double()
 
@@ -39,8 +44,8 @@ def chi_square_score(points: Tensor, data_distribution: DataDistribution) -> flo
     parts = 32
     grid = Grid(half_width=CELLS / 4, cells=CELLS)
     fine = data_distribution.density_on_square(grid.centres(parts)).reshape(CELLS, parts, CELLS, parts)
-    expected = fine.mean((1, 3)).flatten() * grid.cell**2 * len(points)
-    cell = ((points + grid.half_width) / grid.cell).floor().long().clamp(0, CELLS - 1)
+    expected = fine.mean((1, 3)).flatten() * side(grid) ** 2 * len(points)
+    cell = ((points + grid.half_width) / side(grid)).floor().long().clamp(0, CELLS - 1)
     observed = torch.bincount(cell[:, 0] * CELLS + cell[:, 1], minlength=CELLS**2).double()
     is_full = expected >= 10
     expected = torch.cat([expected[is_full], (len(points) - expected[is_full].sum())[None]])
@@ -56,7 +61,7 @@ def chi_square_score(points: Tensor, data_distribution: DataDistribution) -> flo
 def test_the_density_integrates_to_1(name: str, is_noised: bool) -> None:
     data_distribution = DISTRIBUTIONS[name].affine(*AFFINE) if is_noised else DISTRIBUTIONS[name]
     grid = Grid(half_width=6.0, cells=480)
-    total = float(data_distribution.density_on_square(grid.centres()).sum()) * grid.cell**2
+    total = float(data_distribution.density_on_square(grid.centres()).sum()) * side(grid) ** 2
     assert total == pytest.approx(1, abs=1e-6)
 
 

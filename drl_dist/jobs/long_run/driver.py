@@ -29,7 +29,7 @@ from drl_dist.jobs.long_run.progress import Batch, LongRunProgress, Watch
 from drl_dist.jobs.long_run.request import clean_up, known_request, open_folder, whole_request
 from drl_dist.mcmc.adaptation import StepSizes
 from drl_dist.mcmc.kernels import KERNELS, adapted_with, kernel_named
-from drl_dist.mcmc.record import ChainSummary, summarise_closed
+from drl_dist.mcmc.record import ChainSummary, summarise
 from drl_dist.sampling.long_run import LongRunSampler, Start, adapt_step_sizes, suitable_start
 
 if TYPE_CHECKING:
@@ -229,7 +229,7 @@ def _rows(levels: Levels, batches: Sequence[Batch], shown: frozenset[int]) -> li
     rows: list[dict[str, Any]] = []
     for t in sorted(batches[0].sums):
         # Where batches come from does not matter: records of earlier starts are on the CPU.
-        summary: ChainSummary = summarise_closed([batch.sums[t].cpu() for batch in batches])
+        summary: ChainSummary = summarise([batch.sums[t].cpu() for batch in batches])
         is_marginal = float(levels.recovery_precision[t]) == 0
         trace, found = batches[0].traces.get(t), None
         if trace is not None:
