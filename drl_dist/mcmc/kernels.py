@@ -15,7 +15,6 @@ from drl_dist.mcmc.hmc import Hmc
 from drl_dist.mcmc.kernel import Kernel, KernelAt
 from drl_dist.mcmc.langevin import UnadjustedLangevin
 from drl_dist.mcmc.mala import Mala
-from drl_dist.mcmc.malta import Malta
 from drl_dist.mcmc.normal_approximation import NormalApproximation
 from drl_dist.mcmc.nuts import Nuts
 
@@ -52,7 +51,6 @@ _ROWS = (
         options=("num_leapfrog_steps",),
     ),
     KernelRow(name="mala", kernel=Mala, is_adjusted=True),
-    KernelRow(name="malta", kernel=Malta, is_adjusted=True),
     KernelRow(
         name="nuts",
         kernel=Nuts,

@@ -12,7 +12,6 @@ from torch import Tensor
 import drl_dist.mcmc.hmc as hmc_module
 import drl_dist.mcmc.leapfrog as leapfrog_module
 import drl_dist.mcmc.mala as mala_module
-import drl_dist.mcmc.malta as malta_module
 from drl_dist.diffusion.noise import PhiloxNoise, Purpose
 from drl_dist.diffusion.recovery import LogDensityAndGrad, conditional_density
 from drl_dist.energy.analytic import Gaussian
@@ -21,7 +20,6 @@ from drl_dist.mcmc.kernel import Info, Kernel, KernelAt, KeyedChainNoise, StepNo
 from drl_dist.mcmc.kernels import KERNELS, KernelName, adapted_with, gradients_per_step, kernel_named
 from drl_dist.mcmc.langevin import UnadjustedLangevin
 from drl_dist.mcmc.mala import Mala
-from drl_dist.mcmc.malta import Malta
 from drl_dist.mcmc.normal_approximation import NormalApproximation
 from tests.mcmc.distributions import Target, ergodic_scores, gaussian, invariance_scores, make, mixture, run
 from tests.support import ROOT
@@ -32,7 +30,6 @@ LIMIT = 4.5
 # The step sizes are coarse, so that a kernel without its correction is far from the target.
 ADJUSTED: dict[str, tuple[KernelAt, float]] = {
     "mala": (kernel_named("mala"), 0.35),
-    "malta": (kernel_named("malta"), 0.35),
     "hmc-2": (kernel_named("hmc"), 0.35),
     "hmc-5": (kernel_named("hmc", num_leapfrog_steps=5), 0.35),
     "nuts": (kernel_named("nuts", max_tree_depth=4), 0.35),
@@ -43,7 +40,7 @@ UNADJUSTED: dict[str, KernelAt] = {
 }
 EVERY: dict[str, KernelAt] = {name: kernel for name, (kernel, _) in ADJUSTED.items()} | UNADJUSTED
 TARGETS: dict[str, Callable[[int, int], Target]] = {"gaussian": gaussian, "mixture": mixture}
-MODULES = {"mala": mala_module, "malta": malta_module, "hmc-2": hmc_module, "hmc-5": hmc_module}
+MODULES = {"mala": mala_module, "hmc-2": hmc_module, "hmc-5": hmc_module}
 
 
 def worst_invariance(
@@ -75,7 +72,7 @@ def test_exact_draws_stay_exact_draws(kernel: str, target: str) -> None:
 @pytest.mark.parametrize("kernel", ADJUSTED)
 def test_long_chains_from_anywhere_have_the_moments_of_the_target(kernel: str, target: str) -> None:
     kernel_at, step_size = ADJUSTED[kernel]
-    burn_in, num_steps = {"nuts": (10, 30), "mala": (250, 150), "malta": (250, 150)}.get(kernel, (100, 150))
+    burn_in, num_steps = {"nuts": (10, 30), "mala": (250, 150)}.get(kernel, (100, 150))
     count = 1000
     exact = TARGETS[target](0, count)
     start = torch.full_like(exact.draws, 1.5) * exact.scale
@@ -87,7 +84,7 @@ def test_long_chains_from_anywhere_have_the_moments_of_the_target(kernel: str, t
 @pytest.mark.parametrize("is_louder", [False, True])
 def test_five_per_cent_of_noise_too_much_are_noticed(kernel: str, is_louder: bool) -> None:
     # Enough steps for the target to change, enough chains to see a few per cent.
-    num_steps, count = {"mala": (80, 40_000), "malta": (80, 40_000), "nuts": (12, 40_000)}.get(kernel, (25, 80_000))
+    num_steps, count = {"mala": (80, 40_000), "nuts": (12, 40_000)}.get(kernel, (25, 80_000))
     worst = worst_invariance(kernel, "gaussian", 0, num_steps=num_steps, count=count, is_louder=is_louder)
     assert worst > 2 * LIMIT if is_louder else worst < LIMIT
 
@@ -108,8 +105,7 @@ def test_a_dropped_kinetic_term_is_noticed(kernel: str, monkeypatch: pytest.Monk
     def nothing(momentum: Tensor) -> Tensor:
         return torch.zeros(len(momentum), dtype=torch.float64)
 
-    module = MODULES[kernel] if kernel.startswith("mal") else leapfrog_module
-    monkeypatch.setattr(module, "kinetic_energy", nothing)
+    monkeypatch.setattr(mala_module if kernel == "mala" else leapfrog_module, "kinetic_energy", nothing)
     assert worst_invariance(kernel, "gaussian", 0, num_steps=20) > 2 * LIMIT
 
 
@@ -154,14 +150,7 @@ def test_images_keep_their_shape_and_dtype(kernel: str, dtype: torch.dtype) -> N
 
 @pytest.mark.parametrize(
     ("kernel", "per_step", "at_first"),
-    [
-        ("langevin", 1, 0),
-        ("normal-approximation", 1, 0),
-        ("mala", 1, 1),
-        ("malta", 1, 1),
-        ("hmc-2", 2, 1),
-        ("hmc-5", 5, 1),
-    ],
+    [("langevin", 1, 0), ("normal-approximation", 1, 0), ("mala", 1, 1), ("hmc-2", 2, 1), ("hmc-5", 5, 1)],
 )
 def test_a_step_costs_the_gradients_it_needs(kernel: str, per_step: int, at_first: int) -> None:
     exact, calls = gaussian(0, 3), 0
@@ -241,22 +230,6 @@ def test_mala_is_hmc_with_one_leapfrog_step() -> None:
     for info, other in zip(infos, others, strict=True):
         torch.testing.assert_close(info.energy_error, other.energy_error, rtol=0, atol=1e-10)
         assert torch.equal(info.is_accepted, other.is_accepted)
-
-
-def test_malta_is_mala_where_the_drift_is_short_and_moves_where_it_is_long() -> None:
-    exact = gaussian(0, 50)
-    step_size = torch.full((50,), 0.05, dtype=torch.float64)
-    ours, theirs = (run(kind(exact.density, step_size), exact.draws, 3, 20)[2] for kind in (Malta, Mala))
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
-    # A drift a hundred times as long as the noise lands on the other side of a narrow density, further out each time.
-    narrow = gaussian(0, 50, (0.01, 0.01, 0.01))
-    far = narrow.draws + 1.0
-    wide = torch.full((50,), 0.02, dtype=torch.float64)
-    mala, malta = (
-        torch.stack([info.is_accepted for info in run(kind(narrow.density, wide), far, 3, 5)[1]]).double().mean()
-        for kind in (Mala, Malta)
-    )
-    assert float(mala) == 0 and float(malta) > 0.5
 
 
 def test_langevin_takes_the_position_step_of_the_leapfrog() -> None:
