@@ -6,16 +6,16 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# Processes that share the tests; half of their time is waiting.
-TEST_PROCESSES ?= 2
-PYTEST := $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadgroup --no-loadscope-reorder
+# Processes that share the tests; much of their time is waiting.
+TEST_PROCESSES ?= 3
+PYTEST := $(BIN)/python -m pytest -n $(TEST_PROCESSES)
 # uv is the fast installer; it looks for local wheels where pip was told to.
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 
 help:
 	@echo "make demo   train on handwritten digits and sample, start to end, on this machine"
 	@echo "make test   run all tests, in several processes; one file: $(BIN)/python -m pytest tests/..."
-	@echo "make test-fast  run the tests that start no server and no job, in under two minutes"
+	@echo "make test-fast  run the short tests that start no server, in under two minutes"
 	@echo "make coverage   run all tests and report which lines of drl_dist and datasets_prep they ran"
 	@echo "make lint   style, types, floors"
 	@echo "make bench  time the training step against the plain reference and the bare convolutions"
@@ -41,11 +41,11 @@ test: $(STAMP)
 	@$(PYTEST)
 
 test-fast: $(STAMP)
-	@$(PYTEST) -m "not integration and not slow"
+	@DRL_FORKED_PYTHON=0 $(PYTEST) -m "not integration and not slow"
 
 coverage: $(STAMP)
 	@rm -f var/coverage/data* && mkdir -p var/coverage
-	@COVERAGE_PROCESS_START=$(CURDIR)/pyproject.toml $(BIN)/python -m coverage run -m pytest -n $(TEST_PROCESSES) --dist loadgroup --no-loadscope-reorder
+	@COVERAGE_PROCESS_START=$(CURDIR)/pyproject.toml $(BIN)/python -m coverage run -m pytest -n $(TEST_PROCESSES)
 	@$(BIN)/python -m coverage combine --quiet
 	@$(BIN)/python -m coverage report --skip-covered --show-missing
 

@@ -15,6 +15,8 @@ from tests.helpers import schedule
 from tests.helpers.forked import FOLDER, ROOT, ForkServer, count_forked_processes_below_their_clients
 
 if TYPE_CHECKING:
+    from xdist.remote import Producer
+
     from drl_dist.localhost import MlflowServer, RayHead
 
 FORK_SERVER = pytest.StashKey[ForkServer]()
@@ -52,10 +54,13 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         server.stop()
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if hasattr(config, "workerinput"):
-        schedule.share_out(items)
+        schedule.order(items)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> schedule.GroupScheduling:
+    return schedule.GroupScheduling(config, log)
 
 
 RUNNING_HEAD = pytest.StashKey["RayHead"]()
@@ -64,8 +69,9 @@ RUNNING_HEAD = pytest.StashKey["RayHead"]()
 @pytest.hookimpl(trylast=True)
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
     """End the Ray head after the last test that uses it: a head that nobody uses takes a tenth of a core."""
-    is_last = schedule.uses_ray_head(item) and not schedule.uses_ray_head(nextitem)
-    if is_last and hasattr(item.config, "workerinput") and RUNNING_HEAD in item.config.stash:
+    is_last = nextitem is None or schedule.group(nextitem.nodeid) != schedule.group(item.nodeid)
+    is_shared = hasattr(item.config, "workerinput") and schedule.module(item.nodeid) in schedule.HEAD_GROUPS
+    if is_last and is_shared and RUNNING_HEAD in item.config.stash:
         item.config.stash[RUNNING_HEAD].stop()
 
 

@@ -50,6 +50,7 @@ def test_every_command_has_a_folder_of_its_name() -> None:
     assert named - folders == {"inpaint", "interpolate", "curves", "demo"} and "edit" in folders
 
 
+@pytest.mark.slow
 def test_no_module_of_tests_imports_another() -> None:
     # What two of them need is in tests/helpers, tests/support.py or a conftest.py, whose fixtures need no import.
     found: dict[str, list[str]] = {}

@@ -66,6 +66,7 @@ def test_a_hung_worker_s_gauges_stay_and_a_stopped_one_s_go() -> None:
 HANGS = ("worker stopped", "both stopped", "both killed")
 
 
+@pytest.mark.slow
 def test_a_hang_is_seen(tmp_path: Path) -> None:
     found = alerts(tmp_path, Story([STARTED, steps(30), HUNG]))
     assert found.keys() == {("TrainingStands", "church")}
@@ -74,6 +75,7 @@ def test_a_hang_is_seen(tmp_path: Path) -> None:
     assert found["TrainingStands", "church"][-1] == 90
 
 
+@pytest.mark.slow
 def test_a_run_without_workers_is_seen_until_it_steps_again(tmp_path: Path) -> None:
     again = Part(("both killed", 0), ("run asked to stop", 0), 30, values=GOOD)
     found = alerts(tmp_path, Story([STARTED, steps(30), BOTH_STOPPED, again]))
@@ -84,6 +86,7 @@ def test_a_run_without_workers_is_seen_until_it_steps_again(tmp_path: Path) -> N
     assert old[0] in (160, 165, 170)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("every", [20, 100])
 def test_an_old_checkpoint_is_seen_over_restarts(tmp_path: Path, every: int) -> None:
     frozen = ["checkpoint_timestamp_seconds"]
@@ -92,6 +95,7 @@ def test_an_old_checkpoint_is_seen_over_restarts(tmp_path: Path, every: int) -> 
     assert found["CheckpointTooOld", "church"][0] in (130, 135)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("every", [7, 40])
 def test_low_goodput_is_seen_over_restarts(tmp_path: Path, every: int) -> None:
     found = alerts(tmp_path, Story([STARTED, *restarts(160 // every, every, goodput=0.7)]))
@@ -100,6 +104,7 @@ def test_low_goodput_is_seen_over_restarts(tmp_path: Path, every: int) -> None:
     assert found["GoodputLow", "church"][0] in (75, 80)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("frozen", "unsent"), [((), 2e7), (("mlflow_told_timestamp_seconds",), 2e3)], ids=["much", "elsewhere"]
 )
@@ -110,6 +115,7 @@ def test_an_absent_mlflow_is_seen_over_restarts(tmp_path: Path, frozen: Sequence
     assert found["MlflowAway", "church"][0] in (30, 35, 40, 45)
 
 
+@pytest.mark.slow
 def test_waiting_for_data_is_seen_over_restarts(tmp_path: Path) -> None:
     found = alerts(tmp_path, Story([STARTED, *restarts(6, 10, data_wait_fraction=0.2)]))
     assert found.keys() == {("WaitingForData", "church")}
@@ -118,17 +124,20 @@ def test_waiting_for_data_is_seen_over_restarts(tmp_path: Path) -> None:
     assert alerts(tmp_path, Story(burst)) == {}
 
 
+@pytest.mark.slow
 def test_a_healthy_run_that_restarts_and_ends_is_silent(tmp_path: Path) -> None:
     story = Story([STARTED, *restarts(4, 40), steps(60), ENDED], quiet_minutes=(10, 240))
     assert alerts(tmp_path, story) == {}
 
 
+@pytest.mark.slow
 def test_a_run_that_hung_and_was_stopped_does_not_alert_for_ever(tmp_path: Path) -> None:
     found = alerts(tmp_path, Story([STARTED, steps(10), HUNG, ENDED], quiet_minutes=(0, 120)))
     assert found.keys() == {("TrainingStands", "church")}
     assert found["TrainingStands", "church"][-1] in (70, 75)
 
 
+@pytest.mark.slow
 def test_a_killed_job_is_seen_until_it_is_started_again(tmp_path: Path) -> None:
     killed = Part(("second run started", 0), ("driver killed", 40), values=GOOD)
     story = Story([killed], "bedroom", of="bedroom", quiet_minutes=(0, 480))
@@ -141,6 +150,7 @@ def test_a_killed_job_is_seen_until_it_is_started_again(tmp_path: Path) -> None:
     assert max(alerts(tmp_path, story, again)["RunGone", "bedroom"]) in (30, 35)
 
 
+@pytest.mark.slow
 def test_two_runs_side_by_side_are_told_apart(tmp_path: Path) -> None:
     healthy = Story([STARTED, *restarts(3, 40)])
     hung = Story([STARTED, steps(10), HUNG, steps(50)], "bedroom")

@@ -85,6 +85,7 @@ def test_a_bucket_that_is_not_there_is_named(gcs_emulator: GcsEmulator, gcs_buck
     assert time.monotonic() - began < 30
 
 
+@pytest.mark.slow
 def test_an_address_without_a_server_is_reported_within_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -103,6 +104,7 @@ def silent_server() -> Iterator[str]:
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
 
 
+@pytest.mark.slow
 def test_an_address_that_never_answers_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(filesystem, "REACH_DEADLINE", 1.0)
     with silent_server() as host:

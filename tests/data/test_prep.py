@@ -35,6 +35,7 @@ def assert_close(images: torch.Tensor, expected: list[torch.Tensor]) -> None:
     assert (images.double() - torch.stack(expected)).abs().max() <= 1.01
 
 
+@pytest.mark.slow
 def test_lsun_is_cut_to_its_middle_and_resized(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shapes = [(256, 341), (341, 256), (256, 256), (300, 257), (40, 30)]
     pictures = {f"{number * 7919:040x}".encode(): photo(number, *shape) for number, shape in enumerate(shapes)}
@@ -121,6 +122,7 @@ def test_fashion_mnist_is_framed_with_black(packed: bool, tmp_path: Path, monkey
     assert [entry["label"] for entry in facts(index)] == labels.tolist()
 
 
+@pytest.mark.slow
 def test_debians_fashion_mnist_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = require("dataset-fashion-mnist")
     assert prepare("fashion_mnist", monkeypatch, "--source", source, "--split", "test", "--out", tmp_path) == 0
@@ -135,6 +137,7 @@ def test_debians_fashion_mnist_is_read(tmp_path: Path, monkeypatch: pytest.Monke
     assert [entry["label"] for entry in facts(first)] == labels
 
 
+@pytest.mark.slow
 def test_digits_are_scikit_learns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from sklearn.datasets import load_digits
 
@@ -186,6 +189,7 @@ def test_a_folder_is_read_in_order_and_what_cannot_be_read_is_listed(
     assert open_index(str(tmp_path / "grey")).channels == 1
 
 
+@pytest.mark.slow
 def test_the_same_again_is_left_alone_and_anything_else_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

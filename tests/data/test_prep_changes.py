@@ -179,6 +179,7 @@ def test_what_vanishes_or_grows_after_the_listing_is_one_image(tmp_path: Path, m
     assert "No such file" in listed[0]["reason"] and "when the source was listed" in listed[1]["reason"]
 
 
+@pytest.mark.slow
 def test_an_lmdb_with_the_same_keys_and_lengths_is_another_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     database = tmp_path / "church_outdoor_train_lmdb"
     keys = [f"{number:040x}".encode() for number in range(3)]

@@ -201,6 +201,7 @@ def test_archives_that_cannot_be_used_are_one_sentence(tmp_path: Path, monkeypat
 # LSUN
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("folder", "options", "name"),
     [
@@ -260,6 +261,7 @@ def test_a_damaged_page_of_an_lmdb_is_found_by_another_process(tmp_path: Path, m
     assert any("Assertion" in message for message in ended), ended
 
 
+@pytest.mark.slow
 def test_a_value_of_an_lmdb_that_reaches_beyond_its_file_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -303,6 +305,7 @@ def test_archives_of_records_that_are_damaged_are_one_sentence(tmp_path: Path, m
 # Pictures of all three
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["folder", "celeba", "lsun"])
 def test_deep_transparent_and_turned_images_are_treated_alike(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

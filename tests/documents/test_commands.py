@@ -54,6 +54,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tree(tmp_path_factory.mktemp("documents"))
 
 
+@pytest.mark.slow
 def test_something_is_found() -> None:
     found = [snippet for page, text in PAGES.items() for snippet in snippets(page, text)]
     assert sum(snippet.is_block for snippet in found) >= 25
@@ -62,6 +63,7 @@ def test_something_is_found() -> None:
     assert sum(len(option_strings(text)) for text in PAGES.values()) >= 80
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES)
 def test_every_command_is_understood(page: str, tree: Path) -> None:
     found = snippets(page, PAGES[page])
@@ -69,6 +71,7 @@ def test_every_command_is_understood(page: str, tree: Path) -> None:
         judge_all(found, tree)
 
 
+@pytest.mark.slow
 def test_every_command_in_the_source_is_understood(tree: Path) -> None:
     judge_all(in_sources(), tree)
     judge_all(in_cluster_files(), tree)
@@ -163,6 +166,7 @@ def with_stand_ins(words: tuple[str, ...], folder: Path, made: Path) -> tuple[st
     return (*words, "--workers", "1")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES)
 def test_every_option_named_alone_is_understood(page: str) -> None:
     wrong = [f"{page}:{line}: {code}" for line, code in option_strings(PAGES[page]) if not is_understood(code)]
@@ -195,6 +199,7 @@ def knows(program: str, *words: str) -> bool:
     return True
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES)
 def test_every_field_of_the_config_is_one(page: str) -> None:
     wrong: list[str] = []

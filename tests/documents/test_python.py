@@ -38,6 +38,7 @@ def test_what_it_imports_is_there(page: str, line: int, body: str) -> None:
     exec(compile(ast.Module(imports, []), page, "exec"), {})
 
 
+@pytest.mark.slow
 def test_any_webdataset_reader_opens_a_shard(digits: Path, tmp_path: Path) -> None:
     # The folder that tests share has blanks, colons and brackets in its name. Those are webdataset's own notation for
     # several shards, and its reader, not ours, is at work here: give it the same folder under a plain name.

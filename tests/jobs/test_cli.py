@@ -47,6 +47,7 @@ def run_job(name: str, *arguments: str, path: Path | None = None) -> subprocess.
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("job", "arguments", "name"),
     [

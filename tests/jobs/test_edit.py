@@ -104,6 +104,7 @@ def options(model: Path, images: Path, folder: Path, /, **more: object) -> Inpai
     return wanted
 
 
+@pytest.mark.slow
 def test_the_interpolation_job(checkpoint: Path, without_ray: dict[str, str], tmp_path: Path) -> None:
     out = tmp_path / "out"
     arguments = ["--model", str(checkpoint), "--pairs", "2", "--columns", "3", "--seed", "4", "--out", str(out)]
@@ -135,6 +136,7 @@ def test_the_interpolation_job(checkpoint: Path, without_ray: dict[str, str], tm
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
 
 
+@pytest.mark.slow
 def test_the_inpainting_job(checkpoint: Path, data: Path, without_ray: dict[str, str], tmp_path: Path) -> None:
     out = tmp_path / "out"
     arguments = ["--model", str(checkpoint), "--data", str(data), "--mask", "random-25%", "--out", str(out)]
@@ -188,6 +190,7 @@ def test_denoising(checkpoint: Path, data: Path, tmp_path: Path, degraded: bool)
     assert (images["00000-result-000"] != images["00000-result-001"]).mean() > 0.5
 
 
+@pytest.mark.slow
 def test_super_resolution_keeps_the_means_of_the_blocks(checkpoint: Path, data: Path, tmp_path: Path) -> None:
     spoiled = options(checkpoint, data, tmp_path / "spoiled", task="super-resolve", factor=2)
     assert inpaint_run(spoiled) == 0
@@ -219,6 +222,7 @@ def test_super_resolution_keeps_the_means_of_the_blocks(checkpoint: Path, data: 
     assert not list((tmp_path / "out" / "images").glob("*original*"))
 
 
+@pytest.mark.slow
 def test_a_result_depends_on_its_image_and_its_number_alone(checkpoint: Path, data: Path, tmp_path: Path) -> None:
     few, many = options(checkpoint, data, tmp_path / "few"), options(checkpoint, data, tmp_path / "many")
     inpaint_run(few)

@@ -167,6 +167,7 @@ def kill_after_everything_new(monkeypatch: pytest.MonkeyPatch, out: Path) -> set
     return written
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", JOBS)
 def test_a_job_that_is_killed_everywhere_ends_as_one_that_is_not(
     name: str, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -46,6 +46,7 @@ def left_after_4(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_a_run_of_0_1_0_is_resumed_to_the_same_weights(
     left_after_4: Path, digits: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

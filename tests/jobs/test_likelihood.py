@@ -102,6 +102,7 @@ def finished(made: Made) -> Path:
     return Path(made.options.out)
 
 
+@pytest.mark.slow
 def test_units_cover_every_chain_and_image_once(made: Made) -> None:
     tasks = made.request.tasks()
     chains = [(kind, length, NUM_CHAINS) for kind in ("down", "up") for length in (1, 2)]
@@ -113,6 +114,7 @@ def test_units_cover_every_chain_and_image_once(made: Made) -> None:
     assert few.num_upward == 2
 
 
+@pytest.mark.slow
 def test_a_unit_is_the_same_whoever_makes_it(made: Made) -> None:
     busy = made.runner()
     for task in (5, 0, 9):
@@ -153,6 +155,7 @@ def test_a_result_counts_for_its_own_request_only(made: Made) -> None:
     assert TaskResult.from_bytes(data[:-9], made.request) is None
 
 
+@pytest.mark.slow
 def test_a_killed_job_ends_where_it_would_have(finished: Path, made: Made, capsys: pytest.CaptureFixture[str]) -> None:
     assert {path.name for path in finished.iterdir()} == {REPORT_NAME, FIGURE_NAME, WEIGHTS_NAME, "step_sizes.json"}
     report = json.loads((finished / REPORT_NAME).read_text())
@@ -340,6 +343,7 @@ def test_what_does_not_fit_is_told_before_a_cluster_is_asked(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_bad_input_is_one_sentence(checkpoint: Path, tmp_path: Path) -> None:
     write_set(str(tmp_path / "large"), (3,), resolution=16)
     done = subprocess.run(

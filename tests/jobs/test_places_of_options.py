@@ -197,6 +197,7 @@ def _demo(folder: str) -> None:
         demo(DemoOptions(folder=folder), Path())
 
 
+@pytest.mark.slow
 def test_a_space_file_has_any_legal_name(tmp_path: Path) -> None:
     place = tmp_path / "space::v2 #1 [a]*.json"
     place.write_text(json.dumps({"optim.beta1": [0.9, 0.8]}))

@@ -303,6 +303,7 @@ def test_real_images_must_fit_the_model(checkpoint: Path, tmp_path: Path) -> Non
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changed", "message"),
     [

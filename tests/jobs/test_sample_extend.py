@@ -54,6 +54,7 @@ def images(folder: Path) -> list[bytes]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fewer", "more", "made"),
     [(10, 20, [1, 2]), (10, 16, [1]), (8, 20, [1, 2]), (3, 20, [0, 1, 2]), (3, 5, [0]), (9, 10, [1])],
@@ -75,6 +76,7 @@ def test_what_is_extended_is_what_is_made_at_once(
         assert contents(tmp_path / "out") == contents(tmp_path / "once")
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_write_leaves_the_old_images_or_what_resumes(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -126,6 +128,7 @@ def test_a_kill_at_any_write_leaves_the_old_images_or_what_resumes(
     assert {"10 images", "resumes", "20 images"} == set(seen), seen
 
 
+@pytest.mark.slow
 def test_a_job_in_its_middle_is_extended_too(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write = Folder.write
 

@@ -39,6 +39,7 @@ def request(**changed: object) -> SampleRequest:
     return SampleRequest(**fields | changed)  # pyright: ignore[reportArgumentType]
 
 
+@pytest.mark.slow
 def test_a_unit_is_what_the_sampler_draws_from_the_averaged_weights(checkpoint: Path, tmp_path: Path) -> None:
     stored = read_checkpoint(checkpoint, ("ema",))
     experiment, ema = stored.experiment, {name: value.numpy() for name, value in stored.tensors["ema"].items()}
@@ -89,6 +90,7 @@ def test_a_record_counts_for_its_own_request_only() -> None:
     assert TaskRecord.from_json(text, request(seed=4)) is None
 
 
+@pytest.mark.slow
 def test_bfloat16_is_another_request_and_makes_nearly_the_same_images(checkpoint: Path, tmp_path: Path) -> None:
     stored = read_checkpoint(checkpoint, ("ema",))
     ema = {name: value.numpy() for name, value in stored.tensors["ema"].items()}

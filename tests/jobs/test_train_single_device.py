@@ -92,6 +92,7 @@ def assert_same(one: Path, other: Path) -> None:
             assert torch.equal(value, theirs[part][name]), f"{part} {name}"
 
 
+@pytest.mark.slow
 def test_a_run_writes_metrics_pictures_curves_and_checkpoints(
     shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -135,6 +136,7 @@ class Killed(BaseException):
     """Ends a run on the spot."""
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_with_the_same_bits_and_logs_no_step_twice(
     array_file: Path,
     straight: Path,
@@ -160,6 +162,7 @@ def test_a_killed_run_resumes_with_the_same_bits_and_logs_no_step_twice(
     assert_same(tmp_path / "killed", straight)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_stops_at_a_checkpoint_and_the_same_command_resumes(
     signum: signal.Signals, array_file: Path, straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -191,6 +194,7 @@ def test_a_changed_experiment_or_other_data_are_refused(straight: Path, array_fi
     assert sorted(straight.rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_the_checkpoint_of_another(straight: Path, array_file: Path, tmp_path: Path) -> None:
     start = str(straight / "checkpoint_000000002")
     run = parsed(array_file, tmp_path, "branch", "--start-from", start, "--optim.learning-rate", "0.001")
@@ -216,6 +220,7 @@ def test_a_run_that_diverges_ends_with_status_1(
     assert not list((tmp_path / "bad").glob("checkpoint_*"))
 
 
+@pytest.mark.slow
 def test_scores_are_logged_with_the_other_numbers(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

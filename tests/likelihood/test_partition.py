@@ -49,6 +49,7 @@ def bounds(oracle: Oracle, num_bridges: int, num_chains: int, seed: int = 0) -> 
     return lower, upper, down, up
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_both_bounds_bracket_the_truth_and_are_close(name: str) -> None:
     oracle, num_bridges, num_chains = CASES[name]
@@ -85,6 +86,7 @@ def test_both_bounds_bracket_the_truth_and_are_close(name: str) -> None:
     assert float(excess.mean()) < 0.15
 
 
+@pytest.mark.slow
 def test_the_bounds_hold_on_average_where_chains_are_short() -> None:
     # One step per level, few chains: far from the truth, and on the right side.
     oracle = CASES["gaussian-t6"][0]
@@ -106,6 +108,7 @@ def test_weights_are_unbiased_however_short_the_chains() -> None:
         assert float(ratio.std()) > 0.1, "equal weights would make the comparison easy"
 
 
+@pytest.mark.slow
 def test_a_dropped_increment_is_seen() -> None:
     # The mutation that the tests above must catch.
     oracle, num_bridges, num_chains = CASES["gaussian-t6"]
@@ -134,6 +137,7 @@ def test_the_effective_sample_size_warns_where_the_papers_one_step_fails() -> No
     assert [t for t in range(6) if is_carried_by_few(float(sizes[t]), 1000)] == failed
 
 
+@pytest.mark.slow
 def test_one_step_is_right_where_neighbours_overlap() -> None:
     oracle = Oracle.of(gaussian(), 2, "t1k")
     weights = one_step(oracle, 100)

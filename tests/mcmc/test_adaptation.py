@@ -66,6 +66,7 @@ def test_gaussians_of_the_scales_of_t6_levels_are_adapted(level: int, seed: int)
         assert rate == pytest.approx(expected_rate(step_size / std, DIMS), abs=0.06)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", ["mala", "nuts"])
 def test_other_kernels_are_adapted_too(kernel: KernelName) -> None:
     density, y = gaussian(0.3, 0)

@@ -61,6 +61,7 @@ def worst_invariance(
     return float(invariance_scores(exact, ends).abs().max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("kernel", ADJUSTED)
 def test_exact_draws_stay_exact_draws(kernel: str, target: str) -> None:
@@ -68,6 +69,7 @@ def test_exact_draws_stay_exact_draws(kernel: str, target: str) -> None:
     assert worst_invariance(kernel, target, 0, count=5 * COUNT) < LIMIT
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("kernel", ADJUSTED)
 def test_long_chains_from_anywhere_have_the_moments_of_the_target(kernel: str, target: str) -> None:
@@ -80,6 +82,7 @@ def test_long_chains_from_anywhere_have_the_moments_of_the_target(kernel: str, t
     assert float(ergodic_scores(exact, places[burn_in:]).abs().max()) < LIMIT
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", ADJUSTED)
 @pytest.mark.parametrize("is_louder", [False, True])
 def test_five_per_cent_of_noise_too_much_are_noticed(kernel: str, is_louder: bool) -> None:
@@ -100,6 +103,7 @@ def test_accepting_everything_is_noticed(kernel: str, monkeypatch: pytest.Monkey
     assert worst_invariance(kernel, "gaussian", 0, num_steps=20, step_size=0.44) > 2 * LIMIT
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", ADJUSTED)
 def test_a_dropped_kinetic_term_is_noticed(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def nothing(momentum: Tensor) -> Tensor:

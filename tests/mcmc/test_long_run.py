@@ -75,6 +75,7 @@ def scores(x: Tensor, target: Gaussian) -> tuple[float, float]:
     return float(z.mean()) * math.sqrt(count), float(z.square().mean() - 1) * math.sqrt(count / 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("experiment", "start", "kernel", "num_chain_steps", "count"),
     [
@@ -99,6 +100,7 @@ def test_t6_draws_the_data_at_every_level(
             assert abs(score) < 4.5
 
 
+@pytest.mark.slow
 def test_the_normal_approximation_alone_is_wrong_at_t6_and_nearly_right_at_t1k() -> None:
     # Equations 11 and 12 are of first order in sigma**2: a thousand small levels forgive what six large ones do not.
     ids = torch.arange(3000)
@@ -111,6 +113,7 @@ def test_the_normal_approximation_alone_is_wrong_at_t6_and_nearly_right_at_t1k()
     assert float(fine.x.mean()) == pytest.approx(0.5, abs=0.03)
 
 
+@pytest.mark.slow
 def test_t1k_draws_the_data() -> None:
     sampler = sampler_of(T1K, "hmc", 2)
     run = sampler.sample(exact_raw(T1K), PhiloxNoise(0), torch.arange(3000), (DIMS,), keep=(1000, 500))
@@ -204,6 +207,7 @@ def test_what_the_chains_say_is_summed_over_batches() -> None:
     assert records[3][0].trace is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("experiment", "start", "num_steps"), [(T6, "normal_approximation", 40), (T6_CONDITIONAL, "x_noisy", 100)]
 )

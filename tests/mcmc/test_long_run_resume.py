@@ -163,6 +163,7 @@ def again(checkpoint: Path, out: Path, **changed: object) -> int:
     return long_run(options(checkpoint, out, **{"steps_per_level": "2", "num_images": 2} | changed))
 
 
+@pytest.mark.slow
 def test_a_complete_folder_is_left_alone(checkpoint: Path, done: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = {path: path.stat().st_mtime_ns for path in done.rglob("*")}
     assert again(checkpoint, done) == 0
@@ -236,6 +237,7 @@ def test_what_another_job_or_an_older_one_left_is_not_written_over(
     assert contents(tmp_path) == {name: content}
 
 
+@pytest.mark.slow
 def test_files_of_others_are_left_where_they_are(checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "_progress").mkdir()
     (tmp_path / "notes.txt").write_text("mine")
@@ -245,6 +247,7 @@ def test_files_of_others_are_left_where_they_are(checkpoint: Path, tmp_path: Pat
     assert [path.name for path in (tmp_path / "_progress").iterdir()] == ["notes.txt"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("always_saving")
 def test_a_damaged_record_is_made_again(checkpoint: Path, done: Path, tmp_path: Path) -> None:
     write = Folder.write
@@ -275,6 +278,7 @@ def test_the_request_holds_no_option_of_the_machine(checkpoint: Path, done: Path
     assert names <= request.keys()
 
 
+@pytest.mark.slow
 def test_mala_runs_on_step_sizes_of_its_own(checkpoint: Path, tmp_path: Path) -> None:
     given = options(checkpoint, tmp_path / "out", kernel="mala", steps_per_level="3", num_images=2, start="x_noisy")
     assert long_run(given) == 0

@@ -43,6 +43,7 @@ def losses(name: str) -> list[float]:
     return [float(step(Batch(images[i], positions[i])).loss) for i in range(STEPS)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(TABLE_6))
 def test_losses_are_those_of_the_record(name: str) -> None:
     recorded = json.loads(GOLDEN.read_text())

@@ -102,6 +102,7 @@ def test_log_z_of_the_analytic_densities_by_quadrature() -> None:
     assert mixture.log_z() == pytest.approx(math.log(float(mixture.log_density(grid).exp().sum()) * width), abs=1e-9)
 
 
+@pytest.mark.slow
 def test_algorithm_2_draws_the_data_where_every_energy_is_known() -> None:
     # Long chains of small steps on exact energies: what comes out is x_0, the data with its first noise.
     experiment = preset("cifar10")

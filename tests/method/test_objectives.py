@@ -151,6 +151,7 @@ def test_opposite_positives_are_draws_of_the_same_distribution() -> None:
         assert abs((normal * pairs.score.flatten() * std.repeat_interleave(64)).mean()) < 4 / math.sqrt(len(normal))
 
 
+@pytest.mark.slow
 def test_opposite_draws_change_the_noise_of_the_gradient_but_not_its_mean() -> None:
     given = batch(3)
     gradients: dict[bool, list[Tensor]] = {True: [], False: []}
@@ -257,6 +258,7 @@ def quartic_gradients(sigma: float, theta: float = 0.7) -> tuple[float, float]:
     return float(recovery), float(normal)
 
 
+@pytest.mark.slow
 def test_the_normal_approximation_learns_what_recovery_does_as_sigma_vanishes() -> None:
     # Appendix A.5. Both gradients are of order sigma**2; their difference is of a higher order.
     sigmas = [0.02, 0.03, 0.045, 0.07]

@@ -104,6 +104,7 @@ def test_a_resumed_run_is_bit_identical() -> None:
             assert torch.equal(value, second.tensors()[part][name]), f"{part} {name}"
 
 
+@pytest.mark.slow
 def test_averaged_weights_are_sampled_from_with_norms_of_their_own() -> None:
     # A learning rate at which the singular vectors turn, so that their average is much shorter than 1.
     experiment = tiny()

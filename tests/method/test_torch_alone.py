@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from tests.documents.pages import blocks, pages
 from tests.helpers.forked import real_python
@@ -82,6 +83,7 @@ assert sys.modules["ray"] is None and sys.modules["mlflow"] is None
 """
 
 
+@pytest.mark.slow
 def test_training_and_sampling_without_the_extras(tmp_path: Path) -> None:
     images = np.random.default_rng(0).integers(0, 256, (5, 1, 8, 8), dtype=np.uint8)
     np.save(tmp_path / "images.npy", images)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -48,6 +49,7 @@ def one_rank(rank: int, world_size: int, folder: Path, poison: bool) -> None:
     )
 
 
+@pytest.mark.slow
 def test_worlds_of_any_size_have_equal_gradients(tmp_path: Path) -> None:
     # Five share the batch unevenly.
     assert len(batch(0).positions) % 5 != 0
@@ -65,6 +67,7 @@ def test_worlds_of_any_size_have_equal_gradients(tmp_path: Path) -> None:
                 torch.testing.assert_close(together[name], value, rtol=1e-6, atol=1e-6, msg=f"{world_size} {name}")
 
 
+@pytest.mark.slow
 def test_one_bad_rank_stops_all_before_the_update(tmp_path: Path) -> None:
     run_world(one_rank, 2, tmp_path, True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["stopped-0", "stopped-1"]

@@ -75,6 +75,7 @@ def drawn(name: str, sampler: PosteriorSampler, raw_at: RawAtLevel, count: int, 
     return free(sampler.complete(raw_at, QuickNoise(seed), torch.arange(count), x, observation).flatten(1), projection)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_rounds", [1, 3])
 @pytest.mark.parametrize("name", OBSERVATIONS)
 def test_completions_have_exactly_the_distribution_of_their_chains(name: str, num_rounds: int) -> None:
@@ -102,6 +103,7 @@ def test_without_chain_steps_completions_have_the_distribution_of_normal_draws(n
         assert worst_score(drawn(name, mistaken, raw_at, 20_000, 1), wanted) > LIMIT
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("field", ["cumulative_scale", "cumulative_std"])
 def test_what_is_observed_must_be_noised_as_the_ladder_says(field: str) -> None:
     sampler, raw_at = posterior_sampler(
@@ -137,6 +139,7 @@ def apart(distribution: CorrelatedGaussian, other: CorrelatedGaussian) -> float:
     return float(torch.cat([(distribution.mean - other.mean) / std, spread]).abs().max())
 
 
+@pytest.mark.slow
 def test_four_rounds_draw_from_the_posterior() -> None:
     distribution = pixels(0.5)
     sampler, raw_at = posterior_sampler(distribution, num_rounds=4, num_chain_steps=200, step_share=0.1)
@@ -162,6 +165,7 @@ def test_the_figures_that_the_documentation_gives() -> None:
         assert spread[2:].tolist() == pytest.approx(std, abs=0.002)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("noise_std", [0.25, 0.5, 1.8, 8.0])
 def test_denoised_images_have_the_posterior_distribution(noise_std: float) -> None:
     data = pixels(0.7)

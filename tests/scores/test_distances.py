@@ -85,6 +85,7 @@ def test_kid_of_two_draws_of_one_distribution_is_zero_within_its_error(start: in
     assert float(kids(0.3, range(start, start + 30)).mean()) > 8 * error
 
 
+@pytest.mark.slow
 def test_kid_averages_over_subsets_of_larger_sets() -> None:
     one, other = normals(1200, 4, seed=1), normals(1000, 4, seed=2)
     mean, std = kid(one, other, num_subsets=20)

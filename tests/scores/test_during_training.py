@@ -77,6 +77,7 @@ def one_rank(rank: int, world_size: int, folder: Path) -> None:
         save_file(ema, folder / f"ema-{world_size}.safetensors")
 
 
+@pytest.mark.slow
 def test_all_ranks_draw_a_share_and_the_first_scores_them_all(tmp_path: Path) -> None:
     for world_size in (1, 2):
         run_world(one_rank, world_size, tmp_path)

@@ -64,6 +64,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_the_door_scores_and_writes(folder: Path) -> None:
     write_manifest(folder / "samples")
     given = options(folder)

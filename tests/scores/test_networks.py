@@ -100,6 +100,7 @@ def web(published: Path) -> Iterator[str]:
         server.shutdown()
 
 
+@pytest.mark.slow
 def test_inception_is_torch_fidelitys(as_published: Path) -> None:
     network = load(f"inception={as_published}")
     made = network(images(2, channels=1))
@@ -114,6 +115,7 @@ def test_inception_is_torch_fidelitys(as_published: Path) -> None:
     assert made.values.std() > 0
 
 
+@pytest.mark.slow
 def test_inception_is_downloaded_once(as_published: Path, web: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(weights, "INCEPTION_URL", f"{web}/{as_published.name}")
     data = weights.inception_weights(None)
@@ -168,6 +170,7 @@ def test_a_file_that_is_too_large_is_not_read_to_its_end(tmp_path: Path) -> None
         weights.inception_weights(str(huge))
 
 
+@pytest.mark.slow
 def test_a_timm_network_with_weights_of_a_file(tmp_path: Path) -> None:
     make_importable()
     import timm

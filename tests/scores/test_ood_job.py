@@ -65,6 +65,7 @@ def options(folder: Path, **changed: object) -> OodOptions:
     return OodOptions(**fields | changed)  # pyright: ignore[reportArgumentType]
 
 
+@pytest.mark.slow
 def test_the_door_compares_and_draws(folder: Path) -> None:
     given = options(folder)
     arguments = [
@@ -100,6 +101,7 @@ def test_the_door_compares_and_draws(folder: Path) -> None:
         assert image.size == (840, 480)
 
 
+@pytest.mark.slow
 def test_the_histogram_shows_both_sets() -> None:
     def colours(inside: torch.Tensor, outside: torch.Tensor) -> tuple[int, int]:
         """Pixels that are rather blue, and rather orange, in the lower left half of the picture."""
@@ -137,6 +139,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_a_killed_comparison_resumes_to_the_same_bytes(
     folder: Path, done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -173,6 +176,7 @@ def test_a_killed_comparison_resumes_to_the_same_bytes(
     assert contents(tmp_path / "killed") == contents(done)
 
 
+@pytest.mark.slow
 def test_a_complete_folder_is_left_alone(folder: Path, done: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = {path: path.stat().st_mtime_ns for path in done.iterdir()}
     assert {path.name for path in before} == {"request.json", "ood.json", "histogram.png"}
@@ -182,6 +186,7 @@ def test_a_complete_folder_is_left_alone(folder: Path, done: Path, capsys: pytes
     assert {path: path.stat().st_mtime_ns for path in done.iterdir()} == before
 
 
+@pytest.mark.slow
 def test_another_request_is_refused(folder: Path, done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = contents(done)
     with pytest.raises(UserError, match=r"got another request \(config_sha256|got another request \(ema_sha256: "):

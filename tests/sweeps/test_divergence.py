@@ -62,6 +62,7 @@ def test_the_error_comes_through_processes_whole() -> None:
     assert (type(again), again.step, str(again)) == (RunawayError, 7, "training diverged at step 7: why")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("multiplier", "is_diverging"), [(1.0, False), (10.0, True)])
 def test_a_step_size_far_too_large_is_found(multiplier: float, is_diverging: bool) -> None:
     """Measured: at ten times c_t, gaps grow a thousandfold within a hundred steps while every number stays finite."""

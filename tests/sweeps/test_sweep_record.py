@@ -28,6 +28,7 @@ from drl_dist.jobs.train.options import parse_train
 from tests.sweeps.makers import SPACE, curve, plan, row, rows
 
 
+@pytest.mark.slow
 def test_a_name_cannot_come_to_mean_another_sweep(tmp_path: Path) -> None:
     first = SweepFolder(plan(tmp_path), "f")
     first.check()
@@ -129,6 +130,7 @@ def test_values_lie_on_axes_where_they_should(tmp_path: Path) -> None:
     assert labels[0] == "0.0001"
 
 
+@pytest.mark.slow
 def test_plots_show_every_trial(tmp_path: Path) -> None:
     base = plan(tmp_path)
     full = make_plots(rows(), base.space)

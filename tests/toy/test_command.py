@@ -43,6 +43,7 @@ def toy(environment: dict[str, str], *arguments: str) -> subprocess.CompletedPro
     )
 
 
+@pytest.mark.slow
 def test_it_draws_and_reports_without_the_extras(bare: dict[str, str], tmp_path: Path) -> None:
     ran = toy(bare, "rings", "--steps", "2", "--lengthen", "1", "--out", str(tmp_path / "new" / "folder"))
     assert ran.returncode == 0, ran.stderr
@@ -60,6 +61,7 @@ def test_it_draws_and_reports_without_the_extras(bare: dict[str, str], tmp_path:
     )
 
 
+@pytest.mark.slow
 def test_bad_input_is_one_sentence_and_exit_status_2(bare: dict[str, str], tmp_path: Path) -> None:
     ran = toy(bare, "moons", "--out", str(tmp_path / "out"))
     assert ran.returncode == 2
@@ -115,6 +117,7 @@ def test_without_matplotlib_it_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path
         main(["rings", "--out", str(tmp_path / "out")])
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_ends_the_command_and_the_other(tmp_path: Path) -> None:
     command = subprocess.Popen(
         [sys.executable, "-m", "drl_dist.toy", "rings", "--steps", "100000", "--out", str(tmp_path / "out")],
@@ -140,6 +143,7 @@ def test_a_process_that_is_killed_ends_the_command_and_the_other(tmp_path: Path)
     wait_for(lambda: not Path(f"/proc/{other}").exists())
 
 
+@pytest.mark.slow
 def test_both_at_once_are_what_each_is_alone() -> None:
     grid, name = Grid(cells=16), "mixture"
     experiments = {
@@ -176,6 +180,7 @@ def test_both_at_once_are_what_each_is_alone() -> None:
         assert all(torch.equal(first, second) for first, second in pairs), label
 
 
+@pytest.mark.slow
 def test_a_way_that_runs_away_ends_the_other() -> None:
     wild = drl_experiment(seed=0, num_steps=100_000)
     wild = dataclasses.replace(wild, optim=dataclasses.replace(wild.optim, learning_rate=1e3, warmup_steps=0))
@@ -185,6 +190,7 @@ def test_a_way_that_runs_away_ends_the_other() -> None:
     assert not multiprocessing.active_children()
 
 
+@pytest.mark.slow
 def test_an_interrupt_ends_all_in_one_word(bare: dict[str, str], tmp_path: Path) -> None:
     # A shell lets what it starts in the background ignore SIGINT, tests and their children too.
     command = subprocess.Popen(

@@ -46,12 +46,14 @@ def trained() -> ToyModel:
     return model
 
 
+@pytest.mark.slow
 def test_a_little_training_learns_the_density(trained: ToyModel) -> None:
     """Measured: .80 before training, .34 and .32 after it for the seeds 0 and 1."""
     assert distance(ToyModel.create(trained.experiment)) > 0.6
     assert distance(trained) < 0.45
 
 
+@pytest.mark.slow
 def test_training_without_a_chain_learns_nothing(trained: ToyModel) -> None:
     """A negative that stays where it began, at x_noisy, teaches f to tell data from noise: it grows without bound."""
     model = ToyModel.create(trained.experiment)
@@ -61,6 +63,7 @@ def test_training_without_a_chain_learns_nothing(trained: ToyModel) -> None:
     assert distance(model) > 0.9
 
 
+@pytest.mark.slow
 def test_a_training_that_runs_away_is_refused(trained: ToyModel) -> None:
     """The gradient's sign turned round drives data away from f's hills."""
     model = ToyModel.create(trained.experiment)
@@ -104,6 +107,7 @@ def gaussian_losses(precision: float) -> torch.Tensor:
     return torch.stack(losses).double()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", [1 / VARIANCE, 0.0], ids=["recovery term", "dropped"])
 def test_the_loss_has_its_known_mean(precision: float) -> None:
     """-(E f(y_pos) - E f(y_neg)) = 1 - variance of y_neg, for two coordinates; without the recovery term it is another

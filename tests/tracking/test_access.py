@@ -201,6 +201,7 @@ def self_signed(folder: Path, days: int) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_certificates_that_sign_themselves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     answers = {SEARCH: (200, "{}"), "/version": (200, "3.1.0")}
     sound = self_signed(tmp_path / "with space", 2)
@@ -311,6 +312,7 @@ def test_the_option_is_called_what_the_command_calls_it(
     assert f"correct the URI ({name} or MLFLOW_TRACKING_URI)" in refused(f"http://127.0.0.1:{port}")
 
 
+@pytest.mark.slow
 def test_a_server_that_says_nothing_is_given_up_within_half_a_minute() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         began = time.monotonic()

@@ -154,6 +154,7 @@ def test_files_in_the_spool_outlive_their_folder(tmp_path: Path, monkeypatch: py
     spool.close()
 
 
+@pytest.mark.slow
 def test_logging_does_not_wait_for_a_server_that_does_not_answer(tmp_path: Path) -> None:
     # 192.0.2.0/24 is reserved for documentation: packets to it vanish.
     tracker = Tracker("http://192.0.2.255:5000", "0" * 32, tmp_path)
@@ -172,6 +173,7 @@ def test_logging_does_not_wait_for_a_server_that_does_not_answer(tmp_path: Path)
     assert [json.loads(line)["kind"] for line in lines] == ["status"] + 201 * ["metrics"] + ["image", "status"]
 
 
+@pytest.mark.slow
 def test_the_command_that_sends_the_rest_can_be_copied(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with socket.create_server(("127.0.0.1", 0)) as closed:
         uri = f"http://127.0.0.1:{closed.getsockname()[1]}"
