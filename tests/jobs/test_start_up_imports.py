@@ -68,6 +68,7 @@ def _imports_of(module: str) -> list[str]:
         ("drl_dist.jobs.train.group", {"torch", "mlflow", "ray.train.torch"}),
         ("drl_dist.jobs.train.storage", {"torch", "mlflow", "ray.train.torch"}),
         ("drl_dist.jobs.train.task", {"torch", "mlflow", "ray.train.torch", SWEEPS}),
+        ("drl_dist.jobs.train.start", {"torch", "mlflow", "ray.train.torch", SWEEPS}),
         # The command.
         ("drl_dist.jobs.train.driver", {"torch", "ray.train.torch", "matplotlib", "webdataset", SWEEPS}),
         ("drl_dist.jobs.common.options", {"torch", "ray", "mlflow", "pyarrow", "numpy"}),

@@ -37,9 +37,10 @@ from drl_dist.jobs.train.restarts import (
     OutdatedListError,
     RestartPolicy,
 )
+from drl_dist.jobs.train.start import run_task
 from drl_dist.jobs.train.stop import StopFlag, stoppable
 from drl_dist.jobs.train.storage import drop_stale_snapshot, ray_filesystem
-from drl_dist.jobs.train.task import MakeCallback, WorkerTask, run_task
+from drl_dist.jobs.train.task import MakeCallback, WorkerTask
 from drl_dist.tracking.address import server_uri
 from drl_dist.training.guard import DivergedError
 

@@ -1,7 +1,4 @@
-"""The task of a training worker, from the driver, and the function that Ray Train calls with it in every worker.
-
-Importing it needs no torch: driver and controller go without it.
-"""
+"""The task of a training worker, from the driver. Importing it needs no torch: driver and controller go without it."""
 
 from __future__ import annotations
 
@@ -9,7 +6,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-from drl_dist.common.imports import no_collection
 from drl_dist.config.tree import RunConfig
 from drl_dist.jobs.train.stop import StopFlag
 
@@ -74,11 +70,3 @@ class WorkerTask:
     """Makes a further callback on each rank, for the job that started this run."""
     stop_flag: StopFlag | None
     """Where the driver says that all are to stop; None where the job that started this run stops it."""
-
-
-def run_task(task: WorkerTask) -> int:
-    """Train one rank; see `drl_dist.jobs.train.worker.train_worker`."""
-    with no_collection():
-        from drl_dist.jobs.train.worker import train_worker
-
-    return train_worker(task)
