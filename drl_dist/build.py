@@ -9,6 +9,7 @@ import torch
 from drl_dist.config.tree import DiffusionConfig, Experiment
 from drl_dist.diffusion.ladder import NoiseLadder, composed_ladder, linear_ladder
 from drl_dist.diffusion.recovery import Levels
+from drl_dist.energy.network import EnergyNetwork
 from drl_dist.energy.wide_resnet import WideResNet
 from drl_dist.sampling.inpainting import PosteriorSampler
 from drl_dist.sampling.progressive import ProgressiveSampler
@@ -42,7 +43,7 @@ def build_levels(experiment: Experiment, ladder: NoiseLadder) -> Levels:
     return Levels(transition_scale, precision, step_size, energy_scale, loss_weight)
 
 
-def build_network(experiment: Experiment, dtype: torch.dtype = torch.float32) -> WideResNet:
+def build_network(experiment: Experiment, dtype: torch.dtype = torch.float32) -> EnergyNetwork:
     """The network at its initial weights, which the seed determines."""
     generator = torch.Generator().manual_seed(experiment.train.seed)
     network = WideResNet(**dataclasses.asdict(experiment.model), generator=generator)

@@ -114,8 +114,7 @@ class TrainStep:
         noise_seed: int | None = None,
     ) -> None:
         self.state, self.experiment, self.request = state, experiment, request
-        weight = state.network.stem.weight
-        self.device, self.dtype = weight.device, weight.dtype
+        self.device, self.dtype = state.network.device, state.network.dtype
         self.ladder = build_ladder(experiment.diffusion)
         self.levels = build_levels(experiment, self.ladder).to(self.device, self.dtype)
         self.sampler = ProgressiveSampler(self.levels, experiment.mcmc.num_chain_steps, experiment.mcmc.noise_scale)

@@ -17,7 +17,6 @@ from drl_dist.config.tree import NEEDS_NEGATIVES, EngineConfig, Experiment, Obje
 from drl_dist.diffusion.ladder import NoiseLadder, Pairs
 from drl_dist.diffusion.noise import PhiloxNoise, Purpose
 from drl_dist.diffusion.recovery import Levels
-from drl_dist.energy.wide_resnet import evaluate
 from drl_dist.mcmc.kernel import column
 from drl_dist.tracking.metrics import describe
 from drl_dist.training.objectives import OBJECTIVES, Outcome
@@ -112,9 +111,8 @@ def test_the_negative_of_t1k_is_one_draw_of_equation_12(monkeypatch: pytest.Monk
     step, given = awake(dataclasses.replace(experiment, mcmc=mcmc)), batch()
     pairs = step.draw(given.images, given.positions)
     calls: list[int] = []
-    monkeypatch.setattr(
-        step.gradients, "evaluate", lambda prepared, y, activation: calls.append(1) or evaluate(prepared, y, activation)
-    )
+    evaluate = step.gradients.evaluate
+    monkeypatch.setattr(step.gradients, "evaluate", lambda prepared, y: calls.append(1) or evaluate(prepared, y))
     y_neg = step.run_chain(pairs, given.positions)
     assert len(calls) == 1
     variance = torch.linspace(1e-4, 0.02, 1001, dtype=torch.float64)[pairs.level + 1].reshape(-1, 1, 1, 1)

@@ -58,9 +58,9 @@ def test_a_step_takes_exactly_k_image_gradients_and_one_update(monkeypatch: pyte
     evaluated: list[tuple[int, bool]] = []
     original = step.gradients.evaluate
 
-    def counting(prepared, y, activation):  # noqa: ANN001
+    def counting(prepared, y):  # noqa: ANN001
         evaluated.append((len(y), prepared.stem[0].requires_grad))
-        return original(prepared, y, activation)
+        return original(prepared, y)
 
     monkeypatch.setattr(step.gradients, "evaluate", counting)
     step(batch(0))
