@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
+from typing import Any
 
 import torch
 
-from drl_dist.config.tree import DiffusionConfig, Experiment
+from drl_dist.config.tree import DiffusionConfig, Experiment, ModelConfig
 from drl_dist.diffusion.ladder import NoiseLadder, composed_ladder, linear_ladder
 from drl_dist.diffusion.recovery import Levels
 from drl_dist.energy.network import EnergyNetwork
+from drl_dist.energy.unet import EnergyUNet
 from drl_dist.energy.wide_resnet import WideResNet
 from drl_dist.sampling.inpainting import PosteriorSampler
 from drl_dist.sampling.progressive import ProgressiveSampler
@@ -46,9 +47,49 @@ def build_levels(experiment: Experiment, ladder: NoiseLadder) -> Levels:
 def build_network(experiment: Experiment, dtype: torch.dtype = torch.float32) -> EnergyNetwork:
     """The network at its initial weights, which the seed determines."""
     generator = torch.Generator().manual_seed(experiment.train.seed)
-    network = WideResNet(**dataclasses.asdict(experiment.model), generator=generator)
+    build = build_unet if experiment.model.network == "unet" else build_wide_resnet
+    network = build(experiment, generator)
     network.to(dtype=dtype, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     return network
+
+
+def build_wide_resnet(experiment: Experiment, generator: torch.Generator | None = None) -> WideResNet:
+    """The wide ResNet, float32."""
+    model = experiment.model
+    return WideResNet(
+        **_sizes(model),
+        activation=model.activation,
+        spectral_norm=model.spectral_norm,
+        head=model.head,
+        generator=generator,
+    )
+
+
+def build_unet(experiment: Experiment, generator: torch.Generator | None = None) -> EnergyUNet:
+    """The U-Net, float32 but for its constants, which are float64 until the network is given a dtype."""
+    model, ladder = experiment.model, build_ladder(experiment.diffusion)
+    scale = build_levels(experiment, ladder).transition_scale
+    return EnergyUNet(
+        **_sizes(model),
+        energy=model.energy,
+        attention_resolutions=model.attention_resolutions,
+        noise_std=ladder.noise_in_y(scale),
+        signal_std=model.data_std * ladder.signal_in_y(scale),
+        generator=generator,
+    )
+
+
+def _sizes(model: ModelConfig) -> dict[str, Any]:
+    """What both networks have."""
+    return {
+        "resolution": model.resolution,
+        "channels": model.channels,
+        "width": model.width,
+        "width_multipliers": model.width_multipliers,
+        "num_res_blocks": model.num_res_blocks,
+        "time_embedding_dim": model.time_embedding_dim,
+        "time_hidden_dim": model.time_hidden_dim,
+    }
 
 
 def build_sampler(experiment: Experiment) -> ProgressiveSampler:

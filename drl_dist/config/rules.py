@@ -28,6 +28,7 @@ def check_experiment(experiment: Experiment) -> None:
     model, mcmc, train, optim = experiment.model, experiment.mcmc, experiment.train, experiment.optim
     levels = experiment.diffusion.num_levels
     pools = len(model.width_multipliers) - 1
+    resolutions = [model.resolution >> pool for pool in range(pools + 1)]
     rules: list[tuple[str, object, str, bool]] = [
         (
             "model.resolution",
@@ -49,6 +50,19 @@ def check_experiment(experiment: Experiment) -> None:
             model.time_embedding_dim,
             "an even number of at least 4",
             model.time_embedding_dim >= 4 and model.time_embedding_dim % 2 == 0,
+        ),
+        (
+            "model.attention_resolutions",
+            model.attention_resolutions,
+            f"none for a wide_resnet, and for a unet some of {', '.join(map(str, resolutions))}",
+            set(model.attention_resolutions) <= (set(resolutions) if model.network == "unet" else set()),
+        ),
+        ("model.data_std", model.data_std, "a positive number", model.data_std > 0),
+        (
+            "mcmc.energy_scale",
+            mcmc.energy_scale,
+            "unit, since the output of a unet (model.network) is the log-density itself",
+            mcmc.energy_scale == "unit" or model.network != "unet",
         ),
         ("diffusion.num_levels", levels, f"1 to {MAX_LEVELS}", 1 <= levels <= MAX_LEVELS),
         (

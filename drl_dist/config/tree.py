@@ -20,8 +20,12 @@ which cannot be imported here, for commands check their options before torch is 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """The wide ResNet of Table 5."""
+    """The network of the energies: the wide ResNet of Table 5, or a U-Net."""
 
+    network: Literal["wide_resnet", "unet"] = "wide_resnet"
+    """wide_resnet: raw output summed over the image (paper); unet: an energy made of a U-Net, in nats
+    (`drl_dist.energy.unet`), with group norm and SiLU, for which `activation`, `spectral_norm` and `head` are of no
+    meaning."""
     resolution: int = 32
     """Height and width of the images, in pixels."""
     channels: int = 3
@@ -42,6 +46,12 @@ class ModelConfig:
     """Divide weights by their largest singular value (one power iteration a step)."""
     head: Literal["inner_product", "dense"] = "inner_product"
     """inner_product with a vector made from the time embedding (released code), or one dense layer (Table 5)."""
+    energy: Literal["inner_product", "squared_distance"] = "inner_product"
+    """How a unet h makes an energy: of its inner product with the image, or of the distance between the two."""
+    attention_resolutions: tuple[int, ...] = ()
+    """Heights of images at which the blocks of a unet end with self-attention."""
+    data_std: float = 0.5
+    """Standard deviation of the data's pixels, which lie in [-1, 1]; a unet begins as white Gaussian data of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +87,7 @@ class McmcConfig:
     """marginal: no recovery term and scale 1 at the top (released code); conditional: like the others (paper)."""
     energy_scale: Literal["step_size", "transition_variance", "unit"] = "step_size"
     """log-density = raw network output / delta_t**2 (released code), / sigma_{t+1}**2 (what makes T = 1000 trainable:
-    docs/deviations.md), or the output itself (paper)."""
+    docs/deviations.md), or the output itself (paper; the only one for a unet)."""
     antithetic: bool = False
     """Train on pairs of opposite draws, of y_pos and y_neg from the same normals; for K = 0, where this takes most of
     the noise out of the learning gradient (docs/deviations.md)."""

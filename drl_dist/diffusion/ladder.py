@@ -42,6 +42,18 @@ class NoiseLadder:
         """T, the number of energies."""
         return len(self.scale) - 1
 
+    def signal_in_y(self, transition_scale: Tensor) -> Tensor:
+        """(T,) factor of the data in y_t = transition_scale_t x_t.
+
+        Args:
+            transition_scale: (T,) float64 on the CPU.
+        """
+        return transition_scale * self.cumulative_scale[:-1]
+
+    def noise_in_y(self, transition_scale: Tensor) -> Tensor:
+        """(T,) standard deviation of the noise in y_t; argument as `signal_in_y`."""
+        return transition_scale * self.cumulative_std[:-1]
+
 
 def linear_ladder(num_levels: int, first_variance: float, last_variance: float) -> NoiseLadder:
     """A ladder of T = `num_levels` levels whose transition variances rise linearly, as printed in section 4."""

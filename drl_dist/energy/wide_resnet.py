@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from drl_dist.energy.layers import Layer, sinusoidal_embedding
+from drl_dist.energy.layers import Layer, conv_weight, conv_weights, sinusoidal_embedding
 from drl_dist.energy.network import EnergyNetwork
 
 
@@ -82,10 +82,10 @@ class ResBlock(nn.Module):
         """The block's weights, those of convolutions in `dtype`."""
         weight_1, bias_1 = self.conv_1.effective()
         return BlockWeights(
-            (_conv_weight(weight_1, dtype), bias_1),
+            (conv_weight(weight_1, dtype), bias_1),
             self.time.effective(),
-            _stored(self.conv_2.effective(), dtype),
-            None if self.skip is None else _stored(self.skip.effective(), dtype),
+            conv_weights(self.conv_2.effective(), dtype),
+            None if self.skip is None else conv_weights(self.skip.effective(), dtype),
         )
 
 
@@ -149,7 +149,7 @@ class WideResNet(EnergyNetwork):
         """See `EnergyNetwork.effective_weights`."""
         dtype = dtype or self.dtype
         blocks = [[block.effective(dtype) for block in level_blocks] for level_blocks in self.blocks()]
-        return EffectiveWeights(_stored(self.stem.effective(), dtype), blocks)
+        return EffectiveWeights(conv_weights(self.stem.effective(), dtype), blocks)
 
     def prepare(
         self, level: Tensor, dtype: torch.dtype | None = None, weights: EffectiveWeights | None = None
@@ -202,12 +202,3 @@ def _activate(x: Tensor, kind: str) -> Tensor:
 def _activate_(x: Tensor, kind: str) -> Tensor:
     # The gradient of the leaky ReLU follows from its value; that of SiLU needs its argument, so no in-place operation.
     return functional.silu(x) if kind == "silu" else functional.leaky_relu(x, 0.2, inplace=True)
-
-
-def _conv_weight(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    return weight.to(dtype=dtype, memory_format=torch.channels_last)
-
-
-def _stored(effective: tuple[Tensor, Tensor], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    weight, bias = effective
-    return _conv_weight(weight, dtype), bias.to(dtype)

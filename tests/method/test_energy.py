@@ -8,11 +8,10 @@ import pytest
 import torch
 from torch.nn.utils.parametrizations import _SpectralNorm  # pyright: ignore[reportPrivateUsage]
 
-from drl_dist.build import build_ladder, build_levels, build_network
+from drl_dist.build import build_ladder, build_levels, build_network, build_wide_resnet
 from drl_dist.config.presets import preset
 from drl_dist.config.tree import EngineConfig
 from drl_dist.energy.layers import Layer, sinusoidal_embedding
-from drl_dist.energy.wide_resnet import WideResNet
 from drl_dist.training.chain import GradientEngine
 
 
@@ -37,7 +36,7 @@ def test_parameter_counts_of_table_5(
         experiment, model=dataclasses.replace(experiment.model, num_res_blocks=num_res_blocks)
     )
     with torch.device("meta"):  # shapes are enough
-        network = WideResNet(**dataclasses.asdict(experiment.model))
+        network = build_wide_resnet(experiment)
     assert sum(parameter.numel() for parameter in network.parameters()) / 1e6 == pytest.approx(millions, abs=0.05)
 
 
