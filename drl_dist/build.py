@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from drl_dist.config.tree import DiffusionConfig, Experiment, ModelConfig
-from drl_dist.diffusion.ladder import NoiseLadder, composed_ladder, linear_ladder
+from drl_dist.config.tree import DiffusionConfig, Experiment, McmcConfig, ModelConfig
+from drl_dist.diffusion.ladder import NoiseLadder, composed_ladder, geometric_ladder, linear_ladder
 from drl_dist.diffusion.recovery import Levels
 from drl_dist.energy.network import EnergyNetwork
 from drl_dist.energy.unet import EnergyUNet
@@ -18,6 +19,8 @@ from drl_dist.sampling.progressive import ProgressiveSampler
 
 def build_ladder(config: DiffusionConfig) -> NoiseLadder:
     """The noise ladder of a config."""
+    if config.ladder == "geometric":
+        return geometric_ladder(config.num_levels, config.first_noise_to_signal, config.last_noise_to_signal)
     build = composed_ladder if config.ladder == "t6" else linear_ladder
     return build(config.num_levels, config.first_variance, config.last_variance)
 
@@ -26,15 +29,15 @@ def build_levels(experiment: Experiment, ladder: NoiseLadder) -> Levels:
     """Step sizes, scales and weights of every noise level, float64 (T,)."""
     mcmc = experiment.mcmc
     std = ladder.std[1:]
-    if mcmc.level_scale_values:
-        level_scale = torch.tensor(mcmc.level_scale_values, dtype=torch.float64)
-    else:
-        ratio = ladder.cumulative_std[:-1] / ladder.cumulative_std[0]
-        level_scale = mcmc.level_scale_multiplier * ratio**mcmc.level_scale_power
-    step_size = level_scale * mcmc.step_scale_squared**0.5 * std
     transition_scale, precision = ladder.scale[1:].clone(), std**-2
     if mcmc.top_level == "marginal":
         transition_scale[-1], precision[-1] = 1.0, 0.0
+    if mcmc.step_rule == "bound":
+        # No data make log p(y_t) more curved than its noise does, so this is the most that a conditional can have.
+        largest_precision = precision + ladder.noise_in_y(transition_scale) ** -2
+        step_size = mcmc.bound_fraction * largest_precision**-0.5
+    else:
+        step_size = _level_scale(mcmc, ladder) * mcmc.step_scale_squared**0.5 * std
     energy_scale = {
         "step_size": step_size**-2,
         "transition_variance": std**-2,
@@ -42,6 +45,14 @@ def build_levels(experiment: Experiment, ladder: NoiseLadder) -> Levels:
     }[mcmc.energy_scale]
     loss_weight = ladder.std[1] / std if experiment.optim.loss_weight == "inverse_std" else energy_scale
     return Levels(transition_scale, precision, step_size, energy_scale, loss_weight)
+
+
+def _level_scale(mcmc: McmcConfig, ladder: NoiseLadder) -> Tensor:
+    """c_t of the released step sizes, float64 (T,)."""
+    if mcmc.level_scale_values:
+        return torch.tensor(mcmc.level_scale_values, dtype=torch.float64)
+    ratio = ladder.cumulative_std[:-1] / ladder.cumulative_std[0]
+    return mcmc.level_scale_multiplier * ratio**mcmc.level_scale_power
 
 
 def build_network(experiment: Experiment, dtype: torch.dtype = torch.float32) -> EnergyNetwork:

@@ -71,6 +71,12 @@ def check_experiment(experiment: Experiment) -> None:
             "0 < first <= last < 1",
             0 < experiment.diffusion.first_variance <= experiment.diffusion.last_variance < 1,
         ),
+        (
+            "diffusion.first_noise_to_signal and last_noise_to_signal",
+            (experiment.diffusion.first_noise_to_signal, experiment.diffusion.last_noise_to_signal),
+            "0 < first < last < infinity",
+            0 < experiment.diffusion.first_noise_to_signal < experiment.diffusion.last_noise_to_signal < math.inf,
+        ),
         ("mcmc.num_chain_steps", mcmc.num_chain_steps, "at least 0", mcmc.num_chain_steps >= 0),
         (
             "mcmc.top_level",
@@ -85,6 +91,7 @@ def check_experiment(experiment: Experiment) -> None:
             f"off for chains of Langevin steps (mcmc.num_chain_steps {mcmc.num_chain_steps})",
             not mcmc.antithetic or mcmc.num_chain_steps == 0,
         ),
+        ("mcmc.bound_fraction", mcmc.bound_fraction, "a number in (0, 2)", 0 < mcmc.bound_fraction < 2),
         ("mcmc.step_scale_squared", mcmc.step_scale_squared, "a positive number", mcmc.step_scale_squared > 0),
         (
             "mcmc.level_scale_values",
@@ -92,6 +99,12 @@ def check_experiment(experiment: Experiment) -> None:
             f"none, or {levels} positive numbers (one per level)",
             not mcmc.level_scale_values
             or (len(mcmc.level_scale_values) == levels and min(mcmc.level_scale_values) > 0),
+        ),
+        (
+            "mcmc.level_scale_values",
+            mcmc.level_scale_values,
+            "none, since the level scales of mcmc.step_rule bound follow from the ladder",
+            not mcmc.level_scale_values or mcmc.step_rule == "released",
         ),
         (
             "mcmc.level_scale_multiplier",
@@ -135,6 +148,16 @@ def _check_ladder(diffusion: DiffusionConfig) -> None:
                 got=f"{levels} with the t6 ladder",
                 expected=f"at most {BASE_STEPS - 1}, the base steps that it is composed of",
                 remedy="use --diffusion.ladder linear",
+            )
+        return
+    if diffusion.ladder == "geometric":
+        kept = 1 / (1 + diffusion.last_noise_to_signal)
+        if kept > MAX_SIGNAL:
+            raise UserError(
+                "config field diffusion.last_noise_to_signal",
+                got=f"{diffusion.last_noise_to_signal}, which leaves {kept:.0%} of the data's variance in x_T",
+                expected=f"a ladder that ends in white noise (at most {MAX_SIGNAL:.0%})",
+                remedy=f"raise diffusion.last_noise_to_signal to {1 / MAX_SIGNAL - 1:.0f} or more",
             )
         return
     kept = math.prod(1 - (first + (last - first) * step / levels) for step in range(levels + 1))

@@ -58,23 +58,34 @@ class ModelConfig:
 class DiffusionConfig:
     """The noise ladder."""
 
-    ladder: Literal["t6", "linear"] = "t6"
+    ladder: Literal["t6", "linear", "geometric"] = "t6"
     """t6: a 1000-step linear ladder composed into `num_levels` segments (released code);
-    linear: transition variances that rise linearly, as the paper prints."""
+    linear: transition variances that rise linearly, as the paper prints;
+    geometric: one factor between the noise-to-signal ratios of neighbours, so that all levels are equally hard."""
     num_levels: int = 6
     """T, the number of energies."""
     first_variance: float = 1e-4
     """First beta of the base ladder (t6), or first transition variance (linear)."""
     last_variance: float = 0.02
     """Last beta of the base ladder (t6), or last transition variance (linear)."""
+    first_noise_to_signal: float = 1e-4
+    """Variance of the noise in x_0 over the squared scale of the data in it (geometric)."""
+    last_noise_to_signal: float = 140.0
+    """The same of x_T, which must be nearly white noise (geometric)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class McmcConfig:
-    """K Langevin steps per noise level, with step sizes delta_t = c_t * b * sigma_{t+1}."""
+    """K Langevin steps per noise level, and their step sizes delta_t."""
 
     num_chain_steps: int = 30
     """K, gradient steps per chain; 0 draws once from the normal approximation (section 3.3)."""
+    step_rule: Literal["released", "bound"] = "released"
+    """released: delta_t = c_t * b * sigma_{t+1}; bound: delta_t = c / sqrt(P_t), with P_t the largest curvature that
+    log p(y_t | x_{t+1}) can have, whatever the data."""
+    bound_fraction: float = 0.6
+    """c of the rule bound: 2 is where chains become unstable, and the variance of what they draw is too large by at
+    most 1 / (1 - c**2 / 4)."""
     step_scale_squared: float = 2e-4
     """b squared."""
     level_scale_power: float = 0.5

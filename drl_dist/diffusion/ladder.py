@@ -85,6 +85,24 @@ def composed_ladder(
     return NoiseLadder.from_variances(1 - segments)
 
 
+def geometric_ladder(num_levels: int, first_noise_to_signal: float, last_noise_to_signal: float) -> NoiseLadder:
+    """A ladder whose ratio cumulative_std**2 / cumulative_scale**2 grows by one factor from each x_t to the next.
+
+    All levels are then equally hard to sample: from 1 / sigma_{t+1}**2 to that times this factor is the range that the
+    curvature of log p(y_t | x_{t+1}) can have.
+
+    Args:
+        num_levels: T.
+        first_noise_to_signal: the ratio of x_0.
+        last_noise_to_signal: the ratio of x_T.
+    """
+    powers = torch.linspace(0, 1, num_levels + 1, dtype=torch.float64)
+    ratio = first_noise_to_signal * (last_noise_to_signal / first_noise_to_signal) ** powers
+    # cumulative_scale**2 is 1 / (1 + ratio); below x_0 there is no noise.
+    below = torch.cat([torch.zeros(1, dtype=torch.float64), ratio[:-1]])
+    return NoiseLadder.from_variances((ratio - below) / (1 + ratio))
+
+
 @dataclass(frozen=True)
 class Pairs:
     """A batch of (y_t, x_{t+1}) and the levels they were drawn at."""

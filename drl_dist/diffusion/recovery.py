@@ -21,7 +21,7 @@ class Levels:
     recovery_precision: Tensor
     """1 / sigma_{t+1}**2, the weight of the quadratic term; 0 at a marginal top level."""
     step_size: Tensor
-    """delta_t = c_t b sigma_{t+1} of Langevin dynamics (section 3.5)."""
+    """delta_t of Langevin dynamics: c_t b sigma_{t+1} (section 3.5), or by the largest curvature of the conditional."""
     energy_scale: Tensor
     """log-density = energy_scale * raw network output."""
     loss_weight: Tensor

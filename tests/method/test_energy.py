@@ -149,6 +149,19 @@ def test_released_level_scales() -> None:
     assert levels.recovery_precision[-1] == 0
 
 
+def test_bound_step_sizes_in_units_of_the_released_ones() -> None:
+    # Computed without this code: P_t from the T6 numbers, delta_t = .6 / sqrt(P_t), in multiples of b sigma_{t+1}.
+    experiment = preset("cifar10")
+    experiment = dataclasses.replace(experiment, mcmc=dataclasses.replace(experiment.mcmc, step_rule="bound"))
+    ladder = build_ladder(experiment.diffusion)
+    levels = build_levels(experiment, ladder)
+    level_scale = levels.step_size / (2e-4**0.5 * ladder.std[1:])
+    assert level_scale.tolist() == pytest.approx([1.24, 20.1, 24.7, 25.8, 25.2, 40.8], rel=5e-3)
+    torch.testing.assert_close(levels.energy_scale, levels.step_size**-2)
+    wider = dataclasses.replace(experiment, mcmc=dataclasses.replace(experiment.mcmc, bound_fraction=1.2))
+    torch.testing.assert_close(build_levels(wider, ladder).step_size, 2 * levels.step_size)
+
+
 def test_scales_as_the_paper_prints_them() -> None:
     experiment = preset("cifar10")
     experiment = dataclasses.replace(
