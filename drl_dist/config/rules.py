@@ -83,7 +83,7 @@ def check_experiment(experiment: Experiment) -> None:
             mcmc.top_level,
             "conditional, since a marginal top level has no normal approximation (mcmc.num_chain_steps 0, or "
             f"optim.objective {optim.objective})",
-            mcmc.top_level == "conditional" or (mcmc.num_chain_steps > 0 and optim.needs_negatives),
+            mcmc.top_level == "conditional" or (mcmc.num_chain_steps > 0 and not optim.is_at_x_noisy),
         ),
         (
             "mcmc.antithetic",

@@ -12,8 +12,13 @@ from typing import Literal
 from drl_dist.common.places import joined
 from drl_dist.config.rules import check_experiment
 
-ObjectiveName = Literal["recovery", "normal_likelihood", "dsm"]
-NEEDS_NEGATIVES: dict[ObjectiveName, bool] = {"recovery": True, "normal_likelihood": False, "dsm": False}
+ObjectiveName = Literal["recovery", "normal_likelihood", "dsm", "score_matching"]
+NEEDS_NEGATIVES: dict[ObjectiveName, bool] = {
+    "recovery": True,
+    "normal_likelihood": False,
+    "dsm": False,
+    "score_matching": False,
+}
 """Whether an objective compares the data with the ends of chains; each is a class in `drl_dist.training.objectives`,
 which cannot be imported here, for commands check their options before torch is there."""
 
@@ -114,7 +119,8 @@ class OptimConfig:
 
     objective: ObjectiveName = "recovery"
     """recovery: section 3.2, with negatives from a chain; normal_likelihood: of the normal approximation, without
-    negatives (equation 37); dsm: denoising score matching, the score being the log-density's gradient (equation 14)."""
+    negatives (equation 37); dsm: denoising score matching, the score being the log-density's gradient (equation 14);
+    score_matching: the same at y_t instead of x_{t+1}, where it is exact on any ladder."""
     learning_rate: float = 1e-4
     """Reached after `warmup_steps`."""
     beta1: float = 0.9
@@ -132,7 +138,8 @@ class OptimConfig:
     """Decay of the moving average over every parameter and spectral-norm vector."""
     loss_weight: Literal["inverse_std", "none"] = "inverse_std"
     """inverse_std: sigma_1 / sigma_{t+1} on the raw output (released code), for the objectives without negatives every
-    level's noise counts alike; none: weight 1 (Algorithm 1, equation 14)."""
+    level's noise counts alike; none: weight 1 (Algorithm 1, equation 14). In score_matching every level counts alike
+    in either case."""
     max_grad_norm: float | None = None
     """Clip the gradient to this norm; off in the paper and the released code."""
 
@@ -140,6 +147,11 @@ class OptimConfig:
     def needs_negatives(self) -> bool:
         """Whether the objective compares the data with the ends of chains."""
         return NEEDS_NEGATIVES[self.objective]
+
+    @property
+    def is_at_x_noisy(self) -> bool:
+        """Whether the objective looks at x_{t+1} in the place of y_t, as the normal approximation does."""
+        return self.objective in ("normal_likelihood", "dsm")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -115,6 +115,8 @@ class Pairs:
     """(B, ...) x_{t+1}."""
     score: Tensor
     """(B, ...) gradient of log p(x_{t+1} | x): -(x_{t+1} - cumulative_scale x) / cumulative_std**2."""
+    y_score: Tensor
+    """(B, ...) gradient of log p(y_t | x), at y_pos."""
 
     def opposite_y_pos(self, variance: Tensor) -> Tensor:
         """Another draw of y_t given x_{t+1} and x: y_pos mirrored at the mean of y_t given both.
@@ -171,4 +173,6 @@ def draw_pairs(
     x_t = at(ladder.cumulative_scale, level) * x + at(ladder.cumulative_std, level) * base
     x_noisy = at(ladder.scale, level + 1) * x_t + at(ladder.std, level + 1) * fresh
     score = (at(ladder.cumulative_scale, level + 1) * x - x_noisy) / at(ladder.cumulative_std, level + 1).square()
-    return Pairs(level=level, y_pos=at(transition_scale, level) * x_t, x_noisy=x_noisy, score=score)
+    y_scale = at(transition_scale, level)
+    y_score = -base / (y_scale * at(ladder.cumulative_std, level))
+    return Pairs(level=level, y_pos=y_scale * x_t, x_noisy=x_noisy, score=score, y_score=y_score)

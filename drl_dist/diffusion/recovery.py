@@ -94,7 +94,7 @@ def matching_loss(gradient: Tensor, target: Tensor, weight: Tensor) -> Tensor:
     given x.
 
     Args:
-        gradient: (B, ...) grad f at x_noisy.
+        gradient: (B, ...) grad f at x_noisy, or wherever the target belongs to.
         target: (B, ...).
         weight: (B,).
     """
