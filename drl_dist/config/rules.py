@@ -83,7 +83,8 @@ def check_experiment(experiment: Experiment) -> None:
             mcmc.top_level,
             "conditional, since a marginal top level has no normal approximation (mcmc.num_chain_steps 0, or "
             f"optim.objective {optim.objective})",
-            mcmc.top_level == "conditional" or (mcmc.num_chain_steps > 0 and not optim.is_at_x_noisy),
+            mcmc.top_level == "conditional"
+            or (mcmc.num_chain_steps > 0 and not {"normal_likelihood", "dsm"} & set(optim.objectives)),
         ),
         (
             "mcmc.antithetic",
@@ -112,6 +113,19 @@ def check_experiment(experiment: Experiment) -> None:
             "a positive number",
             mcmc.level_scale_multiplier > 0,
         ),
+        (
+            "optim.first_objective",
+            optim.first_objective,
+            f"none, or another one than optim.objective {optim.objective}",
+            optim.first_objective != optim.objective,
+        ),
+        (
+            "optim.first_objective_steps",
+            optim.first_objective_steps,
+            "0 without optim.first_objective, at least 1 with it",
+            (optim.first_objective_steps >= 1) if optim.first_objective else (optim.first_objective_steps == 0),
+        ),
+        ("optim.switch_rate_factor", optim.switch_rate_factor, "a positive number", optim.switch_rate_factor > 0),
         ("optim.learning_rate", optim.learning_rate, "a positive number", optim.learning_rate > 0),
         ("optim.beta1", optim.beta1, "a number in [0, 1)", 0 <= optim.beta1 < 1),
         ("optim.beta2", optim.beta2, "a number in [0, 1)", 0 <= optim.beta2 < 1),

@@ -121,8 +121,15 @@ class OptimConfig:
     """recovery: section 3.2, with negatives from a chain; normal_likelihood: of the normal approximation, without
     negatives (equation 37); dsm: denoising score matching, the score being the log-density's gradient (equation 14);
     score_matching: the same at y_t instead of x_{t+1}, where it is exact on any ladder."""
+    first_objective: ObjectiveName | None = None
+    """What is minimised in the first `first_objective_steps` steps, before `objective` takes over: score_matching gives
+    recovery energies from which short chains come far, at an eighth of the cost of a long chain."""
+    first_objective_steps: int = 0
+    """Steps of `first_objective`."""
     learning_rate: float = 1e-4
     """Reached after `warmup_steps`."""
+    switch_rate_factor: float = 1.0
+    """Factor on the learning rate from the step on at which `objective` takes over from `first_objective`."""
     beta1: float = 0.9
     """Table 6."""
     beta2: float = 0.999
@@ -143,15 +150,21 @@ class OptimConfig:
     max_grad_norm: float | None = None
     """Clip the gradient to this norm; off in the paper and the released code."""
 
-    @property
-    def needs_negatives(self) -> bool:
-        """Whether the objective compares the data with the ends of chains."""
-        return NEEDS_NEGATIVES[self.objective]
+    def objective_at(self, step: int) -> ObjectiveName:
+        """What the step after `step` steps minimises."""
+        if self.first_objective is not None and step < self.first_objective_steps:
+            return self.first_objective
+        return self.objective
 
     @property
-    def is_at_x_noisy(self) -> bool:
-        """Whether the objective looks at x_{t+1} in the place of y_t, as the normal approximation does."""
-        return self.objective in ("normal_likelihood", "dsm")
+    def objectives(self) -> tuple[ObjectiveName, ...]:
+        """All of the run, in their order."""
+        return (self.objective,) if self.first_objective is None else (self.first_objective, self.objective)
+
+    @property
+    def needs_negatives(self) -> bool:
+        """Whether an objective of the run compares the data with the ends of chains."""
+        return any(NEEDS_NEGATIVES[name] for name in self.objectives)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -89,6 +89,9 @@ def test_an_unknown_preset_names_the_known_ones() -> None:
         ("mcmc", "antithetic", True),  # with chains
         ("optim", "objective", "dsm"),  # with a marginal top level
         ("optim", "half_life_steps", 0),
+        ("optim", "first_objective", "recovery"),  # which is the second one too
+        ("optim", "first_objective_steps", 10),  # of none
+        ("optim", "switch_rate_factor", 0.0),
         ("diffusion", "num_levels", 1000),  # of the t6 ladder
         ("diffusion", "ladder", "linear"),  # which does not end in white noise
         ("mcmc", "level_scale_values", (1.0, 2.0)),
@@ -105,6 +108,16 @@ def test_values_that_cannot_be_are_named(part: str, field: str, value: Any) -> N
     experiment = preset("cifar10")
     with pytest.raises(UserError, match=f"{part}.{field}|{part}.first_variance and {field}"):
         dataclasses.replace(experiment, **{part: dataclasses.replace(getattr(experiment, part), **{field: value})})
+
+
+def test_a_first_objective_is_under_the_rules_of_every_objective() -> None:
+    experiment = preset("cifar10")
+    for name, message in (("dsm", "mcmc.top_level"), ("score_matching", "optim.first_objective_steps")):
+        with pytest.raises(UserError, match=message):
+            dataclasses.replace(experiment, optim=dataclasses.replace(experiment.optim, first_objective=name))
+    optim = dataclasses.replace(experiment.optim, first_objective="score_matching", first_objective_steps=3)
+    assert dataclasses.replace(experiment, optim=optim).optim.objectives == ("score_matching", "recovery")
+    assert [optim.objective_at(step) for step in (0, 2, 3)] == ["score_matching", "score_matching", "recovery"]
 
 
 def test_a_geometric_ladder_must_end_in_white_noise() -> None:
