@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from drl_dist.common.errors import UserError
 from drl_dist.config.tree import DiffusionConfig, Experiment, McmcConfig, ModelConfig
 from drl_dist.diffusion.ladder import NoiseLadder, composed_ladder, geometric_ladder, linear_ladder
 from drl_dist.diffusion.recovery import Levels
@@ -15,6 +16,7 @@ from drl_dist.energy.unet import EnergyUNet
 from drl_dist.energy.wide_resnet import WideResNet
 from drl_dist.sampling.inpainting import PosteriorSampler
 from drl_dist.sampling.progressive import ProgressiveSampler
+from drl_dist.sampling.tweedie import Tweedie
 
 
 def build_ladder(config: DiffusionConfig) -> NoiseLadder:
@@ -105,16 +107,31 @@ def _sizes(model: ModelConfig) -> dict[str, Any]:
 
 def build_sampler(experiment: Experiment) -> ProgressiveSampler:
     """Algorithm 2 for this experiment."""
-    ladder = build_ladder(experiment.diffusion)
+    ladder, mcmc = build_ladder(experiment.diffusion), experiment.mcmc
+    levels = build_levels(experiment, ladder)
+    tweedie = Tweedie(levels, ladder)
     return ProgressiveSampler(
-        levels=build_levels(experiment, ladder),
-        num_chain_steps=experiment.mcmc.num_chain_steps,
-        noise_scale=experiment.mcmc.sampling_noise_scale,
+        levels=levels,
+        num_chain_steps=mcmc.num_chain_steps,
+        noise_scale=mcmc.sampling_noise_scale,
+        start=tweedie if mcmc.start == "tweedie" else None,
+        end=tweedie if mcmc.last_step == "tweedie" else None,
     )
 
 
 def build_posterior_sampler(experiment: Experiment, num_rounds: int = 1) -> PosteriorSampler:
-    """Inpainting, super-resolution and denoising for this experiment."""
+    """Inpainting, super-resolution and denoising for this experiment; their chains start at x_{t+1}.
+
+    Raises:
+        UserError: the experiment has starts of chains alone, and no chains.
+    """
+    if experiment.mcmc.start == "tweedie" and experiment.mcmc.num_chain_steps == 0:
+        raise UserError(
+            "model with mcmc.start tweedie",
+            got="mcmc.num_chain_steps 0",
+            expected="chains, which alone can be held to an observation",
+            remedy="use a model that was trained with mcmc.num_chain_steps",
+        )
     ladder = build_ladder(experiment.diffusion)
     return PosteriorSampler(
         levels=build_levels(experiment, ladder),

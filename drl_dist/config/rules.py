@@ -82,9 +82,18 @@ def check_experiment(experiment: Experiment) -> None:
             "mcmc.top_level",
             mcmc.top_level,
             "conditional, since a marginal top level has no normal approximation (mcmc.num_chain_steps 0, or "
-            f"optim.objective {optim.objective})",
+            f"optim.objective {' and '.join(optim.objectives)})",
             mcmc.top_level == "conditional"
-            or (mcmc.num_chain_steps > 0 and not {"normal_likelihood", "dsm"} & set(optim.objectives)),
+            or (
+                (mcmc.num_chain_steps > 0 or mcmc.start == "tweedie")
+                and not {"normal_likelihood", "dsm"} & set(optim.objectives)
+            ),
+        ),
+        (
+            "mcmc.num_chain_steps",
+            mcmc.num_chain_steps,
+            "at least 1 for recovery from the start tweedie, which the energy itself has no part in",
+            mcmc.num_chain_steps > 0 or mcmc.start == "x_noisy" or not optim.needs_negatives,
         ),
         (
             "mcmc.antithetic",

@@ -84,7 +84,13 @@ class McmcConfig:
     """K Langevin steps per noise level, and their step sizes delta_t."""
 
     num_chain_steps: int = 30
-    """K, gradient steps per chain; 0 draws once from the normal approximation (section 3.3)."""
+    """K, gradient steps per chain; 0 draws once from the normal approximation (section 3.3), or where `start` says."""
+    start: Literal["x_noisy", "tweedie"] = "x_noisy"
+    """x_noisy: chains start at x_{t+1} (paper); tweedie: at a draw around the mean of y_t given x_{t+1}, which the
+    energy above gives at the cost of one gradient, and from which few steps are left to make."""
+    last_step: Literal["none", "tweedie"] = "none"
+    """What follows the last chain of a generated image: nothing (paper), or one step without noise to the mean of the
+    image given y_0, which takes the noise of x_0 away."""
     step_rule: Literal["released", "bound"] = "released"
     """released: delta_t = c_t * b * sigma_{t+1}; bound: delta_t = c / sqrt(P_t), with P_t the largest curvature that
     log p(y_t | x_{t+1}) can have, whatever the data."""

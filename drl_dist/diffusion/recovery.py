@@ -10,6 +10,8 @@ from torch import Tensor
 
 LogDensityAndGrad = Callable[[Tensor], tuple[Tensor, Tensor]]
 """y (B, ...) -> log-density (B,) in nats, up to a constant, and its gradient (B, ...)."""
+RawAtLevel = Callable[[Tensor], LogDensityAndGrad]
+"""Levels (B,) -> raw output and its gradient as a function of y, with everything that y does not change precomputed."""
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from drl_dist.diffusion.ladder import Pairs, draw_levels, draw_pairs
 from drl_dist.diffusion.noise import PhiloxNoise, Purpose
 from drl_dist.mcmc.kernel import KeyedChainNoise, StepNoise, column, run_chain
 from drl_dist.sampling.progressive import ProgressiveSampler
+from drl_dist.sampling.tweedie import Tweedie
 from drl_dist.training.chain import GradientEngine
 from drl_dist.training.guard import DivergedError, Interrupt, agree
 from drl_dist.training.objectives import OBJECTIVES, Forward, Objective
@@ -120,7 +121,9 @@ class TrainStep:
         self.device, self.dtype = state.network.device, state.network.dtype
         self.ladder = build_ladder(experiment.diffusion)
         self.levels = build_levels(experiment, self.ladder).to(self.device, self.dtype)
-        self.sampler = ProgressiveSampler(self.levels, experiment.mcmc.num_chain_steps, experiment.mcmc.noise_scale)
+        mcmc = experiment.mcmc
+        start = Tweedie(self.levels, self.ladder) if mcmc.start == "tweedie" else None
+        self.sampler = ProgressiveSampler(self.levels, mcmc.num_chain_steps, mcmc.noise_scale, start)
         self.noise = PhiloxNoise(experiment.train.seed if noise_seed is None else noise_seed)
         self.gradients = GradientEngine(state.network, engine)
         self._objective_name = experiment.optim.objective_at(state.step)
@@ -147,12 +150,18 @@ class TrainStep:
 
     def run_chain(self, pairs: Pairs, positions: Tensor) -> Tensor:
         """y_neg (B, C, H, W), a sample of y_t given x_noisy: K Langevin steps from x_noisy, exactly K gradients, all
-        with respect to y; for K = 0 one draw from the normal approximation, which takes one gradient.
+        with respect to y, and one more for a start by Tweedie's formula; for K = 0 one draw from the normal
+        approximation, which takes one gradient.
 
         Antithetic draws come as (2B, C, H, W), the opposite ones behind the others, and deviate from their means as
         the positives do from theirs. Any joint law of y_pos and y_neg will do for the learning gradient, which is a
         difference of two expectations; in this one it has least noise.
         """
+        y, shape = pairs.x_noisy, tuple(pairs.x_noisy.shape[1:])
+        if self.sampler.start is not None:
+            normal = self.noise.normal(Purpose.TRAIN_START, positions, pairs.level, (0,), shape)[0].to(self.dtype)
+            # Before the chain's kernel is made: a captured graph holds one set of levels.
+            y = self.sampler.start.draw(self.gradients.raw_at, y, pairs.level, self.sampler.noise_scale * normal)
         kernel = self.sampler.kernel(self.gradients.raw_at(pairs.level), pairs.x_noisy, pairs.level)
         with torch.no_grad():
             if self.experiment.mcmc.antithetic:
@@ -160,10 +169,8 @@ class TrainStep:
                 y_neg = kernel(kernel.init(pairs.x_noisy), StepNoise(normal, normal.new_empty(len(normal), 0)))[0].y
                 std = column(self.levels.at(pairs.level).recovery_precision.rsqrt(), y_neg)
                 return torch.cat([y_neg, y_neg - 2 * self.sampler.noise_scale * std * normal])
-            noise = KeyedChainNoise(
-                self.noise, Purpose.TRAIN_CHAIN, positions, pairs.level, tuple(pairs.x_noisy.shape[1:]), self.dtype
-            )
-            return run_chain(kernel, pairs.x_noisy, noise, self.sampler.num_draws).y
+            noise = KeyedChainNoise(self.noise, Purpose.TRAIN_CHAIN, positions, pairs.level, shape, self.dtype)
+            return run_chain(kernel, y, noise, self.sampler.num_draws).y
 
     def update(self, pairs: Pairs, y_neg: Tensor | None, bad_samples: int = 0) -> StepResult:
         """One Adam step.
