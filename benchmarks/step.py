@@ -29,6 +29,7 @@ from drl_dist.common.places import path_here
 from drl_dist.config.presets import TABLE_6, preset
 from drl_dist.config.tree import EngineConfig, Experiment
 from drl_dist.diffusion.ladder import Pairs
+from drl_dist.energy.wide_resnet import WideResNet
 from drl_dist.training.state import TrainState
 from drl_dist.training.step import TrainStep
 from tests.reference import ReferenceStep
@@ -76,6 +77,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         pairs = engine.draw(batch.images, batch.positions)
         chain_flop = gradient_flop(state, experiment, pairs.level, pairs.x_noisy) * arguments.num_chain_steps
         add_step(contenders, f"engine {precision}", engine, batch, pairs)
+        assert isinstance(state.network, WideResNet)
         floor = BareConvolutions(state.network, arguments.batch_size, DTYPES[precision])
         contenders[f"floor {precision}: chain"] = functools.partial(floor.run, arguments.num_chain_steps)
     add_reference(contenders, experiment, batch, device)

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-import dataclasses
+from typing import Any
 
 import torch
+from torch import Tensor
 
-from drl_dist.config.tree import DiffusionConfig, Experiment
-from drl_dist.diffusion.ladder import NoiseLadder, composed_ladder, linear_ladder
+from drl_dist.common.errors import UserError
+from drl_dist.config.tree import DiffusionConfig, Experiment, McmcConfig, ModelConfig
+from drl_dist.diffusion.ladder import NoiseLadder, composed_ladder, geometric_ladder, linear_ladder
 from drl_dist.diffusion.recovery import Levels
+from drl_dist.energy.network import EnergyNetwork
+from drl_dist.energy.unet import EnergyUNet
 from drl_dist.energy.wide_resnet import WideResNet
 from drl_dist.sampling.inpainting import PosteriorSampler
 from drl_dist.sampling.progressive import ProgressiveSampler
+from drl_dist.sampling.tweedie import Tweedie
 
 
 def build_ladder(config: DiffusionConfig) -> NoiseLadder:
     """The noise ladder of a config."""
+    if config.ladder == "geometric":
+        return geometric_ladder(config.num_levels, config.first_noise_to_signal, config.last_noise_to_signal)
     build = composed_ladder if config.ladder == "t6" else linear_ladder
     return build(config.num_levels, config.first_variance, config.last_variance)
 
@@ -24,15 +31,15 @@ def build_levels(experiment: Experiment, ladder: NoiseLadder) -> Levels:
     """Step sizes, scales and weights of every noise level, float64 (T,)."""
     mcmc = experiment.mcmc
     std = ladder.std[1:]
-    if mcmc.level_scale_values:
-        level_scale = torch.tensor(mcmc.level_scale_values, dtype=torch.float64)
-    else:
-        ratio = ladder.cumulative_std[:-1] / ladder.cumulative_std[0]
-        level_scale = mcmc.level_scale_multiplier * ratio**mcmc.level_scale_power
-    step_size = level_scale * mcmc.step_scale_squared**0.5 * std
     transition_scale, precision = ladder.scale[1:].clone(), std**-2
     if mcmc.top_level == "marginal":
         transition_scale[-1], precision[-1] = 1.0, 0.0
+    if mcmc.step_rule == "bound":
+        # No data make log p(y_t) more curved than its noise does, so this is the most that a conditional can have.
+        largest_precision = precision + ladder.noise_in_y(transition_scale) ** -2
+        step_size = mcmc.bound_fraction * largest_precision**-0.5
+    else:
+        step_size = _level_scale(mcmc, ladder) * mcmc.step_scale_squared**0.5 * std
     energy_scale = {
         "step_size": step_size**-2,
         "transition_variance": std**-2,
@@ -42,26 +49,89 @@ def build_levels(experiment: Experiment, ladder: NoiseLadder) -> Levels:
     return Levels(transition_scale, precision, step_size, energy_scale, loss_weight)
 
 
-def build_network(experiment: Experiment, dtype: torch.dtype = torch.float32) -> WideResNet:
+def _level_scale(mcmc: McmcConfig, ladder: NoiseLadder) -> Tensor:
+    """c_t of the released step sizes, float64 (T,)."""
+    if mcmc.level_scale_values:
+        return torch.tensor(mcmc.level_scale_values, dtype=torch.float64)
+    ratio = ladder.cumulative_std[:-1] / ladder.cumulative_std[0]
+    return mcmc.level_scale_multiplier * ratio**mcmc.level_scale_power
+
+
+def build_network(experiment: Experiment, dtype: torch.dtype = torch.float32) -> EnergyNetwork:
     """The network at its initial weights, which the seed determines."""
     generator = torch.Generator().manual_seed(experiment.train.seed)
-    network = WideResNet(**dataclasses.asdict(experiment.model), generator=generator)
+    build = build_unet if experiment.model.network == "unet" else build_wide_resnet
+    network = build(experiment, generator)
     network.to(dtype=dtype, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     return network
 
 
+def build_wide_resnet(experiment: Experiment, generator: torch.Generator | None = None) -> WideResNet:
+    """The wide ResNet, float32."""
+    model = experiment.model
+    return WideResNet(
+        **_sizes(model),
+        activation=model.activation,
+        spectral_norm=model.spectral_norm,
+        head=model.head,
+        generator=generator,
+    )
+
+
+def build_unet(experiment: Experiment, generator: torch.Generator | None = None) -> EnergyUNet:
+    """The U-Net, float32 but for its constants, which are float64 until the network is given a dtype."""
+    model, ladder = experiment.model, build_ladder(experiment.diffusion)
+    scale = build_levels(experiment, ladder).transition_scale
+    return EnergyUNet(
+        **_sizes(model),
+        energy=model.energy,
+        attention_resolutions=model.attention_resolutions,
+        noise_std=ladder.noise_in_y(scale),
+        signal_std=model.data_std * ladder.signal_in_y(scale),
+        generator=generator,
+    )
+
+
+def _sizes(model: ModelConfig) -> dict[str, Any]:
+    """What both networks have."""
+    return {
+        "resolution": model.resolution,
+        "channels": model.channels,
+        "width": model.width,
+        "width_multipliers": model.width_multipliers,
+        "num_res_blocks": model.num_res_blocks,
+        "time_embedding_dim": model.time_embedding_dim,
+        "time_hidden_dim": model.time_hidden_dim,
+    }
+
+
 def build_sampler(experiment: Experiment) -> ProgressiveSampler:
     """Algorithm 2 for this experiment."""
-    ladder = build_ladder(experiment.diffusion)
+    ladder, mcmc = build_ladder(experiment.diffusion), experiment.mcmc
+    levels = build_levels(experiment, ladder)
+    tweedie = Tweedie(levels, ladder)
     return ProgressiveSampler(
-        levels=build_levels(experiment, ladder),
-        num_chain_steps=experiment.mcmc.num_chain_steps,
-        noise_scale=experiment.mcmc.sampling_noise_scale,
+        levels=levels,
+        num_chain_steps=mcmc.num_chain_steps,
+        noise_scale=mcmc.sampling_noise_scale,
+        start=tweedie if mcmc.start == "tweedie" else None,
+        end=tweedie if mcmc.last_step == "tweedie" else None,
     )
 
 
 def build_posterior_sampler(experiment: Experiment, num_rounds: int = 1) -> PosteriorSampler:
-    """Inpainting, super-resolution and denoising for this experiment."""
+    """Inpainting, super-resolution and denoising for this experiment; their chains start at x_{t+1}.
+
+    Raises:
+        UserError: the experiment has starts of chains alone, and no chains.
+    """
+    if experiment.mcmc.start == "tweedie" and experiment.mcmc.num_chain_steps == 0:
+        raise UserError(
+            "model with mcmc.start tweedie",
+            got="mcmc.num_chain_steps 0",
+            expected="chains, which alone can be held to an observation",
+            remedy="use a model that was trained with mcmc.num_chain_steps",
+        )
     ladder = build_ladder(experiment.diffusion)
     return PosteriorSampler(
         levels=build_levels(experiment, ladder),

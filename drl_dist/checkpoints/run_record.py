@@ -9,7 +9,7 @@ from drl_dist.checkpoints.format import parse_json_object
 from drl_dist.checkpoints.retention import SNAPSHOT
 from drl_dist.checkpoints.rollbacks import ROLLBACKS
 from drl_dist.common.errors import UserError
-from drl_dist.common.nested import differences, to_dict
+from drl_dist.common.nested import completed, differences, to_dict
 from drl_dist.config.tree import Experiment
 from drl_dist.data.filesystem import Folder
 from drl_dist.data.substitutes import SUBSTITUTES
@@ -43,6 +43,7 @@ def check_record(run_url: str, experiment: Experiment, data_fingerprint: str, st
             ) from None
         return
     stored = parse_json_object(text, source=f"record {run_url}/{RECORD}")
+    stored = completed(stored, {"experiment": to_dict(Experiment(preset=""))})
     changed = [
         line
         for line in differences(stored, _record(experiment, data_fingerprint, start_from))

@@ -20,6 +20,15 @@ def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def completed(stored: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """What an earlier version stored, with the fields that it did not know yet at their defaults."""
+    whole = dict(defaults)
+    for name, value in stored.items():
+        default = defaults.get(name)
+        whole[name] = completed(value, default) if isinstance(value, dict) and isinstance(default, dict) else value
+    return whole
+
+
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """``field: old -> new`` for every dotted field in which two config dictionaries differ."""
     before, after = flatten(old), flatten(new)

@@ -28,6 +28,7 @@ def check_experiment(experiment: Experiment) -> None:
     model, mcmc, train, optim = experiment.model, experiment.mcmc, experiment.train, experiment.optim
     levels = experiment.diffusion.num_levels
     pools = len(model.width_multipliers) - 1
+    resolutions = [model.resolution >> pool for pool in range(pools + 1)]
     rules: list[tuple[str, object, str, bool]] = [
         (
             "model.resolution",
@@ -50,6 +51,19 @@ def check_experiment(experiment: Experiment) -> None:
             "an even number of at least 4",
             model.time_embedding_dim >= 4 and model.time_embedding_dim % 2 == 0,
         ),
+        (
+            "model.attention_resolutions",
+            model.attention_resolutions,
+            f"none for a wide_resnet, and for a unet some of {', '.join(map(str, resolutions))}",
+            set(model.attention_resolutions) <= (set(resolutions) if model.network == "unet" else set()),
+        ),
+        ("model.data_std", model.data_std, "a positive number", model.data_std > 0),
+        (
+            "mcmc.energy_scale",
+            mcmc.energy_scale,
+            "unit, since the output of a unet (model.network) is the log-density itself",
+            mcmc.energy_scale == "unit" or model.network != "unet",
+        ),
         ("diffusion.num_levels", levels, f"1 to {MAX_LEVELS}", 1 <= levels <= MAX_LEVELS),
         (
             "diffusion.first_variance and last_variance",
@@ -57,13 +71,29 @@ def check_experiment(experiment: Experiment) -> None:
             "0 < first <= last < 1",
             0 < experiment.diffusion.first_variance <= experiment.diffusion.last_variance < 1,
         ),
+        (
+            "diffusion.first_noise_to_signal and last_noise_to_signal",
+            (experiment.diffusion.first_noise_to_signal, experiment.diffusion.last_noise_to_signal),
+            "0 < first < last < infinity",
+            0 < experiment.diffusion.first_noise_to_signal < experiment.diffusion.last_noise_to_signal < math.inf,
+        ),
         ("mcmc.num_chain_steps", mcmc.num_chain_steps, "at least 0", mcmc.num_chain_steps >= 0),
         (
             "mcmc.top_level",
             mcmc.top_level,
             "conditional, since a marginal top level has no normal approximation (mcmc.num_chain_steps 0, or "
-            f"optim.objective {optim.objective})",
-            mcmc.top_level == "conditional" or (mcmc.num_chain_steps > 0 and optim.needs_negatives),
+            f"optim.objective {' and '.join(optim.objectives)})",
+            mcmc.top_level == "conditional"
+            or (
+                (mcmc.num_chain_steps > 0 or mcmc.start == "tweedie")
+                and not {"normal_likelihood", "dsm"} & set(optim.objectives)
+            ),
+        ),
+        (
+            "mcmc.num_chain_steps",
+            mcmc.num_chain_steps,
+            "at least 1 for recovery from the start tweedie, which the energy itself has no part in",
+            mcmc.num_chain_steps > 0 or mcmc.start == "x_noisy" or not optim.needs_negatives,
         ),
         (
             "mcmc.antithetic",
@@ -71,6 +101,7 @@ def check_experiment(experiment: Experiment) -> None:
             f"off for chains of Langevin steps (mcmc.num_chain_steps {mcmc.num_chain_steps})",
             not mcmc.antithetic or mcmc.num_chain_steps == 0,
         ),
+        ("mcmc.bound_fraction", mcmc.bound_fraction, "a number in (0, 2)", 0 < mcmc.bound_fraction < 2),
         ("mcmc.step_scale_squared", mcmc.step_scale_squared, "a positive number", mcmc.step_scale_squared > 0),
         (
             "mcmc.level_scale_values",
@@ -80,11 +111,30 @@ def check_experiment(experiment: Experiment) -> None:
             or (len(mcmc.level_scale_values) == levels and min(mcmc.level_scale_values) > 0),
         ),
         (
+            "mcmc.level_scale_values",
+            mcmc.level_scale_values,
+            "none, since the level scales of mcmc.step_rule bound follow from the ladder",
+            not mcmc.level_scale_values or mcmc.step_rule == "released",
+        ),
+        (
             "mcmc.level_scale_multiplier",
             mcmc.level_scale_multiplier,
             "a positive number",
             mcmc.level_scale_multiplier > 0,
         ),
+        (
+            "optim.first_objective",
+            optim.first_objective,
+            f"none, or another one than optim.objective {optim.objective}",
+            optim.first_objective != optim.objective,
+        ),
+        (
+            "optim.first_objective_steps",
+            optim.first_objective_steps,
+            "0 without optim.first_objective, at least 1 with it",
+            (optim.first_objective_steps >= 1) if optim.first_objective else (optim.first_objective_steps == 0),
+        ),
+        ("optim.switch_rate_factor", optim.switch_rate_factor, "a positive number", optim.switch_rate_factor > 0),
         ("optim.learning_rate", optim.learning_rate, "a positive number", optim.learning_rate > 0),
         ("optim.beta1", optim.beta1, "a number in [0, 1)", 0 <= optim.beta1 < 1),
         ("optim.beta2", optim.beta2, "a number in [0, 1)", 0 <= optim.beta2 < 1),
@@ -121,6 +171,16 @@ def _check_ladder(diffusion: DiffusionConfig) -> None:
                 got=f"{levels} with the t6 ladder",
                 expected=f"at most {BASE_STEPS - 1}, the base steps that it is composed of",
                 remedy="use --diffusion.ladder linear",
+            )
+        return
+    if diffusion.ladder == "geometric":
+        kept = 1 / (1 + diffusion.last_noise_to_signal)
+        if kept > MAX_SIGNAL:
+            raise UserError(
+                "config field diffusion.last_noise_to_signal",
+                got=f"{diffusion.last_noise_to_signal}, which leaves {kept:.0%} of the data's variance in x_T",
+                expected=f"a ladder that ends in white noise (at most {MAX_SIGNAL:.0%})",
+                remedy=f"raise diffusion.last_noise_to_signal to {1 / MAX_SIGNAL - 1:.0f} or more",
             )
         return
     kept = math.prod(1 - (first + (last - first) * step / levels) for step in range(levels + 1))

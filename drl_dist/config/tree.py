@@ -12,16 +12,25 @@ from typing import Literal
 from drl_dist.common.places import joined
 from drl_dist.config.rules import check_experiment
 
-ObjectiveName = Literal["recovery", "normal_likelihood", "dsm"]
-NEEDS_NEGATIVES: dict[ObjectiveName, bool] = {"recovery": True, "normal_likelihood": False, "dsm": False}
+ObjectiveName = Literal["recovery", "normal_likelihood", "dsm", "score_matching"]
+NEEDS_NEGATIVES: dict[ObjectiveName, bool] = {
+    "recovery": True,
+    "normal_likelihood": False,
+    "dsm": False,
+    "score_matching": False,
+}
 """Whether an objective compares the data with the ends of chains; each is a class in `drl_dist.training.objectives`,
 which cannot be imported here, for commands check their options before torch is there."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """The wide ResNet of Table 5."""
+    """The network of the energies: the wide ResNet of Table 5, or a U-Net."""
 
+    network: Literal["wide_resnet", "unet"] = "wide_resnet"
+    """wide_resnet: raw output summed over the image (paper); unet: an energy made of a U-Net, in nats
+    (`drl_dist.energy.unet`), with group norm and SiLU, for which `activation`, `spectral_norm` and `head` are of no
+    meaning."""
     resolution: int = 32
     """Height and width of the images, in pixels."""
     channels: int = 3
@@ -42,29 +51,52 @@ class ModelConfig:
     """Divide weights by their largest singular value (one power iteration a step)."""
     head: Literal["inner_product", "dense"] = "inner_product"
     """inner_product with a vector made from the time embedding (released code), or one dense layer (Table 5)."""
+    energy: Literal["inner_product", "squared_distance"] = "inner_product"
+    """How a unet h makes an energy: of its inner product with the image, or of the distance between the two."""
+    attention_resolutions: tuple[int, ...] = ()
+    """Heights of images at which the blocks of a unet end with self-attention."""
+    data_std: float = 0.5
+    """Standard deviation of the data's pixels, which lie in [-1, 1]; a unet begins as white Gaussian data of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DiffusionConfig:
     """The noise ladder."""
 
-    ladder: Literal["t6", "linear"] = "t6"
+    ladder: Literal["t6", "linear", "geometric"] = "t6"
     """t6: a 1000-step linear ladder composed into `num_levels` segments (released code);
-    linear: transition variances that rise linearly, as the paper prints."""
+    linear: transition variances that rise linearly, as the paper prints;
+    geometric: one factor between the noise-to-signal ratios of neighbours, so that all levels are equally hard."""
     num_levels: int = 6
     """T, the number of energies."""
     first_variance: float = 1e-4
     """First beta of the base ladder (t6), or first transition variance (linear)."""
     last_variance: float = 0.02
     """Last beta of the base ladder (t6), or last transition variance (linear)."""
+    first_noise_to_signal: float = 1e-4
+    """Variance of the noise in x_0 over the squared scale of the data in it (geometric)."""
+    last_noise_to_signal: float = 140.0
+    """The same of x_T, which must be nearly white noise (geometric)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class McmcConfig:
-    """K Langevin steps per noise level, with step sizes delta_t = c_t * b * sigma_{t+1}."""
+    """K Langevin steps per noise level, and their step sizes delta_t."""
 
     num_chain_steps: int = 30
-    """K, gradient steps per chain; 0 draws once from the normal approximation (section 3.3)."""
+    """K, gradient steps per chain; 0 draws once from the normal approximation (section 3.3), or where `start` says."""
+    start: Literal["x_noisy", "tweedie"] = "x_noisy"
+    """x_noisy: chains start at x_{t+1} (paper); tweedie: at a draw around the mean of y_t given x_{t+1}, which the
+    energy above gives at the cost of one gradient, and from which few steps are left to make."""
+    last_step: Literal["none", "tweedie"] = "none"
+    """What follows the last chain of a generated image: nothing (paper), or one step without noise to the mean of the
+    image given y_0, which takes the noise of x_0 away."""
+    step_rule: Literal["released", "bound"] = "released"
+    """released: delta_t = c_t * b * sigma_{t+1}; bound: delta_t = c / sqrt(P_t), with P_t the largest curvature that
+    log p(y_t | x_{t+1}) can have, whatever the data."""
+    bound_fraction: float = 0.6
+    """c of the rule bound: 2 is where chains become unstable, and the variance of what they draw is too large by at
+    most 1 / (1 - c**2 / 4)."""
     step_scale_squared: float = 2e-4
     """b squared."""
     level_scale_power: float = 0.5
@@ -77,7 +109,7 @@ class McmcConfig:
     """marginal: no recovery term and scale 1 at the top (released code); conditional: like the others (paper)."""
     energy_scale: Literal["step_size", "transition_variance", "unit"] = "step_size"
     """log-density = raw network output / delta_t**2 (released code), / sigma_{t+1}**2 (what makes T = 1000 trainable:
-    docs/deviations.md), or the output itself (paper)."""
+    docs/deviations.md), or the output itself (paper; the only one for a unet)."""
     antithetic: bool = False
     """Train on pairs of opposite draws, of y_pos and y_neg from the same normals; for K = 0, where this takes most of
     the noise out of the learning gradient (docs/deviations.md)."""
@@ -93,9 +125,17 @@ class OptimConfig:
 
     objective: ObjectiveName = "recovery"
     """recovery: section 3.2, with negatives from a chain; normal_likelihood: of the normal approximation, without
-    negatives (equation 37); dsm: denoising score matching, the score being the log-density's gradient (equation 14)."""
+    negatives (equation 37); dsm: denoising score matching, the score being the log-density's gradient (equation 14);
+    score_matching: the same at y_t instead of x_{t+1}, where it is exact on any ladder."""
+    first_objective: ObjectiveName | None = None
+    """What is minimised in the first `first_objective_steps` steps, before `objective` takes over: score_matching gives
+    recovery energies from which short chains come far, at an eighth of the cost of a long chain."""
+    first_objective_steps: int = 0
+    """Steps of `first_objective`."""
     learning_rate: float = 1e-4
     """Reached after `warmup_steps`."""
+    switch_rate_factor: float = 1.0
+    """Factor on the learning rate from the step on at which `objective` takes over from `first_objective`."""
     beta1: float = 0.9
     """Table 6."""
     beta2: float = 0.999
@@ -111,14 +151,26 @@ class OptimConfig:
     """Decay of the moving average over every parameter and spectral-norm vector."""
     loss_weight: Literal["inverse_std", "none"] = "inverse_std"
     """inverse_std: sigma_1 / sigma_{t+1} on the raw output (released code), for the objectives without negatives every
-    level's noise counts alike; none: weight 1 (Algorithm 1, equation 14)."""
+    level's noise counts alike; none: weight 1 (Algorithm 1, equation 14). In score_matching every level counts alike
+    in either case."""
     max_grad_norm: float | None = None
     """Clip the gradient to this norm; off in the paper and the released code."""
 
+    def objective_at(self, step: int) -> ObjectiveName:
+        """What the step after `step` steps minimises."""
+        if self.first_objective is not None and step < self.first_objective_steps:
+            return self.first_objective
+        return self.objective
+
+    @property
+    def objectives(self) -> tuple[ObjectiveName, ...]:
+        """All of the run, in their order."""
+        return (self.objective,) if self.first_objective is None else (self.first_objective, self.objective)
+
     @property
     def needs_negatives(self) -> bool:
-        """Whether the objective compares the data with the ends of chains."""
-        return NEEDS_NEGATIVES[self.objective]
+        """Whether an objective of the run compares the data with the ends of chains."""
+        return any(NEEDS_NEGATIVES[name] for name in self.objectives)
 
 
 @dataclass(frozen=True, kw_only=True)

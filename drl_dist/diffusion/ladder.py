@@ -42,6 +42,18 @@ class NoiseLadder:
         """T, the number of energies."""
         return len(self.scale) - 1
 
+    def signal_in_y(self, transition_scale: Tensor) -> Tensor:
+        """(T,) factor of the data in y_t = transition_scale_t x_t.
+
+        Args:
+            transition_scale: (T,) float64 on the CPU.
+        """
+        return transition_scale * self.cumulative_scale[:-1]
+
+    def noise_in_y(self, transition_scale: Tensor) -> Tensor:
+        """(T,) standard deviation of the noise in y_t; argument as `signal_in_y`."""
+        return transition_scale * self.cumulative_std[:-1]
+
 
 def linear_ladder(num_levels: int, first_variance: float, last_variance: float) -> NoiseLadder:
     """A ladder of T = `num_levels` levels whose transition variances rise linearly, as printed in section 4."""
@@ -73,6 +85,24 @@ def composed_ladder(
     return NoiseLadder.from_variances(1 - segments)
 
 
+def geometric_ladder(num_levels: int, first_noise_to_signal: float, last_noise_to_signal: float) -> NoiseLadder:
+    """A ladder whose ratio cumulative_std**2 / cumulative_scale**2 grows by one factor from each x_t to the next.
+
+    All levels are then equally hard to sample: from 1 / sigma_{t+1}**2 to that times this factor is the range that the
+    curvature of log p(y_t | x_{t+1}) can have.
+
+    Args:
+        num_levels: T.
+        first_noise_to_signal: the ratio of x_0.
+        last_noise_to_signal: the ratio of x_T.
+    """
+    powers = torch.linspace(0, 1, num_levels + 1, dtype=torch.float64)
+    ratio = first_noise_to_signal * (last_noise_to_signal / first_noise_to_signal) ** powers
+    # cumulative_scale**2 is 1 / (1 + ratio); below x_0 there is no noise.
+    below = torch.cat([torch.zeros(1, dtype=torch.float64), ratio[:-1]])
+    return NoiseLadder.from_variances((ratio - below) / (1 + ratio))
+
+
 @dataclass(frozen=True)
 class Pairs:
     """A batch of (y_t, x_{t+1}) and the levels they were drawn at."""
@@ -85,6 +115,8 @@ class Pairs:
     """(B, ...) x_{t+1}."""
     score: Tensor
     """(B, ...) gradient of log p(x_{t+1} | x): -(x_{t+1} - cumulative_scale x) / cumulative_std**2."""
+    y_score: Tensor
+    """(B, ...) gradient of log p(y_t | x), at y_pos."""
 
     def opposite_y_pos(self, variance: Tensor) -> Tensor:
         """Another draw of y_t given x_{t+1} and x: y_pos mirrored at the mean of y_t given both.
@@ -141,4 +173,6 @@ def draw_pairs(
     x_t = at(ladder.cumulative_scale, level) * x + at(ladder.cumulative_std, level) * base
     x_noisy = at(ladder.scale, level + 1) * x_t + at(ladder.std, level + 1) * fresh
     score = (at(ladder.cumulative_scale, level + 1) * x - x_noisy) / at(ladder.cumulative_std, level + 1).square()
-    return Pairs(level=level, y_pos=at(transition_scale, level) * x_t, x_noisy=x_noisy, score=score)
+    y_scale = at(transition_scale, level)
+    y_score = -base / (y_scale * at(ladder.cumulative_std, level))
+    return Pairs(level=level, y_pos=y_scale * x_t, x_noisy=x_noisy, score=score, y_score=y_score)

@@ -59,6 +59,10 @@ class Purpose(IntEnum):
     """Chains that lead an image up the ladder."""
     DEQUANTISE = 15
     """Position of a pixel within the bin of its grey level."""
+    TRAIN_START = 16
+    """Start of a chain that makes a training negative."""
+    SAMPLE_START = 17
+    """Starts of chains that make a generated image."""
 
 
 class Noise(Protocol):

@@ -10,6 +10,8 @@ from torch import Tensor
 
 LogDensityAndGrad = Callable[[Tensor], tuple[Tensor, Tensor]]
 """y (B, ...) -> log-density (B,) in nats, up to a constant, and its gradient (B, ...)."""
+RawAtLevel = Callable[[Tensor], LogDensityAndGrad]
+"""Levels (B,) -> raw output and its gradient as a function of y, with everything that y does not change precomputed."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,7 @@ class Levels:
     recovery_precision: Tensor
     """1 / sigma_{t+1}**2, the weight of the quadratic term; 0 at a marginal top level."""
     step_size: Tensor
-    """delta_t = c_t b sigma_{t+1} of Langevin dynamics (section 3.5)."""
+    """delta_t of Langevin dynamics: c_t b sigma_{t+1} (section 3.5), or by the largest curvature of the conditional."""
     energy_scale: Tensor
     """log-density = energy_scale * raw network output."""
     loss_weight: Tensor
@@ -94,7 +96,7 @@ def matching_loss(gradient: Tensor, target: Tensor, weight: Tensor) -> Tensor:
     given x.
 
     Args:
-        gradient: (B, ...) grad f at x_noisy.
+        gradient: (B, ...) grad f at x_noisy, or wherever the target belongs to.
         target: (B, ...).
         weight: (B,).
     """

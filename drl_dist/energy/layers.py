@@ -85,11 +85,22 @@ class Layer(nn.Module):
         return functional.linear(x, weight, bias)
 
 
+def conv_weight(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """The weight (out, in, H, W) of a convolution, as convolutions take it."""
+    return weight.to(dtype=dtype, memory_format=torch.channels_last)
+
+
+def conv_weights(effective: tuple[Tensor, Tensor], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The weight and bias of a convolution, as convolutions take them."""
+    weight, bias = effective
+    return conv_weight(weight, dtype), bias.to(dtype)
+
+
 def sinusoidal_embedding(level: Tensor, dim: int) -> Tensor:
     """Transformer position embedding of the noise level.
 
     Args:
-        level: (B,) int64.
+        level: (B,) int64, or real numbers.
         dim: even.
 
     Returns:

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from drl_dist.energy.layers import Layer, sinusoidal_embedding
+from drl_dist.energy.layers import Layer, conv_weight, conv_weights, sinusoidal_embedding
+from drl_dist.energy.network import EnergyNetwork
 
 
 class PreparedBlock(NamedTuple):
@@ -55,6 +56,7 @@ class Prepared(NamedTuple):
     """(B, C): raw = <head, spatial sum of the features> + head_bias."""
     head_bias: Tensor
     """(B,) float32."""
+    activation: str
 
 
 class ResBlock(nn.Module):
@@ -80,14 +82,14 @@ class ResBlock(nn.Module):
         """The block's weights, those of convolutions in `dtype`."""
         weight_1, bias_1 = self.conv_1.effective()
         return BlockWeights(
-            (_conv_weight(weight_1, dtype), bias_1),
+            (conv_weight(weight_1, dtype), bias_1),
             self.time.effective(),
-            _stored(self.conv_2.effective(), dtype),
-            None if self.skip is None else _stored(self.skip.effective(), dtype),
+            conv_weights(self.conv_2.effective(), dtype),
+            None if self.skip is None else conv_weights(self.skip.effective(), dtype),
         )
 
 
-class WideResNet(nn.Module):
+class WideResNet(EnergyNetwork):
     """f_theta(y, t), up to the energy scale: images and noise levels -> one raw number each.
 
     Args:
@@ -143,33 +145,17 @@ class WideResNet(nn.Module):
         """The residual blocks of each resolution level."""
         return [list(cast(Iterable[ResBlock], level)) for level in self.levels]
 
-    def advance_power_iteration(self) -> None:
-        """One power iteration of every spectral norm; once per training step."""
-        for module in self.modules():
-            if isinstance(module, Layer):
-                module.advance_power_iteration()
-
     def effective_weights(self, dtype: torch.dtype | None = None) -> EffectiveWeights:
-        """Everything that depends on the weights alone.
-
-        Args:
-            dtype: dtype of the convolutions; that of the weights by default.
-        """
-        dtype = dtype or self.stem.weight.dtype
+        """See `EnergyNetwork.effective_weights`."""
+        dtype = dtype or self.dtype
         blocks = [[block.effective(dtype) for block in level_blocks] for level_blocks in self.blocks()]
-        return EffectiveWeights(_stored(self.stem.effective(), dtype), blocks)
+        return EffectiveWeights(conv_weights(self.stem.effective(), dtype), blocks)
 
     def prepare(
         self, level: Tensor, dtype: torch.dtype | None = None, weights: EffectiveWeights | None = None
     ) -> Prepared:
-        """Everything that does not depend on the image.
-
-        Args:
-            level: (B,) int64 noise levels.
-            dtype: dtype of the convolutions; that of the weights by default.
-            weights: result of `effective_weights`, if already computed.
-        """
-        own = self.stem.weight.dtype
+        """See `EnergyNetwork.prepare`."""
+        own = self.dtype
         weights = weights or self.effective_weights(dtype)
         embedding = sinusoidal_embedding(level, self.time_embedding_dim).to(own)
         time = _activate(self.dense_2(_activate(self.dense_1(embedding), self.activation)), self.activation)
@@ -179,43 +165,27 @@ class WideResNet(nn.Module):
             weight, bias = self.head.effective()
             head, head_bias = weight.expand(len(level), -1), bias.expand(len(level))
         blocks = [[_prepare_block(block, time) for block in level_blocks] for level_blocks in weights.blocks]
-        return Prepared(weights.stem, blocks, head, head_bias)
+        return Prepared(weights.stem, blocks, head, head_bias, self.activation)
 
-    def evaluate(self, prepared: Prepared, y: Tensor) -> Tensor:
-        """Raw output of images under prepared weights.
-
-        Args:
-            prepared: result of `prepare` for the levels of these images.
-            y: (B, channels, resolution, resolution).
-
-        Returns:
-            (B,), in the dtype of the head.
-        """
-        return evaluate(prepared, y, self.activation)
-
-    def forward(self, y: Tensor, level: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        """Raw output (B,) of images (B, C, H, W) at noise levels (B,)."""
-        return self.evaluate(self.prepare(level, dtype), y)
-
-
-def evaluate(prepared: Prepared, y: Tensor, activation: str) -> Tensor:
-    """See `WideResNet.evaluate`; a plain function of tensors, so that it can be compiled and captured."""
-    weight, bias = prepared.stem
-    hidden = functional.conv2d(y.to(dtype=weight.dtype, memory_format=torch.channels_last), weight, bias, padding=1)
-    for index, blocks in enumerate(prepared.blocks):
-        if index > 0:
-            hidden = functional.avg_pool2d(hidden, 2)
-        for block in blocks:
-            inner = functional.conv2d(_activate(hidden, activation), block.weight_1, padding=1)
-            # In place, because the convolution's own output is not needed again.
-            inner = _activate_(inner.add_(block.bias_1[:, :, None, None]), activation)
-            inner = functional.conv2d(inner, block.weight_2, block.bias_2, padding=1)
-            if block.skip is not None:
-                hidden = functional.conv2d(hidden, block.skip[0], block.skip[1], padding=1)
-            hidden = inner.add_(hidden)
-    # bfloat16 has too few bits for a sum over a whole image.
-    features = functional.relu(hidden).sum((2, 3), dtype=prepared.head.dtype)
-    return (features * prepared.head).sum(1) + prepared.head_bias
+    @staticmethod
+    def evaluate(prepared: Prepared, y: Tensor) -> Tensor:
+        """See `EnergyNetwork.evaluate`."""
+        (weight, bias), activation = prepared.stem, prepared.activation
+        hidden = functional.conv2d(y.to(dtype=weight.dtype, memory_format=torch.channels_last), weight, bias, padding=1)
+        for index, blocks in enumerate(prepared.blocks):
+            if index > 0:
+                hidden = functional.avg_pool2d(hidden, 2)
+            for block in blocks:
+                inner = functional.conv2d(_activate(hidden, activation), block.weight_1, padding=1)
+                # In place, because the convolution's own output is not needed again.
+                inner = _activate_(inner.add_(block.bias_1[:, :, None, None]), activation)
+                inner = functional.conv2d(inner, block.weight_2, block.bias_2, padding=1)
+                if block.skip is not None:
+                    hidden = functional.conv2d(hidden, block.skip[0], block.skip[1], padding=1)
+                hidden = inner.add_(hidden)
+        # bfloat16 has too few bits for a sum over a whole image.
+        features = functional.relu(hidden).sum((2, 3), dtype=prepared.head.dtype)
+        return (features * prepared.head).sum(1) + prepared.head_bias
 
 
 def _prepare_block(block: BlockWeights, time: Tensor) -> PreparedBlock:
@@ -232,12 +202,3 @@ def _activate(x: Tensor, kind: str) -> Tensor:
 def _activate_(x: Tensor, kind: str) -> Tensor:
     # The gradient of the leaky ReLU follows from its value; that of SiLU needs its argument, so no in-place operation.
     return functional.silu(x) if kind == "silu" else functional.leaky_relu(x, 0.2, inplace=True)
-
-
-def _conv_weight(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    return weight.to(dtype=dtype, memory_format=torch.channels_last)
-
-
-def _stored(effective: tuple[Tensor, Tensor], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    weight, bias = effective
-    return _conv_weight(weight, dtype), bias.to(dtype)

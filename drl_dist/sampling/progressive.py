@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from drl_dist.diffusion.noise import Noise, Purpose
-from drl_dist.diffusion.recovery import Levels, LogDensityAndGrad, conditional_density, scaled_density
+from drl_dist.diffusion.recovery import Levels, LogDensityAndGrad, RawAtLevel, conditional_density, scaled_density
 from drl_dist.mcmc.kernel import KeyedChainNoise, run_chain
 from drl_dist.mcmc.langevin import UnadjustedLangevin
 from drl_dist.mcmc.normal_approximation import NormalApproximation
-
-RawAtLevel = Callable[[Tensor], LogDensityAndGrad]
-"""Levels (B,) -> raw output and its gradient as a function of y, with everything that y does not change precomputed."""
+from drl_dist.sampling.tweedie import Tweedie
 
 
 @dataclass(frozen=True)
@@ -24,21 +22,32 @@ class ProgressiveSampler:
 
     Args:
         levels: scales and step sizes of the levels, (T,).
-        num_chain_steps: K, chain steps per level; 0 draws once per level from the normal approximation.
-        noise_scale: factor on the noise of the chains.
+        num_chain_steps: K, chain steps per level; 0 draws once per level, from `start` or the normal approximation.
+        noise_scale: factor on the noise of the chains, and of their starts.
+        start: where chains start; None for x_{t+1}.
+        end: what turns y_0 into an image; None for a division by its scale, which leaves the noise of x_0 in it.
     """
 
     levels: Levels
     num_chain_steps: int
     noise_scale: float
+    start: Tweedie | None = None
+    end: Tweedie | None = None
 
     @property
     def num_draws(self) -> int:
-        """Transitions per level."""
-        return max(1, self.num_chain_steps)
+        """Transitions per level, after the start."""
+        return max(1, self.num_chain_steps) if self.start is None else self.num_chain_steps
+
+    @property
+    def num_gradients(self) -> int:
+        """Gradients that `sample` computes per image."""
+        num_levels = self.levels.num_levels
+        starts = 0 if self.start is None else num_levels - 1
+        return self.num_draws * num_levels + starts + (self.end is not None)
 
     def sample(self, raw_at: RawAtLevel, noise: Noise, sample_ids: Tensor, shape: tuple[int, ...]) -> Tensor:
-        """Generated x_0.
+        """Generated x_0, or images without its noise if there is an `end`.
 
         Args:
             raw_at: the network.
@@ -70,10 +79,17 @@ class ProgressiveSampler:
         x = noise.normal(Purpose.PRIOR, sample_ids, 0, (0,), shape)[0]
         stages = [x] if num_levels in keep else []
         for t in reversed(range(num_levels)):
-            level = torch.full_like(sample_ids, t)
-            numbers = KeyedChainNoise(noise, Purpose.SAMPLE_CHAIN, sample_ids, level, shape)
-            kernel = self.kernel(raw_at(level), x, level)
-            x = run_chain(kernel, x, numbers, self.num_draws).y / self.levels.transition_scale[t]
+            level, y = torch.full_like(sample_ids, t), x
+            if self.start is not None:
+                normal = self.noise_scale * noise.normal(Purpose.SAMPLE_START, sample_ids, level, (0,), shape)[0]
+                y = self.start.draw(raw_at, x, level, normal, only_top=t == num_levels - 1)
+            if self.num_draws:
+                numbers = KeyedChainNoise(noise, Purpose.SAMPLE_CHAIN, sample_ids, level, shape)
+                y = run_chain(self.kernel(raw_at(level), x, level), y, numbers, self.num_draws).y
+            if t == 0 and self.end is not None:
+                x = self.end.clean(raw_at(level), y)
+            else:
+                x = y / self.levels.transition_scale[t]
             if t in keep:
                 stages.append(x)
         return torch.stack(stages)

@@ -18,9 +18,10 @@ from torch.utils import _pytree as pytree
 
 from drl_dist.config.tree import EngineConfig
 from drl_dist.diffusion.recovery import LogDensityAndGrad
-from drl_dist.energy.wide_resnet import EffectiveWeights, Prepared, WideResNet, evaluate
+from drl_dist.energy.network import EnergyNetwork
 
-Evaluate = Callable[[Prepared, Tensor, str], Tensor]
+Evaluate = Callable[[Any, Tensor], Tensor]
+"""As `EnergyNetwork.evaluate`."""
 
 
 class GradientEngine:
@@ -32,10 +33,10 @@ class GradientEngine:
         is_frozen: the parameters never change, so that effective weights are computed once and for all.
     """
 
-    def __init__(self, network: WideResNet, config: EngineConfig, *, is_frozen: bool = False) -> None:
+    def __init__(self, network: EnergyNetwork, config: EngineConfig, *, is_frozen: bool = False) -> None:
         self.network = network
         self.dtype = torch.bfloat16 if config.precision == "bfloat16" else None
-        device = next(network.parameters()).device
+        device = network.device
         if self.dtype is not None and device.type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX2":
             warnings.warn(
                 "precision bfloat16 on a CPU without AVX-512: it is emulated, some twenty times slower than float32",
@@ -43,10 +44,10 @@ class GradientEngine:
                 stacklevel=2,
             )
         is_compiled = config.compile == "always" or (config.compile == "auto" and device.type == "cuda")
-        self.evaluate: Evaluate = _compiled() if is_compiled else evaluate
+        self.evaluate: Evaluate = _compiled(network.evaluate) if is_compiled else network.evaluate
         self.uses_graphs = config.cuda_graph and device.type == "cuda"
         self._is_frozen = is_frozen
-        self._weights: EffectiveWeights | None = None
+        self._weights: Any = None
         self._graphs: dict[tuple[int, ...], _GradientGraph] = {}
 
     def raw_at(self, level: Tensor) -> LogDensityAndGrad:
@@ -55,7 +56,7 @@ class GradientEngine:
         Effective weights and time biases are computed here, once; weight gradients are never formed.
         """
         with torch.no_grad():
-            weights = self._weights or self.network.effective_weights(self.dtype)
+            weights = self.network.effective_weights(self.dtype) if self._weights is None else self._weights
             prepared = self.network.prepare(level, self.dtype, weights)
         if self._is_frozen:
             self._weights = weights
@@ -63,25 +64,25 @@ class GradientEngine:
             return functools.partial(self._raw_and_grad, prepared)
         key = (len(level), *self.network.image_shape)
         if key not in self._graphs:
-            self._graphs[key] = _GradientGraph(self._raw_and_grad, prepared, key, self._is_frozen)
+            self._graphs[key] = _GradientGraph(self._raw_and_grad, prepared, key, self.network.device, self._is_frozen)
         return self._graphs[key].with_weights(prepared)
 
     def forward(self, y: Tensor, level: Tensor) -> Tensor:
         """Raw output (B,) with gradients to the parameters: the update's forward."""
-        return self.evaluate(self.network.prepare(level, self.dtype), y, self.network.activation)
+        return self.evaluate(self.network.prepare(level, self.dtype), y)
 
     def gradient(self, y: Tensor, level: Tensor) -> Tensor:
         """The image gradient (B, C, H, W) of raw, itself with gradients to the parameters."""
         leaf = y.detach().requires_grad_()
         # Eager: compiled functions cannot be differentiated twice.
-        raw = evaluate(self.network.prepare(level, self.dtype), leaf, self.network.activation)
+        raw = self.network.evaluate(self.network.prepare(level, self.dtype), leaf)
         (gradient,) = torch.autograd.grad(raw.sum(), leaf, create_graph=True)
         return gradient
 
-    def _raw_and_grad(self, prepared: Prepared, y: Tensor) -> tuple[Tensor, Tensor]:
+    def _raw_and_grad(self, prepared: Any, y: Tensor) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
             leaf = y.detach().requires_grad_()
-            raw = self.evaluate(prepared, leaf, self.network.activation)
+            raw = self.evaluate(prepared, leaf)
             (gradient,) = torch.autograd.grad(raw.sum(), leaf)
         return raw.detach(), gradient
 
@@ -91,9 +92,10 @@ class _GradientGraph:
 
     def __init__(
         self,
-        raw_and_grad: Callable[[Prepared, Tensor], tuple[Tensor, Tensor]],
-        prepared: Prepared,
+        raw_and_grad: Callable[[Any, Tensor], tuple[Tensor, Tensor]],
+        prepared: Any,
         shape: tuple[int, ...],
+        device: torch.device,
         is_frozen: bool,
     ) -> None:
         self._is_frozen = is_frozen
@@ -101,7 +103,7 @@ class _GradientGraph:
         self._weights: list[Any] = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         self._loaded = leaves
         static = pytree.tree_unflatten(self._weights, self._structure)
-        self._y = torch.zeros(shape, device=prepared.head.device)
+        self._y = torch.zeros(shape, device=device)
         # Compilation and library set-up must happen outside the capture, on a stream of its own.
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
@@ -113,7 +115,7 @@ class _GradientGraph:
         with torch.cuda.graph(self._graph):
             self._raw, self._gradient = raw_and_grad(static, self._y)
 
-    def with_weights(self, prepared: Prepared) -> LogDensityAndGrad:
+    def with_weights(self, prepared: Any) -> LogDensityAndGrad:
         """Load weights and time biases into the captured buffers."""
         leaves = pytree.tree_leaves(prepared)
         for buffer, leaf, loaded in zip(self._weights, leaves, self._loaded, strict=True):
@@ -132,5 +134,5 @@ class _GradientGraph:
 
 
 @functools.cache
-def _compiled() -> Evaluate:
+def _compiled(evaluate: Evaluate) -> Evaluate:
     return torch.compile(evaluate, dynamic=False)

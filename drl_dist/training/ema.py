@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from drl_dist.energy.wide_resnet import WideResNet
+from drl_dist.energy.network import EnergyNetwork
 
 SETTLING_ITERATIONS = 100
 """Power iterations on averaged weights. An average of unit vectors is shorter than they are and none of them fits the
@@ -35,7 +35,7 @@ class Ema:
         )
 
 
-def load_averaged(network: WideResNet, averaged: Mapping[str, Tensor]) -> WideResNet:
+def load_averaged(network: EnergyNetwork, averaged: Mapping[str, Tensor]) -> EnergyNetwork:
     """Give a network averaged weights, for sampling.
 
     Args:

@@ -40,7 +40,7 @@ def draw_together(
     """
     model = experiment.model
     network = state.ema_network()
-    device = next(network.parameters()).device
+    device = network.device
     gradients = GradientEngine(network, engine, is_frozen=True)
     sampler, noise = build_sampler(experiment), PhiloxNoise(experiment.train.seed)
     # No larger than a training batch, whose memory is known to be there.

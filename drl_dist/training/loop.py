@@ -12,7 +12,7 @@ from typing import Protocol
 from torch import Tensor
 
 from drl_dist.common.batch import BatchSource
-from drl_dist.config.tree import Experiment
+from drl_dist.config.tree import NEEDS_NEGATIVES, Experiment
 from drl_dist.training.guard import Interrupt
 from drl_dist.training.state import TrainState
 from drl_dist.training.step import StepResult, TrainStep
@@ -85,7 +85,6 @@ def train(
         DivergedError: from the step; the state is that of the last good step.
     """
     num_steps, batch_size = experiment.train.num_steps, experiment.train.batch_size
-    num_chain_steps = experiment.mcmc.num_chain_steps
     stream = iter(batches)
     started = time.perf_counter()
     while state.step < num_steps:
@@ -106,9 +105,14 @@ def train(
             seconds=seconds,
             images_seen=state.step * batch_size,
             images_per_second=rate,
-            chain_steps_per_second=rate * num_chain_steps,
+            chain_steps_per_second=rate * _num_chain_steps(experiment, state.step - 1),
         )
         for callback in callbacks:
             callback.on_step(report, state)
         if result.interrupt is Interrupt.STOP:
             return
+
+
+def _num_chain_steps(experiment: Experiment, step: int) -> int:
+    """Chain steps of the training step after `step` steps."""
+    return experiment.mcmc.num_chain_steps if NEEDS_NEGATIVES[experiment.optim.objective_at(step)] else 0

@@ -13,6 +13,7 @@ from typing import ClassVar, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+from drl_dist.build import build_levels
 from drl_dist.config.tree import Experiment, ObjectiveName
 from drl_dist.diffusion.ladder import NoiseLadder, Pairs
 from drl_dist.diffusion.recovery import Levels, matching_loss, recovery_loss
@@ -104,6 +105,10 @@ class Recovery:
         return Outcome(recovery_loss(raw_pos, raw_neg, here.loss_weight), reported)
 
 
+NOISE_REPORTS = ("predicted_noise", "noise_error")
+"""What objectives report whose gradients predict noise."""
+
+
 class _Matching(ABC):
     """Squared distance between the log-density's gradient at x_noisy and a target.
 
@@ -113,7 +118,7 @@ class _Matching(ABC):
 
     needs_negatives: ClassVar[bool] = False
     needs_gradient: ClassVar[bool] = True
-    reports: ClassVar[tuple[str, ...]] = ("predicted_noise", "noise_error")
+    reports: ClassVar[tuple[str, ...]] = NOISE_REPORTS
 
     def __init__(self, experiment: Experiment, ladder: NoiseLadder) -> None:
         self._ladder, self._is_equal = ladder, experiment.optim.loss_weight == "inverse_std"
@@ -123,10 +128,8 @@ class _Matching(ABC):
         gradient = column(here.energy_scale, pairs.x_noisy) * forward(pairs.x_noisy, pairs.level)
         std = self._ladder.cumulative_std.to(gradient.device, gradient.dtype)[pairs.level + 1]
         weight = std.square() if self._is_equal else 1 / here.recovery_precision
-        predicted = -gradient.detach() * column(std, gradient)
-        noise = -pairs.score * column(std, gradient)
-        reported = {"predicted_noise": root_mean_square(predicted), "noise_error": root_mean_square(predicted - noise)}
-        return Outcome(matching_loss(gradient, self._target(pairs, here), weight), reported)
+        loss = matching_loss(gradient, self._target(pairs, here), weight)
+        return Outcome(loss, _noise_report(gradient, pairs.score, std))
 
     @abstractmethod
     def _target(self, pairs: Pairs, here: Levels) -> Tensor:
@@ -147,9 +150,50 @@ class DenoisingScoreMatching(_Matching):
         return pairs.score
 
 
+class ScoreMatching:
+    """Denoising score matching of y_t itself, where chains move, instead of x_{t+1}.
+
+    It is exact on any ladder, also with large transitions, and at a marginal top level. With s the standard deviation
+    of the noise in y_t, an error of the noise predicted, -s grad f, weighs the same at every level; for a unet, an
+    error of its output h, which is of order one: (v + s**2) / v times as much, with v the variance of the data in y_t.
+    """
+
+    needs_negatives: ClassVar[bool] = False
+    needs_gradient: ClassVar[bool] = True
+    reports: ClassVar[tuple[str, ...]] = NOISE_REPORTS
+
+    def __init__(self, experiment: Experiment, ladder: NoiseLadder) -> None:
+        scale, model = build_levels(experiment, ladder).transition_scale, experiment.model
+        self._std = ladder.noise_in_y(scale)
+        signal = model.data_std * ladder.signal_in_y(scale)
+        self._weight = self._std.square()
+        if model.network == "unet":
+            self._weight = self._weight * (1 + (self._std / signal).square())
+
+    def outcome(self, forward: nn.Module, pairs: Pairs, y_neg: Tensor | None, here: Levels) -> Outcome:
+        """See `Objective.outcome`."""
+        gradient = column(here.energy_scale, pairs.y_pos) * forward(pairs.y_pos, pairs.level)
+        std, weight = (values.to(gradient.device, gradient.dtype)[pairs.level] for values in (self._std, self._weight))
+        loss = matching_loss(gradient, pairs.y_score, weight)
+        return Outcome(loss, _noise_report(gradient, pairs.y_score, std))
+
+
+def _noise_report(gradient: Tensor, score: Tensor, std: Tensor) -> dict[str, Tensor]:
+    """How large the noise is that the log-density's gradient predicts, and how far it is from the noise that there is.
+
+    Args:
+        gradient: (B, C, H, W) of the log-density.
+        score: (B, C, H, W) of the noise's density.
+        std: (B,) of the noise.
+    """
+    predicted, noise = (-values.detach() * column(std, gradient) for values in (gradient, score))
+    return {"predicted_noise": root_mean_square(predicted), "noise_error": root_mean_square(predicted - noise)}
+
+
 OBJECTIVES: Mapping[ObjectiveName, type[Objective]] = {
     "recovery": Recovery,
     "normal_likelihood": NormalLikelihood,
     "dsm": DenoisingScoreMatching,
+    "score_matching": ScoreMatching,
 }
 """The objectives by their names in ``optim.objective``."""

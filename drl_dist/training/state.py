@@ -10,7 +10,7 @@ from torch import Tensor
 
 from drl_dist.build import build_network
 from drl_dist.config.tree import Experiment
-from drl_dist.energy.wide_resnet import WideResNet
+from drl_dist.energy.network import EnergyNetwork
 from drl_dist.training.ema import Ema, load_averaged
 
 Parts = dict[str, dict[str, Tensor]]
@@ -24,7 +24,7 @@ class TrainState:
     Randomness needs no state: it is keyed by the seed and the position in the stream of samples.
     """
 
-    network: WideResNet
+    network: EnergyNetwork
     ema: Ema
     optimizer: torch.optim.Adam
     step: int = 0
@@ -77,7 +77,7 @@ class TrainState:
             )
         self.step = step
 
-    def ema_network(self) -> WideResNet:
+    def ema_network(self) -> EnergyNetwork:
         """A network with the averaged weights, for sampling."""
         return load_averaged(copy.deepcopy(self.network), self.ema.shadow)
 

@@ -14,14 +14,15 @@ from torch.nn.parallel import DistributedDataParallel
 from drl_dist.build import build_ladder, build_levels
 from drl_dist.common.batch import Batch
 from drl_dist.common.images import to_unit_range
-from drl_dist.config.tree import EngineConfig, Experiment, OptimConfig
+from drl_dist.config.tree import EngineConfig, Experiment, ObjectiveName, OptimConfig
 from drl_dist.diffusion.ladder import Pairs, draw_levels, draw_pairs
 from drl_dist.diffusion.noise import PhiloxNoise, Purpose
 from drl_dist.mcmc.kernel import KeyedChainNoise, StepNoise, column, run_chain
 from drl_dist.sampling.progressive import ProgressiveSampler
+from drl_dist.sampling.tweedie import Tweedie
 from drl_dist.training.chain import GradientEngine
 from drl_dist.training.guard import DivergedError, Interrupt, agree
-from drl_dist.training.objectives import OBJECTIVES, Forward
+from drl_dist.training.objectives import OBJECTIVES, Forward, Objective
 from drl_dist.training.state import TrainState
 
 MAX_REPORTED_LEVELS = 16
@@ -78,11 +79,14 @@ class StepResult:
 
 
 def learning_rate_at(optim: OptimConfig, step: int) -> float:
-    """Learning rate of the update that follows `step` updates: warm-up, then constant or halving."""
+    """Learning rate of the update that follows `step` updates: warm-up, then constant or halving; and the factor that
+    comes with a switch to another objective.
+    """
     # Step 0 has learning rate 0 in the released code; starting at 1 / warmup_steps wastes no step.
     warm = min(1.0, (step + 1) / max(1, optim.warmup_steps))
     halvings = max(0, step + 1 - optim.warmup_steps) / optim.half_life_steps if optim.half_life_steps else 0.0
-    return optim.learning_rate * warm * 0.5**halvings
+    is_switched = optim.first_objective is not None and step >= optim.first_objective_steps
+    return optim.learning_rate * warm * 0.5**halvings * (optim.switch_rate_factor if is_switched else 1.0)
 
 
 def level_bands(num_levels: int) -> dict[str, slice]:
@@ -114,25 +118,16 @@ class TrainStep:
         noise_seed: int | None = None,
     ) -> None:
         self.state, self.experiment, self.request = state, experiment, request
-        weight = state.network.stem.weight
-        self.device, self.dtype = weight.device, weight.dtype
+        self.device, self.dtype = state.network.device, state.network.dtype
         self.ladder = build_ladder(experiment.diffusion)
         self.levels = build_levels(experiment, self.ladder).to(self.device, self.dtype)
-        self.sampler = ProgressiveSampler(self.levels, experiment.mcmc.num_chain_steps, experiment.mcmc.noise_scale)
+        mcmc = experiment.mcmc
+        start = Tweedie(self.levels, self.ladder) if mcmc.start == "tweedie" else None
+        self.sampler = ProgressiveSampler(self.levels, mcmc.num_chain_steps, mcmc.noise_scale, start)
         self.noise = PhiloxNoise(experiment.train.seed if noise_seed is None else noise_seed)
         self.gradients = GradientEngine(state.network, engine)
-        self.objective = OBJECTIVES[experiment.optim.objective](experiment, self.ladder)
-        self.forward: nn.Module = Forward(self.gradients, is_gradient=self.objective.needs_gradient)
-        if is_initialized():
-            # Buffers hold only power-iteration vectors, which every rank advances alike.
-            self.forward = DistributedDataParallel(
-                self.forward,
-                device_ids=[self.device] if self.device.type == "cuda" else None,
-                forward_sync_buffers=False,
-                gradient_as_bucket_view=True,
-                # An image gradient does not depend on the biases behind the last activation.
-                find_unused_parameters=self.objective.needs_gradient,
-            )
+        self._objective_name = experiment.optim.objective_at(state.step)
+        self.objective, self.forward = self._made(self._objective_name)
 
     def __call__(self, batch: Batch) -> StepResult:
         """Make one step on this rank's share of the batch.
@@ -140,6 +135,7 @@ class TrainStep:
         Raises:
             DivergedError: loss or gradient is not finite on some rank; nothing was updated on any.
         """
+        self._follow_schedule()
         self.state.network.advance_power_iteration()
         positions = batch.positions.to(self.device, non_blocking=True)
         pairs = self.draw(batch.images, positions)
@@ -154,12 +150,18 @@ class TrainStep:
 
     def run_chain(self, pairs: Pairs, positions: Tensor) -> Tensor:
         """y_neg (B, C, H, W), a sample of y_t given x_noisy: K Langevin steps from x_noisy, exactly K gradients, all
-        with respect to y; for K = 0 one draw from the normal approximation, which takes one gradient.
+        with respect to y, and one more for a start by Tweedie's formula; for K = 0 one draw from the normal
+        approximation, which takes one gradient.
 
         Antithetic draws come as (2B, C, H, W), the opposite ones behind the others, and deviate from their means as
         the positives do from theirs. Any joint law of y_pos and y_neg will do for the learning gradient, which is a
         difference of two expectations; in this one it has least noise.
         """
+        y, shape = pairs.x_noisy, tuple(pairs.x_noisy.shape[1:])
+        if self.sampler.start is not None:
+            normal = self.noise.normal(Purpose.TRAIN_START, positions, pairs.level, (0,), shape)[0].to(self.dtype)
+            # Before the chain's kernel is made: a captured graph holds one set of levels.
+            y = self.sampler.start.draw(self.gradients.raw_at, y, pairs.level, self.sampler.noise_scale * normal)
         kernel = self.sampler.kernel(self.gradients.raw_at(pairs.level), pairs.x_noisy, pairs.level)
         with torch.no_grad():
             if self.experiment.mcmc.antithetic:
@@ -167,10 +169,8 @@ class TrainStep:
                 y_neg = kernel(kernel.init(pairs.x_noisy), StepNoise(normal, normal.new_empty(len(normal), 0)))[0].y
                 std = column(self.levels.at(pairs.level).recovery_precision.rsqrt(), y_neg)
                 return torch.cat([y_neg, y_neg - 2 * self.sampler.noise_scale * std * normal])
-            noise = KeyedChainNoise(
-                self.noise, Purpose.TRAIN_CHAIN, positions, pairs.level, tuple(pairs.x_noisy.shape[1:]), self.dtype
-            )
-            return run_chain(kernel, pairs.x_noisy, noise, self.sampler.num_draws).y
+            noise = KeyedChainNoise(self.noise, Purpose.TRAIN_CHAIN, positions, pairs.level, shape, self.dtype)
+            return run_chain(kernel, y, noise, self.sampler.num_draws).y
 
     def update(self, pairs: Pairs, y_neg: Tensor | None, bad_samples: int = 0) -> StepResult:
         """One Adam step.
@@ -179,6 +179,7 @@ class TrainStep:
             y_neg: from `run_chain`; None for an objective without negatives.
             bad_samples: images of this rank that replace damaged ones; reported as they are.
         """
+        self._follow_schedule()
         here = self.levels.at(pairs.level)
         state, optim = self.state, self.experiment.optim
         loss, reported = self.objective.outcome(self.forward, pairs, y_neg, here)
@@ -201,6 +202,29 @@ class TrainStep:
         state.ema.update(state.network)
         state.step += 1
         return self._result(pairs.level, reported, loss.detach(), grad_norm, learning_rate, bad_samples, interrupt)
+
+    def _follow_schedule(self) -> None:
+        """Take up the objective of the step to come; where it is another one, all ranks do so at the same step."""
+        name = self.experiment.optim.objective_at(self.state.step)
+        if name != self._objective_name:
+            # With a wrapper of its own: DDP looks for unused parameters in image gradients alone.
+            self._objective_name, (self.objective, self.forward) = name, self._made(name)
+
+    def _made(self, name: ObjectiveName) -> tuple[Objective, nn.Module]:
+        """An objective and its forward, with torch.distributed initialised wrapped by DDP."""
+        objective = OBJECTIVES[name](self.experiment, self.ladder)
+        forward = Forward(self.gradients, is_gradient=objective.needs_gradient)
+        if not is_initialized():
+            return objective, forward
+        # Buffers hold only power-iteration vectors, which every rank advances alike, and constants.
+        return objective, DistributedDataParallel(
+            forward,
+            device_ids=[self.device] if self.device.type == "cuda" else None,
+            forward_sync_buffers=False,
+            gradient_as_bucket_view=True,
+            # An image gradient does not depend on the biases behind the last activation.
+            find_unused_parameters=objective.needs_gradient,
+        )
 
     def _result(
         self,

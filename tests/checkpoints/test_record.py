@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,18 @@ def test_the_same_experiment_is_accepted_and_another_refused_with_its_difference
     assert "num_steps" not in str(caught.value)
     with pytest.raises(UserError, match=r"data_fingerprint: f00d -> beef"):
         check_record(url, experiment, "beef")
+
+
+def test_a_record_of_a_version_without_some_field_is_that_of_its_default(tmp_path: Path) -> None:
+    url, experiment = str(tmp_path), preset("digits")
+    write_record(url, experiment, "f00d")
+    stored = json.loads((tmp_path / "experiment.json").read_text())
+    del stored["experiment"]["model"]["spectral_norm"], stored["experiment"]["optim"]["loss_weight"]
+    (tmp_path / "experiment.json").write_text(json.dumps(stored))
+    check_record(url, experiment, "f00d")
+    model = dataclasses.replace(experiment.model, spectral_norm=False)
+    with pytest.raises(UserError, match=r"model\.spectral_norm: True -> False, expected"):
+        check_record(url, dataclasses.replace(experiment, model=model), "f00d")
 
 
 def test_machine_fields_are_no_part_of_it(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from drl_dist.config.tree import EngineConfig, Experiment
 from drl_dist.training.ema import Ema
 from drl_dist.training.state import TrainState
 
+_ASLEEP = ("conv_2.weight", "attention.out.weight")
 EAGER = EngineConfig(compile="never", cuda_graph=False)
 
 
@@ -26,11 +27,23 @@ def tiny(**train: int) -> Experiment:
     )
 
 
+def tiny_unet(**model: object) -> Experiment:
+    """The same with a U-Net, and any of the model's fields."""
+    given = tiny()
+    model = {"network": "unet", **model}
+    return dataclasses.replace(
+        given,
+        mcmc=dataclasses.replace(given.mcmc, energy_scale="unit"),
+        model=dataclasses.replace(given.model, **model),
+        optim=dataclasses.replace(given.optim, loss_weight="none"),
+    )
+
+
 def waken(state: TrainState) -> None:
     """Give the zero-initialised convolutions weights, so that every path carries numbers; one exceeds the cap of 1."""
     generator = torch.Generator().manual_seed(1)
     for index, (name, value) in enumerate(state.network.named_parameters()):
-        if name.endswith("conv_2.weight"):
+        if name.endswith(_ASLEEP) or (name == "head.weight" and not bool(value.any())):
             with torch.no_grad():
                 value.normal_(std=0.3 if index % 2 else 0.02, generator=generator)
     state.ema = Ema(state.network, state.ema.decay)

@@ -89,9 +89,14 @@ def test_an_unknown_preset_names_the_known_ones() -> None:
         ("mcmc", "antithetic", True),  # with chains
         ("optim", "objective", "dsm"),  # with a marginal top level
         ("optim", "half_life_steps", 0),
+        ("optim", "first_objective", "recovery"),  # which is the second one too
+        ("optim", "first_objective_steps", 10),  # of none
+        ("optim", "switch_rate_factor", 0.0),
         ("diffusion", "num_levels", 1000),  # of the t6 ladder
         ("diffusion", "ladder", "linear"),  # which does not end in white noise
         ("mcmc", "level_scale_values", (1.0, 2.0)),
+        ("mcmc", "bound_fraction", 2.0),
+        ("diffusion", "first_noise_to_signal", 0.0),
         ("optim", "beta1", 1.0),
         ("optim", "learning_rate", float("nan")),
         ("train", "batch_size", 0),
@@ -103,6 +108,31 @@ def test_values_that_cannot_be_are_named(part: str, field: str, value: Any) -> N
     experiment = preset("cifar10")
     with pytest.raises(UserError, match=f"{part}.{field}|{part}.first_variance and {field}"):
         dataclasses.replace(experiment, **{part: dataclasses.replace(getattr(experiment, part), **{field: value})})
+
+
+def test_a_first_objective_is_under_the_rules_of_every_objective() -> None:
+    experiment = preset("cifar10")
+    for name, message in (("dsm", "mcmc.top_level"), ("score_matching", "optim.first_objective_steps")):
+        with pytest.raises(UserError, match=message):
+            dataclasses.replace(experiment, optim=dataclasses.replace(experiment.optim, first_objective=name))
+    optim = dataclasses.replace(experiment.optim, first_objective="score_matching", first_objective_steps=3)
+    assert dataclasses.replace(experiment, optim=optim).optim.objectives == ("score_matching", "recovery")
+    assert [optim.objective_at(step) for step in (0, 2, 3)] == ["score_matching", "score_matching", "recovery"]
+
+
+def test_a_geometric_ladder_must_end_in_white_noise() -> None:
+    experiment = preset("cifar10")
+    diffusion = dataclasses.replace(experiment.diffusion, ladder="geometric")
+    dataclasses.replace(experiment, diffusion=diffusion)
+    with pytest.raises(UserError, match=r"last_noise_to_signal: got 12, which leaves 8% .* to 19 or more\.$"):
+        dataclasses.replace(experiment, diffusion=dataclasses.replace(diffusion, last_noise_to_signal=12))
+
+
+def test_level_scales_go_with_the_released_rule_alone() -> None:
+    experiment = preset("cifar10")
+    mcmc = dataclasses.replace(experiment.mcmc, step_rule="bound", level_scale_values=(1.0,) * 6)
+    with pytest.raises(UserError, match=r"expected none, since the level scales of mcmc\.step_rule bound follow from"):
+        dataclasses.replace(experiment, mcmc=mcmc)
 
 
 def test_differences_are_named_with_both_values() -> None:

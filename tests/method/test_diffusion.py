@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from drl_dist.diffusion.ladder import composed_ladder, draw_levels, draw_pairs, linear_ladder
+from drl_dist.diffusion.ladder import composed_ladder, draw_levels, draw_pairs, geometric_ladder, linear_ladder
 from drl_dist.diffusion.noise import PhiloxNoise
 from tests.reference import t6_ladder
 
@@ -40,6 +40,19 @@ def test_linear_variances_rise_linearly() -> None:
     ladder = linear_ladder(6, 1e-4, 0.5)
     steps = (ladder.std**2).diff()
     torch.testing.assert_close(steps, steps[:1].expand(6))
+
+
+@pytest.mark.parametrize("num_levels", [1, 6, 10, 1000])
+def test_a_geometric_ladder_multiplies_the_noise_by_one_factor(num_levels: int) -> None:
+    ladder = geometric_ladder(num_levels, 1e-4, 140.0)
+    assert ladder.num_levels == num_levels
+    ratio = ladder.cumulative_std**2 / ladder.cumulative_scale**2
+    assert (float(ratio[0]), float(ratio[-1])) == pytest.approx((1e-4, 140.0), rel=1e-9)
+    factor = torch.full((num_levels,), 1.4e6 ** (1 / num_levels), dtype=torch.float64)
+    torch.testing.assert_close(ratio[1:] / ratio[:-1], factor, rtol=1e-9, atol=0)
+    # The largest curvature of log p(y_t | x_{t+1}) in units of the smallest.
+    largest = ladder.std[1:] ** -2 + ladder.noise_in_y(ladder.scale[1:]) ** -2
+    torch.testing.assert_close(largest * ladder.std[1:] ** 2, factor, rtol=1e-9, atol=0)
 
 
 def test_pairs_follow_the_forward_process() -> None:

@@ -7,11 +7,10 @@ import dataclasses
 import pytest
 import torch
 
-from drl_dist.build import build_ladder, build_levels, build_network
+from drl_dist.build import build_ladder, build_levels, build_network, build_wide_resnet
 from drl_dist.config.presets import preset
 from drl_dist.config.tree import EngineConfig
 from drl_dist.energy.layers import Layer, sinusoidal_embedding
-from drl_dist.energy.wide_resnet import WideResNet
 from drl_dist.training.chain import GradientEngine
 
 
@@ -36,7 +35,7 @@ def test_parameter_counts_of_table_5(
         experiment, model=dataclasses.replace(experiment.model, num_res_blocks=num_res_blocks)
     )
     with torch.device("meta"):  # shapes are enough
-        network = WideResNet(**dataclasses.asdict(experiment.model))
+        network = build_wide_resnet(experiment)
     assert sum(parameter.numel() for parameter in network.parameters()) / 1e6 == pytest.approx(millions, abs=0.05)
 
 
@@ -148,6 +147,19 @@ def test_released_level_scales() -> None:
     assert levels.loss_weight.tolist() == pytest.approx([1, 0.627, 0.512, 0.454, 0.419, 0.324], abs=5e-4)
     assert levels.transition_scale[-1] == 1
     assert levels.recovery_precision[-1] == 0
+
+
+def test_bound_step_sizes_in_units_of_the_released_ones() -> None:
+    # Computed without this code: P_t from the T6 numbers, delta_t = .6 / sqrt(P_t), in multiples of b sigma_{t+1}.
+    experiment = preset("cifar10")
+    experiment = dataclasses.replace(experiment, mcmc=dataclasses.replace(experiment.mcmc, step_rule="bound"))
+    ladder = build_ladder(experiment.diffusion)
+    levels = build_levels(experiment, ladder)
+    level_scale = levels.step_size / (2e-4**0.5 * ladder.std[1:])
+    assert level_scale.tolist() == pytest.approx([1.24, 20.1, 24.7, 25.8, 25.2, 40.8], rel=5e-3)
+    torch.testing.assert_close(levels.energy_scale, levels.step_size**-2)
+    wider = dataclasses.replace(experiment, mcmc=dataclasses.replace(experiment.mcmc, bound_fraction=1.2))
+    torch.testing.assert_close(build_levels(wider, ladder).step_size, 2 * levels.step_size)
 
 
 def test_scales_as_the_paper_prints_them() -> None:

@@ -14,10 +14,9 @@ from drl_dist.common.batch import Batch
 from drl_dist.common.images import to_unit_range
 from drl_dist.config.presets import SETTINGS, preset
 from drl_dist.config.tree import NEEDS_NEGATIVES, EngineConfig, Experiment, ObjectiveName
-from drl_dist.diffusion.ladder import NoiseLadder, Pairs
+from drl_dist.diffusion.ladder import NoiseLadder, Pairs, draw_pairs
 from drl_dist.diffusion.noise import PhiloxNoise, Purpose
 from drl_dist.diffusion.recovery import Levels
-from drl_dist.energy.wide_resnet import evaluate
 from drl_dist.mcmc.kernel import column
 from drl_dist.tracking.metrics import describe
 from drl_dist.training.objectives import OBJECTIVES, Outcome
@@ -44,7 +43,7 @@ def awake(experiment: Experiment) -> TrainStep:
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, value in state.network.named_parameters():
-            if name.endswith("conv_2.weight"):
+            if name.endswith("conv_2.weight") or (name == "head.weight" and not bool(value.any())):
                 value.normal_(std=0.2, generator=generator)
     return TrainStep(state, experiment, EAGER)
 
@@ -112,9 +111,8 @@ def test_the_negative_of_t1k_is_one_draw_of_equation_12(monkeypatch: pytest.Monk
     step, given = awake(dataclasses.replace(experiment, mcmc=mcmc)), batch()
     pairs = step.draw(given.images, given.positions)
     calls: list[int] = []
-    monkeypatch.setattr(
-        step.gradients, "evaluate", lambda prepared, y, activation: calls.append(1) or evaluate(prepared, y, activation)
-    )
+    evaluate = step.gradients.evaluate
+    monkeypatch.setattr(step.gradients, "evaluate", lambda prepared, y: calls.append(1) or evaluate(prepared, y))
     y_neg = step.run_chain(pairs, given.positions)
     assert len(calls) == 1
     variance = torch.linspace(1e-4, 0.02, 1001, dtype=torch.float64)[pairs.level + 1].reshape(-1, 1, 1, 1)
@@ -204,6 +202,89 @@ def test_the_matching_losses_are_equations_14_and_37(objective: str, loss_weight
     assert float(result.loss) == pytest.approx(float(expected.detach()), rel=1e-5)
     for name, gradient in zip(names, gradients, strict=True):
         torch.testing.assert_close(parameters[name].grad, gradient, rtol=1e-4, atol=1e-4 * float(gradient.abs().max()))
+
+
+def levels_of_y(step: TrainStep) -> tuple[Tensor, Tensor]:
+    """Factor of the data, and standard deviation of the noise, in y_t: (T,), from the cumulative products."""
+    keep = step.ladder.scale.square().cumprod(0)[:-1]
+    factor = step.levels.transition_scale.double()
+    return factor * keep.sqrt(), factor * (1 - keep).sqrt()
+
+
+@pytest.mark.parametrize("setting", ["t6", "t1k"])
+@pytest.mark.parametrize("network", ["wide_resnet", "unet"])
+def test_score_matching_regresses_on_the_score_of_y_at_y(setting: str, network: str) -> None:
+    experiment = tiny(setting, objective="score_matching")
+    if network == "unet":
+        model = dataclasses.replace(experiment.model, network=network, data_std=0.4)
+        mcmc = dataclasses.replace(experiment.mcmc, energy_scale="unit")
+        experiment = dataclasses.replace(experiment, model=model, mcmc=mcmc)
+    step, given = awake(experiment), batch(3)
+    pairs = step.draw(given.images, given.positions)
+    factor, noise = (values[pairs.level].reshape(-1, 1, 1, 1) for values in levels_of_y(step))
+    scale = step.levels.energy_scale[pairs.level].reshape(-1, 1, 1, 1)
+    x = to_unit_range(given.images).double()
+    target = -(pairs.y_pos - factor * x) / noise**2
+    error = scale * raw_gradient(step, pairs.y_pos, pairs.level) - target
+    weight = noise**2 * (1 if network == "wide_resnet" else 1 + noise**2 / (0.4 * factor) ** 2)
+    expected = 0.5 * (weight * error.square()).flatten(1).sum(1).mean()
+    names, parameters = ["dense_1.weight", "stem.weight"], dict(step.state.network.named_parameters())
+    gradients = torch.autograd.grad(expected, [parameters[name] for name in names])
+    result = step.update(pairs, None)
+    # Differences of nearly equal images, which were float32 at first, make the target.
+    assert float(result.loss) == pytest.approx(float(expected.detach()), rel=1e-6)
+    for name, gradient in zip(names, gradients, strict=True):
+        torch.testing.assert_close(parameters[name].grad, gradient, rtol=1e-5, atol=1e-5 * float(gradient.abs().max()))
+
+
+class LinearScore(nn.Module):
+    """The gradient of -|y|**2 precision / 2."""
+
+    def __init__(self, precision: Tensor) -> None:
+        super().__init__()
+        self.precision = nn.Parameter(precision)
+
+    def forward(self, y: Tensor, level: Tensor) -> Tensor:
+        return -column(self.precision[level], y) * y
+
+
+@pytest.mark.parametrize("top_level", ["marginal", "conditional"])
+def test_score_matching_finds_the_density_of_y(top_level: str) -> None:
+    # Of white Gaussian data: among all precisions, the loss is smallest at that of y_t. Every image comes with its
+    # opposite and the same noise, without which the product of the two would drown the slope at low levels.
+    experiment, count = tiny("t6", objective="score_matching"), 4000
+    mcmc = dataclasses.replace(experiment.mcmc, top_level=top_level, energy_scale="unit")
+    step = awake(dataclasses.replace(experiment, mcmc=mcmc))
+    factor, noise = levels_of_y(step)
+    x = 0.4 * torch.randn(count, 1, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x, ids = torch.cat([x, -x]), torch.arange(count).repeat(2)
+    for t in range(6):
+        level = torch.full_like(ids, t)
+        pairs = draw_pairs(step.noise, ids, x, level, step.ladder, step.levels.transition_scale)
+        forward = LinearScore(1 / ((0.4 * factor) ** 2 + noise**2))
+        slopes = []
+        for precision in (1.0, 1.05):
+            with torch.no_grad():
+                forward.precision *= precision
+            loss = step.objective.outcome(forward, pairs, None, step.levels.at(level)).loss
+            (gradient,) = torch.autograd.grad(loss, forward.precision)
+            slopes.append(abs(float(gradient[t])))
+        assert slopes[0] < 0.25 * slopes[1]
+
+
+def test_every_level_counts_alike_for_a_unet() -> None:
+    # At h = 0, on white Gaussian data of the expected variance, an error of half a nat per pixel is left everywhere.
+    experiment, count = tiny("t6", objective="score_matching"), 2000
+    model = dataclasses.replace(experiment.model, network="unet", data_std=0.4)
+    mcmc = dataclasses.replace(experiment.mcmc, energy_scale="unit")
+    experiment = dataclasses.replace(experiment, model=model, mcmc=mcmc)
+    step = TrainStep(TrainState.create(experiment, dtype=torch.float64), experiment, EAGER)
+    x = 0.4 * torch.randn(count, 1, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for t in range(6):
+        level = torch.full((count,), t)
+        pairs = draw_pairs(step.noise, torch.arange(count), x, level, step.ladder, step.levels.transition_scale)
+        loss = step.objective.outcome(step.forward, pairs, None, step.levels.at(level)).loss
+        assert float(loss.detach()) == pytest.approx(32, rel=0.02)
 
 
 @pytest.mark.parametrize("seed", range(10))

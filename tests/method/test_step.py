@@ -7,14 +7,15 @@ import warnings
 
 import pytest
 import torch
+from torch import Tensor
 
-from drl_dist.config.tree import EngineConfig, OptimConfig
+from drl_dist.config.tree import EngineConfig, Experiment, OptimConfig
 from drl_dist.energy.layers import Layer
 from drl_dist.training.chain import GradientEngine
 from drl_dist.training.guard import DivergedError
 from drl_dist.training.state import TrainState
 from drl_dist.training.step import TrainStep, learning_rate_at
-from tests.helpers.steps import EAGER, batch, tiny, waken
+from tests.helpers.steps import EAGER, batch, tiny, tiny_unet, waken
 from tests.reference import ReferenceStep
 
 
@@ -58,9 +59,9 @@ def test_a_step_takes_exactly_k_image_gradients_and_one_update(monkeypatch: pyte
     evaluated: list[tuple[int, bool]] = []
     original = step.gradients.evaluate
 
-    def counting(prepared, y, activation):  # noqa: ANN001
+    def counting(prepared, y):  # noqa: ANN001
         evaluated.append((len(y), prepared.stem[0].requires_grad))
-        return original(prepared, y, activation)
+        return original(prepared, y)
 
     monkeypatch.setattr(step.gradients, "evaluate", counting)
     step(batch(0))
@@ -102,6 +103,43 @@ def test_a_resumed_run_is_bit_identical() -> None:
     for part, tensors in straight.tensors().items():
         for name, value in tensors.items():
             assert torch.equal(value, second.tensors()[part][name]), f"{part} {name}"
+
+
+def scheduled(**optim: object) -> Experiment:
+    """Two steps of score matching, then recovery at a tenth of the learning rate."""
+    experiment, schedule = tiny_unet(), {"first_objective": "score_matching", "first_objective_steps": 2}
+    optim = schedule | {"switch_rate_factor": 0.1, "warmup_steps": 1, **optim}
+    return dataclasses.replace(experiment, optim=dataclasses.replace(experiment.optim, **optim))
+
+
+def test_a_run_changes_its_objective_at_the_step_that_its_schedule_says() -> None:
+    experiment = scheduled()
+    step = TrainStep(TrainState.create(experiment), experiment, EAGER)
+    numbers = [step(batch(12 * index)).metrics() for index in range(4)]
+    reported = [{name.split("/")[0] for name in one if "/" in name} for one in numbers]
+    assert reported[0] == reported[1] == {"predicted_noise", "noise_error"}
+    assert reported[2] == reported[3] == {"log_density_pos", "log_density_neg", "log_density_gap", "displacement"}
+    assert [one["learning_rate"] for one in numbers] == pytest.approx([1.5e-3, 1.5e-3, 1.5e-4, 1.5e-4])
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3])
+def test_a_run_resumed_before_at_or_after_the_switch_is_bit_identical(stop: int) -> None:
+    experiment = scheduled()
+    straight = TrainState.create(experiment)
+    step = TrainStep(straight, experiment, EAGER)
+    saved: dict[str, dict[str, Tensor]] = {}
+    for index in range(4):
+        if index == stop:
+            saved = {part: {n: v.clone() for n, v in tensors.items()} for part, tensors in straight.tensors().items()}
+        step(batch(12 * index))
+    resumed = TrainState.create(experiment)
+    resumed.load_tensors(saved, stop)
+    step = TrainStep(resumed, experiment, EAGER)
+    for index in range(stop, 4):
+        step(batch(12 * index))
+    for part, tensors in straight.tensors().items():
+        for name, value in tensors.items():
+            assert torch.equal(value, resumed.tensors()[part][name]), f"{part} {name}"
 
 
 @pytest.mark.slow

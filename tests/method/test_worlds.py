@@ -14,7 +14,7 @@ from drl_dist.config.tree import EngineConfig
 from drl_dist.training.guard import DivergedError
 from drl_dist.training.state import TrainState
 from drl_dist.training.step import TrainStep
-from tests.helpers.steps import batch, tiny, waken
+from tests.helpers.steps import batch, tiny, tiny_unet, waken
 from tests.worlds import run_world
 
 ENGINE = EngineConfig(compile="never", cuda_graph=False)
@@ -65,6 +65,30 @@ def test_worlds_of_any_size_have_equal_gradients(tmp_path: Path) -> None:
             assert together.keys() == alone.keys()
             for name, value in alone.items():
                 torch.testing.assert_close(together[name], value, rtol=1e-6, atol=1e-6, msg=f"{world_size} {name}")
+
+
+def switching_rank(rank: int, world_size: int, folder: Path) -> None:
+    experiment = tiny_unet()
+    schedule = dataclasses.replace(experiment.optim, first_objective="score_matching", first_objective_steps=2)
+    experiment = dataclasses.replace(experiment, optim=schedule)
+    state = TrainState.create(experiment, dtype=torch.float64)
+    waken(state)
+    step = TrainStep(state, experiment, ENGINE)
+    for index in range(4):
+        whole = batch(12 * index)
+        step(Batch(whole.images[rank::world_size], whole.positions[rank::world_size]))
+    save_file({name: value.contiguous() for name, value in state.tensors()["weights"].items()}, folder / f"{rank}")
+
+
+@pytest.mark.slow
+def test_a_world_changes_its_objective_together(tmp_path: Path) -> None:
+    (tmp_path / "alone").mkdir()
+    switching_rank(0, 1, tmp_path / "alone")
+    run_world(switching_rank, 2, tmp_path)
+    alone = load_file(tmp_path / "alone/0")
+    for rank in range(2):
+        for name, value in load_file(tmp_path / f"{rank}").items():
+            torch.testing.assert_close(value, alone[name], rtol=1e-6, atol=1e-6, msg=f"{rank} {name}")
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ from drl_dist.checkpoints.format import CHECKSUMS, CONFIG, part_file, read_check
 from drl_dist.checkpoints.storage import fetch_checkpoint
 from drl_dist.common.errors import UserError
 from drl_dist.config.tree import EngineConfig, Experiment
-from drl_dist.energy.wide_resnet import WideResNet
+from drl_dist.energy.network import EnergyNetwork
 from drl_dist.training.chain import GradientEngine
 from drl_dist.training.ema import load_averaged
 
@@ -64,7 +64,7 @@ def load_model(address: str, tracking_uri: str | None) -> TrainedModel:
 
 def averaged_network(
     experiment: Experiment, ema: Mapping[str, NDArray[np.float32]], device: torch.device
-) -> WideResNet:
+) -> EnergyNetwork:
     """The network at its averaged weights, for sampling."""
     # Copies: arrays from elsewhere, such as Ray's object store, cannot be written to.
     averaged = {name: torch.from_numpy(values.copy()) for name, values in ema.items()}

@@ -57,14 +57,13 @@ def interpolate_run(options: InterpolateOptions) -> int:
     output.begin()
     engine = frozen_engine(experiment, model.ema, device)
     sampler = build_sampler(experiment)
-    per_image = max(1, sampler.num_chain_steps) * sampler.levels.num_levels
 
     def draw(ids: Tensor, advance: Advance) -> Tensor:
         return to_uint8(
             _finite(sampler.sample(_counted(engine.raw_at, advance), noise, ids, engine.network.image_shape))
         )
 
-    images = _draw_all(output, batches, draw, "interpolating", per_image)
+    images = _draw_all(output, batches, draw, "interpolating", sampler.num_gradients)
     output.write_images(dict(zip(names, images, strict=True)))
     shown = images[: SHEET_ROWS * options.columns]
     sheet = output.finish(shown, options.columns, names)

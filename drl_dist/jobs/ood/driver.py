@@ -26,7 +26,7 @@ from drl_dist.jobs.ood.options import OodOptions
 
 if TYPE_CHECKING:
     from drl_dist.config.tree import Experiment
-    from drl_dist.energy.wide_resnet import WideResNet
+    from drl_dist.energy.network import EnergyNetwork
 
 REPORT_NAME, HISTOGRAM_NAME = "ood.json", "histogram.png"
 JOB = "drl_dist.ood"
@@ -107,7 +107,7 @@ class _Work:
 
     folder: JobFolder
     request: Mapping[str, Any]
-    network: WideResNet
+    network: EnergyNetwork
     experiment: Experiment
     options: OodOptions
     count: int
@@ -128,7 +128,7 @@ class _Work:
             UserError: an image cannot be read, or a log-density is not finite.
         """
         digest, noise = digest_of(self.request), PhiloxNoise(self.options.seed)
-        device = next(self.network.parameters()).device
+        device = self.network.device
         kept = self.folder.records.load(name, digest)
         parts = [] if kept is None else [torch.from_numpy(kept.arrays["values"])]
         done = sum(map(len, parts))

@@ -10,7 +10,7 @@ from drl_dist.common.images import to_unit_range
 from drl_dist.config.tree import Experiment
 from drl_dist.diffusion.ladder import draw_pairs
 from drl_dist.diffusion.noise import Noise
-from drl_dist.energy.wide_resnet import WideResNet
+from drl_dist.energy.network import EnergyNetwork
 
 
 def auroc(inside: Tensor, outside: Tensor) -> float:
@@ -37,7 +37,7 @@ def auroc(inside: Tensor, outside: Tensor) -> float:
 
 
 def log_densities(
-    network: WideResNet, experiment: Experiment, noise: Noise, images: Tensor, sample_ids: Tensor
+    network: EnergyNetwork, experiment: Experiment, noise: Noise, images: Tensor, sample_ids: Tensor
 ) -> Tensor:
     """f(y_0, t = 0) of images, in nats, up to the network's unknown normalising constant.
 

@@ -23,8 +23,9 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from drl_dist.checkpoints.format import parse_json_object
 from drl_dist.checkpoints.run_record import RECORD
 from drl_dist.common.errors import UserError
-from drl_dist.common.nested import differences, to_dict
+from drl_dist.common.nested import completed, differences, to_dict
 from drl_dist.common.places import joined
+from drl_dist.config.tree import Experiment
 from drl_dist.data.filesystem import Folder
 from drl_dist.jobs.sweep.options import SweepPlan
 from drl_dist.jobs.sweep.space import Values
@@ -186,6 +187,7 @@ class SweepFolder:
                 ) from None
             return
         stored = parse_json_object(text, source=f"record {self.url}/{SWEEP}")
+        stored = completed(stored, {"experiment": to_dict(Experiment(preset=""))})
         changed = [line for line in differences(stored, self._facts()) if not line.startswith(_MAY_CHANGE)]
         if changed:
             raise UserError(

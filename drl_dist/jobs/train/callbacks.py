@@ -96,7 +96,7 @@ class Checkpoints:
         if not is_due and report.result.interrupt is Interrupt.NONE:
             return
         name, checkpoint = checkpoint_name(report.step), None
-        substitutes = self.gather(state.network.stem.weight.device)
+        substitutes = self.gather(state.network.device)
         if self.register is not None:
             folder = Path(tempfile.mkdtemp(prefix="drl-checkpoint-"))
             experiment = self.run.experiment

@@ -65,7 +65,7 @@ class Damage:
         total, limit = int(report.metrics()["bad_samples"]), self.run.loader.max_substitutes
         if total <= limit:
             return
-        text = self.gather(state.network.stem.weight.device)
+        text = self.gather(state.network.device)
         if text is not None:
             Folder(self.run_url).write(SUBSTITUTES, text)
         # The first rank to leave takes the others along.

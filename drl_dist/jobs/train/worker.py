@@ -173,9 +173,7 @@ def _scores(
         # Only here, and only if scores are asked for, must the scores' libraries be installed.
         from drl_dist.evaluation.scores import image_scorer
 
-        score = image_scorer(
-            tracking.score_features, index, tracking.score_num_images, state.network.stem.weight.device
-        )
+        score = image_scorer(tracking.score_features, index, tracking.score_num_images, state.network.device)
     return Scores(
         run.experiment,
         run.engine,

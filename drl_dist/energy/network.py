@@ -1,0 +1,75 @@
+"""What training and sampling need of a network: an energy, split into what the image changes and what it does not."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from drl_dist.energy.layers import Layer
+
+
+class EnergyNetwork(nn.Module, ABC):
+    """f_theta(y, t), up to the energy scale: images and noise levels -> one raw number each.
+
+    `prepare` computes what does not depend on the image, `evaluate` the rest. What passes between them is a pytree of
+    tensors and constants of the network's own kind.
+    """
+
+    image_shape: tuple[int, int, int]
+    """(channels, height, width) of an image."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the parameters, and of the raw output."""
+        return next(self.parameters()).dtype
+
+    def advance_power_iteration(self) -> None:
+        """One power iteration of every spectral norm, if there are any; once per training step."""
+        for module in self.modules():
+            if isinstance(module, Layer):
+                module.advance_power_iteration()
+
+    @abstractmethod
+    def effective_weights(self, dtype: torch.dtype | None = None) -> Any:
+        """Everything that depends on the weights alone.
+
+        Args:
+            dtype: dtype of the convolutions; that of the weights by default.
+        """
+
+    @abstractmethod
+    def prepare(self, level: Tensor, dtype: torch.dtype | None = None, weights: Any = None) -> Any:
+        """Everything that does not depend on the image.
+
+        Args:
+            level: (B,) int64 noise levels.
+            dtype: dtype of the convolutions; that of the weights by default.
+            weights: result of `effective_weights`, if already computed.
+        """
+
+    @staticmethod
+    @abstractmethod
+    def evaluate(prepared: Any, y: Tensor) -> Tensor:
+        """Raw output of images under prepared weights.
+
+        A plain function of tensors, the same for all networks of a kind, so that it can be compiled and captured.
+
+        Args:
+            prepared: result of `prepare` for the levels of these images.
+            y: (B, C, H, W).
+
+        Returns:
+            (B,), in the dtype of the parameters.
+        """
+
+    def forward(self, y: Tensor, level: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """Raw output (B,) of images (B, C, H, W) at noise levels (B,)."""
+        return self.evaluate(self.prepare(level, dtype), y)
