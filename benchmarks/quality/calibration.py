@@ -15,6 +15,7 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -139,7 +140,7 @@ def calibration_table(found: Mapping[str, Sequence[Ratio]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
-def as_json(levels: Sequence[Ratio]) -> list[dict[str, float | None]]:
+def as_json(levels: Sequence[Ratio]) -> list[dict[str, Any]]:
     """The ratios as JSON, which has no infinity."""
     return [
         {name: value if math.isfinite(value) else None for name, value in dataclasses.asdict(one).items()}

@@ -47,6 +47,9 @@ def draw_curves(results: Points, reference: Mapping[str, Any], place: Path) -> N
     for number, (name, runs) in enumerate(results.items()):
         points = [[one for one in found if one["draws"]] for found in zip(*runs, strict=True)]
         points = [found for found in points if found]
+        if not points:
+            # Diverged before its first samples.
+            continue
         scores = [[_first(one)["fid"] for one in found] for found in points]
         for key, axes in panels.items():
             x = [statistics.median(one[key] for one in found) for found in points]
@@ -54,8 +57,10 @@ def draw_curves(results: Points, reference: Mapping[str, Any], place: Path) -> N
             axes.plot(x, [statistics.median(some) for some in scores], marker="o", label=SETTINGS[name].label, **look)
             axes.fill_between(x, [min(some) for some in scores], [max(some) for some in scores], alpha=0.2, **look)
     for key, axes in panels.items():
+        # An axis without numbers cannot be logarithmic.
+        xscale = "log" if axes.lines else "linear"
         axes.axhline(max(reference["train"]["fid"], 1e-3), color="gray", linestyle=":", label="training images")
-        axes.set(xscale="log", yscale="log", xlabel=key.replace("_", " ").replace("flop", "FLOP"))
+        axes.set(xscale=xscale, yscale="log", xlabel=key.replace("_", " ").replace("flop", "FLOP"))
         axes.grid(alpha=0.3, which="both")
     panels["flop_per_training_image"].set_ylabel("FID to held-out images")
     panels["flop_per_training_image"].legend()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from PIL import Image
@@ -51,10 +51,12 @@ class Run:
     """One setting, trained from one seed.
 
     Args:
+        title: what its progress is shown as.
         name: of the setting in `SETTINGS`.
         num_images: samples that are scored.
     """
 
+    title: str
     name: str
     setting: Setting
     seed: int
@@ -63,16 +65,18 @@ class Run:
     record: Record
     scorer: Scorer
     num_images: int
+    _flop: dict[tuple[int, str], int] = field(default_factory=dict[tuple[int, str], int], init=False)
+    """Operations of a sample, by the first step of its phase and the way it is drawn."""
 
     def finish(self) -> None:
         """Make the steps and the points that are missing."""
         first = self.schedule.stages[0].experiment
         trainee = start(self.setting, first)
         seconds = self.record.load_state(self.name, self.seed, trainee.state)
-        what, made = f"{self.setting.label}, seed {self.seed}", trainee.state.step
+        made = trainee.state.step
         # Samples are drawn as in the phase of the last step, also where the next step is of another.
         trainee.begin(self.schedule.stage_of(max(0, made - 1)).experiment)
-        with progress(what, self.schedule.num_steps, made, "steps") as advance:
+        with progress(self.title, self.schedule.num_steps, made, "steps") as advance:
             for point, share in enumerate(POINTS):
                 if self.record.point(self.name, self.setting, self.seed, point) is not None:
                     continue
@@ -124,12 +128,14 @@ class Run:
         for index, (way, how) in enumerate(self.setting.draws.items()):
             if index and not is_last:
                 continue
-            flop = count_flop(lambda how=how: trainee.draw(how, 1))
+            key = (self.schedule.stage_of(max(0, trainee.state.step - 1)).first_step, way)
+            if key not in self._flop:
+                self._flop[key] = count_flop(lambda how=how: trainee.draw(how, 1))
             began = time.perf_counter()
             images = trainee.draw(how, self.num_images)
             seconds = time.perf_counter() - began
             write_sheet(self.record, f"{self.name}-{self.seed}{f'-{index}' if index else ''}", images)
-            found[way] = {"flop_per_image": flop, "seconds": seconds, **self.scorer.score(images)}
+            found[way] = {"flop_per_image": self._flop[key], "seconds": seconds, **self.scorer.score(images)}
         return found
 
     def _cost(self, step: int, seconds: float) -> dict[str, Any]:

@@ -55,12 +55,14 @@ def compare_all(options: Options) -> str:
         write_json(record.folder / REFERENCE, scorer.reference())
         write_sheet(record, "held-out", data.held_out)
         budget = preset_budget(data) if options.budget is None else options.budget * 1e9
-        for seed, name in missing:
+        for number, (seed, name) in enumerate(missing, 1):
             setting = SETTINGS[name]
+            title = f"{setting.label}, seed {seed} ({number} of {len(missing)})"
             schedule = schedule_of(setting, data, seed, budget)
-            Run(name, setting, seed, schedule, data, record, scorer, options.images).finish()
-            # As soon as there is something to see.
-            _report(record, options)
+            Run(title, name, setting, seed, schedule, data, record, scorer, options.images).finish()
+            if number < len(missing):
+                # As soon as there is something to see.
+                _report(record, options)
     return _report(record, options)
 
 
