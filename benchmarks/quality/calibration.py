@@ -148,6 +148,11 @@ def as_json(levels: Sequence[Ratio]) -> list[dict[str, Any]]:
     ]
 
 
+def from_json(levels: Sequence[Mapping[str, Any]]) -> list[Ratio]:
+    """What `as_json` was given."""
+    return [Ratio(**{name: math.inf if value is None else value for name, value in one.items()}) for one in levels]
+
+
 def _along(one: Tensor, other: Tensor, basis: Tensor) -> Tensor:
     """Mean product of two sets of images (N, 1, 8, 8) along each direction, (64,)."""
     first, second = (images.double().flatten(1) @ basis.T for images in (one, other))

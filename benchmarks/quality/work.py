@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 from typing import Any
 
 import torch
 
-from benchmarks.quality.calibration import Ratio, as_json, calibrate, calibration_table
+from benchmarks.quality.calibration import Ratio, as_json, calibrate, calibration_table, from_json
 from benchmarks.quality.data import check_source, load_data
 from benchmarks.quality.features import feature_network
 from benchmarks.quality.options import Options
@@ -90,10 +89,7 @@ def calibrate_all(options: Options) -> str:
                     levels = []
                 point = {"levels": as_json(levels)}
                 record.add_point(name, setting, seed, 0, point)
-            found[f"{setting.label}, seed {seed}"] = [
-                Ratio(**{key: math.inf if value is None else value for key, value in level.items()})
-                for level in point["levels"]
-            ]
+            found[f"{setting.label}, seed {seed}"] = from_json(point["levels"])
     text = calibration_table(found)
     write_atomically(record.folder / CALIBRATION, text)
     return text

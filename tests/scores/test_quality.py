@@ -231,6 +231,7 @@ def without_times(found: Any) -> Any:
     return [without_times(value) for value in found] if isinstance(found, list) else found
 
 
+@pytest.mark.slow
 def test_a_comparison_stops_resumes_and_reports(tiny: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert main(words(whole, tiny)) == 0
@@ -286,6 +287,7 @@ def test_a_comparison_stops_resumes_and_reports(tiny: float, tmp_path: Path, mon
         main(words(whole, tiny))
 
 
+@pytest.mark.slow
 def test_a_divergence_is_told_and_does_not_end_the_others(
     tiny: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -296,6 +298,7 @@ def test_a_divergence_is_told_and_does_not_end_the_others(
     assert "| tiny | diverged: seed 0 after" in table and "| tiny DDPM | three |" in table
 
 
+@pytest.mark.slow
 def test_calibration_runs(tiny: float, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert main(words(out, tiny, "--calibration", "--settings", "preset")) == 0
