@@ -150,7 +150,8 @@ def as_json(levels: Sequence[Ratio]) -> list[dict[str, Any]]:
 
 def from_json(levels: Sequence[Mapping[str, Any]]) -> list[Ratio]:
     """What `as_json` was given."""
-    return [Ratio(**{name: math.inf if value is None else value for name, value in one.items()}) for one in levels]
+    infinite: Any = math.inf
+    return [Ratio(**{name: infinite if value is None else value for name, value in one.items()}) for one in levels]
 
 
 def _along(one: Tensor, other: Tensor, basis: Tensor) -> Tensor:
