@@ -1,0 +1,1 @@
+"""What a training's arithmetic buys: scores of samples against floating-point operations and seconds, by setting."""

@@ -1,0 +1,100 @@
+"""The options of the command."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from benchmarks.quality.settings import DATA, SETTINGS
+from datasets_prep.fashion_mnist import DEBIAN_FOLDER
+from drl_dist.common.program import EXIT_USER_ERROR
+from drl_dist.common.validation import Rule, local_of, refuse_broken
+
+_FEWEST_IMAGES = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What is asked for."""
+
+    out: Path
+    data: str
+    settings: tuple[str, ...]
+    seeds: int
+    budget: float | None
+    """GFLOP for each training image; those of the preset's own training if None."""
+    images: int
+    source: str
+    threads: int
+    calibration: bool
+
+
+class _Parser(argparse.ArgumentParser):
+    """Tells a mistake in one sentence, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        print(f"command line: {message}; see --help.", file=sys.stderr)
+        sys.exit(EXIT_USER_ERROR)
+
+
+def parse(words: Sequence[str], description: str) -> Options:
+    """The options of a command line.
+
+    Args:
+        description: shown by --help.
+
+    Raises:
+        UserError: a value cannot be used.
+    """
+    parser = _Parser(
+        prog="benchmarks.quality",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--out", required=True, help="folder of all results")
+    parser.add_argument("--data", default="digits", help=f"the images: {' or '.join(DATA)}")
+    parser.add_argument("--settings", default=",".join(SETTINGS), help="names, separated by commas; all by default")
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds, from 0 on")
+    parser.add_argument(
+        "--budget", type=float, help="GFLOP for each training image; by default those of the preset's own training"
+    )
+    parser.add_argument("--images", type=int, default=1024, help="samples that are scored at each point")
+    parser.add_argument("--source", default=DEBIAN_FOLDER, help="folder of Fashion-MNIST's files")
+    parser.add_argument("--threads", type=int, default=1, help="of this process")
+    parser.add_argument("--calibration", action="store_true", help="train on Gaussian images instead")
+    given = parser.parse_args(words)
+    names = tuple(dict.fromkeys(name for name in given.settings.split(",") if name))
+    known = [name for name, setting in SETTINGS.items() if setting.method == "energy" or not given.calibration]
+    if given.calibration and given.settings == ",".join(SETTINGS):
+        names = tuple(known)
+    rules: list[Rule] = [
+        ("--data", given.data, f"one of {', '.join(DATA)}", given.data in DATA),
+        ("--settings", given.settings, f"some of {', '.join(known)}", bool(names) and set(names) <= set(known)),
+        ("--seeds", given.seeds, "at least 1", given.seeds >= 1),
+        (
+            "--budget",
+            given.budget,
+            "a positive number",
+            given.budget is None or (given.budget > 0 and math.isfinite(given.budget)),
+        ),
+        ("--images", given.images, f"at least {_FEWEST_IMAGES}", given.images >= _FEWEST_IMAGES),
+        ("--threads", given.threads, "at least 1", given.threads >= 1),
+    ]
+    refuse_broken(rules)
+    return Options(
+        out=local_of(given.out, "--out"),
+        data=given.data,
+        settings=names,
+        seeds=given.seeds,
+        budget=given.budget,
+        images=given.images,
+        source=given.source,
+        threads=given.threads,
+        calibration=given.calibration,
+    )

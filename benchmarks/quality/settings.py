@@ -1,0 +1,81 @@
+"""The settings that are compared. A row is data: what it changes in the preset of the images."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from drl_dist.common.nested import to_dict
+from drl_dist.config.presets import preset
+from drl_dist.config.tree import Experiment
+
+Overrides = Mapping[str, Mapping[str, Any]]
+"""Section of an experiment -> field -> value."""
+DATA = ("digits", "fashion_mnist")
+"""The sets of images, each with a preset of its name."""
+NO_MIRRORING: Overrides = {"train": {"horizontal_flip": False}}
+"""Of every setting: the held-out images are not mirrored, so samples of a mirrored set could not be like them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """A part of the training, which goes on from the weights, averages and moments of the one before."""
+
+    share: float
+    """Of the budget; those of all phases add up to 1."""
+    overrides: Overrides = field(default_factory=dict[str, Mapping[str, Any]])
+    """On top of the setting's own. The network and the ladder stay."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """A row of the table."""
+
+    label: str
+    """Its name in tables and pictures."""
+    method: Literal["energy", "ddpm"] = "energy"
+    """energy: what drl_dist trains; ddpm: the baseline, with the sizes, optimiser and batches of the experiment."""
+    overrides: Overrides = field(default_factory=dict[str, Mapping[str, Any]])
+    """On top of the preset."""
+    phases: tuple[Phase, ...] = (Phase(share=1.0),)
+    """From the first on."""
+    draws: Mapping[str, Overrides | int] = field(default_factory=lambda: {"as trained": {}})
+    """Ways to draw samples, by name: overrides on top of the phase's for an energy, a number of steps for ddpm. The
+    first is used at every point of the budget, the others at the last."""
+
+    def experiments(self, data: str, seed: int, *more: Overrides) -> list[Experiment]:
+        """One for each phase, still with the preset's number of steps."""
+        base = applied(preset(data), NO_MIRRORING, {"train": {"seed": seed}}, self.overrides, *more)
+        return [applied(base, phase.overrides) for phase in self.phases]
+
+    def as_record(self) -> dict[str, Any]:
+        """As JSON gives it back: results are kept only as long as their row stays the same."""
+        return {name: value for name, value in to_dict(self).items() if name != "label"}
+
+
+SETTINGS: Mapping[str, Setting] = {
+    "preset": Setting(label="preset"),
+    "ddpm": Setting(
+        label="DDPM, no energy", method="ddpm", draws={"50 strided steps": 50, "1000 ancestral steps": 1000}
+    ),
+    # A new row needs nothing but its line here, for instance
+    #   "silu": Setting(label="SiLU", overrides={"model": {"activation": "silu"}}),
+    # with phases=(Phase(share=0.6, overrides={...}), Phase(share=0.4)) to change its objective on the way, and
+    # draws={"K = 3": {"mcmc": {"num_chain_steps": 3}}, ...} to sample in other ways than it was trained.
+}
+"""The rows by name."""
+
+
+def applied(experiment: Experiment, *overrides: Overrides) -> Experiment:
+    """An experiment with other values in some fields.
+
+    Raises:
+        UserError: the values do not go together.
+        TypeError: a field does not exist.
+    """
+    for one in overrides:
+        sections = {name: dataclasses.replace(getattr(experiment, name), **fields) for name, fields in one.items()}
+        experiment = dataclasses.replace(experiment, **sections)
+    return experiment
