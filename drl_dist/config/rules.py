@@ -135,6 +135,12 @@ def check_experiment(experiment: Experiment) -> None:
             (optim.first_objective_steps >= 1) if optim.first_objective else (optim.first_objective_steps == 0),
         ),
         ("optim.switch_rate_factor", optim.switch_rate_factor, "a positive number", optim.switch_rate_factor > 0),
+        (
+            "optim.loss_weight",
+            optim.loss_weight,
+            "none for recovery with a unet (model.network), whose log-density is in nats at every level",
+            optim.loss_weight == "none" or model.network != "unet" or not optim.needs_negatives,
+        ),
         ("optim.learning_rate", optim.learning_rate, "a positive number", optim.learning_rate > 0),
         ("optim.beta1", optim.beta1, "a number in [0, 1)", 0 <= optim.beta1 < 1),
         ("optim.beta2", optim.beta2, "a number in [0, 1)", 0 <= optim.beta2 < 1),

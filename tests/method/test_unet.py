@@ -197,6 +197,11 @@ def test_groups_divide_the_channels(width: int, expected: int) -> None:
     ("part", "changes", "message"),
     [
         ("mcmc", {"energy_scale": "step_size"}, "energy_scale: got step_size, expected unit, since the output of a"),
+        (
+            "optim",
+            {"loss_weight": "inverse_std"},
+            "loss_weight: got inverse_std, expected none for recovery with a unet",
+        ),
         ("model", {"attention_resolutions": (2,)}, r"attention_resolutions: got \(2,\), .* for a unet some of 8, 4"),
         ("model", {"data_std": 0.0}, "data_std: got 0.0, expected a positive number"),
         ("model", {"network": "wide_resnet", "attention_resolutions": (4,)}, "expected none for a wide_resnet"),
