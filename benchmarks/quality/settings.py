@@ -46,9 +46,16 @@ class Setting:
     first is used at every point of the budget, the others at the last."""
 
     def experiments(self, data: str, seed: int, *more: Overrides) -> list[Experiment]:
-        """One for each phase, still with the preset's number of steps."""
+        """One for each phase, still with the preset's number of steps.
+
+        Raises:
+            ValueError: one changes its objective within a phase, whose steps are all taken to cost the same.
+        """
         base = applied(preset(data), NO_MIRRORING, {"train": {"seed": seed}}, self.overrides, *more)
-        return [applied(base, phase.overrides) for phase in self.phases]
+        made = [applied(base, phase.overrides) for phase in self.phases]
+        if any(experiment.optim.first_objective for experiment in made):
+            raise ValueError(f"setting {self.label}: an objective changes with a phase, not by optim.first_objective")
+        return made
 
     def as_record(self) -> dict[str, Any]:
         """As JSON gives it back: results are kept only as long as their row stays the same."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Protocol, cast
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.quality.ddpm import Ddpm
 from benchmarks.quality.settings import Overrides, Setting, applied
-from benchmarks.quality.unet import UNet
+from benchmarks.quality.unet import NoiseUNet
 from drl_dist.common.batch import Batch
 from drl_dist.common.images import to_uint8, to_unit_range
 from drl_dist.config.tree import EngineConfig, Experiment
@@ -83,12 +83,12 @@ class DdpmTrainee:
     def __init__(self, experiment: Experiment) -> None:
         optim, model = experiment.optim, experiment.model
         self._shape = (model.channels, model.resolution, model.resolution)
-        self._network = UNet(experiment.model, experiment.train.seed)
+        self._network = NoiseUNet(experiment.model, experiment.train.seed)
         optimizer = torch.optim.Adam(
             self._network.parameters(), optim.learning_rate, (optim.beta1, optim.beta2), optim.epsilon, fused=True
         )
         # The state asks nothing of an energy but for samples, which are drawn here.
-        self.state = TrainState(cast(Any, self._network), Ema(self._network, optim.ema_decay), optimizer)
+        self.state = TrainState(self._network, Ema(self._network, optim.ema_decay), optimizer)
         self.begin(experiment)
 
     def begin(self, experiment: Experiment) -> None:

@@ -261,29 +261,32 @@ class EnergyUNet(EnergyNetwork):
     @staticmethod
     def evaluate(prepared: Prepared, y: Tensor) -> Tensor:
         """See `EnergyNetwork.evaluate`."""
-        weight, bias = prepared.stem
         u = y.to(prepared.input_scale.dtype) * prepared.input_scale[:, None, None, None]
-        hidden = functional.conv2d(u.to(dtype=weight.dtype, memory_format=torch.channels_last), weight, bias, padding=1)
-        passed: list[Tensor] = []
-        for index, blocks in enumerate(prepared.down):
-            if index > 0:
-                hidden = functional.avg_pool2d(hidden, 2)
-            for block in blocks:
-                hidden = _apply(block, hidden)
-                passed.append(hidden)
-        hidden = _apply(prepared.middle, hidden)
-        for index, blocks in enumerate(prepared.up):
-            if index > 0:
-                hidden = functional.interpolate(hidden, scale_factor=2.0, mode="nearest")
-            for block in blocks:
-                hidden = _apply(block, torch.cat([hidden, passed.pop()], dim=1))
-        weight, bias = prepared.head
-        h = functional.conv2d(functional.silu(_normalise(hidden, prepared.norm)), weight, bias, padding=1)
         # bfloat16 has too few bits for a sum over a whole image.
-        h = h.to(u.dtype) * prepared.gain[:, None, None, None]
+        h = apply_unet(prepared, u).to(u.dtype) * prepared.gain[:, None, None, None]
         if prepared.energy == "inner_product":
             return (u * (h - 0.5 * u)).flatten(1).sum(1)
         return -0.5 * (u - h).square().flatten(1).sum(1)
+
+
+def apply_unet(prepared: Prepared, u: Tensor) -> Tensor:
+    """h(u, t), (B, C, H, W) in the dtype of convolutions, of scaled images (B, C, H, W)."""
+    weight, bias = prepared.stem
+    hidden = functional.conv2d(u.to(dtype=weight.dtype, memory_format=torch.channels_last), weight, bias, padding=1)
+    passed: list[Tensor] = []
+    for index, blocks in enumerate(prepared.down):
+        if index > 0:
+            hidden = functional.avg_pool2d(hidden, 2)
+        for block in blocks:
+            hidden = _apply(block, hidden)
+            passed.append(hidden)
+    hidden = _apply(prepared.middle, hidden)
+    for index, blocks in enumerate(prepared.up):
+        if index > 0:
+            hidden = functional.interpolate(hidden, scale_factor=2.0, mode="nearest")
+        for block in blocks:
+            hidden = _apply(block, torch.cat([hidden, passed.pop()], dim=1))
+    return functional.conv2d(functional.silu(_normalise(hidden, prepared.norm)), *prepared.head, padding=1)
 
 
 def num_groups(width: int) -> int:

@@ -19,13 +19,13 @@ from benchmarks.quality import calibration, runs
 from benchmarks.quality.__main__ import main
 from benchmarks.quality.calibration import Ratio, calibration_table, directions, draw_normal, ratios
 from benchmarks.quality.data import Data
-from benchmarks.quality.ddpm import Ddpm
+from benchmarks.quality.ddpm import Ddpm, kept_signal
 from benchmarks.quality.record import Record
 from benchmarks.quality.schedule import Schedule
 from benchmarks.quality.scores import classes, compared, nearest, precision_recall
 from benchmarks.quality.settings import DATA, SETTINGS, Phase, Setting, applied
 from benchmarks.quality.trainees import EnergyTrainee, count_flop, start, step_flop
-from benchmarks.quality.unet import UNet
+from benchmarks.quality.unet import NoiseUNet
 from drl_dist.build import build_ladder, build_levels
 from drl_dist.common.batch import Batch
 from drl_dist.common.errors import UserError
@@ -119,8 +119,8 @@ def test_a_step_costs_2k_and_6_forwards() -> None:
 def test_the_baseline_draws_what_an_exact_network_knows(num_steps: int) -> None:
     std = 0.25
 
-    def exact(y: Tensor, log_snr: Tensor) -> Tensor:
-        kept = torch.sigmoid(log_snr.double()).reshape(-1, 1, 1, 1)
+    def exact(y: Tensor, level: Tensor) -> Tensor:
+        kept = kept_signal()[level].reshape(-1, 1, 1, 1)
         return ((1 - kept).sqrt() * y / (kept * std**2 + 1 - kept)).float()
 
     drawn = Ddpm(exact, seed=0).draw(torch.arange(100), (1, 4, 4), num_steps)
@@ -131,17 +131,17 @@ def test_the_baseline_draws_what_an_exact_network_knows(num_steps: int) -> None:
     ids = torch.arange(len(x))
     best = float(Ddpm(exact, seed=0).loss(x, ids))
     for factor in (0.9, 1.1):
-        assert float(Ddpm(lambda y, log_snr, by=factor: by * exact(y, log_snr), seed=0).loss(x, ids)) > best
+        assert float(Ddpm(lambda y, level, by=factor: by * exact(y, level), seed=0).loss(x, ids)) > best
 
 
 def test_the_unet_begins_at_zero_and_sees_image_and_level() -> None:
     model = ModelConfig(resolution=8, channels=1, width=8, width_multipliers=(1, 2), num_res_blocks=1)
-    network, y, level = UNet(model, 0), normals(2, 1, 8, 8, seed=3), torch.tensor([-2.0, 3.0])
+    network, y, level = NoiseUNet(model, 0), normals(2, 1, 8, 8, seed=3), torch.tensor([20, 600])
     assert network(y, level).shape == y.shape and not network(y, level).any()
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     out = network(y, level)
-    assert not torch.allclose(out, network(y, level + 1)) and not torch.allclose(out, network(y + 1, level))
+    assert not torch.allclose(out, network(y, level + 100)) and not torch.allclose(out, network(y + 1, level))
     assert torch.allclose(out[1:], network(y[1:], level[1:]), atol=1e-5)
 
 
@@ -346,6 +346,13 @@ def test_a_word_too_many_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureF
         main(words(tmp_path, 1, "--seeds", "many"))
     assert ended.value.code == 2
     assert capsys.readouterr().err == "command line: argument --seeds: invalid int value: 'many'; see --help.\n"
+
+
+def test_an_objective_that_changes_within_a_phase_is_refused() -> None:
+    # Its steps would all be charged at the price of the first.
+    change = {"optim": {"first_objective": "score_matching", "first_objective_steps": 2}}
+    with pytest.raises(ValueError, match="an objective changes with a phase"):
+        Setting(label="", overrides=TINY | change).experiments("digits", 0)
 
 
 def test_the_baseline_learns() -> None:
