@@ -62,6 +62,7 @@ class Bench:
         """A training job on digits with an audit log."""
         words = [
             "jobs/train_digits.py",
+            "--setting=t6",
             f"--data={self.out / 'digits'}",
             f"--storage={self.out / 'runs'}",
             f"--run-name={name}",

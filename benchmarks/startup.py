@@ -160,7 +160,7 @@ def _job(
     checkout: Checkout, options: Sequence[str], environment: Mapping[str, str], log: Path
 ) -> Iterator[subprocess.Popen[bytes]]:
     """The training command; it, and the Ray that it has started, are ended with the body."""
-    command = [str(checkout.python), "jobs/train_digits.py", *options]
+    command = [str(checkout.python), "jobs/train_digits.py", "--setting", "t6", *options]
     with log.open("wb") as output:
         job = subprocess.Popen(command, cwd=checkout.folder, env=dict(environment), stdout=output, stderr=output)
     try:

@@ -35,6 +35,8 @@ class Setting:
 
     label: str
     """Its name in tables and pictures."""
+    setting: str = "t6"
+    """Of the preset; see `drl_dist.config.presets.SETTINGS`."""
     method: Literal["energy", "ddpm"] = "energy"
     """energy: what drl_dist trains; ddpm: the baseline, with the sizes, optimiser and batches of the experiment."""
     overrides: Overrides = field(default_factory=dict[str, Mapping[str, Any]])
@@ -51,7 +53,7 @@ class Setting:
         Raises:
             ValueError: one changes its objective within a phase, whose steps are all taken to cost the same.
         """
-        base = applied(preset(data), NO_MIRRORING, {"train": {"seed": seed}}, self.overrides, *more)
+        base = applied(preset(data, self.setting), NO_MIRRORING, {"train": {"seed": seed}}, self.overrides, *more)
         made = [applied(base, phase.overrides) for phase in self.phases]
         if any(experiment.optim.first_objective for experiment in made):
             raise ValueError(f"setting {self.label}: an objective changes with a phase, not by optim.first_objective")
@@ -62,10 +64,31 @@ class Setting:
         return {name: value for name, value in to_dict(self).items() if name != "label"}
 
 
+def _k(*numbers: int) -> Mapping[str, Overrides]:
+    """Samples with these numbers of chain steps a level."""
+    return {f"K = {number}": {"mcmc": {"num_chain_steps": number}} for number in numbers}
+
+
+# Phases change the objective, so that each has its share of the budget whatever that is.
+_ONE_OBJECTIVE = {"first_objective": None, "first_objective_steps": 0, "switch_rate_factor": 1.0}
+_MATCHING: Overrides = {"optim": {**_ONE_OBJECTIVE, "objective": "score_matching"}}
+
 SETTINGS: Mapping[str, Setting] = {
-    "preset": Setting(label="preset"),
+    "preset": Setting(label="T6 as released"),
+    "unet": Setting(
+        label="U-Net: score matching, recovery",
+        setting="unet",
+        overrides={"optim": _ONE_OBJECTIVE},
+        phases=(Phase(share=0.6, overrides=_MATCHING), Phase(share=0.4)),
+        draws=_k(3, 2, 1),
+    ),
+    "unet_matching": Setting(label="U-Net: score matching", setting="unet", overrides=_MATCHING, draws=_k(3, 2, 1, 0)),
     "ddpm": Setting(
-        label="DDPM, no energy", method="ddpm", draws={"50 strided steps": 50, "1000 ancestral steps": 1000}
+        label="DDPM, no energy",
+        setting="unet",
+        method="ddpm",
+        overrides=_MATCHING,
+        draws={"50 strided steps": 50, "1000 ancestral steps": 1000},
     ),
     # A new row needs nothing but its line here, for instance
     #   "silu": Setting(label="SiLU", overrides={"model": {"activation": "silu"}}),

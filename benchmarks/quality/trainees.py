@@ -93,20 +93,20 @@ class DdpmTrainee:
 
     def begin(self, experiment: Experiment) -> None:
         """See `Trainee.begin`."""
-        self._optim, self._seed = experiment.optim, experiment.train.seed
+        self._experiment, self._seed = experiment, experiment.train.seed
         self.state.ema.decay = experiment.optim.ema_decay
 
     def step(self, batch: Batch) -> None:
         """See `Trainee.step`."""
-        state, optim, parameters = self.state, self._optim, list(self._network.parameters())
+        state, parameters = self.state, list(self._network.parameters())
         loss = Ddpm(self._network, self._seed).loss(to_unit_range(batch.images), batch.positions)
         state.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(parameters, optim.max_grad_norm or float("inf"))
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self._experiment.optim.max_grad_norm or float("inf"))
         if not bool((loss + norm).isfinite()):
             raise DivergedError(state.step, float(loss), float(norm))
         for group in state.optimizer.param_groups:
-            group["lr"] = learning_rate_at(optim, state.step)
+            group["lr"] = learning_rate_at(self._experiment, state.step)
         state.optimizer.step()
         state.ema.update(self._network)
         state.step += 1

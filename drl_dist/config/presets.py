@@ -6,7 +6,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from drl_dist.common.errors import UserError
-from drl_dist.config.tree import Experiment, McmcConfig, ModelConfig, ObjectiveName, OptimConfig, TrainConfig
+from drl_dist.config.tree import (
+    DiffusionConfig,
+    Experiment,
+    McmcConfig,
+    ModelConfig,
+    ObjectiveName,
+    OptimConfig,
+    TrainConfig,
+)
 
 WIDTHS_32 = (1, 2, 2, 2)
 WIDTHS_64 = (1, 2, 2, 2, 4)
@@ -108,13 +116,67 @@ SETTINGS = {
     "t1k": "T = 1000 with linear variances, negatives from the normal approximation",
     "t1k_dsm": "T = 1000, denoising score matching with the gradient of the log-density as score",
     "t1": "T = 1, K = 180: one marginal density, short runs from white noise",
+    "unet": "T = 10 with one factor between levels: a U-Net, score matching, then recovery with K = 3",
 }
-"""The settings of section 4 and Table 2, by name."""
+"""The settings of section 4 and Table 2, and one of our own, by name."""
+_DEFAULT_SETTINGS = {"digits": "unet", "fashion_mnist": "unet"}
 
 _T1K_OBJECTIVES: dict[str, ObjectiveName] = {"t1k": "recovery", "t1k_dsm": "dsm"}
 """What the settings with T = 1000 minimise."""
 # T = 1 has only the marginal top level; the step size that T = 6 has there is this many times b sigma.
 TOP_LEVEL_SCALE = 9.8
+
+
+@dataclass(frozen=True, kw_only=True)
+class UNetRow:
+    """What the setting `unet` changes in a row; the defaults are for images in colour of 32 to 128 pixels."""
+
+    width: int = 64
+    """Channels after the first convolution; the multipliers are the row's."""
+    num_res_blocks: int = 2
+    """N."""
+    attention_resolutions: tuple[int, ...] = ()
+    """See `ModelConfig.attention_resolutions`."""
+    data_std: float = 0.5
+    """Standard deviation of the pixels."""
+    learning_rate: float = 2e-4
+    """From the warm-up on; it falls along a cosine, to a fifth or so when recovery begins."""
+    ema_decay: float = 0.9995
+    """Decay of the moving average of the weights."""
+    batch_size: int = 128
+    """Images per step over all workers."""
+    num_steps: int = 200_000
+    """Training steps in all."""
+    matching_share: float = 0.78
+    """Share of the steps that match scores, before recovery."""
+
+
+UNETS: dict[str, UNetRow] = {
+    "digits": UNetRow(
+        width=24,
+        num_res_blocks=1,
+        data_std=0.75,
+        learning_rate=2e-3,
+        ema_decay=0.995,
+        batch_size=32,
+        num_steps=1_500,
+    ),
+    "fashion_mnist": UNetRow(
+        width=16,
+        num_res_blocks=1,
+        data_std=0.7,
+        learning_rate=2e-3,
+        ema_decay=0.998,
+        batch_size=32,
+        num_steps=10_000,
+    ),
+}
+"""Rows of the setting `unet` that are not the defaults."""
+
+
+def default_setting(name: str) -> str:
+    """The setting that commands take where none is given: t6 for the rows of Table 6, and for ours the best."""
+    return _DEFAULT_SETTINGS.get(name, "t6")
 
 
 def preset(name: str, setting: str = "t6") -> Experiment:
@@ -136,6 +198,8 @@ def preset(name: str, setting: str = "t6") -> Experiment:
             diffusion=replace(experiment.diffusion, num_levels=1),
             mcmc=McmcConfig(num_chain_steps=180, level_scale_values=(TOP_LEVEL_SCALE,)),
         )
+    if setting == "unet":
+        return _unet(experiment, UNETS.get(name, UNetRow()))
     optim = replace(experiment.optim, objective=_T1K_OBJECTIVES[setting])
     return replace(
         experiment,
@@ -151,6 +215,42 @@ def preset(name: str, setting: str = "t6") -> Experiment:
         ),
         optim=optim,
     )
+
+
+def _unet(experiment: Experiment, row: UNetRow) -> Experiment:
+    """A row's images with a U-Net, whose sizes and schedule are its own."""
+    model = replace(
+        experiment.model,
+        network="unet",
+        width=row.width,
+        num_res_blocks=row.num_res_blocks,
+        attention_resolutions=row.attention_resolutions,
+        data_std=row.data_std,
+        # Of no meaning there; as they are by default.
+        activation="leaky_relu",
+    )
+    mcmc = McmcConfig(
+        num_chain_steps=3,
+        start="tweedie",
+        last_step="tweedie",
+        step_rule="bound",
+        bound_fraction=0.9,
+        energy_scale="unit",
+        sampling_noise_scale=1.0,
+    )
+    optim = OptimConfig(
+        first_objective="score_matching",
+        first_objective_steps=round(row.matching_share * row.num_steps),
+        loss_weight="none",
+        learning_rate=row.learning_rate,
+        warmup_steps=100 if row.num_steps < 100_000 else 1000,
+        final_rate_factor=0.01,
+        ema_decay=row.ema_decay,
+        max_grad_norm=10.0,
+    )
+    train = replace(experiment.train, batch_size=row.batch_size, num_steps=row.num_steps)
+    diffusion = DiffusionConfig(ladder="geometric", num_levels=10)
+    return replace(experiment, model=model, diffusion=diffusion, mcmc=mcmc, optim=optim, train=train)
 
 
 def _row(name: str) -> Experiment:

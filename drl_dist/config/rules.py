@@ -150,6 +150,12 @@ def check_experiment(experiment: Experiment) -> None:
             "none, or at least 1",
             optim.half_life_steps is None or optim.half_life_steps >= 1,
         ),
+        (
+            "optim.final_rate_factor",
+            optim.final_rate_factor,
+            "a number in (0, 1]",
+            0 < optim.final_rate_factor <= 1,
+        ),
         ("optim.ema_decay", optim.ema_decay, "a number in [0, 1)", 0 <= optim.ema_decay < 1),
         (
             "optim.max_grad_norm",

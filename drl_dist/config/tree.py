@@ -147,6 +147,9 @@ class OptimConfig:
     half_life_steps: int | None = None
     """Steps after the warm-up in which the learning rate halves, again and again; constant if none is given, as in the
     paper. For short runs, which begin at a learning rate that would not stay stable."""
+    final_rate_factor: float = 1.0
+    """Factor on the learning rate after the last of train.num_steps, which is approached along half a cosine; 1 keeps
+    the learning rate, as in the paper."""
     ema_decay: float = 0.999
     """Decay of the moving average over every parameter and spectral-norm vector."""
     loss_weight: Literal["inverse_std", "none"] = "inverse_std"

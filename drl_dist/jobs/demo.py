@@ -16,6 +16,7 @@ from drl_dist.common.durations import duration
 from drl_dist.common.errors import UserError
 from drl_dist.common.program import EXIT_INTERRUPTED
 from drl_dist.common.validation import local_of
+from drl_dist.jobs.train.options import parse_train
 from drl_dist.localhost import MlflowServer, RayHead, StartError, end_on_signals, submit_job
 
 RUN_NAME = "demo"
@@ -65,6 +66,9 @@ def demo(options: DemoOptions, repository: Path) -> int:
 def _run(options: DemoOptions, folder: Path, repository: Path) -> int:
     began = time.monotonic()
     digits, runs, samples = folder / "digits", folder / "runs", folder / "samples"
+    train_options = shlex.split(options.train_options)
+    # Before anything is started: what cannot be trained is refused here. The name is the model's in the registry.
+    model_name = parse_train("digits", [*train_options, "--dry-run"])[0].experiment.preset
 
     def say(text: str) -> None:
         print(f"\n=== {text} ({duration(time.monotonic() - began)} so far)", flush=True)
@@ -108,7 +112,7 @@ def _run(options: DemoOptions, folder: Path, repository: Path) -> int:
                 str(runs),
                 "--num-workers",
                 str(_WORKERS),
-                *shlex.split(options.train_options),
+                *train_options,
             ],
         )
         say("4 of 4: sampling")
@@ -117,7 +121,7 @@ def _run(options: DemoOptions, folder: Path, repository: Path) -> int:
             "jobs/sample.py",
             [
                 "--model",
-                "models:/digits@latest",
+                f"models:/{model_name}@latest",
                 "--out",
                 str(samples),
                 "--num-images",

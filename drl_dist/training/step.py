@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -14,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from drl_dist.build import build_ladder, build_levels
 from drl_dist.common.batch import Batch
 from drl_dist.common.images import to_unit_range
-from drl_dist.config.tree import EngineConfig, Experiment, ObjectiveName, OptimConfig
+from drl_dist.config.tree import EngineConfig, Experiment, ObjectiveName
 from drl_dist.diffusion.ladder import Pairs, draw_levels, draw_pairs
 from drl_dist.diffusion.noise import PhiloxNoise, Purpose
 from drl_dist.mcmc.kernel import KeyedChainNoise, StepNoise, column, run_chain
@@ -78,15 +80,18 @@ class StepResult:
         return numbers
 
 
-def learning_rate_at(optim: OptimConfig, step: int) -> float:
-    """Learning rate of the update that follows `step` updates: warm-up, then constant or halving; and the factor that
-    comes with a switch to another objective.
+def learning_rate_at(experiment: Experiment, step: int) -> float:
+    """Learning rate of the update that follows `step` updates: warm-up, then constant, halving or along a cosine; and
+    the factor that comes with a switch to another objective.
     """
+    optim = experiment.optim
     # Step 0 has learning rate 0 in the released code; starting at 1 / warmup_steps wastes no step.
     warm = min(1.0, (step + 1) / max(1, optim.warmup_steps))
     halvings = max(0, step + 1 - optim.warmup_steps) / optim.half_life_steps if optim.half_life_steps else 0.0
     is_switched = optim.first_objective is not None and step >= optim.first_objective_steps
-    return optim.learning_rate * warm * 0.5**halvings * (optim.switch_rate_factor if is_switched else 1.0)
+    rate = optim.learning_rate * warm * 0.5**halvings * (optim.switch_rate_factor if is_switched else 1.0)
+    share = min(1.0, step / experiment.train.num_steps)
+    return rate * (optim.final_rate_factor + (1 - optim.final_rate_factor) * (1 + math.cos(math.pi * share)) / 2)
 
 
 def level_bands(num_levels: int) -> dict[str, slice]:
@@ -195,7 +200,7 @@ class TrainStep:
             raise DivergedError(state.step, float(loss.detach()), float(grad_norm))
         if optim.max_grad_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(parameters, optim.max_grad_norm, grad_norm)
-        learning_rate = learning_rate_at(optim, state.step)
+        learning_rate = learning_rate_at(self.experiment, state.step)
         for group in state.optimizer.param_groups:
             group["lr"] = learning_rate
         state.optimizer.step()
@@ -216,6 +221,8 @@ class TrainStep:
         forward = Forward(self.gradients, is_gradient=objective.needs_gradient)
         if not is_initialized():
             return objective, forward
+        # Of a first convolution over one channel, which lies in memory alike in either order, and is copied in no time.
+        warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
         # Buffers hold only power-iteration vectors, which every rank advances alike, and constants.
         return objective, DistributedDataParallel(
             forward,

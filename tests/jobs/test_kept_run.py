@@ -35,7 +35,7 @@ def parsed(data: Path, storage: Path, *more: str) -> RunConfig:
         "--engine.threads-per-worker": 1,
     }
     words = [str(word) for pair in tiny.items() for word in pair]
-    return parse_train_options("digits", ["--without-ray", *words, *more])[0]
+    return parse_train_options("digits", ["--without-ray", "--setting", "t6", *words, *more])[0]
 
 
 @pytest.fixture

@@ -48,7 +48,7 @@ def parsed(data: Path, storage: Path, name: str, *more: str) -> RunConfig:
         "--engine.threads-per-worker": 1,
     }
     arguments = [str(word) for pair in words.items() for word in pair]
-    run, options = parse_train_options("digits", ["--without-ray", *arguments, *more])
+    run, options = parse_train_options("digits", ["--without-ray", "--setting", "t6", *arguments, *more])
     assert options.without_ray
     return run
 

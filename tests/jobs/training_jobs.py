@@ -21,6 +21,8 @@ STEPS, EVERY = 90, 30
 """Of the run that nothing happens to, and between its checkpoints."""
 
 TINY = (
+    "--setting",
+    "t6",
     "--model.width",
     "8",
     "--model.time-embedding-dim",

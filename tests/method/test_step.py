@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from drl_dist.config.tree import EngineConfig, Experiment, OptimConfig
+from drl_dist.config.tree import EngineConfig, Experiment, OptimConfig, TrainConfig
 from drl_dist.energy.layers import Layer
 from drl_dist.training.chain import GradientEngine
 from drl_dist.training.guard import DivergedError
@@ -187,11 +189,18 @@ def test_nothing_is_updated_when_the_gradient_is_not_finite() -> None:
         assert torch.equal(value, before[name])
 
 
-def test_the_learning_rate_warms_up_and_then_stays_or_halves() -> None:
-    constant = OptimConfig(learning_rate=0.8, warmup_steps=4)
-    assert [learning_rate_at(constant, step) for step in (0, 1, 3, 4, 1000)] == pytest.approx([0.2, 0.4, 0.8, 0.8, 0.8])
-    halving = dataclasses.replace(constant, half_life_steps=10)
-    assert [learning_rate_at(halving, step) for step in (0, 3, 13, 23)] == pytest.approx([0.2, 0.8, 0.4, 0.2])
+def test_the_learning_rate_warms_up_and_then_stays_halves_or_falls_along_a_cosine() -> None:
+    def rates(steps: Sequence[int], **fields: Any) -> list[float]:
+        optim = OptimConfig(learning_rate=0.8, warmup_steps=4, **fields)
+        experiment = dataclasses.replace(tiny(), optim=optim, train=TrainConfig(num_steps=300))
+        return [learning_rate_at(experiment, step) for step in steps]
+
+    assert rates((0, 1, 3, 4, 1000)) == pytest.approx([0.2, 0.4, 0.8, 0.8, 0.8])
+    assert rates((0, 3, 13, 23), half_life_steps=10) == pytest.approx([0.2, 0.8, 0.4, 0.2])
+    # Half of the cosine at half of the steps; behind the last step nothing falls any further.
+    assert rates((0, 100, 150, 200, 300, 400), final_rate_factor=0.2) == pytest.approx(
+        [0.2, 0.64, 0.48, 0.32, 0.16, 0.16]
+    )
 
 
 def test_metrics_are_means_over_the_samples_of_each_level() -> None:

@@ -316,7 +316,7 @@ def test_calibration_runs(tiny: float, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("more", "match"),
     [
-        (["--settings", "nonsense"], "--settings: got nonsense, expected some of preset, ddpm"),
+        (["--settings", "nonsense"], "--settings: got nonsense, expected some of preset, unet, unet_matching, ddpm"),
         (["--settings", ","], "--settings"),
         (["--settings", "ddpm", "--calibration"], "--settings: got ddpm, expected some of preset"),
         (["--seeds", "0"], "--seeds: got 0, expected at least 1"),

@@ -15,7 +15,7 @@ SPACE = {"model.num_res_blocks": [1, 2], "mcmc.level_scale": [1.0, {"power": 0.0
 
 def plan(storage: Path, *more: str, space: dict[str, Any] | None = None) -> SweepPlan:
     """A sweep of digits with trials of 200 steps of 8 images, 20 of them warm-up."""
-    words = ["--preset", "digits", "--data", "/data", "--storage", str(storage), "--sweep-name", "s"]
+    words = ["--preset", "digits", "--setting", "t6", "--data", "/data", "--storage", str(storage), "--sweep-name", "s"]
     words += ["--train.num-steps", "200", "--train.batch-size", "8", "--optim.warmup-steps", "20"]
     return parse_sweep([*words, "--space", json.dumps(SPACE if space is None else space), *more])[0]
 

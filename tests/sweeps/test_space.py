@@ -97,13 +97,16 @@ def test_any_field_by_its_dotted_name(base: SweepPlan) -> None:
     assert run.experiment.model.width == base.base.experiment.model.width
 
 
-@pytest.mark.parametrize("preset", ["digits", "lsun_church128"])
-def test_the_default_space_is_n_beta1_and_c_t(preset: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("preset", "step_sizes"),
+    [("digits", "mcmc.bound_fraction"), ("lsun_church128", "mcmc.level_scale")],
+)
+def test_the_default_space_is_n_beta1_and_c_t(preset: str, step_sizes: str, tmp_path: Path) -> None:
     from drl_dist.jobs.sweep.options import parse_sweep
 
     words = ["--preset", preset, "--data", "/data", "--storage", str(tmp_path), "--sweep-name", "s"]
     made, _ = parse_sweep(words)
-    assert list(made.space.dimensions) == ["model.num_res_blocks", "optim.beta1", "mcmc.level_scale"]
+    assert list(made.space.dimensions) == ["model.num_res_blocks", "optim.beta1", step_sizes]
     assert made.space == parse_space(default_space(made.base), made.base)
     blocks = made.space.dimensions["model.num_res_blocks"]
     assert isinstance(blocks, Choice) and made.base.experiment.model.num_res_blocks in blocks.values

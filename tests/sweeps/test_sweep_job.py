@@ -26,7 +26,7 @@ from tests.support import ROOT, wait_for
 pytestmark = [pytest.mark.integration, pytest.mark.faults, pytest.mark.timeout(1200)]
 
 SPACE = {"mcmc.level_scale": [300.0, 1.0, {"power": 0.0}]}
-TINY = """--model.width 8 --model.time-embedding-dim 8 --model.time-hidden-dim 16 --mcmc.num-chain-steps 3
+TINY = """--setting t6 --model.width 8 --model.time-embedding-dim 8 --model.time-hidden-dim 16 --mcmc.num-chain-steps 3
 --train.batch-size 8 --optim.warmup-steps 10 --train.num-steps 40 --tracking.num-samples 5
 --tracking.score-features pixels --tracking.score-num-images 16 --tracking.score-every-steps 10
 --search grid --no-early-stopping --max-concurrent 1 --num-workers 2

@@ -14,14 +14,14 @@ import tyro
 from drl_dist.common.errors import UserError
 from drl_dist.common.nested import to_dict
 from drl_dist.common.validation import file_of
-from drl_dist.config.presets import SETTINGS, TABLE_6, preset
+from drl_dist.config.presets import TABLE_6, preset
 from drl_dist.config.rules import check_run
 from drl_dist.config.tree import Experiment, RunConfig
 from drl_dist.data.filesystem import Folder
 from drl_dist.jobs.common.options import parse_options
 from drl_dist.jobs.sweep.proposals import grid_size
 from drl_dist.jobs.sweep.space import Space, SpaceTextError, default_space, from_file, from_json, parse_space
-from drl_dist.jobs.train.options import ExperimentOptions, TrainOptions, early_option, plain
+from drl_dist.jobs.train.options import ExperimentOptions, TrainOptions, early_option, plain, setting_option
 
 DEFAULT_TRIALS = 16
 REPORTS = 10
@@ -296,8 +296,9 @@ def parse_sweep(argv: Sequence[str]) -> tuple[SweepPlan, bool]:
     names = list(TABLE_6)
     if not any(word == "--preset" or word.startswith("--preset=") or word in ("-h", "--help") for word in argv):
         raise UserError("command line", got="no --preset", expected="one of " + ", ".join(names), remedy="add --preset")
-    name, setting = early_option(argv, "--preset", names), early_option(argv, "--setting", list(SETTINGS))
-    default = _SweepRun(experiment=plain(ExperimentOptions, preset(name, setting)), preset=name)
+    name = early_option(argv, "--preset", names)
+    setting = setting_option(argv, name)
+    default = _SweepRun(experiment=plain(ExperimentOptions, preset(name, setting)), preset=name, setting=setting)
     description = "Try hyperparameters as short runs and rank them; the same --sweep-name resumes."
     options = parse_options(_SweepRun, default, argv, description=description)
     base = dataclasses.replace(plain(RunConfig, options), experiment=plain(Experiment, options.experiment))

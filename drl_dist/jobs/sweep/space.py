@@ -82,13 +82,16 @@ class Space:
 
 
 def default_space(run: RunConfig) -> dict[str, Any]:
-    """N around the preset's, beta1 of Table 6, and c_t: factors on the preset's, and a constant one (equation 17)."""
+    """N around the preset's, beta1 of Table 6, and the step sizes: factors on the preset's c_t, and a constant one
+    (equation 17), or fractions of the bound where that sets them.
+    """
     blocks = run.experiment.model.num_res_blocks
     half = max(1, blocks // 2)
+    is_bound = run.experiment.mcmc.step_rule == "bound"
     return {
         "model.num_res_blocks": sorted({half, blocks, blocks + half}),
         "optim.beta1": [0.5, 0.9],
-        LEVEL_SCALE: [0.5, 1.0, 2.0, {"power": 0.0}],
+        **({"mcmc.bound_fraction": [0.6, 0.9, 1.2]} if is_bound else {LEVEL_SCALE: [0.5, 1.0, 2.0, {"power": 0.0}]}),
     }
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from drl_dist.common.nested import flatten, to_dict
-from drl_dist.config.presets import SETTINGS, TABLE_6, preset
+from drl_dist.config.presets import SETTINGS, TABLE_6, default_setting, preset
 from drl_dist.config.tree import RunConfig
 
 COMMANDS: dict[str, tuple[str, ...]] = {
@@ -41,7 +41,7 @@ def train_words(run: RunConfig, preset_name: str, setting: str, run_name: str) -
     assert setting in SETTINGS
     default = dataclasses.replace(run, experiment=preset(preset_name, setting))
     words = ["python", *COMMANDS[preset_name]]
-    if setting != "t6":
+    if setting != default_setting(preset_name):
         words += ["--setting", setting]
     words += ["--data", run.data, "--storage", run.storage, "--run-name", run_name]
     words += _machine(run)

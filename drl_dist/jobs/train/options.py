@@ -13,7 +13,7 @@ import tyro
 from drl_dist.common.errors import UserError
 from drl_dist.common.imports import no_collection
 from drl_dist.common.nested import to_dict
-from drl_dist.config.presets import SETTINGS, preset
+from drl_dist.config.presets import SETTINGS, default_setting, preset
 from drl_dist.config.rules import check_run, check_without_ray
 from drl_dist.config.tree import Experiment, RunConfig
 from drl_dist.jobs.common.entry import run_command
@@ -37,7 +37,7 @@ class TrainOptions(RunConfig):
 
     experiment: Annotated[ExperimentOptions, tyro.conf.arg(name="")]
     setting: str = "t6"
-    """t6, t1k, t1k_dsm or t1: the settings of section 4 and Table 2, each a set of defaults (docs/training.md)."""
+    """unet, or one of the paper, t6, t1k, t1k_dsm or t1: each is a set of defaults (docs/training.md)."""
     without_ray: bool = False
     """Train in this process, on one device, without Ray and MLflow: metrics and pictures go to files in the run's
     folder; --data may also be a .npy file of images."""
@@ -72,14 +72,15 @@ def parse_train_options(
     """
     description = "Train by diffusion recovery likelihood; the same --run-name resumes."
     argv = _split_workers(argv)
-    setting = early_option(argv, "--setting", list(SETTINGS))
     if categories is None:
-        default = TrainOptions(experiment=plain(ExperimentOptions, preset(name, setting)))
+        setting = setting_option(argv, name)
+        default = TrainOptions(experiment=plain(ExperimentOptions, preset(name, setting)), setting=setting)
         options = parse_options(TrainOptions, default, argv, description=description)
     else:
         category = early_option(argv, "--category", list(categories))
+        setting = setting_option(argv, categories[category])
         experiment = plain(ExperimentOptions, preset(categories[category], setting))
-        default = _CategoryOptions(experiment=experiment, category=category)
+        default = _CategoryOptions(experiment=experiment, category=category, setting=setting)
         options = parse_options(_CategoryOptions, default, argv, description=description)
     run = dataclasses.replace(plain(RunConfig, options), experiment=plain(Experiment, options.experiment))
     check_run(run, complete=not options.dry_run)
@@ -122,6 +123,12 @@ def _split_workers(argv: Sequence[str]) -> list[str]:
 def plain(kind: type[Options], value: Plain) -> Options:
     """The same fields in another class of the same family (a base class, or one with no fields of its own)."""
     return kind(**{field.name: getattr(value, field.name) for field in dataclasses.fields(kind)})  # pyright: ignore
+
+
+def setting_option(argv: Sequence[str], name: str) -> str:
+    """The setting of a command: as given, or the default of the preset of this name; raises as `early_option`."""
+    usual = default_setting(name)
+    return early_option(argv, "--setting", [usual, *(other for other in SETTINGS if other != usual)])
 
 
 def early_option(argv: Sequence[str], option: str, choices: Sequence[str]) -> str:
