@@ -1,4 +1,4 @@
-"""The report of a likelihood job: bounds of log Z and bits per dimension, with warnings where they are unreliable."""
+"""The report of a likelihood job: log Z and bits per dimension, with warnings where they are unreliable."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LARGEST_RMS = 1.5
 """Root mean square per pixel above which chains have left the range of images: data in [-1, 1] with any of the ladder's
 noise stays at 1 or below."""
 WIDE_GAP = 0.05
-"""Bits per dimension between the bounds above which neither is close to the likelihood."""
+"""Bits per dimension between the estimates above which neither is close to the likelihood."""
 _STANDARD_ERRORS = 3.0
 
 Chains = Mapping[str, Tensor]
@@ -51,14 +51,14 @@ class Estimate:
 
 @dataclass(frozen=True, kw_only=True)
 class Bits:
-    """Bits per dimension of the images under the longest chains' bounds."""
+    """Bits per dimension of the images by the longest chains' estimates of log Z, which bound it on average."""
 
     lower: float
-    """Bits per dimension from the lower bound of log Z: too small on average."""
+    """Bits per dimension from the lower estimate of log Z: too small on average."""
     lower_standard_error: float
     """Standard error over images and chains."""
     upper: float
-    """Bits per dimension from the upper bound of log Z: too large on average, if images are draws from the model."""
+    """Bits per dimension from the upper estimate of log Z: too large on average, if images are draws of the model."""
     upper_standard_error: float
     mean_log_density: float
     """f(y_0, 0) averaged over the images, in nats."""
@@ -115,6 +115,8 @@ def whole_metrics(report: Report) -> dict[str, float]:
     return {
         "likelihood/log_z_lower": best.lower.log_z,
         "likelihood/log_z_upper": best.upper.log_z,
+        "likelihood/log_z_limit_lower": best.lower.limit,
+        "likelihood/log_z_limit_upper": best.upper.limit,
         "likelihood/ess_lower": best.lower.effective_sample_size,
         "likelihood/ess_upper": best.upper.effective_sample_size,
         "likelihood/bits_per_dim_lower": report.at_data.lower,
@@ -186,28 +188,28 @@ def _warnings(best: Estimate, num_dims: int) -> list[str]:
     for name, bound in (("lower", best.lower), ("upper", best.upper)):
         if bound.is_carried_by_few:
             warnings.append(
-                f"the {name} bound of log Z rests on {bound.effective_sample_size:.1f} effective of "
+                f"the {name} estimate of log Z rests on {bound.effective_sample_size:.1f} effective of "
                 f"{bound.num_chains} chains: it may be far from the truth; take more steps per level"
             )
         levels = [row.level for row in bound.levels if row.is_carried_by_few]
         if levels:
             warnings.append(
-                f"the ratios of the {name} bound at {len(levels)} of {len(bound.levels)} levels "
+                f"the ratios of the {name} estimate at {len(levels)} of {len(bound.levels)} levels "
                 f"({_listed(levels)}) each rest on few chains"
             )
         far = [row.level for row in bound.levels if row.root_mean_square > LARGEST_RMS]
         if far:
             warnings.append(
-                f"chains of the {name} bound left the range of images (rms above {LARGEST_RMS:g}) at levels "
+                f"chains of the {name} estimate left the range of images (rms above {LARGEST_RMS:g}) at levels "
                 f"{_listed(far)}: the density there may have no finite Z"
             )
     gap = (best.upper.log_z - best.lower.log_z) / (num_dims * math.log(2))
     error = math.hypot(best.upper.standard_error, best.lower.standard_error) / (num_dims * math.log(2))
     if gap > WIDE_GAP:
-        warnings.append(f"the bounds are {gap:.3g} bits/dim apart: the likelihood is not known any better")
+        warnings.append(f"the estimates are {gap:.3g} bits/dim apart: the likelihood is not known any better")
     if gap < -_STANDARD_ERRORS * error or not math.isfinite(gap):
         warnings.append(
-            f"the upper bound lies {-gap:.3g} bits/dim below the lower one: it needs images that are draws of the "
+            f"the upper estimate lies {-gap:.3g} bits/dim below the lower one: it needs images that are draws of the "
             "model, and these are not"
         )
     return warnings

@@ -17,6 +17,7 @@ from drl_dist.jobs.common.step_sizes import STEP_SIZES_NAME, read_step_sizes, wr
 from drl_dist.jobs.likelihood.task import LikelihoodRequest, TaskResult
 from drl_dist.likelihood.partition import LogZ
 from drl_dist.likelihood.report import Report
+from drl_dist.likelihood.weights import MARKOV_CONFIDENCE
 from drl_dist.mcmc.adaptation import StepSizes
 
 REPORT_NAME = "likelihood.json"
@@ -133,7 +134,10 @@ class LikelihoodOutput:
 
 
 def figure(report: Report) -> bytes:
-    """Both bounds of log Z over the number of chains, for every chain length, as a PNG (Figure 7, right)."""
+    """Both estimates of log Z over the number of chains, for every chain length, as a PNG.
+
+    Figure 7, right, shows the lower one alone, from single steps between levels.
+    """
     drawing = new_figure(6.4, 4.2)
     axes = drawing.subplots()
     for place, estimate in enumerate(report.estimates):
@@ -145,7 +149,7 @@ def figure(report: Report) -> bytes:
     axes.set(xlabel="number of chains", ylabel="log Z of y_0 (nats)")
     axes.ticklabel_format(axis="y", useOffset=False)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=7)
+    axes.legend(fontsize=7, title="estimates that bound log Z on average", title_fontsize=7)
     return figure_png(drawing)
 
 
@@ -162,12 +166,14 @@ def report_lines(report: Report, num_images: int) -> Sequence[str]:
     """The report as lines of text."""
     lines: list[str] = []
     for estimate in report.estimates:
-        for name, bound in (("lower", estimate.lower), ("upper", estimate.upper)):
-            lines.append(
-                f"{_steps(estimate.steps_per_level)}: {name} bound of log Z {bound.log_z:.3f} "
-                f"(standard error {bound.standard_error:.2g}, effective {bound.effective_sample_size:.1f} of "
-                f"{bound.num_chains} chains)"
-            )
+        lower, upper = estimate.lower, estimate.upper
+        lines += [
+            f"{_steps(estimate.steps_per_level)}, estimates that bound log Z on average:",
+            f"  from below {_estimate(lower)}, from above {_estimate(upper)}",
+            f"  log Z is at least {lower.limit:.3f} with a probability of {_percent(MARKOV_CONFIDENCE)}, and if the "
+            f"images are draws from the model at most {upper.limit:.3f} with {_percent(MARKOV_CONFIDENCE)}, both with "
+            f"{_percent(2 * MARKOV_CONFIDENCE - 1)}",
+        ]
     best = report.estimates[-1]
     lines += ["levels, from white noise down:", *level_table(best.lower)]
     lines += ["levels, from images up:", *level_table(best.upper)]
@@ -184,7 +190,7 @@ def report_lines(report: Report, num_images: int) -> Sequence[str]:
 
 
 def as_json(report: Report) -> dict[str, Any]:
-    """The report as dictionaries, with the sums of equation 48."""
+    """The report as dictionaries, with the sums of the levels' ratios."""
     content = dataclasses.asdict(report)
     for estimate, plain in zip(report.estimates, content["estimates"], strict=True):
         for name in ("lower", "upper"):
@@ -196,6 +202,17 @@ def concatenated(results: Iterable[TaskResult]) -> dict[str, NDArray[np.float64]
     """The arrays of tasks of one kind, in the order of their numbers, side by side."""
     parts = [result.arrays for result in results]
     return {name: np.concatenate([part[name] for part in parts], axis=-1) for name in parts[0]}
+
+
+def _estimate(bound: LogZ) -> str:
+    return (
+        f"{bound.log_z:.3f} (standard error {bound.standard_error:.2g}, effective {bound.effective_sample_size:.1f} of "
+        f"{bound.num_chains} chains)"
+    )
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
 
 
 def _steps(length: int) -> str:
