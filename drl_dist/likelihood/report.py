@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -84,6 +84,7 @@ def report(
     levels: Levels,
     ladder: NoiseLadder,
     num_dims: int,
+    of_model: Sequence[str] = (),
 ) -> Report:
     """Compute the report.
 
@@ -94,6 +95,7 @@ def report(
         levels: levels of the model.
         ladder: ladder of the model.
         num_dims: D.
+        of_model: warnings that follow from the model alone, of `drl_dist.likelihood.trust.model_warnings`.
     """
     estimates = tuple(
         _estimate(length, *chains[length], levels=levels, ladder=ladder, num_dims=num_dims) for length in sorted(chains)
@@ -105,7 +107,7 @@ def report(
         at_data=_bits(at_data, best, scale, num_dims),
         at_x_0=_bits(at_x_0, best, scale, num_dims),
         estimates=estimates,
-        warnings=tuple(_warnings(best, num_dims)),
+        warnings=(*of_model, *_warnings(best, num_dims)),
     )
 
 

@@ -39,6 +39,7 @@ from drl_dist.jobs.likelihood.task import (
     num_adapted,
 )
 from drl_dist.likelihood.report import Report, level_metrics, report, whole_metrics
+from drl_dist.likelihood.trust import model_warnings
 from drl_dist.mcmc.adaptation import StepSizes
 from drl_dist.tracking.job_runs import JobRun, job_run_name, log_or_warn
 
@@ -183,6 +184,7 @@ def _finish(
         build_levels(model.experiment, ladder),
         ladder,
         model.experiment.model.channels * model.experiment.model.resolution**2,
+        model_warnings(model.experiment),
     )
     picture = figure(found)
     output.write_weights(
