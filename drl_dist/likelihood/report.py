@@ -12,13 +12,14 @@ from drl_dist.diffusion.ladder import NoiseLadder
 from drl_dist.diffusion.recovery import Levels
 from drl_dist.likelihood.bits import bits_per_dim, log_density_of_data
 from drl_dist.likelihood.partition import LogZ, annealed_log_density, lower_bound, upper_bound
-from drl_dist.likelihood.weights import curve, curve_sizes
+from drl_dist.likelihood.weights import MIN_SAMPLES, curve, curve_sizes
 
 LARGEST_RMS = 1.5
 """Root mean square per pixel above which chains have left the range of images: data in [-1, 1] with any of the ladder's
 noise stays at 1 or below."""
 WIDE_GAP = 0.05
 """Bits per dimension between the estimates above which neither is close to the likelihood."""
+NEGATIVE = "negative bits/dim"
 _STANDARD_ERRORS = 3.0
 
 Chains = Mapping[str, Tensor]
@@ -68,6 +69,8 @@ class Bits:
 class Report:
     """All results of a likelihood job."""
 
+    why_unknown: tuple[str, ...]
+    """Why the numbers of bits per dimension cannot be the likelihood; empty if nothing shows that they cannot."""
     at_data: Bits
     """Bits at y_0 = a_0 a_1 x of dequantised images x, as in section 4.2."""
     at_x_0: Bits
@@ -103,18 +106,33 @@ def report(
     best = estimates[-1]
     # x_0 = a_0 x + noise and y_0 = a_1 x_0; the noise changes no volume.
     scale = float(ladder.cumulative_scale[0]) * float(levels.transition_scale[0])
+    of_data, of_x_0 = (_bits(values, best, scale, num_dims) for values in (at_data, at_x_0))
     return Report(
-        at_data=_bits(at_data, best, scale, num_dims),
-        at_x_0=_bits(at_x_0, best, scale, num_dims),
+        why_unknown=why_unknown((of_data, of_x_0), best, num_dims),
+        at_data=of_data,
+        at_x_0=of_x_0,
         estimates=estimates,
         warnings=(*of_model, *_warnings(best, num_dims)),
     )
+
+
+def unknown_first(report: Report, numbers: str) -> str:
+    """Bits per dimension as text, after ``not known`` and the reasons if they cannot be the likelihood."""
+    return f"not known ({', '.join(report.why_unknown)}); {numbers}" if report.why_unknown else numbers
+
+
+def summary(report: Report) -> str:
+    """The result in one line, for the head of the printed report, the picture's caption and MLflow."""
+    bits = report.at_data
+    numbers = f"estimates that bound it on average: {bits.lower:.4f} and {bits.upper:.4f}"
+    return f"bits/dim of the images: {unknown_first(report, numbers)}"
 
 
 def whole_metrics(report: Report) -> dict[str, float]:
     """Metrics of the longest chains."""
     best = report.estimates[-1]
     return {
+        "likelihood/is_unknown": float(bool(report.why_unknown)),
         "likelihood/log_z_lower": best.lower.log_z,
         "likelihood/log_z_upper": best.upper.log_z,
         "likelihood/log_z_limit_lower": best.lower.limit,
@@ -184,6 +202,33 @@ def _bits(unnormalised: Tensor, best: Estimate, scale: float, num_dims: int) -> 
     )
 
 
+def why_unknown(bits: Sequence[Bits], best: Estimate, num_dims: int) -> tuple[str, ...]:
+    """Why bits per dimension cannot be the likelihood, or rest on too little to tell; empty if nothing speaks against.
+
+    They cannot be negative: the probability of an image of 256 grey levels is at most 1.
+    """
+    numbers = [number for one in bits for number in (one.lower, one.upper)]
+    effective = min(best.lower.effective_sample_size, best.upper.effective_sample_size)
+    reasons = (
+        (f"fewer than {MIN_SAMPLES:g} effective chains", not effective >= MIN_SAMPLES),
+        ("the two estimates contradict each other", _contradict(best, num_dims)),
+        (NEGATIVE, min([*numbers, best.annealed_bits_per_dim]) < 0),
+    )
+    return tuple(text for text, holds in reasons if holds)
+
+
+def _gap(best: Estimate, num_dims: int) -> float:
+    """The upper estimate less the lower one, in bits per dimension."""
+    return (best.upper.log_z - best.lower.log_z) / (num_dims * math.log(2))
+
+
+def _contradict(best: Estimate, num_dims: int) -> bool:
+    """Whether the upper estimate lies below the lower one by more than chance explains."""
+    error = math.hypot(best.upper.standard_error, best.lower.standard_error) / (num_dims * math.log(2))
+    gap = _gap(best, num_dims)
+    return gap < -_STANDARD_ERRORS * error or not math.isfinite(gap)
+
+
 def _warnings(best: Estimate, num_dims: int) -> list[str]:
     """Reasons to distrust the numbers of the longest chains, one sentence each."""
     warnings: list[str] = []
@@ -205,11 +250,10 @@ def _warnings(best: Estimate, num_dims: int) -> list[str]:
                 f"chains of the {name} estimate left the range of images (rms above {LARGEST_RMS:g}) at levels "
                 f"{_listed(far)}: the density there may have no finite Z"
             )
-    gap = (best.upper.log_z - best.lower.log_z) / (num_dims * math.log(2))
-    error = math.hypot(best.upper.standard_error, best.lower.standard_error) / (num_dims * math.log(2))
+    gap = _gap(best, num_dims)
     if gap > WIDE_GAP:
         warnings.append(f"the estimates are {gap:.3g} bits/dim apart: the likelihood is not known any better")
-    if gap < -_STANDARD_ERRORS * error or not math.isfinite(gap):
+    if _contradict(best, num_dims):
         warnings.append(
             f"the upper estimate lies {-gap:.3g} bits/dim below the lower one: it needs images that are draws of the "
             "model, and these are not"

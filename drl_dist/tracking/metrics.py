@@ -113,6 +113,12 @@ METRICS: tuple[Metric, ...] = (
     Metric("score/inception_score_std", "standard deviation of the inception score over splits", runs="scores"),
     Metric("sweep_score", "last score of a trial", runs="trials", page="sweeps.md"),
     Metric(
+        "likelihood/is_unknown",
+        "1 if the bits per dimension cannot be the likelihood, otherwise 0",
+        runs="likelihood",
+        page="likelihood.md",
+    ),
+    Metric(
         "likelihood/log_z_{side}",
         "estimate that bounds log Z on average",
         "nats",

@@ -42,7 +42,7 @@ def of_training(names: tuple[str, ...], num_levels: int) -> set[str]:
 def of_likelihoods() -> set[str]:
     bound = SimpleNamespace(levels=[MagicMock()], log_z=0.0, limit=0.0, effective_sample_size=0.0)
     best = SimpleNamespace(lower=bound, upper=bound, annealed_bits_per_dim=0.0)
-    report = cast(Any, SimpleNamespace(estimates=[best], at_data=MagicMock(), at_x_0=MagicMock()))
+    report = cast(Any, SimpleNamespace(why_unknown=(), estimates=[best], at_data=MagicMock(), at_x_0=MagicMock()))
     return {*whole_metrics(report), *(name for name, _, _ in level_metrics(report))}
 
 
