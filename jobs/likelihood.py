@@ -10,6 +10,7 @@ if __name__ == "__main__":
         LikelihoodOptions(),
         "drl_dist.jobs.likelihood.driver:likelihood_run",
         check=check_options,
-        description="Both bounds of log Z and of the bits per dimension of images; the same command resumes.",
+        description="Estimates that bound log Z and the bits per dimension of images on average, from either side; "
+        "the same command resumes.",
         resumes=True,
     )

@@ -1,4 +1,4 @@
-"""Bounds of log Z along the ladder from the weights of annealed chains (equations 44 to 48), and of image densities."""
+"""Estimates that bound log Z along the ladder on average, from the weights of annealed chains, and image densities."""
 
 from __future__ import annotations
 
@@ -9,7 +9,13 @@ from torch import Tensor
 
 from drl_dist.diffusion.recovery import Levels
 from drl_dist.likelihood.marginals import white_noise_log_z
-from drl_dist.likelihood.weights import effective_sample_size, is_carried_by_few, log_mean_exp, standard_error
+from drl_dist.likelihood.weights import (
+    effective_sample_size,
+    is_carried_by_few,
+    log_mean_exp,
+    markov_margin,
+    standard_error,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +25,7 @@ class LevelWeights:
     level: int
     """t"""
     log_z_ratio: float
-    """log Z_t / Z_{t+1} of y in nats, from this passage alone (equation 46)."""
+    """log Z_t / Z_{t+1} of y in nats, from this passage alone (equation 45, estimated in K steps instead of one)."""
     log_z: float
     """log Z_t of y in nats, from all passages from white noise to here (equation 47); nan on the way up."""
     effective_sample_size: float
@@ -35,22 +41,28 @@ class LevelWeights:
 
 @dataclass(frozen=True, kw_only=True)
 class LogZ:
-    """A bound of log Z of y_0, the logarithm of the integral of exp f(y, 0)."""
+    """An estimate that bounds log Z of y_0, the logarithm of the integral of exp f(y, 0), on average."""
 
     log_z: float
-    """The bound in nats: a stochastic lower bound from downward chains, an upper bound from upward chains."""
+    """The estimate in nats: from downward chains too small on average, from upward chains too large on average. A
+    single one may lie on the other side of the truth."""
+    limit: float
+    """Limit in nats that log Z respects with a probability of at least `MARKOV_CONFIDENCE`: log Z is above it from
+    downward chains, and below it from upward chains if those began at draws from the model."""
     standard_error: float
     effective_sample_size: float
     """Effective sample size of the weights over the whole ladder."""
     num_chains: int
     is_carried_by_few: bool
-    """Whether so few chains dominate the bound that it may be far from the truth."""
+    """Whether so few chains dominate the estimate that it may be far from the truth."""
     levels: tuple[LevelWeights, ...]
     """Estimates of each level, (T,), t = 0 first."""
 
     @property
     def sum_of_ratios(self) -> float:
-        """log Z of y_T plus the ratios of all levels, each from its passage alone: equation 48 as printed, in nats.
+        """log Z of y_T plus the ratios of all levels, each from its passage alone, in nats.
+
+        The sum of equation 48, over ratios that are estimated by annealing and not by the single step of equation 46.
 
         It needs chains that are draws from each level's density; its errors do not average out as those of `log_z` do.
         """
@@ -140,8 +152,10 @@ def _log_z(
         for t in range(num_levels)
     )
     ess = float(effective_sample_size(total))
+    estimate = offset(levels, num_dims) + sign * float(log_mean_exp(total))
     return LogZ(
-        log_z=offset(levels, num_dims) + sign * float(log_mean_exp(total)),
+        log_z=estimate,
+        limit=estimate - sign * markov_margin(),
         standard_error=standard_error(total),
         effective_sample_size=ess,
         num_chains=num_chains,

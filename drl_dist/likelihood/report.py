@@ -1,9 +1,9 @@
-"""The report of a likelihood job: bounds of log Z and bits per dimension, with warnings where they are unreliable."""
+"""The report of a likelihood job: log Z and bits per dimension, with warnings where they are unreliable."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -12,13 +12,14 @@ from drl_dist.diffusion.ladder import NoiseLadder
 from drl_dist.diffusion.recovery import Levels
 from drl_dist.likelihood.bits import bits_per_dim, log_density_of_data
 from drl_dist.likelihood.partition import LogZ, annealed_log_density, lower_bound, upper_bound
-from drl_dist.likelihood.weights import curve, curve_sizes
+from drl_dist.likelihood.weights import MIN_SAMPLES, curve, curve_sizes
 
 LARGEST_RMS = 1.5
 """Root mean square per pixel above which chains have left the range of images: data in [-1, 1] with any of the ladder's
 noise stays at 1 or below."""
 WIDE_GAP = 0.05
-"""Bits per dimension between the bounds above which neither is close to the likelihood."""
+"""Bits per dimension between the estimates above which neither is close to the likelihood."""
+NEGATIVE = "negative bits/dim"
 _STANDARD_ERRORS = 3.0
 
 Chains = Mapping[str, Tensor]
@@ -51,14 +52,14 @@ class Estimate:
 
 @dataclass(frozen=True, kw_only=True)
 class Bits:
-    """Bits per dimension of the images under the longest chains' bounds."""
+    """Bits per dimension of the images by the longest chains' estimates of log Z, which bound it on average."""
 
     lower: float
-    """Bits per dimension from the lower bound of log Z: too small on average."""
+    """Bits per dimension from the lower estimate of log Z: too small on average."""
     lower_standard_error: float
     """Standard error over images and chains."""
     upper: float
-    """Bits per dimension from the upper bound of log Z: too large on average, if images are draws from the model."""
+    """Bits per dimension from the upper estimate of log Z: too large on average, if images are draws of the model."""
     upper_standard_error: float
     mean_log_density: float
     """f(y_0, 0) averaged over the images, in nats."""
@@ -68,6 +69,8 @@ class Bits:
 class Report:
     """All results of a likelihood job."""
 
+    why_unknown: tuple[str, ...]
+    """Why the numbers of bits per dimension cannot be the likelihood; empty if nothing shows that they cannot."""
     at_data: Bits
     """Bits at y_0 = a_0 a_1 x of dequantised images x, as in section 4.2."""
     at_x_0: Bits
@@ -84,6 +87,7 @@ def report(
     levels: Levels,
     ladder: NoiseLadder,
     num_dims: int,
+    of_model: Sequence[str] = (),
 ) -> Report:
     """Compute the report.
 
@@ -94,6 +98,7 @@ def report(
         levels: levels of the model.
         ladder: ladder of the model.
         num_dims: D.
+        of_model: warnings that follow from the model alone, of `drl_dist.likelihood.trust.model_warnings`.
     """
     estimates = tuple(
         _estimate(length, *chains[length], levels=levels, ladder=ladder, num_dims=num_dims) for length in sorted(chains)
@@ -101,20 +106,37 @@ def report(
     best = estimates[-1]
     # x_0 = a_0 x + noise and y_0 = a_1 x_0; the noise changes no volume.
     scale = float(ladder.cumulative_scale[0]) * float(levels.transition_scale[0])
+    of_data, of_x_0 = (_bits(values, best, scale, num_dims) for values in (at_data, at_x_0))
     return Report(
-        at_data=_bits(at_data, best, scale, num_dims),
-        at_x_0=_bits(at_x_0, best, scale, num_dims),
+        why_unknown=why_unknown((of_data, of_x_0), best, num_dims),
+        at_data=of_data,
+        at_x_0=of_x_0,
         estimates=estimates,
-        warnings=tuple(_warnings(best, num_dims)),
+        warnings=(*of_model, *_warnings(best, num_dims)),
     )
+
+
+def unknown_first(report: Report, numbers: str) -> str:
+    """Bits per dimension as text, after ``not known`` and the reasons if they cannot be the likelihood."""
+    return f"not known ({', '.join(report.why_unknown)}); {numbers}" if report.why_unknown else numbers
+
+
+def summary(report: Report) -> str:
+    """The result in one line, for the head of the printed report, the picture's caption and MLflow."""
+    bits = report.at_data
+    numbers = f"estimates that bound it on average: {bits.lower:.4f} and {bits.upper:.4f}"
+    return f"bits/dim of the images: {unknown_first(report, numbers)}"
 
 
 def whole_metrics(report: Report) -> dict[str, float]:
     """Metrics of the longest chains."""
     best = report.estimates[-1]
     return {
+        "likelihood/is_unknown": float(bool(report.why_unknown)),
         "likelihood/log_z_lower": best.lower.log_z,
         "likelihood/log_z_upper": best.upper.log_z,
+        "likelihood/log_z_limit_lower": best.lower.limit,
+        "likelihood/log_z_limit_upper": best.upper.limit,
         "likelihood/ess_lower": best.lower.effective_sample_size,
         "likelihood/ess_upper": best.upper.effective_sample_size,
         "likelihood/bits_per_dim_lower": report.at_data.lower,
@@ -180,34 +202,60 @@ def _bits(unnormalised: Tensor, best: Estimate, scale: float, num_dims: int) -> 
     )
 
 
+def why_unknown(bits: Sequence[Bits], best: Estimate, num_dims: int) -> tuple[str, ...]:
+    """Why bits per dimension cannot be the likelihood, or rest on too little to tell; empty if nothing speaks against.
+
+    They cannot be negative: the probability of an image of 256 grey levels is at most 1.
+    """
+    numbers = [number for one in bits for number in (one.lower, one.upper)]
+    effective = min(best.lower.effective_sample_size, best.upper.effective_sample_size)
+    reasons = (
+        (f"fewer than {MIN_SAMPLES:g} effective chains", not effective >= MIN_SAMPLES),
+        ("the two estimates contradict each other", _contradict(best, num_dims)),
+        (NEGATIVE, min([*numbers, best.annealed_bits_per_dim]) < 0),
+    )
+    return tuple(text for text, holds in reasons if holds)
+
+
+def _gap(best: Estimate, num_dims: int) -> float:
+    """The upper estimate less the lower one, in bits per dimension."""
+    return (best.upper.log_z - best.lower.log_z) / (num_dims * math.log(2))
+
+
+def _contradict(best: Estimate, num_dims: int) -> bool:
+    """Whether the upper estimate lies below the lower one by more than chance explains."""
+    error = math.hypot(best.upper.standard_error, best.lower.standard_error) / (num_dims * math.log(2))
+    gap = _gap(best, num_dims)
+    return gap < -_STANDARD_ERRORS * error or not math.isfinite(gap)
+
+
 def _warnings(best: Estimate, num_dims: int) -> list[str]:
     """Reasons to distrust the numbers of the longest chains, one sentence each."""
     warnings: list[str] = []
     for name, bound in (("lower", best.lower), ("upper", best.upper)):
         if bound.is_carried_by_few:
             warnings.append(
-                f"the {name} bound of log Z rests on {bound.effective_sample_size:.1f} effective of "
+                f"the {name} estimate of log Z rests on {bound.effective_sample_size:.1f} effective of "
                 f"{bound.num_chains} chains: it may be far from the truth; take more steps per level"
             )
         levels = [row.level for row in bound.levels if row.is_carried_by_few]
         if levels:
             warnings.append(
-                f"the ratios of the {name} bound at {len(levels)} of {len(bound.levels)} levels "
+                f"the ratios of the {name} estimate at {len(levels)} of {len(bound.levels)} levels "
                 f"({_listed(levels)}) each rest on few chains"
             )
         far = [row.level for row in bound.levels if row.root_mean_square > LARGEST_RMS]
         if far:
             warnings.append(
-                f"chains of the {name} bound left the range of images (rms above {LARGEST_RMS:g}) at levels "
+                f"chains of the {name} estimate left the range of images (rms above {LARGEST_RMS:g}) at levels "
                 f"{_listed(far)}: the density there may have no finite Z"
             )
-    gap = (best.upper.log_z - best.lower.log_z) / (num_dims * math.log(2))
-    error = math.hypot(best.upper.standard_error, best.lower.standard_error) / (num_dims * math.log(2))
+    gap = _gap(best, num_dims)
     if gap > WIDE_GAP:
-        warnings.append(f"the bounds are {gap:.3g} bits/dim apart: the likelihood is not known any better")
-    if gap < -_STANDARD_ERRORS * error or not math.isfinite(gap):
+        warnings.append(f"the estimates are {gap:.3g} bits/dim apart: the likelihood is not known any better")
+    if _contradict(best, num_dims):
         warnings.append(
-            f"the upper bound lies {-gap:.3g} bits/dim below the lower one: it needs images that are draws of the "
+            f"the upper estimate lies {-gap:.3g} bits/dim below the lower one: it needs images that are draws of the "
             "model, and these are not"
         )
     return warnings

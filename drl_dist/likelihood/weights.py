@@ -10,6 +10,8 @@ from torch import Tensor
 
 MIN_SAMPLES = 10.0
 """Number of effective samples below which a mean of weights is left to chance."""
+MARKOV_CONFIDENCE = 0.95
+"""Probability with which `markov_margin` holds."""
 MIN_SHARE = 0.05
 """Share of effective samples below which the samples may have missed the tail of the weights."""
 
@@ -22,6 +24,15 @@ def log_mean_exp(log_weight: Tensor, dim: int = 0) -> Tensor:
 def effective_sample_size(log_weight: Tensor, dim: int = 0) -> Tensor:
     """(sum w)**2 / sum w**2 over an axis: 1 if one weight outweighs all, the number of weights if all are equal."""
     return torch.exp(2 * torch.logsumexp(log_weight, dim) - torch.logsumexp(2 * log_weight, dim))
+
+
+def markov_margin() -> float:
+    """log 20 = 2.996 nats: how far above the truth `log_mean_exp` of weights may lie in one case of twenty, at most.
+
+    Weights are non-negative and their mean estimates Z without bias, so by Markov's inequality it exceeds 20 Z with a
+    probability of at most 1 / 20, however few and however unequal the weights are.
+    """
+    return -math.log(1 - MARKOV_CONFIDENCE)
 
 
 def is_carried_by_few(ess: float, num_samples: int) -> bool:

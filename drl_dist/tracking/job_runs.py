@@ -43,6 +43,7 @@ class JobRun:
         tags: further tags of the run.
         metrics: name, value, step.
         files: artifacts by name.
+        description: of the run, the text at the top of its page.
         version_tags: tags of the model version by the names that follow ``KIND.NAME.``; the last one is written last.
     """
 
@@ -54,6 +55,7 @@ class JobRun:
     metrics: Sequence[tuple[str, float, int]] = ()
     files: Mapping[str, bytes] = field(default_factory=dict[str, bytes])
     version_tags: Mapping[str, str]
+    description: str | None = None
 
 
 def job_run_name(kind: Kind, model_name: str, identity: str) -> str:
@@ -76,7 +78,7 @@ def log_job_run(uri: str | None, run: JobRun) -> str:
         UserError: the server does not answer, or does not take this.
     """
     from drl_dist.tracking.client import connect, user_errors
-    from drl_dist.tracking.runs import describe_by_picture, finish_run, log_results, open_run
+    from drl_dist.tracking.runs import NOTE_TAG, describe_by_picture, finish_run, log_results, open_run
 
     version = run.version
     client = connect(uri)
@@ -84,6 +86,8 @@ def log_job_run(uri: str | None, run: JobRun) -> str:
         trained_by = client.get_run(version.run_id)
         experiment = client.get_experiment(trained_by.info.experiment_id)
     own = {"kind": run.kind, "model": f"models:/{version.name}/{version.version}", "trained_by": version.run_id}
+    if run.description is not None:
+        own[NOTE_TAG] = run.description
     run_id = open_run(uri, experiment.name, run.name, flatten(dict(run.params)), own | dict(run.tags))
     log_results(client, run_id, run.metrics)
     with user_errors(client.tracking_uri), tempfile.TemporaryDirectory(prefix=f"drl-{run.kind}-") as folder:

@@ -112,13 +112,31 @@ METRICS: tuple[Metric, ...] = (
     Metric("score/inception_score", "inception score of the generated images", runs="scores"),
     Metric("score/inception_score_std", "standard deviation of the inception score over splits", runs="scores"),
     Metric("sweep_score", "last score of a trial", runs="trials", page="sweeps.md"),
-    Metric("likelihood/log_z_{side}", "bound of log Z", "nats", "likelihood", page="likelihood.md"),
-    Metric("likelihood/ess_{side}", "effective number of the chains that this bound rests on", runs="likelihood"),
-    Metric("likelihood/bits_per_dim_{side}", "negative log-likelihood by this bound", "bits/dim", "likelihood"),
+    Metric(
+        "likelihood/is_unknown",
+        "1 if the bits per dimension cannot be the likelihood, otherwise 0",
+        runs="likelihood",
+        page="likelihood.md",
+    ),
+    Metric(
+        "likelihood/log_z_{side}",
+        "estimate that bounds log Z on average",
+        "nats",
+        "likelihood",
+        page="likelihood.md",
+    ),
+    Metric(
+        "likelihood/log_z_limit_{side}",
+        "log Z is above (lower) or below (upper) it with a probability of 95 %",
+        "nats",
+        "likelihood",
+    ),
+    Metric("likelihood/ess_{side}", "effective number of the chains that this estimate rests on", runs="likelihood"),
+    Metric("likelihood/bits_per_dim_{side}", "negative log-likelihood by this estimate", "bits/dim", "likelihood"),
     Metric(
         "likelihood/bits_per_dim_x0_{side}", "the same of x_0, with the ladder's first noise", "bits/dim", "likelihood"
     ),
-    Metric("likelihood/level_log_z_ratio_{side}", "what level STEP adds to the bound of log Z", "nats", "likelihood"),
+    Metric("likelihood/level_log_z_ratio_{side}", "what level STEP adds to the estimate", "nats", "likelihood"),
     Metric("likelihood/level_ess_{side}", "effective number of chains at level STEP", runs="likelihood"),
     Metric("likelihood/level_acceptance_rate_{side}", "acceptance rate at level STEP", runs="likelihood"),
     Metric(

@@ -22,6 +22,8 @@ from drl_dist.tracking.client import chunks, connect, is_duplicate, user_errors
 RunStatus = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 
 RUN_NAME_TAG = "drl_dist.run_name"
+NOTE_TAG = MLFLOW_RUN_NOTE
+"""Tag that MLflow's page shows as the description of a run."""
 # MLflow's own limits.
 _PER_REQUEST, _METRICS_PER_REQUEST, _PARAM_LENGTH, _TAG_LENGTH = 100, 1000, 6000, 8000
 # Without it the page opens on the side that was last chosen in the browser, at first that for language models.

@@ -25,6 +25,7 @@ from drl_dist.jobs.likelihood.driver import likelihood_request, likelihood_run
 from drl_dist.jobs.likelihood.options import LikelihoodOptions, check_options
 from drl_dist.jobs.likelihood.output import FIGURE_NAME, REPORT_NAME, WEIGHTS_NAME, LikelihoodOutput
 from drl_dist.jobs.likelihood.task import LikelihoodTasks, StepSizeTasks, TaskResult
+from drl_dist.likelihood.trust import TOO_SHARP
 from drl_dist.localhost import MlflowServer
 from drl_dist.mcmc.adaptation import AdaptationConfig, StepSizes
 from drl_dist.training.chain import GradientEngine
@@ -175,6 +176,8 @@ def test_a_killed_job_ends_where_it_would_have(finished: Path, made: Made, capsy
     assert report["estimates"][1]["lower"]["log_z"] == pytest.approx(expected)
     assert len(report["estimates"][1]["upper"]["levels"]) == 6
     assert np.asarray(Image.open(finished / FIGURE_NAME)).std() > 5
+    assert report["summary"].startswith("bits/dim of the images: not known (fewer than 10 effective chains")
+    assert report["warnings"].count(TOO_SHARP) == 1
     assert report["data_scale"].startswith("x = (grey level + u - 128) / 127.5")
 
     before = (finished / REPORT_NAME).read_bytes()
@@ -275,6 +278,7 @@ def test_a_job_on_ray_killed_and_run_again_finds_the_same_numbers(
     for name, values in ours.items():
         np.testing.assert_array_equal(values, theirs[name])
     assert "bits/dim of 7 dequantised images" in done.stdout
+    assert f"warning: {TOO_SHARP}\n" in done.stdout
 
     run_id = done.stdout.partition("logged to MLflow as run ")[2].partition(",")[0]
     run = client.get_run(run_id)
@@ -287,7 +291,12 @@ def test_a_job_on_ray_killed_and_run_again_finds_the_same_numbers(
     tags = client.get_model_version("tiny-likelihood", str(version)).tags
     name = run.data.tags["drl_dist.run_name"]
     assert tags[f"likelihood.{name}"] == run_id
-    assert float(tags[f"likelihood.{name}.bits_per_dim_lower"]) == pytest.approx(report["at_data"]["lower"], rel=1e-5)
+    # Five chains are too few.
+    leading, _, number = tags[f"likelihood.{name}.bits_per_dim_lower"].partition("; ")
+    assert leading.startswith("not known (fewer than 10 effective chains")
+    assert float(number) == pytest.approx(report["at_data"]["lower"], rel=1e-5)
+    assert run.data.tags["mlflow.note.content"] == report["summary"]
+    assert report["summary"].startswith("bits/dim of the images: not known (fewer than 10 effective chains")
 
 
 def test_weights_that_diverged_have_no_likelihood(made: Made) -> None:

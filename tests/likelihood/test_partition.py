@@ -237,10 +237,10 @@ def test_a_report_says_what_is_wrong() -> None:
 
     few = down.log_weight.clone()
     few[2, 0] += 50
-    assert "lower bound of log Z rests on 1.0 effective of 400 chains" in warnings(0, log_weight=few)
-    assert "lower bound at 1 of 6 levels (2) each rest on few chains" in warnings(0, log_weight=few)
+    assert "lower estimate of log Z rests on 1.0 effective of 400 chains" in warnings(0, log_weight=few)
+    assert "lower estimate at 1 of 6 levels (2) each rest on few chains" in warnings(0, log_weight=few)
     assert "levels 0, 1, 2, 3, 4, 5" in warnings(1, root_mean_square=up.root_mean_square + 2)
     assert re.search(
-        r"bounds are (1|1\.0\d|0\.9\d+) bits/dim apart", warnings(1, log_weight=up.log_weight - 8 * math.log(2) / 6)
+        r"estimates are (1|1\.0\d|0\.9\d+) bits/dim apart", warnings(1, log_weight=up.log_weight - 8 * math.log(2) / 6)
     )
     assert "needs images that are draws of the model" in warnings(1, log_weight=up.log_weight + 1)

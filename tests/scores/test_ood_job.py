@@ -26,6 +26,7 @@ from drl_dist.jobs.ood import driver as ood
 from drl_dist.jobs.ood.driver import histogram_png, ood_run
 from drl_dist.jobs.ood.log_density import auroc, log_densities
 from drl_dist.jobs.ood.options import OodOptions, check_ood
+from drl_dist.likelihood.trust import TOO_SHARP
 from drl_dist.training.state import TrainState
 from tests.data.sets import write_set
 from tests.helpers.steps import tiny, waken
@@ -133,6 +134,16 @@ def test_sets_that_cannot_be_compared_are_refused(folder: Path, tmp_path: Path) 
 def done(folder: Path, tmp_path: Path) -> Path:
     assert ood_run(options(folder, out=str(tmp_path / "done"))) == 0
     return tmp_path / "done"
+
+
+def test_energies_too_sharp_for_densities_are_warned_of(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ood_run(options(folder, out=str(tmp_path / "out"))) == 0
+    assert [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: ")] == [
+        f"warning: {TOO_SHARP}"
+    ]
+    assert json.loads((tmp_path / "out" / "ood.json").read_text())["warnings"] == [TOO_SHARP]
 
 
 def contents(folder: Path) -> dict[str, bytes]:

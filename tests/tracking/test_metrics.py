@@ -40,9 +40,9 @@ def of_training(names: tuple[str, ...], num_levels: int) -> set[str]:
 
 
 def of_likelihoods() -> set[str]:
-    bound = SimpleNamespace(levels=[MagicMock()], log_z=0.0, effective_sample_size=0.0)
+    bound = SimpleNamespace(levels=[MagicMock()], log_z=0.0, limit=0.0, effective_sample_size=0.0)
     best = SimpleNamespace(lower=bound, upper=bound, annealed_bits_per_dim=0.0)
-    report = cast(Any, SimpleNamespace(estimates=[best], at_data=MagicMock(), at_x_0=MagicMock()))
+    report = cast(Any, SimpleNamespace(why_unknown=(), estimates=[best], at_data=MagicMock(), at_x_0=MagicMock()))
     return {*whole_metrics(report), *(name for name, _, _ in level_metrics(report))}
 
 
@@ -76,6 +76,6 @@ def test_the_documentation_shows_the_table() -> None:
 def test_a_metric_is_described_with_its_unit() -> None:
     assert describe("log_density_gap/level_5") == "mean log-density of y_pos less that of y_neg at level t, in nats"
     assert describe("log_density_gap/level_000-062") == describe("log_density_gap/level_5")
-    assert describe("likelihood/log_z_upper") == "bound of log Z, in nats"
+    assert describe("likelihood/log_z_upper") == "estimate that bounds log Z on average, in nats"
     assert describe("loss") == "weighted loss of the objective"
     assert describe("energy") is None

@@ -38,7 +38,8 @@ from drl_dist.jobs.likelihood.task import (
     TaskResult,
     num_adapted,
 )
-from drl_dist.likelihood.report import Report, level_metrics, report, whole_metrics
+from drl_dist.likelihood.report import Report, level_metrics, report, summary, unknown_first, whole_metrics
+from drl_dist.likelihood.trust import model_warnings
 from drl_dist.mcmc.adaptation import StepSizes
 from drl_dist.tracking.job_runs import JobRun, job_run_name, log_or_warn
 
@@ -183,6 +184,7 @@ def _finish(
         build_levels(model.experiment, ladder),
         ladder,
         model.experiment.model.channels * model.experiment.model.resolution**2,
+        model_warnings(model.experiment),
     )
     picture = figure(found)
     output.write_weights(
@@ -199,7 +201,9 @@ def _finish(
     if model.version is not None:
         origin["mlflow_run"] = _log(options, model, request, output, found, picture)
     # Without its records a later start could not log what could not be logged.
-    output.finish({**origin, **as_json(found)}, keep_records=origin.get("mlflow_run", "") is None)
+    output.finish(
+        {"summary": summary(found), **origin, **as_json(found)}, keep_records=origin.get("mlflow_run", "") is None
+    )
     print(f"{REPORT_NAME}, {FIGURE_NAME} and the weights are in {options.out}", flush=True)
 
 
@@ -238,6 +242,10 @@ def _log(
         tags={"data_url": options.data, "output_url": output.url},
         metrics=[*metrics, *((name, value, level) for name, level, value in level_metrics(found))],
         files={FIGURE_NAME: picture, REPORT_NAME: report_bytes(as_json(found))},
-        version_tags={name: repr(whole[f"likelihood/{name}"]) for name in ("bits_per_dim_lower", "bits_per_dim_upper")},
+        version_tags={
+            name: unknown_first(found, repr(whole[f"likelihood/{name}"]))
+            for name in ("bits_per_dim_lower", "bits_per_dim_upper")
+        },
+        description=summary(found),
     )
     return log_or_warn(options.tracking_uri, run, what="the likelihood is", later="The same command logs it later.")

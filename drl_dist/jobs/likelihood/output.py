@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -16,7 +17,8 @@ from drl_dist.jobs.common.report import Column, evenly_spread, figure_png, new_f
 from drl_dist.jobs.common.step_sizes import STEP_SIZES_NAME, read_step_sizes, write_step_sizes
 from drl_dist.jobs.likelihood.task import LikelihoodRequest, TaskResult
 from drl_dist.likelihood.partition import LogZ
-from drl_dist.likelihood.report import Report
+from drl_dist.likelihood.report import NEGATIVE, Report, summary, unknown_first
+from drl_dist.likelihood.weights import MARKOV_CONFIDENCE
 from drl_dist.mcmc.adaptation import StepSizes
 
 REPORT_NAME = "likelihood.json"
@@ -133,7 +135,10 @@ class LikelihoodOutput:
 
 
 def figure(report: Report) -> bytes:
-    """Both bounds of log Z over the number of chains, for every chain length, as a PNG (Figure 7, right)."""
+    """Both estimates of log Z over the number of chains, for every chain length, as a PNG.
+
+    Figure 7, right, shows the lower one alone, from single steps between levels.
+    """
     drawing = new_figure(6.4, 4.2)
     axes = drawing.subplots()
     for place, estimate in enumerate(report.estimates):
@@ -142,10 +147,11 @@ def figure(report: Report) -> bytes:
         axes.plot(lower.num_chains, lower.log_z, "-o", color=colour, markersize=3, label=f"{steps}, from below")
         axes.plot(upper.num_chains, upper.log_z, "--s", color=colour, markersize=3, label=f"{steps}, from above")
     axes.set_xscale("log", base=2)
+    axes.set_title(textwrap.fill(summary(report), 80), fontsize=8)
     axes.set(xlabel="number of chains", ylabel="log Z of y_0 (nats)")
     axes.ticklabel_format(axis="y", useOffset=False)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=7)
+    axes.legend(fontsize=7, title="estimates that bound log Z on average", title_fontsize=7)
     return figure_png(drawing)
 
 
@@ -160,32 +166,37 @@ def level_table(bound: LogZ) -> list[str]:
 
 def report_lines(report: Report, num_images: int) -> Sequence[str]:
     """The report as lines of text."""
-    lines: list[str] = []
+    lines = [summary(report)]
     for estimate in report.estimates:
-        for name, bound in (("lower", estimate.lower), ("upper", estimate.upper)):
-            lines.append(
-                f"{_steps(estimate.steps_per_level)}: {name} bound of log Z {bound.log_z:.3f} "
-                f"(standard error {bound.standard_error:.2g}, effective {bound.effective_sample_size:.1f} of "
-                f"{bound.num_chains} chains)"
-            )
+        lower, upper = estimate.lower, estimate.upper
+        lines += [
+            f"{_steps(estimate.steps_per_level)}, estimates that bound log Z on average:",
+            f"  from below {_estimate(lower)}, from above {_estimate(upper)}",
+            f"  log Z is at least {lower.limit:.3f} with a probability of {_percent(MARKOV_CONFIDENCE)}, and if the "
+            f"images are draws from the model at most {upper.limit:.3f} with {_percent(MARKOV_CONFIDENCE)}, both with "
+            f"{_percent(2 * MARKOV_CONFIDENCE - 1)}",
+        ]
     best = report.estimates[-1]
     lines += ["levels, from white noise down:", *level_table(best.lower)]
     lines += ["levels, from images up:", *level_table(best.upper)]
     for name, bits in (("dequantised images", report.at_data), ("x_0, with the ladder's noise", report.at_x_0)):
-        lines.append(
-            f"bits/dim of {num_images} {name}: from {bits.lower:.4f} (standard error "
-            f"{bits.lower_standard_error:.2g}) to {bits.upper:.4f} ({bits.upper_standard_error:.2g})"
+        numbers = (
+            f"on average from {bits.lower:.4f} (standard error {bits.lower_standard_error:.2g}) to {bits.upper:.4f} "
+            f"({bits.upper_standard_error:.2g})"
         )
+        lines.append(f"bits/dim of {num_images} {name}: {unknown_first(report, numbers)}")
+    # It needs neither effective chains nor draws of the model.
+    doubt = f"not known ({NEGATIVE}); " if best.annealed_bits_per_dim < 0 else ""
     lines.append(
-        f"bits/dim of x_0 under the annealed sampler, at most: {best.annealed_bits_per_dim:.4f} "
+        f"bits/dim of x_0 under the annealed sampler, on average at most: {doubt}{best.annealed_bits_per_dim:.4f} "
         f"({best.annealed_standard_error:.2g})"
     )
     return [*lines, *(f"warning: {text}" for text in report.warnings)]
 
 
 def as_json(report: Report) -> dict[str, Any]:
-    """The report as dictionaries, with the sums of equation 48."""
-    content = dataclasses.asdict(report)
+    """The report as dictionaries, the summary first, with the sums of the levels' ratios."""
+    content = {"summary": summary(report), **dataclasses.asdict(report)}
     for estimate, plain in zip(report.estimates, content["estimates"], strict=True):
         for name in ("lower", "upper"):
             plain[name]["sum_of_ratios"] = getattr(estimate, name).sum_of_ratios
@@ -196,6 +207,17 @@ def concatenated(results: Iterable[TaskResult]) -> dict[str, NDArray[np.float64]
     """The arrays of tasks of one kind, in the order of their numbers, side by side."""
     parts = [result.arrays for result in results]
     return {name: np.concatenate([part[name] for part in parts], axis=-1) for name in parts[0]}
+
+
+def _estimate(bound: LogZ) -> str:
+    return (
+        f"{bound.log_z:.3f} (standard error {bound.standard_error:.2g}, effective {bound.effective_sample_size:.1f} of "
+        f"{bound.num_chains} chains)"
+    )
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
 
 
 def _steps(length: int) -> str:

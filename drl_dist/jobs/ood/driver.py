@@ -23,6 +23,7 @@ from drl_dist.jobs.common.model import averaged_network, check_finite, load_mode
 from drl_dist.jobs.common.report import figure_png, new_figure, report_bytes
 from drl_dist.jobs.ood.log_density import auroc, log_densities
 from drl_dist.jobs.ood.options import OodOptions
+from drl_dist.likelihood.trust import model_warnings
 
 if TYPE_CHECKING:
     from drl_dist.config.tree import Experiment
@@ -80,7 +81,7 @@ def ood_run(options: OodOptions) -> int:
     network = averaged_network(model.experiment, model.ema, device)
     work = _Work(folder, request, network, model.experiment, options, count)
     values, others = work.densities(inside, "data", _RECORDS[0]), work.densities(outside, "other images", _RECORDS[1])
-    area = auroc(values, others)
+    area, warnings = auroc(values, others), model_warnings(model.experiment)
     report = {
         "auroc": area,
         "num_images": count,
@@ -89,6 +90,7 @@ def ood_run(options: OodOptions) -> int:
         "step": model.step,
         "data": _facts(inside, values),
         "other": _facts(outside, others),
+        "warnings": list(warnings),
     }
     folder.files.write(
         HISTOGRAM_NAME,
@@ -98,6 +100,8 @@ def ood_run(options: OodOptions) -> int:
     folder.clean_up(request, records=_RECORDS, files=[HISTOGRAM_NAME])
     print(f"AUROC {area:.4f}: the chance that an image of {inside.url} has a higher log-density than one of")
     print(f"{outside.url}; {count} images of each, {HISTOGRAM_NAME} and {REPORT_NAME} in {options.out}", flush=True)
+    for text in warnings:
+        print(f"warning: {text}", flush=True)
     return 0
 
 
