@@ -159,7 +159,7 @@ UNETS: dict[str, UNetRow] = {
         learning_rate=2e-3,
         ema_decay=0.995,
         batch_size=32,
-        num_steps=1_500,
+        num_steps=1_000,
     ),
     "fashion_mnist": UNetRow(
         width=16,
