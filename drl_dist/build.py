@@ -46,7 +46,8 @@ def build_levels(experiment: Experiment, ladder: NoiseLadder) -> Levels:
         "unit": torch.ones_like(step_size),
     }[mcmc.energy_scale]
     loss_weight = ladder.std[1] / std if experiment.optim.loss_weight == "inverse_std" else energy_scale
-    return Levels(transition_scale, precision, step_size, energy_scale, loss_weight)
+    noise_precision = ladder.noise_in_y(transition_scale) ** -2 if mcmc.normal_spread == "posterior" else None
+    return Levels(transition_scale, precision, step_size, energy_scale, loss_weight, noise_precision)
 
 
 def _level_scale(mcmc: McmcConfig, ladder: NoiseLadder) -> Tensor:

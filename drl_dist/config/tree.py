@@ -110,6 +110,9 @@ class McmcConfig:
     energy_scale: Literal["step_size", "transition_variance", "unit"] = "step_size"
     """log-density = raw network output / delta_t**2 (released code), / sigma_{t+1}**2 (what makes T = 1000 trainable:
     docs/deviations.md), or the output itself (paper; the only one for a unet)."""
+    normal_spread: Literal["transition", "posterior"] = "transition"
+    """Standard deviation of a draw of the normal approximation: sigma_{t+1} (paper), or that of y_t given x_{t+1} and
+    the data, with which recovery at T = 1000 has a fixed point at the lowest levels (docs/deviations.md)."""
     antithetic: bool = False
     """Train on pairs of opposite draws, of y_pos and y_neg from the same normals; for K = 0, where this takes most of
     the noise out of the learning gradient (docs/deviations.md)."""
