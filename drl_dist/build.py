@@ -120,7 +120,7 @@ def build_sampler(experiment: Experiment) -> ProgressiveSampler:
     )
 
 
-def build_posterior_sampler(experiment: Experiment, num_rounds: int = 1) -> PosteriorSampler:
+def build_posterior_sampler(experiment: Experiment, num_rounds: int = 4) -> PosteriorSampler:
     """Inpainting, super-resolution and denoising for this experiment; their chains start at x_{t+1}.
 
     Raises:
