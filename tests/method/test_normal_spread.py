@@ -8,10 +8,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from drl_dist.build import build_ladder, build_levels, build_posterior_sampler
 from drl_dist.config.presets import preset
 from drl_dist.config.tree import EngineConfig
 from drl_dist.diffusion.ladder import Pairs, draw_pairs
+from drl_dist.diffusion.noise import PhiloxNoise
 from drl_dist.diffusion.recovery import LogDensityAndGrad
+from drl_dist.sampling.long_run import start_level
 from drl_dist.training.state import TrainState
 from drl_dist.training.step import TrainStep
 
@@ -123,3 +126,27 @@ def test_in_directions_in_which_the_data_vary_the_fixed_point_is_near(
     for factor, sign in ((0.5, 1), (1.5, -1)):
         slope = drawn(step, t, factor * fixed_point, 0.5, 1500)[2]
         assert sign * slope > 0
+
+
+def flat(level: Tensor) -> LogDensityAndGrad:
+    """A density of no gradient: what is drawn is x_{t+1} and noise."""
+    return lambda y: (y.new_zeros(len(y)), torch.zeros_like(y))
+
+
+@pytest.mark.parametrize("spread", ["posterior", "transition"])
+def test_long_runs_and_denoising_draw_with_the_spread_too(spread: str) -> None:
+    experiment, count = preset("digits", "t1k"), 1000
+    mcmc = dataclasses.replace(experiment.mcmc, normal_spread=spread)
+    experiment = dataclasses.replace(experiment, mcmc=mcmc)
+    ladder = build_ladder(experiment.diffusion)
+    below, std, scale = float(ladder.cumulative_std[0]), float(ladder.std[1]), float(ladder.scale[1])
+    x, ids = torch.zeros(count, 1, 8, 8, dtype=torch.float64), torch.arange(count)
+    start = start_level(build_levels(experiment, ladder), 0, flat, PhiloxNoise(0), ids, x)
+    posterior = scale * below * std / float(ladder.cumulative_std[1])
+    assert float(start.y.std()) == pytest.approx(posterior if spread == "posterior" else std, rel=0.02)
+    # Denoising, of less noise than x_1 has: that beyond x_0 takes the place of the transition's.
+    noise_std = 0.012
+    made = build_posterior_sampler(experiment).denoise(flat, PhiloxNoise(0), ids, x, noise_std)
+    further = ((float(ladder.cumulative_scale[0]) * noise_std) ** 2 - below**2) ** 0.5
+    posterior = below * further / (below**2 + further**2) ** 0.5
+    assert float(made.std()) == pytest.approx(posterior if spread == "posterior" else further, rel=0.02)
