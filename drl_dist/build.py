@@ -74,6 +74,7 @@ def build_wide_resnet(experiment: Experiment, generator: torch.Generator | None 
         **_sizes(model),
         activation=model.activation,
         spectral_norm=model.spectral_norm,
+        norm_rule=model.spectral_norm_rule,
         head=model.head,
         generator=generator,
     )

@@ -102,7 +102,7 @@ ADJUSTMENTS: dict[str, dict[str, dict[str, Any]]] = {
 }
 """Further fields of single presets, by section."""
 
-NEWER_FIELDS = ("mcmc.normal_spread",)
+NEWER_FIELDS = ("model.spectral_norm_rule", "mcmc.normal_spread")
 """Fields for which presets choose otherwise than they did before these fields existed. What a record without them means
 is their default in `drl_dist.config.tree`."""
 
@@ -170,6 +170,7 @@ def _row(name: str) -> Experiment:
             width=row.width,
             width_multipliers=row.width_multipliers,
             num_res_blocks=row.num_res_blocks,
+            spectral_norm_rule="released",
         ),
         optim=OptimConfig(
             beta1=row.beta1,
