@@ -46,7 +46,8 @@ def build_levels(experiment: Experiment, ladder: NoiseLadder) -> Levels:
         "unit": torch.ones_like(step_size),
     }[mcmc.energy_scale]
     loss_weight = ladder.std[1] / std if experiment.optim.loss_weight == "inverse_std" else energy_scale
-    return Levels(transition_scale, precision, step_size, energy_scale, loss_weight)
+    noise_precision = ladder.noise_in_y(transition_scale) ** -2 if mcmc.normal_spread == "posterior" else None
+    return Levels(transition_scale, precision, step_size, energy_scale, loss_weight, noise_precision)
 
 
 def _level_scale(mcmc: McmcConfig, ladder: NoiseLadder) -> Tensor:
@@ -73,6 +74,7 @@ def build_wide_resnet(experiment: Experiment, generator: torch.Generator | None 
         **_sizes(model),
         activation=model.activation,
         spectral_norm=model.spectral_norm,
+        norm_rule=model.spectral_norm_rule,
         head=model.head,
         generator=generator,
     )
@@ -119,7 +121,7 @@ def build_sampler(experiment: Experiment) -> ProgressiveSampler:
     )
 
 
-def build_posterior_sampler(experiment: Experiment, num_rounds: int = 1) -> PosteriorSampler:
+def build_posterior_sampler(experiment: Experiment, num_rounds: int = 4) -> PosteriorSampler:
     """Inpainting, super-resolution and denoising for this experiment; their chains start at x_{t+1}.
 
     Raises:

@@ -34,11 +34,13 @@ def t6_ladder() -> tuple[list[float], list[float]]:
     return scale, std
 
 
-def normalised(weights: Weights, name: str, *, is_capped: bool = False) -> Tensor:
-    """The spectrally normalised weight of one layer."""
+def normalised(weights: Weights, name: str, rule: str, *, is_capped: bool = False) -> Tensor:
+    """The spectrally normalised weight of one layer, with the norm of one power iteration, or of half of one."""
     weight, u = weights[f"{name}.weight"], weights[f"{name}.u"]
     matrix = weight.reshape(len(weight), -1)
     v = functional.normalize(matrix.detach().t() @ u, dim=0)
+    if rule == "released":
+        u = functional.normalize(matrix.detach() @ v, dim=0)
     norm = torch.dot(u, matrix @ v)
     return weight / norm * torch.clamp(norm, max=1.0) if is_capped else weight / norm
 
@@ -54,25 +56,30 @@ def raw_output(weights: Weights, y: Tensor, level: Tensor, experiment: Experimen
     frequency = torch.exp(torch.arange(half, dtype=torch.float32) * -(math.log(10000) / (half - 1)))
     angle = level[:, None].float() * frequency[None]
     time = torch.cat([torch.sin(angle), torch.cos(angle)], 1).to(y.dtype)
-    time = functional.linear(time, weights["dense_1.weight"], weights["dense_1.bias"])
-    time = act(functional.linear(act(time), weights["dense_2.weight"], weights["dense_2.bias"]))
-    h = functional.conv2d(y, normalised(weights, "stem"), weights["stem.bias"], padding=1)
+    rule = model.spectral_norm_rule
+    first, second = (
+        normalised(weights, name, rule) if rule == "released" else weights[f"{name}.weight"]
+        for name in ("dense_1", "dense_2")
+    )
+    time = functional.linear(time, first, weights["dense_1.bias"])
+    time = act(functional.linear(act(time), second, weights["dense_2.bias"]))
+    h = functional.conv2d(y, normalised(weights, "stem", rule), weights["stem.bias"], padding=1)
     for i in range(len(model.width_multipliers)):
         if i:
             h = functional.avg_pool2d(h, 2)
         for j in range(model.num_res_blocks):
             name = f"levels.{i}.{j}"
             r = functional.conv2d(
-                act(h), normalised(weights, f"{name}.conv_1"), weights[f"{name}.conv_1.bias"], padding=1
+                act(h), normalised(weights, f"{name}.conv_1", rule), weights[f"{name}.conv_1.bias"], padding=1
             )
-            bias = functional.linear(time, normalised(weights, f"{name}.time"), weights[f"{name}.time.bias"])
+            bias = functional.linear(time, normalised(weights, f"{name}.time", rule), weights[f"{name}.time.bias"])
             r = act(r + bias[:, :, None, None])
-            r = functional.conv2d(
-                r, normalised(weights, f"{name}.conv_2", is_capped=True), weights[f"{name}.conv_2.bias"], padding=1
-            )
+            second = normalised(weights, f"{name}.conv_2", rule, is_capped=True)
+            r = functional.conv2d(r, second, weights[f"{name}.conv_2.bias"], padding=1)
             r = r * weights[f"{name}.conv_2.channel_scale"][None, :, None, None]
             if f"{name}.skip.weight" in weights:
-                h = functional.conv2d(h, normalised(weights, f"{name}.skip"), weights[f"{name}.skip.bias"], padding=1)
+                skip = normalised(weights, f"{name}.skip", rule)
+                h = functional.conv2d(h, skip, weights[f"{name}.skip.bias"], padding=1)
             h = h + r
     features = torch.relu(h).sum(dim=(2, 3))
     vector = functional.linear(time, weights["head.weight"], weights["head.bias"])

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from collections.abc import Collection
 from typing import Any
 
+from drl_dist.checkpoints.earlier_records import as_begun, lacking, without
 from drl_dist.checkpoints.format import parse_json_object
 from drl_dist.checkpoints.retention import SNAPSHOT
 from drl_dist.checkpoints.rollbacks import ROLLBACKS
 from drl_dist.common.errors import UserError
 from drl_dist.common.nested import completed, differences, to_dict
-from drl_dist.config.tree import Experiment
+from drl_dist.config.tree import Experiment, RunConfig
 from drl_dist.data.filesystem import Folder
 from drl_dist.data.substitutes import SUBSTITUTES
 
@@ -19,6 +22,19 @@ RECORD = "experiment.json"
 _WRITTEN = {SUBSTITUTES, ROLLBACKS, SNAPSHOT}
 # A run may be made longer: no step depends on how many follow.
 _MAY_CHANGE = "experiment.train.num_steps"
+
+
+def continued(run: RunConfig, chosen: Collection[str] = ()) -> RunConfig:
+    """The run as its folder has it, if an earlier version began it: see `drl_dist.checkpoints.earlier_records`.
+
+    Args:
+        chosen: fields, by their dotted names, that are to be as they are.
+
+    Raises:
+        UserError: its record is damaged.
+    """
+    names = [name for name in _lacking(run.url) if name not in chosen]
+    return dataclasses.replace(run, experiment=as_begun(run.experiment, names, f"run {run.run_name}"))
 
 
 def check_record(run_url: str, experiment: Experiment, data_fingerprint: str, start_from: str | None = None) -> None:
@@ -61,8 +77,18 @@ def check_record(run_url: str, experiment: Experiment, data_fingerprint: str, st
 
 def write_record(run_url: str, experiment: Experiment, data_fingerprint: str, start_from: str | None = None) -> None:
     """Keep the experiment, the fingerprint of its data, and what it continues from in the run folder."""
-    text = json.dumps(_record(experiment, data_fingerprint, start_from), indent=2) + "\n"
-    Folder(run_url).write(RECORD, text.encode())
+    record = _record(experiment, data_fingerprint, start_from)
+    record["experiment"] = without(record["experiment"], _lacking(run_url))
+    Folder(run_url).write(RECORD, (json.dumps(record, indent=2) + "\n").encode())
+
+
+def _lacking(run_url: str) -> tuple[str, ...]:
+    """Newer fields that the record of a run folder does not have; none if there is no record."""
+    try:
+        text = Folder(run_url).read(RECORD)
+    except FileNotFoundError:
+        return ()
+    return lacking(parse_json_object(text, source=f"record {run_url}/{RECORD}").get("experiment", {}))
 
 
 def _record(experiment: Experiment, data_fingerprint: str, start_from: str | None) -> dict[str, Any]:

@@ -110,6 +110,9 @@ ADJUSTMENTS: dict[str, dict[str, dict[str, Any]]] = {
 }
 """Further fields of single presets, by section."""
 
+NEWER_FIELDS = ("model.spectral_norm_rule", "mcmc.normal_spread")
+"""Fields for which presets choose otherwise than they did before these fields existed. What a record without them means
+is their default in `drl_dist.config.tree`."""
 
 SETTINGS = {
     "t6": "T = 6, K = 30 Langevin steps per level (10 for fashion_mnist): the paper's main setting",
@@ -210,6 +213,8 @@ def preset(name: str, setting: str = "t6") -> Experiment:
             num_chain_steps=0,
             top_level="conditional",
             energy_scale="transition_variance",
+            # Draws of standard deviation sigma vary more than y_0 does: recovery has no fixed point there.
+            normal_spread="posterior" if optim.needs_negatives else "transition",
             antithetic=optim.needs_negatives,
             sampling_noise_scale=1.0,
         ),
@@ -265,6 +270,7 @@ def _row(name: str) -> Experiment:
             width=row.width,
             width_multipliers=row.width_multipliers,
             num_res_blocks=row.num_res_blocks,
+            spectral_norm_rule="released",
         ),
         optim=OptimConfig(
             beta1=row.beta1,

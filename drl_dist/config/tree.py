@@ -29,8 +29,8 @@ class ModelConfig:
 
     network: Literal["wide_resnet", "unet"] = "wide_resnet"
     """wide_resnet: raw output summed over the image (paper); unet: an energy made of a U-Net, in nats
-    (`drl_dist.energy.unet`), with group norm and SiLU, for which `activation`, `spectral_norm` and `head` are of no
-    meaning."""
+    (`drl_dist.energy.unet`), with group norm and SiLU, for which `activation`, `head` and what concerns
+    the spectral norm are of no meaning."""
     resolution: int = 32
     """Height and width of the images, in pixels."""
     channels: int = 3
@@ -49,6 +49,9 @@ class ModelConfig:
     """leaky_relu has slope 0.2; silu is smooth, which T = 1000 needs."""
     spectral_norm: bool = True
     """Divide weights by their largest singular value (one power iteration a step)."""
+    spectral_norm_rule: Literal["released", "own"] = "own"
+    """released: the two dense layers of the time embedding are normalised too, and a norm is |W v| with v of one power
+    iteration (released code); own: they are not, and it is |W^T u|, as in all networks up to version 0.1.0."""
     head: Literal["inner_product", "dense"] = "inner_product"
     """inner_product with a vector made from the time embedding (released code), or one dense layer (Table 5)."""
     energy: Literal["inner_product", "squared_distance"] = "inner_product"
@@ -110,6 +113,9 @@ class McmcConfig:
     energy_scale: Literal["step_size", "transition_variance", "unit"] = "step_size"
     """log-density = raw network output / delta_t**2 (released code), / sigma_{t+1}**2 (what makes T = 1000 trainable:
     docs/deviations.md), or the output itself (paper; the only one for a unet)."""
+    normal_spread: Literal["transition", "posterior"] = "transition"
+    """Standard deviation of a draw of the normal approximation: sigma_{t+1} (paper), or that of y_t given x_{t+1} and
+    the data, with which recovery at T = 1000 has a fixed point at the lowest levels (docs/deviations.md)."""
     antithetic: bool = False
     """Train on pairs of opposite draws, of y_pos and y_neg from the same normals; for K = 0, where this takes most of
     the noise out of the learning gradient (docs/deviations.md)."""

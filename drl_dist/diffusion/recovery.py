@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -28,19 +28,33 @@ class Levels:
     """log-density = energy_scale * raw network output."""
     loss_weight: Tensor
     """Weight of a sample's raw difference in the loss."""
+    noise_precision: Tensor | None = None
+    """What the known noise in y_t adds to the precision of a draw of the normal approximation; None for nothing."""
 
     @property
     def num_levels(self) -> int:
         """T."""
         return len(self.step_size)
 
+    @property
+    def normal_std(self) -> Tensor:
+        """Standard deviation of a draw of the normal approximation: sigma_{t+1}, or with the noise's precision that of
+        y_t given x_{t+1} and the data.
+        """
+        precision = self.recovery_precision
+        return (precision if self.noise_precision is None else precision + self.noise_precision).rsqrt()
+
     def at(self, level: Tensor) -> Levels:
         """The values at each sample's level, (B,)."""
-        return Levels(**{field.name: getattr(self, field.name)[level] for field in fields(self)})
+        return self._changed(lambda values: values[level])
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Levels:
         """The same values on another device, in another dtype."""
-        return Levels(**{field.name: getattr(self, field.name).to(device, dtype) for field in fields(self)})
+        return self._changed(lambda values: values.to(device, dtype))
+
+    def _changed(self, change: Callable[[Tensor], Tensor]) -> Levels:
+        given = [field.name for field in fields(self) if getattr(self, field.name) is not None]
+        return replace(self, **{name: change(getattr(self, name)) for name in given})
 
 
 def scaled_density(raw_and_grad: LogDensityAndGrad, energy_scale: Tensor) -> LogDensityAndGrad:

@@ -29,6 +29,9 @@ class Layer(nn.Module):
         scale: scale of the initialisation.
         spectral_norm: ``"unit"`` divides the weight by its largest singular value; ``"cap"`` does so only if that value
             is above 1 (for layers initialised at zero); ``None`` leaves the weight unchanged.
+        norm_rule: how the largest singular value is estimated from u, for weights W of shape (out, in): ``"released"``
+            |W v| with v = W^T u / |W^T u|, as in a forward pass of the released code, half a power iteration further
+            than ``"own"``, which is |W^T u|.
         learned_scale: multiply weight and bias by one learned factor per output channel.
         generator: random generator of the initial values.
     """
@@ -42,13 +45,14 @@ class Layer(nn.Module):
         *,
         scale: float = 1.0,
         spectral_norm: str | None = "unit",
+        norm_rule: str = "own",
         learned_scale: bool = False,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(shape))
         self.bias = nn.Parameter(torch.zeros(shape[0]))
-        self.spectral_norm = spectral_norm
+        self.spectral_norm, self.norm_rule = spectral_norm, norm_rule
         fan_average_uniform_(self.weight, scale, generator)
         self.channel_scale = nn.Parameter(torch.ones(shape[0])) if learned_scale else None
         if spectral_norm is None:
@@ -67,12 +71,14 @@ class Layer(nn.Module):
             self.u.copy_(functional.normalize(matrix @ v, dim=0))
 
     def effective(self) -> tuple[Tensor, Tensor]:
-        """The weight and bias that the layer applies; gradients flow through the norm, but not through u."""
+        """The weight and bias that the layer applies; gradients flow through the norm, but not through u and v."""
         weight, bias = self.weight, self.bias
         if self.u is not None:
-            matrix = weight.flatten(1)
-            v = functional.normalize(matrix.detach().mT @ self.u, dim=0)
-            norm = self.u @ (matrix @ v)
+            matrix, u = weight.flatten(1), self.u
+            v = functional.normalize(matrix.detach().mT @ u, dim=0)
+            if self.norm_rule == "released":
+                u = functional.normalize(matrix.detach() @ v, dim=0)
+            norm = u @ (matrix @ v)
             weight = weight / (norm.clamp(min=1.0) if self.spectral_norm == "cap" else norm)
         if self.channel_scale is not None:
             weight = weight * self.channel_scale.reshape((-1,) + (1,) * (weight.dim() - 1))

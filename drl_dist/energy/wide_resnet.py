@@ -7,6 +7,7 @@ once for all K chain gradients, and once more, with gradients, for its update.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from typing import NamedTuple, cast
 
 import torch
@@ -63,20 +64,15 @@ class ResBlock(nn.Module):
     """Two 3x3 convolutions and a time bias between them."""
 
     def __init__(
-        self, width_in: int, width_out: int, time_dim: int, norm: bool, generator: torch.Generator | None
+        self, width_in: int, width_out: int, time_dim: int, norm: bool, rule: str, generator: torch.Generator | None
     ) -> None:
         super().__init__()
         unit, cap = ("unit", "cap") if norm else (None, None)
-        self.conv_1 = Layer((width_out, width_in, 3, 3), spectral_norm=unit, generator=generator)
-        self.time = Layer((width_out, time_dim), spectral_norm=unit, generator=generator)
-        self.conv_2 = Layer(
-            (width_out, width_out, 3, 3), scale=1e-10, spectral_norm=cap, learned_scale=True, generator=generator
-        )
-        self.skip = (
-            Layer((width_out, width_in, 3, 3), spectral_norm=unit, generator=generator)
-            if width_in != width_out
-            else None
-        )
+        layer = partial(Layer, norm_rule=rule, generator=generator)
+        self.conv_1 = layer((width_out, width_in, 3, 3), spectral_norm=unit)
+        self.time = layer((width_out, time_dim), spectral_norm=unit)
+        self.conv_2 = layer((width_out, width_out, 3, 3), scale=1e-10, spectral_norm=cap, learned_scale=True)
+        self.skip = layer((width_out, width_in, 3, 3), spectral_norm=unit) if width_in != width_out else None
 
     def effective(self, dtype: torch.dtype) -> BlockWeights:
         """The block's weights, those of convolutions in `dtype`."""
@@ -101,6 +97,8 @@ class WideResNet(EnergyNetwork):
         time_embedding_dim, time_hidden_dim: widths of the time embedding.
         activation: ``"leaky_relu"`` (slope 0.2) or ``"silu"``.
         spectral_norm: whether convolutions and time projections are normalised.
+        norm_rule: ``"released"`` normalises the two dense layers of the time embedding too, ``"own"`` does not; and
+            how norms are estimated, see `Layer`.
         head: ``"inner_product"`` with a vector computed from the time embedding, or ``"dense"``.
         generator: random generator of the initial weights; by default torch's own.
     """
@@ -117,6 +115,7 @@ class WideResNet(EnergyNetwork):
         time_hidden_dim: int = 512,
         activation: str = "leaky_relu",
         spectral_norm: bool = True,
+        norm_rule: str = "own",
         head: str = "inner_product",
         generator: torch.Generator | None = None,
     ) -> None:
@@ -125,16 +124,20 @@ class WideResNet(EnergyNetwork):
         self.activation = activation
         self.head_kind = head
         self.time_embedding_dim = time_embedding_dim
-        self.dense_1 = Layer((time_hidden_dim, time_embedding_dim), spectral_norm=None, generator=generator)
-        self.dense_2 = Layer((time_hidden_dim, time_hidden_dim), spectral_norm=None, generator=generator)
         norm = "unit" if spectral_norm else None
-        self.stem = Layer((width, channels, 3, 3), spectral_norm=norm, generator=generator)
+        time_norm = norm if norm_rule == "released" else None
+        layer = partial(Layer, norm_rule=norm_rule, generator=generator)
+        self.dense_1 = layer((time_hidden_dim, time_embedding_dim), spectral_norm=time_norm)
+        self.dense_2 = layer((time_hidden_dim, time_hidden_dim), spectral_norm=time_norm)
+        self.stem = layer((width, channels, 3, 3), spectral_norm=norm)
         levels: list[nn.ModuleList] = []
         current = width
         for multiplier in width_multipliers:
             blocks: list[ResBlock] = []
             for _ in range(num_res_blocks):
-                blocks.append(ResBlock(current, width * multiplier, time_hidden_dim, spectral_norm, generator))
+                blocks.append(
+                    ResBlock(current, width * multiplier, time_hidden_dim, spectral_norm, norm_rule, generator)
+                )
                 current = width * multiplier
             levels.append(nn.ModuleList(blocks))
         self.levels = nn.ModuleList(levels)

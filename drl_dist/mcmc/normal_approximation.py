@@ -13,7 +13,7 @@ from drl_dist.mcmc.langevin import Position
 
 @dataclass(frozen=True)
 class NormalApproximation:
-    """y ~ N(x_noisy + sigma**2 * grad f(x_noisy), sigma**2), equations 11 and 12; one gradient.
+    """y ~ N(x_noisy + sigma**2 * grad f(x_noisy), spread**2), one gradient; equations 11 and 12, where spread = sigma.
 
     It is a transition *from x_noisy*, where the gradient of the recovery term vanishes, so f may be the marginal
     density or the conditional one. It is meant to be made once: a second step would start from y as if that were
@@ -23,11 +23,13 @@ class NormalApproximation:
         density: f and its gradient.
         std: (B,) sigma_{t+1}.
         noise_scale: 1 samples; less than 1 sharpens.
+        spread: (B,) standard deviation of the draw; sigma_{t+1} by default.
     """
 
     density: LogDensityAndGrad
     std: Tensor
     noise_scale: float = 1.0
+    spread: Tensor | None = None
 
     @property
     def num_uniforms(self) -> int:
@@ -42,4 +44,5 @@ class NormalApproximation:
         """See `Kernel`."""
         _, gradient = self.density(state.y)
         std = column(self.std, state.y)
-        return Position(state.y + std.square() * gradient + (self.noise_scale * std) * noise.normal), None
+        spread = std if self.spread is None else column(self.spread, state.y)
+        return Position(state.y + std.square() * gradient + (self.noise_scale * spread) * noise.normal), None

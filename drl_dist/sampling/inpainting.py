@@ -231,7 +231,7 @@ class PosteriorSampler:
         """The kernel that draws y_t, or its unobserved part, given x_{t+1}."""
         if self.num_chain_steps == 0:
             density = marginal if observation is None else _of_the_rest(marginal, observation)
-            return NormalApproximation(density, here.recovery_precision.rsqrt(), self.noise_scale)
+            return NormalApproximation(density, here.recovery_precision.rsqrt(), self.noise_scale, here.normal_std)
         conditional = conditional_density(marginal, x_noisy, here.recovery_precision)
         density = conditional if observation is None else _of_the_rest(conditional, observation)
         return UnadjustedLangevin(density, here.step_size, self.noise_scale)

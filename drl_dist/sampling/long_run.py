@@ -199,7 +199,7 @@ def start_level(
     density = conditional_density(marginal, x_noisy, here.recovery_precision)
     if start == "x_noisy" or float(levels.recovery_precision[t]) == 0:
         return LevelStart(density, x_noisy, 0, numbers)
-    draw = NormalApproximation(marginal, here.recovery_precision.rsqrt())
+    draw = NormalApproximation(marginal, here.recovery_precision.rsqrt(), spread=here.normal_std)
     return LevelStart(density, run_chain(draw, x_noisy, numbers, 1).y, 1, numbers)
 
 

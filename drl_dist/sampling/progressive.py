@@ -107,7 +107,7 @@ class ProgressiveSampler:
         here = self.levels.to(x_noisy.device, x_noisy.dtype).at(level)
         marginal = scaled_density(raw_and_grad, here.energy_scale)
         if self.num_chain_steps == 0:
-            return NormalApproximation(marginal, here.recovery_precision.rsqrt(), self.noise_scale)
+            return NormalApproximation(marginal, here.recovery_precision.rsqrt(), self.noise_scale, here.normal_std)
         density = conditional_density(marginal, x_noisy, here.recovery_precision)
         return UnadjustedLangevin(density, here.step_size, self.noise_scale)
 

@@ -172,8 +172,8 @@ class TrainStep:
             if self.experiment.mcmc.antithetic:
                 normal = pairs.standardised_y_pos(self.ladder)
                 y_neg = kernel(kernel.init(pairs.x_noisy), StepNoise(normal, normal.new_empty(len(normal), 0)))[0].y
-                std = column(self.levels.at(pairs.level).recovery_precision.rsqrt(), y_neg)
-                return torch.cat([y_neg, y_neg - 2 * self.sampler.noise_scale * std * normal])
+                spread = column(self.levels.at(pairs.level).normal_std, y_neg)
+                return torch.cat([y_neg, y_neg - 2 * self.sampler.noise_scale * spread * normal])
             noise = KeyedChainNoise(self.noise, Purpose.TRAIN_CHAIN, positions, pairs.level, shape, self.dtype)
             return run_chain(kernel, y, noise, self.sampler.num_draws).y
 

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from drl_dist.checkpoints.run_record import check_record, write_record
+from drl_dist.checkpoints.run_record import check_record, continued, write_record
 from drl_dist.common.errors import UserError
-from drl_dist.config.presets import preset
-from drl_dist.config.tree import TrainConfig
+from drl_dist.common.nested import flatten, to_dict
+from drl_dist.config.presets import NEWER_FIELDS, SETTINGS, preset
+from drl_dist.config.tree import Experiment, RunConfig, TrainConfig
 
 
 def test_the_same_experiment_is_accepted_and_another_refused_with_its_differences(tmp_path: Path) -> None:
@@ -74,3 +75,40 @@ def test_a_folder_of_something_else_is_no_run(name: str, tmp_path: Path) -> None
         check_record(str(tmp_path), preset("digits"), "f00d")
     write_record(str(tmp_path), preset("digits"), "f00d")
     check_record(str(tmp_path), preset("digits"), "f00d")
+
+
+def test_a_run_of_before_a_field_was_chosen_continues_as_it_began(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = RunConfig(experiment=preset("digits", "t1k"), storage=str(tmp_path), run_name="old")
+    before = dataclasses.replace(run.experiment.mcmc, normal_spread="transition")
+    old = dataclasses.replace(run.experiment, mcmc=before)
+    (tmp_path / "old").mkdir()
+    record = tmp_path / "old" / "experiment.json"
+    stored = to_dict(old)
+    del stored["mcmc"]["normal_spread"]
+    record.write_text(json.dumps({"experiment": stored, "data_fingerprint": "f00d"}))
+    # Again and again: the record stays one of before.
+    for _ in range(2):
+        found = continued(run)
+        assert found == dataclasses.replace(run, experiment=old)
+        told = "run old was begun before mcmc.normal_spread could be chosen, and continues with transition\n"
+        assert capsys.readouterr().out == told
+        check_record(run.url, found.experiment, "f00d")
+        write_record(run.url, found.experiment, "f00d")
+    # What is asked for explicitly is not passed over, but refused.
+    assert continued(run, ["mcmc.normal_spread"]) == run
+    with pytest.raises(UserError, match=r"mcmc\.normal_spread: transition -> posterior"):
+        check_record(run.url, run.experiment, "f00d")
+    # A new run, and one whose record knows the field, are what they are.
+    write_record(str(tmp_path / "new"), run.experiment, "f00d")
+    for name in ("new", "none"):
+        assert continued(dataclasses.replace(run, run_name=name)).experiment == run.experiment
+    assert capsys.readouterr().out == ""
+
+
+def test_the_newer_fields_stand_otherwise_in_a_preset_than_where_they_lack() -> None:
+    absent = flatten(to_dict(Experiment(preset="")))
+    for name in NEWER_FIELDS:
+        values = {flatten(to_dict(preset("digits", setting)))[name] for setting in SETTINGS}
+        assert values - {absent[name]}

@@ -104,10 +104,13 @@ def test_every_setting_makes_steps_and_tells_finite_numbers(setting: str) -> Non
     assert names == ({"predicted_noise", "noise_error"} if setting == "t1k_dsm" else negatives)
 
 
+@pytest.mark.parametrize("spread", ["transition", "posterior"])
 @pytest.mark.parametrize("is_antithetic", [False, True])
-def test_the_negative_of_t1k_is_one_draw_of_equation_12(monkeypatch: pytest.MonkeyPatch, is_antithetic: bool) -> None:
+def test_the_negative_of_t1k_is_one_draw_of_equation_12(
+    monkeypatch: pytest.MonkeyPatch, is_antithetic: bool, spread: str
+) -> None:
     experiment = tiny("t1k")
-    mcmc = dataclasses.replace(experiment.mcmc, antithetic=is_antithetic)
+    mcmc = dataclasses.replace(experiment.mcmc, antithetic=is_antithetic, normal_spread=spread)
     step, given = awake(dataclasses.replace(experiment, mcmc=mcmc)), batch()
     pairs = step.draw(given.images, given.positions)
     calls: list[int] = []
@@ -118,6 +121,10 @@ def test_the_negative_of_t1k_is_one_draw_of_equation_12(monkeypatch: pytest.Monk
     variance = torch.linspace(1e-4, 0.02, 1001, dtype=torch.float64)[pairs.level + 1].reshape(-1, 1, 1, 1)
     # log-density = raw / sigma**2, so the drift sigma**2 grad f is grad raw.
     middle = pairs.x_noisy + raw_gradient(step, pairs.x_noisy, pairs.level)
+    std = variance.sqrt()
+    if spread == "posterior":
+        std = std * (step.ladder.scale[pairs.level + 1] * step.ladder.cumulative_std[pairs.level]).reshape(std.shape)
+        std = std / step.ladder.cumulative_std[pairs.level + 1].reshape(std.shape)
     if is_antithetic:
         # The normals of x_t given x_{t+1} and x, by the precisions of both: those that the positives have.
         kept = step.ladder.cumulative_std[pairs.level].square().reshape(-1, 1, 1, 1)
@@ -125,10 +132,10 @@ def test_the_negative_of_t1k_is_one_draw_of_equation_12(monkeypatch: pytest.Monk
         x = step.ladder.cumulative_scale[pairs.level].reshape(-1, 1, 1, 1) * to_unit_range(given.images).double()
         centre = (x / kept + (1 - variance).sqrt() / variance * pairs.x_noisy) / precision
         noise = (pairs.y_pos / (1 - variance).sqrt() - centre) * precision.sqrt()
-        expected = torch.cat([middle + variance.sqrt() * noise, middle - variance.sqrt() * noise])
+        expected = torch.cat([middle + std * noise, middle - std * noise])
     else:
         noise = PhiloxNoise(0).normal(Purpose.TRAIN_CHAIN, given.positions, pairs.level, (0,), (1, 8, 8))[0].double()
-        expected = middle + variance.sqrt() * noise
+        expected = middle + std * noise
     torch.testing.assert_close(y_neg, expected.detach(), rtol=0, atol=1e-9)
 
 

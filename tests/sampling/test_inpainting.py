@@ -93,9 +93,13 @@ def test_completions_have_exactly_the_distribution_of_their_chains(name: str, nu
         assert worst_score(drawn(name, mistaken, raw_at, count, 3), wanted) > LIMIT
 
 
+@pytest.mark.parametrize("spread", ["transition", "posterior"])
 @pytest.mark.parametrize("name", OBSERVATIONS)
-def test_without_chain_steps_completions_have_the_distribution_of_normal_draws(name: str) -> None:
+def test_without_chain_steps_completions_have_the_distribution_of_normal_draws(name: str, spread: str) -> None:
     sampler, raw_at = posterior_sampler(pixels(), ladder=linear_ladder(8, 0.02, 0.05), num_rounds=2, num_chain_steps=0)
+    if spread == "posterior":
+        noise = sampler.ladder.noise_in_y(sampler.levels.transition_scale)
+        sampler = replace(sampler, levels=replace(sampler.levels, noise_precision=noise**-2))
     projection = OBSERVATIONS[name][1]
     wanted = free_distribution(distribution_of_completions(sampler, pixels(), projection, X), projection)
     assert worst_score(drawn(name, sampler, raw_at, 20_000, 0), wanted) < LIMIT

@@ -127,10 +127,10 @@ def distribution_of_completions(
         )
         step_noise = torch.block_diag((step * sampler.noise_scale) ** 2 * rest, zero, zero)
         if not sampler.num_chain_steps:
-            # Equation 12: from x_noisy, along the marginal's gradient alone, with the transition's whole variance.
+            # Equation 12: from x_noisy, along the marginal's gradient alone.
             marginal = -data.level(ladder, t, scale).precision
             a_step = block([[eye + rest @ marginal / precision, zero, zero], [zero, eye, zero], [0, 0, eye]])
-            step_noise = torch.block_diag(sampler.noise_scale**2 / precision * rest, zero, zero)
+            step_noise = torch.block_diag((sampler.noise_scale * float(levels.normal_std[t])) ** 2 * rest, zero, zero)
         for number in range(sampler.num_rounds if precision else 1):
             if number:
                 again = block([[float(ladder.scale[t + 1]) * eye, 0, 0], [0, eye, 0], [0, 0, eye]])

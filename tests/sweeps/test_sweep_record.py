@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import json
 import math
 import shlex
 from pathlib import Path
@@ -19,7 +20,7 @@ from drl_dist.config.presets import preset
 from drl_dist.config.tree import Experiment
 from drl_dist.jobs.sweep.options import parse_sweep, plan_sweep
 from drl_dist.jobs.sweep.plots import label, make_plots, places
-from drl_dist.jobs.sweep.record import BAD_SCORE, CURVE, OUTCOME, Curve, Outcome, SweepFolder, read, write
+from drl_dist.jobs.sweep.record import BAD_SCORE, CURVE, OUTCOME, Curve, Outcome, SweepFolder, continued, read, write
 from drl_dist.jobs.sweep.result import RESULTS
 from drl_dist.jobs.sweep.space import apply, parse_space
 from drl_dist.jobs.sweep.table import as_csv, as_parquet, as_text, best, make_table, ranked
@@ -222,3 +223,24 @@ def test_a_space_from_a_file_is_the_same(tmp_path: Path) -> None:
     (tmp_path / "space.yaml").write_text("{")
     with pytest.raises(UserError, match=r"--space-file: got .*space.yaml"):
         plan_sweep(made.base, options, preset="digits", setting="t6")
+
+
+def test_a_sweep_of_before_a_field_was_chosen_continues_as_it_began(tmp_path: Path) -> None:
+    new = plan(tmp_path, "--setting", "t1k", space={"optim.beta1": [0.8, 0.9]})
+    mcmc = dataclasses.replace(new.base.experiment.mcmc, normal_spread="transition")
+    base = dataclasses.replace(new.base, experiment=dataclasses.replace(new.base.experiment, mcmc=mcmc))
+    old = dataclasses.replace(new, base=base)
+    SweepFolder(old, "f").begin()
+    record = tmp_path / "s" / "sweep.json"
+    stored = json.loads(record.read_text())
+    del stored["experiment"]["mcmc"]["normal_spread"]
+    record.write_text(json.dumps(stored))
+    with pytest.raises(UserError, match=r"mcmc\.normal_spread: transition -> posterior"):
+        SweepFolder(new, "f").check()
+    for _ in range(2):
+        found = continued(new)
+        assert found == old
+        SweepFolder(found, "f").check()
+        SweepFolder(found, "f").begin()
+    other = dataclasses.replace(new, options=dataclasses.replace(new.options, sweep_name="other"))
+    assert continued(other) == other

@@ -25,7 +25,7 @@ from drl_dist.jobs.common.cluster import capacity, check_capacity, cluster
 from drl_dist.jobs.common.prometheus import job_exported
 from drl_dist.jobs.sweep.options import SweepPlan
 from drl_dist.jobs.sweep.proposals import make_proposer
-from drl_dist.jobs.sweep.record import Outcome, SweepFolder
+from drl_dist.jobs.sweep.record import Outcome, SweepFolder, continued
 from drl_dist.jobs.sweep.rescore import kept_rescores, rescore_trial
 from drl_dist.jobs.sweep.result import RESULTS, finish_sweep, sweep_rows, tell_outcome
 from drl_dist.jobs.sweep.search import SweepNews, SweepSearch, make_scheduler, replay
@@ -69,7 +69,7 @@ def sweep_run(plan: SweepPlan) -> int:
     Raises:
         UserError: something that the user gave cannot be used.
     """
-    name = plan.options.sweep_name
+    name, plan = plan.options.sweep_name, continued(plan)
     # Everything a trial would check, once, before anything starts; no trial has this name.
     index = prepare_run(dataclasses.replace(plan.base, run_name=name, storage=_url(plan))).index
     num_images = _rescore_images(plan, index)

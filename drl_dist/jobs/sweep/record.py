@@ -20,6 +20,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from drl_dist.checkpoints.earlier_records import as_begun, lacking, without
 from drl_dist.checkpoints.format import parse_json_object
 from drl_dist.checkpoints.run_record import RECORD
 from drl_dist.common.errors import UserError
@@ -199,7 +200,9 @@ class SweepFolder:
 
     def begin(self) -> None:
         """Write what the sweep is."""
-        Folder(self.url).write(SWEEP, (json.dumps(self._facts(), indent=2) + "\n").encode())
+        facts = self._facts()
+        facts["experiment"] = without(facts["experiment"], _lacking(self.url))
+        Folder(self.url).write(SWEEP, (json.dumps(facts, indent=2) + "\n").encode())
 
     def trials(self) -> list[Trial]:
         """Those that were proposed so far, in order."""
@@ -241,3 +244,23 @@ class SweepFolder:
             "grace_images": plan.grace_images,
             "data_fingerprint": self.fingerprint,
         }
+
+
+def continued(plan: SweepPlan) -> SweepPlan:
+    """The plan as its folder has it, if an earlier version began it: see `drl_dist.checkpoints.earlier_records`.
+
+    Raises:
+        UserError: its record is damaged.
+    """
+    names = _lacking(joined(plan.base.storage, plan.options.sweep_name))
+    experiment = as_begun(plan.base.experiment, names, f"sweep {plan.options.sweep_name}")
+    return dataclasses.replace(plan, base=dataclasses.replace(plan.base, experiment=experiment))
+
+
+def _lacking(url: str) -> tuple[str, ...]:
+    """Newer fields that the record of a sweep's folder does not have; none if there is no record."""
+    try:
+        text = Folder(url).read(SWEEP)
+    except FileNotFoundError:
+        return ()
+    return lacking(parse_json_object(text, source=f"record {url}/{SWEEP}").get("experiment", {}))

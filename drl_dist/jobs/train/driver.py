@@ -7,7 +7,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from ray.train import CheckpointConfig, ControllerError, FailureConfig, LoggingConfig, ScalingConfig, UserCallback
@@ -15,7 +15,7 @@ from ray.train import RunConfig as RayRunConfig
 
 from drl_dist.checkpoints.retention import remove_orphaned
 from drl_dist.checkpoints.rollbacks import read_rollbacks
-from drl_dist.checkpoints.run_record import check_record, write_record
+from drl_dist.checkpoints.run_record import check_record, continued, write_record
 from drl_dist.checkpoints.storage import StoredCheckpoint, checkpoint_name, newest_checkpoint
 from drl_dist.checkpoints.verify import newest_to_resume
 from drl_dist.checkpoints.warm_start import starting_point
@@ -90,11 +90,12 @@ class ParentJob:
     """Makes a further callback in each worker."""
 
 
-def train_run(run: RunConfig) -> int:
+def train_run(run: RunConfig, chosen: Collection[str] = ()) -> int:
     """Start or resume a run and stay until it ends.
 
     Args:
         run: complete and checked; see `drl_dist.config.rules.check_run`.
+        chosen: fields that were given explicitly; see `drl_dist.checkpoints.run_record.continued`.
 
     Returns:
         0 if the run has made all its steps, 1 if it diverged or does not get on.
@@ -104,7 +105,7 @@ def train_run(run: RunConfig) -> int:
         Stopped: a signal ended it before all steps were made.
         NoProgressError: workers died again and again without a further checkpoint.
     """
-    prepared = prepare_run(run)
+    prepared = prepare_run(run, chosen)
     if prepared.is_complete:
         assert prepared.newest is not None
         print(
@@ -121,8 +122,11 @@ def train_run(run: RunConfig) -> int:
     return 0
 
 
-def prepare_run(run: RunConfig) -> PreparedRun:
+def prepare_run(run: RunConfig, chosen: Collection[str] = ()) -> PreparedRun:
     """Check everything that can be checked before Ray starts; nothing is written.
+
+    Args:
+        run, chosen: as for `train_run`.
 
     Raises:
         UserError: something that the user gave cannot be used.
@@ -137,6 +141,8 @@ def prepare_run(run: RunConfig) -> PreparedRun:
         parse_features(run.tracking.score_features)
         check_count(index, run.tracking.score_num_images, what="data")
     check_reachable(run.url)
+    run = continued(run, chosen)
+    experiment = run.experiment
     check_record(run.url, experiment, index.fingerprint, run.start_from)
     newest = newest_to_resume(run.url, experiment.train.num_steps)
     if run.start_from is not None and newest is None:

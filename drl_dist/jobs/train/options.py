@@ -13,7 +13,7 @@ import tyro
 from drl_dist.common.errors import UserError
 from drl_dist.common.imports import no_collection
 from drl_dist.common.nested import to_dict
-from drl_dist.config.presets import SETTINGS, default_setting, preset
+from drl_dist.config.presets import NEWER_FIELDS, SETTINGS, default_setting, preset
 from drl_dist.config.rules import check_run, check_without_ray
 from drl_dist.config.tree import Experiment, RunConfig
 from drl_dist.jobs.common.entry import run_command
@@ -21,6 +21,8 @@ from drl_dist.jobs.common.options import parse_options
 
 Options = TypeVar("Options")
 Plain = TypeVar("Plain", Experiment, RunConfig)
+Wanted = tuple[RunConfig, bool, tuple[str, ...]]
+"""A run, whether it does without Ray, and the newer fields that the command line gives."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,24 +94,30 @@ def parse_train_options(
 def train_command(name: str, categories: Mapping[str, str] | None = None) -> NoReturn:
     """The program ``jobs/train_*.py``; arguments as for `parse_train_options`."""
 
-    def parse(argv: Sequence[str]) -> tuple[tuple[RunConfig, bool], bool]:
+    def parse(argv: Sequence[str]) -> tuple[Wanted, bool]:
         run, options = parse_train_options(name, argv, categories)
-        return (run, options.without_ray), options.dry_run
+        return (run, options.without_ray, chosen_fields(argv)), options.dry_run
 
     run_command(parse, _train, as_json=lambda wanted: to_dict(wanted[0]))
 
 
-def _train(wanted: tuple[RunConfig, bool]) -> int:
+def chosen_fields(argv: Sequence[str]) -> tuple[str, ...]:
+    """The newer fields that a command line gives; see `drl_dist.checkpoints.run_record.continued`."""
+    given = {word.removeprefix("--").partition("=")[0].replace("-", "_") for word in argv if word.startswith("--")}
+    return tuple(name for name in NEWER_FIELDS if name in given)
+
+
+def _train(wanted: Wanted) -> int:
     """Train a run, on Ray or without it; the exit status."""
-    run, without_ray = wanted
+    run, without_ray, chosen = wanted
     if without_ray:
         from drl_dist.jobs.train.single_device import train_on_one_device
 
-        return train_on_one_device(run)
+        return train_on_one_device(run, chosen)
     with no_collection():
         from drl_dist.jobs.train.driver import train_run
 
-    return train_run(run)
+    return train_run(run, chosen)
 
 
 def _split_workers(argv: Sequence[str]) -> list[str]:

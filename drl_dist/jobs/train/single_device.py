@@ -10,7 +10,7 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +22,7 @@ import torch
 from drl_dist.checkpoints.format import PARTS, CheckpointState, read_checkpoint, write_checkpoint
 from drl_dist.checkpoints.retention import remove_orphaned
 from drl_dist.checkpoints.rollbacks import noise_seed, read_rollbacks
-from drl_dist.checkpoints.run_record import RECORD, check_record, write_record
+from drl_dist.checkpoints.run_record import RECORD, check_record, continued, write_record
 from drl_dist.checkpoints.storage import StoredCheckpoint, checkpoint_name, fetch_checkpoint, upload_checkpoint
 from drl_dist.checkpoints.verify import newest_verified_checkpoint
 from drl_dist.checkpoints.warm_start import starting_point
@@ -60,11 +60,12 @@ class _Data:
     """Batches from a position in the stream of samples on."""
 
 
-def train_on_one_device(run: RunConfig) -> int:
+def train_on_one_device(run: RunConfig, chosen: Collection[str] = ()) -> int:
     """Start or resume a run, make the steps that are left; the exit status.
 
     Args:
         run: complete and checked; see `drl_dist.config.rules.check_without_ray`.
+        chosen: fields that were given explicitly; see `drl_dist.checkpoints.run_record.continued`.
 
     Returns:
         0 if the run has made all its steps, 1 if it diverged.
@@ -73,12 +74,13 @@ def train_on_one_device(run: RunConfig) -> int:
         UserError: something that the user gave cannot be used.
         Stopped: a signal ended it before all steps were made.
     """
-    experiment = run.experiment
     # Not the CPUs that Ray would give a worker: the device is this process's own.
     device = prepare_device(device_name(run.use_gpu), threads=run.engine.threads_per_worker, is_reproducible=False)
     data = _open_data(run)
     run_url = joined(run.storage, run.run_name)
     check_reachable(run_url)
+    run = continued(run, chosen)
+    experiment = run.experiment
     check_record(run_url, experiment, data.fingerprint, run.start_from)
     _refuse_other_files(run_url)
     newest = newest_verified_checkpoint(run_url)
