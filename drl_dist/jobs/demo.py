@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import subprocess
@@ -16,10 +17,10 @@ from drl_dist.common.durations import duration
 from drl_dist.common.errors import UserError
 from drl_dist.common.program import EXIT_INTERRUPTED
 from drl_dist.common.validation import local_of
-from drl_dist.jobs.train.options import parse_train
 from drl_dist.localhost import MlflowServer, RayHead, StartError, end_on_signals, submit_job
 
 RUN_NAME = "demo"
+_TRAIN = "jobs/train_digits.py"
 _WORKERS = 2
 
 
@@ -67,8 +68,12 @@ def _run(options: DemoOptions, folder: Path, repository: Path) -> int:
     began = time.monotonic()
     digits, runs, samples = folder / "digits", folder / "runs", folder / "samples"
     train_options = shlex.split(options.train_options)
-    # Before anything is started: what cannot be trained is refused here. The name is the model's in the registry.
-    model_name = parse_train("digits", [*train_options, "--dry-run"])[0].experiment.preset
+    # Before anything is started: what cannot be trained is refused here.
+    dry = [sys.executable, _TRAIN, *train_options, "--dry-run"]
+    asked = subprocess.run(dry, cwd=repository, stdout=subprocess.PIPE, check=False)
+    _check("its training options", asked.returncode, folder)
+    # The name that the model has in the registry.
+    model_name = json.loads(asked.stdout)["experiment"]["preset"]
 
     def say(text: str) -> None:
         print(f"\n=== {text} ({duration(time.monotonic() - began)} so far)", flush=True)
@@ -102,7 +107,7 @@ def _run(options: DemoOptions, folder: Path, repository: Path) -> int:
         say("3 of 4: training")
         submit(
             "training",
-            "jobs/train_digits.py",
+            _TRAIN,
             [
                 "--data",
                 str(digits),

@@ -21,9 +21,9 @@ from drl_dist.jobs.common.job_folder import JobFolder
 from drl_dist.jobs.common.job_records import Record, SaveClock, digest_of
 from drl_dist.jobs.common.model import averaged_network, check_finite, load_model
 from drl_dist.jobs.common.report import figure_png, new_figure, report_bytes
+from drl_dist.jobs.common.trust import model_warnings
 from drl_dist.jobs.ood.log_density import auroc, log_densities
 from drl_dist.jobs.ood.options import OodOptions
-from drl_dist.likelihood.trust import model_warnings
 
 if TYPE_CHECKING:
     from drl_dist.config.tree import Experiment
