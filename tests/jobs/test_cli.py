@@ -211,7 +211,7 @@ def test_a_command_names_a_function_of_its_own_options(path: Path, monkeypatch: 
             named.append((work, type(default).__name__))
 
     def command(_parse: object, work: str | Callable[..., int], **_: object) -> None:
-        named.append((work, "SweepPlan" if path.stem == "sweep" else "tuple[RunConfig, bool]"))
+        named.append((work, "SweepPlan" if path.stem == "sweep" else "Wanted"))
 
     for module in (cli_entry, cli_train):
         monkeypatch.setattr(module, "run_command", command)

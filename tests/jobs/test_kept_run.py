@@ -67,3 +67,8 @@ def test_a_run_of_0_1_0_is_resumed_to_the_same_weights(
 def test_its_record_still_refuses_another_experiment(left_after_4: Path, digits: Path) -> None:
     with pytest.raises(UserError, match=r"optim\.learning_rate"):
         train_on_one_device(parsed(digits, left_after_4, "--optim.learning-rate", "0.1"))
+
+
+def test_a_spectral_norm_that_is_asked_for_explicitly_is_refused(left_after_4: Path, digits: Path) -> None:
+    with pytest.raises(UserError, match=r"model\.spectral_norm_rule: own -> released"):
+        train_on_one_device(parsed(digits, left_after_4), ["model.spectral_norm_rule"])

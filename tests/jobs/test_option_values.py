@@ -10,7 +10,7 @@ import pytest
 from drl_dist.common.errors import UserError
 from drl_dist.common.nested import flatten, to_dict
 from drl_dist.jobs.common.options import switches_as_flags, whole_number
-from drl_dist.jobs.train.options import parse_train
+from drl_dist.jobs.train.options import chosen_fields, parse_train
 
 
 def parsed(*words: str) -> dict[str, Any]:
@@ -96,3 +96,9 @@ def test_whole_numbers_beyond_thirty_digits_are_none() -> None:
     assert whole_number("1e29") == 10**29
     with pytest.raises(ValueError, match="not a whole number"):
         whole_number("1e30")
+
+
+@pytest.mark.parametrize("word", ["--mcmc.normal-spread", "--mcmc.normal_spread", "--mcmc.normal-spread=posterior"])
+def test_a_newer_field_that_a_command_gives_is_known(word: str) -> None:
+    assert chosen_fields(["--data", "/data", word]) == ("mcmc.normal_spread",)
+    assert chosen_fields(["--data", word.removeprefix("--"), "--mcmc.antithetic"]) == ()
