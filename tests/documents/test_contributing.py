@@ -16,7 +16,7 @@ CHANGES = {
     change: (code, proofs)
     for change, code, proofs in re.findall(r"^\| (an? [^|]+) \| (.+) \| (.+) \|$", SECTION, re.MULTILINE)
 }
-LIKE = {"a sampler kernel": "mala", "a data set": "digits", "a job over a model": "ood"}
+LIKE = {"a sampler kernel": "mala", "a data set": "digits", "a network": "unet", "a job over a model": "ood"}
 """A part that is there, for NAME of each kind of change."""
 
 
@@ -25,7 +25,7 @@ def files(cell: str) -> list[str]:
 
 
 def test_the_changes_are_found() -> None:
-    assert len(CHANGES) == 5
+    assert len(CHANGES) == 6
     assert {change for change, (code, _) in CHANGES.items() if "NAME" in code} == LIKE.keys()
 
 

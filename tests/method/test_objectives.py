@@ -101,7 +101,7 @@ def test_every_setting_makes_steps_and_tells_finite_numbers(setting: str) -> Non
     assert not torch.equal(before, step.state.network.stem.weight)
     names = {name.split("/")[0] for name in numbers if "/" in name}
     negatives = {"log_density_pos", "log_density_neg", "log_density_gap", "displacement"}
-    assert names == ({"predicted_noise", "noise_error"} if setting == "t1k_dsm" else negatives)
+    assert names == ({"predicted_noise", "noise_error"} if setting in ("t1k_dsm", "unet") else negatives)
 
 
 @pytest.mark.parametrize("spread", ["transition", "posterior"])
