@@ -10,12 +10,27 @@ import dataclasses
 from collections.abc import Collection
 from typing import Any
 
+from drl_dist.checkpoints.format import parse_json_object
 from drl_dist.config.presets import NEWER_FIELDS
 from drl_dist.config.tree import Experiment
+from drl_dist.data.filesystem import Folder
 
 
-def lacking(stored: dict[str, Any]) -> tuple[str, ...]:
-    """The newer fields that a stored experiment, in nested dictionaries, does not have."""
+def lacking(url: str, name: str) -> tuple[str, ...]:
+    """The newer fields that the experiment in a folder's record does not have; none if there is no record.
+
+    Args:
+        url: the folder.
+        name: of the record, a JSON object.
+
+    Raises:
+        UserError: the record is damaged.
+    """
+    try:
+        text = Folder(url).read(name)
+    except FileNotFoundError:
+        return ()
+    stored = parse_json_object(text, source=f"record {url}/{name}").get("experiment", {})
     return tuple(name for name in NEWER_FIELDS if _field(name) not in stored.get(_section(name), {}))
 
 

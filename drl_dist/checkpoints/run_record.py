@@ -33,7 +33,7 @@ def continued(run: RunConfig, chosen: Collection[str] = ()) -> RunConfig:
     Raises:
         UserError: its record is damaged.
     """
-    names = [name for name in _lacking(run.url) if name not in chosen]
+    names = [name for name in lacking(run.url, RECORD) if name not in chosen]
     return dataclasses.replace(run, experiment=as_begun(run.experiment, names, f"run {run.run_name}"))
 
 
@@ -78,17 +78,8 @@ def check_record(run_url: str, experiment: Experiment, data_fingerprint: str, st
 def write_record(run_url: str, experiment: Experiment, data_fingerprint: str, start_from: str | None = None) -> None:
     """Keep the experiment, the fingerprint of its data, and what it continues from in the run folder."""
     record = _record(experiment, data_fingerprint, start_from)
-    record["experiment"] = without(record["experiment"], _lacking(run_url))
+    record["experiment"] = without(record["experiment"], lacking(run_url, RECORD))
     Folder(run_url).write(RECORD, (json.dumps(record, indent=2) + "\n").encode())
-
-
-def _lacking(run_url: str) -> tuple[str, ...]:
-    """Newer fields that the record of a run folder does not have; none if there is no record."""
-    try:
-        text = Folder(run_url).read(RECORD)
-    except FileNotFoundError:
-        return ()
-    return lacking(parse_json_object(text, source=f"record {run_url}/{RECORD}").get("experiment", {}))
 
 
 def _record(experiment: Experiment, data_fingerprint: str, start_from: str | None) -> dict[str, Any]:

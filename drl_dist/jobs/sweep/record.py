@@ -201,7 +201,7 @@ class SweepFolder:
     def begin(self) -> None:
         """Write what the sweep is."""
         facts = self._facts()
-        facts["experiment"] = without(facts["experiment"], _lacking(self.url))
+        facts["experiment"] = without(facts["experiment"], lacking(self.url, SWEEP))
         Folder(self.url).write(SWEEP, (json.dumps(facts, indent=2) + "\n").encode())
 
     def trials(self) -> list[Trial]:
@@ -252,15 +252,6 @@ def continued(plan: SweepPlan) -> SweepPlan:
     Raises:
         UserError: its record is damaged.
     """
-    names = _lacking(joined(plan.base.storage, plan.options.sweep_name))
+    names = lacking(joined(plan.base.storage, plan.options.sweep_name), SWEEP)
     experiment = as_begun(plan.base.experiment, names, f"sweep {plan.options.sweep_name}")
     return dataclasses.replace(plan, base=dataclasses.replace(plan.base, experiment=experiment))
-
-
-def _lacking(url: str) -> tuple[str, ...]:
-    """Newer fields that the record of a sweep's folder does not have; none if there is no record."""
-    try:
-        text = Folder(url).read(SWEEP)
-    except FileNotFoundError:
-        return ()
-    return lacking(parse_json_object(text, source=f"record {url}/{SWEEP}").get("experiment", {}))
