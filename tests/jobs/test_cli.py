@@ -19,7 +19,7 @@ import pytest
 from drl_dist.checkpoints.configs import config_from_dict
 from drl_dist.common.errors import UserError
 from drl_dist.common.program import SIGNALS
-from drl_dist.config.presets import TABLE_6, default_setting, preset
+from drl_dist.config.presets import TABLE_6, preset
 from drl_dist.config.tree import RunConfig
 from drl_dist.jobs.common import entry as cli_entry
 from drl_dist.jobs.common.entry import run_command
@@ -58,7 +58,8 @@ def run_job(name: str, *arguments: str, path: Path | None = None) -> subprocess.
         ("train_lsun128.py", ("--category", "church_outdoor"), "lsun_church128"),
         ("train_lsun128.py", ("--category=bedroom",), "lsun_bedroom128"),
         ("train_digits.py", (), "digits"),
-        ("train_fashion_mnist.py", ("--setting", "t6"), "fashion_mnist"),
+        ("train_digits.py", ("--setting", "t6"), "digits"),
+        ("train_fashion_mnist.py", (), "fashion_mnist"),
     ],
 )
 def test_dry_run_prints_the_preset_as_json(job: str, arguments: tuple[str, ...], name: str, tmp_path: Path) -> None:
@@ -67,7 +68,7 @@ def test_dry_run_prints_the_preset_as_json(job: str, arguments: tuple[str, ...],
     done = run_job(job, "--dry-run", *arguments, path=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     run = config_from_dict(RunConfig, json.loads(done.stdout), source="stdout")
-    setting = arguments[-1] if "--setting" in arguments else default_setting(name)
+    setting = "unet" if (job, arguments) == ("train_digits.py", ()) else "t6"
     assert run == RunConfig(experiment=preset(name, setting))
 
 
