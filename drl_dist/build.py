@@ -88,6 +88,7 @@ def build_unet(experiment: Experiment, generator: torch.Generator | None = None)
         **_sizes(model),
         energy=model.energy,
         attention_resolutions=model.attention_resolutions,
+        patch_size=model.patch_size,
         noise_std=ladder.noise_in_y(scale),
         signal_std=model.data_std * ladder.signal_in_y(scale),
         generator=generator,

@@ -30,6 +30,7 @@ class NoiseUNet(EnergyUNet):
             time_hidden_dim=model.time_hidden_dim,
             energy=model.energy,
             attention_resolutions=model.attention_resolutions,
+            patch_size=model.patch_size,
             noise_std=(1 - kept).sqrt(),
             signal_std=kept.sqrt(),
             generator=torch.Generator().manual_seed(seed),

@@ -28,13 +28,21 @@ def check_experiment(experiment: Experiment) -> None:
     model, mcmc, train, optim = experiment.model, experiment.mcmc, experiment.train, experiment.optim
     levels = experiment.diffusion.num_levels
     pools = len(model.width_multipliers) - 1
-    resolutions = [model.resolution >> pool for pool in range(pools + 1)]
+    side = model.patch_size * 2**pools
+    of_patches = f" of patches of {model.patch_size}" if model.patch_size > 1 else ""
+    resolutions = [model.resolution // max(1, model.patch_size) >> pool for pool in range(pools + 1)]
     rules: list[tuple[str, object, str, bool]] = [
+        (
+            "model.patch_size",
+            model.patch_size,
+            "1 for a wide_resnet, and a positive number for a unet",
+            model.patch_size == 1 or (model.patch_size > 1 and model.network == "unet"),
+        ),
         (
             "model.resolution",
             model.resolution,
-            f"a positive multiple of {2**pools} (one halving per level)",
-            model.resolution > 0 and model.resolution % 2**pools == 0,
+            f"a positive multiple of {side} (one halving per level{of_patches})",
+            model.resolution > 0 and side > 0 and model.resolution % side == 0,
         ),
         ("model.channels", model.channels, "1 or 3", model.channels in (1, 3)),
         ("model.width", model.width, "a positive number", model.width > 0),

@@ -57,7 +57,10 @@ class ModelConfig:
     energy: Literal["inner_product", "squared_distance"] = "inner_product"
     """How a unet h makes an energy: of its inner product with the image, or of the distance between the two."""
     attention_resolutions: tuple[int, ...] = ()
-    """Heights of images at which the blocks of a unet end with self-attention."""
+    """Heights, in positions of the network, at which the blocks of a unet end with self-attention."""
+    patch_size: int = 1
+    """Pixels along each side of the squares that are one position of a unet; 2 makes its convolutions four times
+    cheaper, which is worth what it costs in detail from some 32 pixels on."""
     data_std: float = 0.5
     """Standard deviation of the data's pixels, which lie in [-1, 1]; a unet begins as white Gaussian data of it."""
 

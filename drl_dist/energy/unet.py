@@ -92,6 +92,7 @@ class Prepared(NamedTuple):
     norm: Affine
     head: Affine
     energy: str
+    patch_size: int
 
 
 class Attention(nn.Module):
@@ -158,7 +159,9 @@ class EnergyUNet(EnergyNetwork):
         num_res_blocks: N.
         time_embedding_dim, time_hidden_dim: widths of the embedding of the log signal-to-noise ratio.
         energy: ``"inner_product"`` or ``"squared_distance"``, as above.
-        attention_resolutions: heights of images at which every block ends with self-attention.
+        attention_resolutions: heights, in positions of the network, at which every block ends with self-attention.
+        patch_size: pixels along each side of the squares that are one position each for the network, with their pixels
+            as channels.
         noise_std: (T,) s_t.
         signal_std: (T,) sqrt(v_t).
         generator: random generator of the initial weights; by default torch's own.
@@ -181,22 +184,24 @@ class EnergyUNet(EnergyNetwork):
         attention_resolutions: tuple[int, ...],
         noise_std: Tensor,
         signal_std: Tensor,
+        patch_size: int = 1,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
         self.image_shape = (channels, resolution, resolution)
-        self.energy = energy
+        self.energy, self.patch_size = energy, patch_size
+        values, side = channels * patch_size**2, resolution // patch_size
         self.time_embedding_dim = time_embedding_dim
         # Constants of the experiment: neither averaged nor kept in checkpoints.
         self.register_buffer("noise_std", noise_std, persistent=False)
         self.register_buffer("signal_std", signal_std, persistent=False)
         self.dense_1 = Layer((time_hidden_dim, time_embedding_dim), spectral_norm=None, generator=generator)
         self.dense_2 = Layer((time_hidden_dim, time_hidden_dim), spectral_norm=None, generator=generator)
-        self.stem = Layer((width, channels, 3, 3), spectral_norm=None, generator=generator)
+        self.stem = Layer((width, values, 3, 3), spectral_norm=None, generator=generator)
         self.down, self.up, passed, current = nn.ModuleList(), nn.ModuleList(), [], width
 
         def block(width_in: int, level: int) -> ResBlock:
-            has_attention = resolution >> level in attention_resolutions
+            has_attention = side >> level in attention_resolutions
             return ResBlock(width_in, width * width_multipliers[level], time_hidden_dim, has_attention, generator)
 
         for level, multiplier in enumerate(width_multipliers):
@@ -214,7 +219,7 @@ class EnergyUNet(EnergyNetwork):
                 current = width * multiplier
             self.up.append(blocks)
         self.norm = nn.GroupNorm(num_groups(current), current)
-        self.head = Layer((channels, current, 3, 3), scale=0.0, spectral_norm=None, generator=generator)
+        self.head = Layer((values, current, 3, 3), scale=0.0, spectral_norm=None, generator=generator)
 
     def effective_weights(self, dtype: torch.dtype | None = None) -> EffectiveWeights:
         """See `EnergyNetwork.effective_weights`."""
@@ -256,6 +261,7 @@ class EnergyUNet(EnergyNetwork):
             norm=weights.norm,
             head=weights.head,
             energy=self.energy,
+            patch_size=self.patch_size,
         )
 
     @staticmethod
@@ -272,7 +278,9 @@ class EnergyUNet(EnergyNetwork):
 def apply_unet(prepared: Prepared, u: Tensor) -> Tensor:
     """h(u, t), (B, C, H, W) in the dtype of convolutions, of scaled images (B, C, H, W)."""
     weight, bias = prepared.stem
-    hidden = functional.conv2d(u.to(dtype=weight.dtype, memory_format=torch.channels_last), weight, bias, padding=1)
+    patches = functional.pixel_unshuffle(u, prepared.patch_size) if prepared.patch_size > 1 else u
+    patches = patches.to(dtype=weight.dtype, memory_format=torch.channels_last)
+    hidden = functional.conv2d(patches, weight, bias, padding=1)
     passed: list[Tensor] = []
     for index, blocks in enumerate(prepared.down):
         if index > 0:
@@ -286,7 +294,8 @@ def apply_unet(prepared: Prepared, u: Tensor) -> Tensor:
             hidden = functional.interpolate(hidden, scale_factor=2.0, mode="nearest")
         for block in blocks:
             hidden = _apply(block, torch.cat([hidden, passed.pop()], dim=1))
-    return functional.conv2d(functional.silu(_normalise(hidden, prepared.norm)), *prepared.head, padding=1)
+    patches = functional.conv2d(functional.silu(_normalise(hidden, prepared.norm)), *prepared.head, padding=1)
+    return functional.pixel_shuffle(patches, prepared.patch_size) if prepared.patch_size > 1 else patches
 
 
 def num_groups(width: int) -> int:

@@ -17,7 +17,7 @@ from drl_dist.diffusion.ladder import NoiseLadder
 from drl_dist.diffusion.recovery import Levels
 from drl_dist.energy.analytic import Gaussian
 from drl_dist.energy.network import EnergyNetwork
-from drl_dist.energy.unet import num_groups
+from drl_dist.energy.unet import EnergyUNet, num_groups
 from drl_dist.training.chain import GradientEngine
 from drl_dist.training.state import TrainState
 from drl_dist.training.step import TrainStep
@@ -36,6 +36,13 @@ def awake(experiment: Experiment) -> EnergyNetwork:
     state = TrainState.create(experiment, dtype=torch.float64)
     waken(state)
     return state.network
+
+
+def tiny_unet_sizes() -> dict[str, Any]:
+    return {
+        name: getattr(tiny_unet().model, name)
+        for name in ("width", "width_multipliers", "num_res_blocks", "time_embedding_dim", "time_hidden_dim")
+    }
 
 
 def images(count: int = T) -> Tensor:
@@ -109,6 +116,20 @@ def test_the_image_gradient_is_differentiable_in_image_and_weights(energy: str, 
         return value
 
     assert (at(step) - at(-step)) / (2 * step) == pytest.approx(expected, rel=1e-5)
+
+
+def test_patches_are_channels_of_a_smaller_image() -> None:
+    patched = awake(tiny_unet(patch_size=2, attention_resolutions=(2,)))
+    sizes = {**tiny_unet_sizes(), "resolution": 4, "channels": 4, "attention_resolutions": (2,)}
+    plain = EnergyUNet(**sizes, energy="inner_product", noise_std=patched.noise_std, signal_std=patched.signal_std)
+    plain.double().load_state_dict(patched.state_dict())
+    y, level = images(), torch.arange(T)
+    squares = torch.stack([y[:, 0, row::2, column::2] for row in (0, 1) for column in (0, 1)], dim=1)
+    torch.testing.assert_close(patched(y, level), plain(squares, level))
+    gradient, expected = (
+        GradientEngine(network, EAGER).raw_at(level)(at)[1] for network, at in ((patched, y), (plain, squares))
+    )
+    torch.testing.assert_close(gradient[:, :, 1::2, 0::2], expected[:, 2:3])
 
 
 def test_every_parameter_counts_and_every_image_stands_alone() -> None:
@@ -204,6 +225,17 @@ def test_groups_divide_the_channels(width: int, expected: int) -> None:
         ),
         ("model", {"attention_resolutions": (2,)}, r"attention_resolutions: got \(2,\), .* for a unet some of 8, 4"),
         ("model", {"data_std": 0.0}, "data_std: got 0.0, expected a positive number"),
+        (
+            "model",
+            {"patch_size": 0},
+            "patch_size: got 0, expected 1 for a wide_resnet, and a positive number for a unet",
+        ),
+        (
+            "model",
+            {"patch_size": 8},
+            r"resolution: got 8, expected a positive multiple of 16 \(one halving per level of pat",
+        ),
+        ("model", {"network": "wide_resnet", "patch_size": 2}, "patch_size: got 2, expected 1 for a wide_resnet"),
         ("model", {"network": "wide_resnet", "attention_resolutions": (4,)}, "expected none for a wide_resnet"),
     ],
 )
