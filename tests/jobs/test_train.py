@@ -17,6 +17,8 @@ from mlflow import MlflowClient
 from drl_dist.checkpoints.format import PARTS, read_checkpoint
 from drl_dist.checkpoints.storage import checkpoint_name, complete_checkpoints, fetch_checkpoint
 from drl_dist.data.index import open_index
+from drl_dist.jobs.train.options import parse_train_options
+from drl_dist.jobs.train.single_device import train_on_one_device
 from drl_dist.localhost import MlflowServer, RayHead
 from drl_dist.tracking.registry import resolve_model
 from tests.data.published import encoded, photographs, write_lsun
@@ -150,6 +152,25 @@ def test_killed_workers_and_further_starts_change_nothing(
         "FINISHED",
         tracked(mlflow_server, "straight").data.metrics["loss"],
     )
+
+
+def test_it_resumes_what_training_without_ray_began(
+    digits: Path, tmp_path: Path, mlflow_server: MlflowServer, server_environment: dict[str, str]
+) -> None:
+    def options(name: str, steps: int) -> list[str]:
+        return words(digits, tmp_path, name, "--checkpoint.every-steps", "3", "--train.num-steps", str(steps))
+
+    def alone(name: str, steps: int) -> None:
+        words_alone = [*options(name, steps), "--without-ray", "--engine.threads-per-worker", "1"]
+        assert train_on_one_device(parse_train_options("digits", words_alone)[0]) == 0
+
+    alone("whole", 6)
+    alone("half", 3)
+    rest = run(server_environment, options("half", 6))
+    assert rest.status == 0, rest.output
+    assert "resuming after step 3" in rest.output
+    assert_equal_checkpoints(tmp_path / "half" / checkpoint_name(6), tmp_path / "whole" / checkpoint_name(6))
+    assert tracked(mlflow_server, "half").info.status == "FINISHED"
 
 
 def test_a_changed_experiment_is_refused(
