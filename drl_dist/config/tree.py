@@ -58,8 +58,9 @@ class ModelConfig:
     """How a unet h makes an energy: of its inner product with the image, or of the distance between the two."""
     attention_resolutions: tuple[int, ...] = ()
     """Heights of images at which the blocks of a unet end with self-attention."""
-    data_std: float = 0.5
-    """Standard deviation of the data's pixels, which lie in [-1, 1]; a unet begins as white Gaussian data of it."""
+    data_std: float | None = 0.5
+    """Standard deviation of the data's pixels, which lie in [-1, 1], about zero: a unet begins as white Gaussian data
+    of this and mean zero; none: that of the data, from the statistics in their index."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,10 +77,11 @@ class DiffusionConfig:
     """First beta of the base ladder (t6), or first transition variance (linear)."""
     last_variance: float = 0.02
     """Last beta of the base ladder (t6), or last transition variance (linear)."""
-    first_noise_to_signal: float = 1e-4
-    """Variance of the noise in x_0 over the squared scale of the data in it (geometric)."""
-    last_noise_to_signal: float = 140.0
-    """The same of x_T, which must be nearly white noise (geometric)."""
+    first_noise_to_signal: float | None = 1e-4
+    """Variance of the noise in x_0 over the squared scale of the data in it (geometric); none: a grey level or more, by
+    the data's standard deviation (`drl_dist.data.scales`)."""
+    last_noise_to_signal: float | None = 140.0
+    """The same of x_T, which must be nearly white noise (geometric); none: enough for the data's largest moment."""
 
 
 @dataclass(frozen=True, kw_only=True)
