@@ -54,6 +54,7 @@ def run_job(name: str, *arguments: str, path: Path | None = None) -> subprocess.
     [
         ("train_cifar10.py", (), "cifar10"),
         ("train_celeba64.py", (), "celeba64"),
+        ("train_celeba64.py", ("--setting", "unet"), "celeba64"),
         ("train_lsun64.py", (), "lsun_church64"),
         ("train_lsun64.py", ("--category", "bedroom"), "lsun_bedroom64"),
         ("train_lsun128.py", ("--category", "church_outdoor"), "lsun_church128"),
@@ -72,7 +73,7 @@ def test_dry_run_prints_the_preset_as_json(job: str, arguments: tuple[str, ...],
     assert run == RunConfig(experiment=preset(name, setting))
     left = ", ".join(left_to_data(run.experiment))
     told = f"null here, and taken from the statistics of the data: {left}\n" if left else ""
-    assert (done.returncode, done.stderr) == (0, told)
+    assert (done.returncode, done.stderr, bool(left)) == (0, told, "unet" in arguments)
 
 
 def test_overrides_reach_every_section() -> None:

@@ -14,6 +14,7 @@ from drl_dist.common.errors import UserError
 from drl_dist.common.images import beside, grid, to_uint8, to_unit_range
 from drl_dist.common.nested import differences, flatten, to_dict
 from drl_dist.config import rules as checks
+from drl_dist.config.from_data import FROM_DATA, left_to_data
 from drl_dist.config.presets import TABLE_6, preset
 from drl_dist.config.tree import RunConfig
 from drl_dist.diffusion import noise
@@ -140,6 +141,13 @@ def test_ends_of_a_geometric_ladder_are_held_to_the_rules_as_far_as_they_are_giv
         diffusion = dataclasses.replace(experiment.diffusion, first_noise_to_signal=first, last_noise_to_signal=last)
         with pytest.raises(UserError, match="last_noise_to_signal"):
             dataclasses.replace(experiment, diffusion=diffusion)
+
+
+def test_the_setting_unet_leaves_to_the_data_what_was_not_measured() -> None:
+    for name in TABLE_6:
+        left = left_to_data(preset(name, "unet"))
+        assert left == (() if name in OURS else FROM_DATA)
+        assert not left_to_data(preset(name)) and not left_to_data(preset(name, "t1k"))
 
 
 def test_what_is_left_to_the_data_is_told_where_a_number_is_needed() -> None:
