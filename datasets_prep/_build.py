@@ -47,6 +47,7 @@ from datasets_prep._resume import (
     row_of,
 )
 from datasets_prep._source import Part, Source
+from datasets_prep._statistics import add_statistics, describe, with_statistics
 from drl_dist.common.errors import UserError
 from drl_dist.common.places import joined
 from drl_dist.common.progress import progress
@@ -55,6 +56,7 @@ from drl_dist.data.filesystem import Folder, check_reachable
 from drl_dist.data.index import INDEX_NAME, MAX_RESOLUTION, MAX_SHARDS, ShardIndex, write_index
 from drl_dist.data.pictures import PictureError, PixelRules
 from drl_dist.data.shards import MAX_SAMPLE_ID, Sample, encode_png, pack_shard, shard_name
+from drl_dist.data.statistics import PixelSums
 from drl_dist.jobs.common.job_records import Records
 
 MAX_ROUNDS = 3
@@ -125,6 +127,8 @@ def build(source: Source, options: PrepOptions) -> int:
         report_prepared(folder, index, source, options.shard_size)
         if isinstance(options, PictureOptions) and STAMPS_NAME not in folder.sizes():
             report_untreated_output()
+        if index.statistics is None:
+            add_statistics(index)
         _clean_up(folder, records, source, options, identity)
         return 0
     finished = resume(folder, records, identity, source)
@@ -159,6 +163,7 @@ def build(source: Source, options: PrepOptions) -> int:
     seen = {number: known for number, record in finished.items() if (known := Seen.from_record(record))}
     if seen:
         write_stamps(folder, seen)
+    index = with_statistics(index, finished.values())
     write_index(index)
     _clean_up(folder, records, source, options, identity)
     _report(index, unreadable)
@@ -301,6 +306,7 @@ def _make_shard(task: _Task) -> tuple[int, dict[str, Any]]:
     unreadable: list[dict[str, Any]] = []
     contents, stamps = bytearray(), bytearray()
     treated: Counter[str] = Counter()
+    sums = PixelSums.none(task.channels, task.resolution)
     for position, item in enumerate(task.part.items(), start=task.start):
         contents += item.content or b""
         stamps += item.stamp or b""
@@ -320,6 +326,7 @@ def _make_shard(task: _Task) -> tuple[int, dict[str, Any]]:
             continue
         facts: dict[str, Any] = {"source": item.source} | ({} if item.label is None else {"label": item.label})
         samples.append(Sample(position, encode_png(pixels), facts))
+        sums += PixelSums.of(pixels[None])
         treated.update(kinds)
     folder, row = Folder(task.out), None
     if samples:
@@ -327,6 +334,8 @@ def _make_shard(task: _Task) -> tuple[int, dict[str, Any]]:
         folder.write(task.name, data)
         row = {"name": packed.name, "size": packed.size, "sha256": packed.sha256, "offsets": packed.offsets.tolist()}
     record: dict[str, Any] = {"row": row, "unreadable": unreadable, "treated": dict(treated)}
+    if samples:
+        record["sums"] = sums.as_json()
     if contents:
         record["seen"] = Seen(bytes(contents), bytes(stamps)).as_json()
     Folder(joined(task.out, PROGRESS_FOLDER)).write(f"{task.number:05d}.json", json.dumps(record).encode())
@@ -348,7 +357,7 @@ def _report(index: ShardIndex, unreadable: Sequence[dict[str, Any]]) -> None:
     size = sum(shard.size for shard in index.shards)
     print(
         f"{index.url}: {index.num_samples} images of {index.resolution}x{index.resolution} in {len(index.shards)} "
-        f"shards, {size / 2**20:.1f} MiB, fingerprint {index.fingerprint[:16]}.",
+        f"shards, {size / 2**20:.1f} MiB, {describe(index)}, fingerprint {index.fingerprint[:16]}.",
         file=sys.stderr,
     )
     if unreadable:

@@ -19,6 +19,7 @@ from drl_dist.common.nested import differences
 from drl_dist.data.filesystem import Folder
 from drl_dist.data.index import INDEX_NAME, ShardIndex, open_index
 from drl_dist.data.shards import ShardRow, shard_name
+from drl_dist.data.statistics import PixelSums
 from drl_dist.jobs.common.job_folder import read_json, refuse_without_request
 from drl_dist.jobs.common.job_records import RECORDS_FOLDER
 
@@ -77,7 +78,7 @@ def resume(folder: Folder, records: Folder, identity: dict[str, Any], source: So
     numbers = [number for number in range(count) if f"{number:05d}.json" in names]
     with ThreadPoolExecutor(8) as threads:
         found = dict(
-            zip(numbers, threads.map(lambda number: _read_record(records, f"{number:05d}.json"), numbers), strict=True)
+            zip(numbers, threads.map(lambda number: _read_record(records, number, identity), numbers), strict=True)
         )
     kept = {
         number: record
@@ -95,16 +96,21 @@ def resume(folder: Folder, records: Folder, identity: dict[str, Any], source: So
     return kept
 
 
-def _read_record(records: Folder, name: str) -> dict[str, Any]:
+def _read_record(records: Folder, number: int, identity: dict[str, Any]) -> dict[str, Any]:
     """The record of a shard.
 
     Raises:
         UserError: it is not a record of a shard.
     """
+    name = f"{number:05d}.json"
     try:
         record = json.loads(records.read(name))
         if record["row"]:
             row_of(record)
+        if "sums" in record:
+            sums = PixelSums.from_json(record["sums"], identity["channels"], identity["resolution"])
+            if sums.images != len(record["row"]["offsets"]):
+                raise ValueError("sums of other images")
         Seen.from_record(record)
         if all(isinstance(entry["source"], str) and entry["reason"] for entry in record["unreadable"]):
             return record

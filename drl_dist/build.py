@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from drl_dist.common.errors import UserError
+from drl_dist.config.from_data import known
 from drl_dist.config.tree import DiffusionConfig, Experiment, McmcConfig, ModelConfig
 from drl_dist.diffusion.ladder import NoiseLadder, composed_ladder, geometric_ladder, linear_ladder
 from drl_dist.diffusion.recovery import Levels
@@ -20,9 +21,16 @@ from drl_dist.sampling.tweedie import Tweedie
 
 
 def build_ladder(config: DiffusionConfig) -> NoiseLadder:
-    """The noise ladder of a config."""
+    """The noise ladder of a config.
+
+    Raises:
+        UserError: it leaves a number to the data.
+    """
     if config.ladder == "geometric":
-        return geometric_ladder(config.num_levels, config.first_noise_to_signal, config.last_noise_to_signal)
+        first = known(config.first_noise_to_signal, "diffusion.first_noise_to_signal")
+        return geometric_ladder(
+            config.num_levels, first, known(config.last_noise_to_signal, "diffusion.last_noise_to_signal")
+        )
     build = composed_ladder if config.ladder == "t6" else linear_ladder
     return build(config.num_levels, config.first_variance, config.last_variance)
 
@@ -90,7 +98,7 @@ def build_unet(experiment: Experiment, generator: torch.Generator | None = None)
         attention_resolutions=model.attention_resolutions,
         patch_size=model.patch_size,
         noise_std=ladder.noise_in_y(scale),
-        signal_std=model.data_std * ladder.signal_in_y(scale),
+        signal_std=known(model.data_std, "model.data_std") * ladder.signal_in_y(scale),
         generator=generator,
     )
 

@@ -140,8 +140,12 @@ class UNetRow:
     """N."""
     attention_resolutions: tuple[int, ...] = ()
     """See `ModelConfig.attention_resolutions`."""
-    data_std: float = 0.5
-    """Standard deviation of the pixels."""
+    data_std: float | None = None
+    """See `ModelConfig.data_std`; none where no number was measured to be good, and the data decide."""
+    first_noise_to_signal: float | None = None
+    """See `DiffusionConfig.first_noise_to_signal`."""
+    last_noise_to_signal: float | None = None
+    """See `DiffusionConfig.last_noise_to_signal`."""
     learning_rate: float = 2e-4
     """From the warm-up on; it falls along a cosine, to a fifth or so when recovery begins."""
     ema_decay: float = 0.9995
@@ -159,6 +163,8 @@ UNETS: dict[str, UNetRow] = {
         width=24,
         num_res_blocks=1,
         data_std=0.75,
+        first_noise_to_signal=1e-4,
+        last_noise_to_signal=140.0,
         learning_rate=2e-3,
         ema_decay=0.995,
         batch_size=32,
@@ -168,6 +174,8 @@ UNETS: dict[str, UNetRow] = {
         width=16,
         num_res_blocks=1,
         data_std=0.7,
+        first_noise_to_signal=1e-4,
+        last_noise_to_signal=140.0,
         learning_rate=2e-3,
         ema_decay=0.998,
         batch_size=32,
@@ -254,7 +262,12 @@ def _unet(experiment: Experiment, row: UNetRow) -> Experiment:
         max_grad_norm=10.0,
     )
     train = replace(experiment.train, batch_size=row.batch_size, num_steps=row.num_steps)
-    diffusion = DiffusionConfig(ladder="geometric", num_levels=10)
+    diffusion = DiffusionConfig(
+        ladder="geometric",
+        num_levels=10,
+        first_noise_to_signal=row.first_noise_to_signal,
+        last_noise_to_signal=row.last_noise_to_signal,
+    )
     return replace(experiment, model=model, diffusion=diffusion, mcmc=mcmc, optim=optim, train=train)
 
 

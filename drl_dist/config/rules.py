@@ -65,7 +65,12 @@ def check_experiment(experiment: Experiment) -> None:
             f"none for a wide_resnet, and for a unet some of {', '.join(map(str, resolutions))}",
             set(model.attention_resolutions) <= (set(resolutions) if model.network == "unet" else set()),
         ),
-        ("model.data_std", model.data_std, "a positive number", model.data_std > 0),
+        (
+            "model.data_std",
+            model.data_std,
+            "none, or a positive number",
+            model.data_std is None or 0 < model.data_std < math.inf,
+        ),
         (
             "mcmc.energy_scale",
             mcmc.energy_scale,
@@ -82,8 +87,8 @@ def check_experiment(experiment: Experiment) -> None:
         (
             "diffusion.first_noise_to_signal and last_noise_to_signal",
             (experiment.diffusion.first_noise_to_signal, experiment.diffusion.last_noise_to_signal),
-            "0 < first < last < infinity",
-            0 < experiment.diffusion.first_noise_to_signal < experiment.diffusion.last_noise_to_signal < math.inf,
+            "0 < first < last < infinity, or none",
+            _is_rising(experiment.diffusion.first_noise_to_signal, experiment.diffusion.last_noise_to_signal),
         ),
         ("mcmc.num_chain_steps", mcmc.num_chain_steps, "at least 0", mcmc.num_chain_steps >= 0),
         (
@@ -194,6 +199,8 @@ def _check_ladder(diffusion: DiffusionConfig) -> None:
             )
         return
     if diffusion.ladder == "geometric":
+        if diffusion.last_noise_to_signal is None:
+            return
         kept = 1 / (1 + diffusion.last_noise_to_signal)
         if kept > MAX_SIGNAL:
             raise UserError(
@@ -211,6 +218,12 @@ def _check_ladder(diffusion: DiffusionConfig) -> None:
             expected=f"a ladder that ends in white noise (at most {MAX_SIGNAL:.0%})",
             remedy="raise diffusion.last_variance or diffusion.num_levels, or use --diffusion.ladder t6",
         )
+
+
+def _is_rising(first: float | None, last: float | None) -> bool:
+    """Whether those that are given are positive and finite, and in this order."""
+    given = [value for value in (first, last) if value is not None]
+    return all(0 < value < math.inf for value in given) and (len(given) < 2 or given[0] < given[1])
 
 
 def check_without_ray(run: RunConfig) -> None:

@@ -60,9 +60,10 @@ class ModelConfig:
     """Heights, in positions of the network, at which the blocks of a unet end with self-attention."""
     patch_size: int = 1
     """Pixels along each side of the squares that are one position of a unet; 2 makes its convolutions four times
-    cheaper, which is worth what it costs in detail from some 32 pixels on."""
-    data_std: float = 0.5
-    """Standard deviation of the data's pixels, which lie in [-1, 1]; a unet begins as white Gaussian data of it."""
+    cheaper."""
+    data_std: float | None = 0.5
+    """Standard deviation of the data's pixels, which lie in [-1, 1], about zero: a unet begins as white Gaussian data
+    of this and mean zero; none: that of the data, from the statistics in their index."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,10 +80,11 @@ class DiffusionConfig:
     """First beta of the base ladder (t6), or first transition variance (linear)."""
     last_variance: float = 0.02
     """Last beta of the base ladder (t6), or last transition variance (linear)."""
-    first_noise_to_signal: float = 1e-4
-    """Variance of the noise in x_0 over the squared scale of the data in it (geometric)."""
-    last_noise_to_signal: float = 140.0
-    """The same of x_T, which must be nearly white noise (geometric)."""
+    first_noise_to_signal: float | None = 1e-4
+    """Variance of the noise in x_0 over the squared scale of the data in it (geometric); none: a grey level or more, by
+    the data's standard deviation (`drl_dist.data.scales`)."""
+    last_noise_to_signal: float | None = 140.0
+    """The same of x_T, which must be nearly white noise (geometric); none: enough for the data's largest moment."""
 
 
 @dataclass(frozen=True, kw_only=True)

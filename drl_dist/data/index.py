@@ -7,7 +7,7 @@ import io
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from drl_dist.common.errors import UserError
 from drl_dist.data.filesystem import Folder, check_reachable
 from drl_dist.data.shards import ShardRow
+from drl_dist.data.statistics import PixelStatistics
 
 INDEX_NAME = "index.parquet"
 FORMAT = "drl_dist.shards"
@@ -51,6 +52,9 @@ class ShardIndex:
     """Rows of the shards, in order of name."""
     made_by: Mapping[str, Any] = field(default_factory=dict)
     """Parameters that the shards were made with; part of the fingerprint."""
+    statistics: PixelStatistics | None = None
+    """Of all pixels; None in an index of an earlier version. No part of the fingerprint, for they follow from the
+    images: the same images are the same data whether they were measured or not."""
 
     @property
     def num_samples(self) -> int:
@@ -59,7 +63,8 @@ class ShardIndex:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over every field except the URL, 64 hexadecimal digits: the same for equal images in equal order."""
+        """SHA-256 over every field except URL and statistics, 64 hexadecimal digits: the same for equal images in
+        equal order."""
         digest = hashlib.sha256(_canonical(self._metadata()))
         for shard in self.shards:
             digest.update(_canonical([shard.name, shard.size, shard.sha256, shard.num_samples]))
@@ -100,6 +105,9 @@ def write_index(index: ShardIndex) -> None:
         UserError: the folder cannot be written.
     """
     metadata = index._metadata() | {"fingerprint": index.fingerprint}
+    if index.statistics is not None:
+        values = index.statistics.as_json()
+        metadata["statistics"] = values | {"sha256": _sealed(values, index.fingerprint)}
     schema = pa.schema(
         [
             ("name", pa.string()),
@@ -204,7 +212,20 @@ def parse_index(url: str, data: bytes) -> ShardIndex:
             f"a Parquet file in format {FORMAT} version {VERSION}",
         ) from error
     _check(index, counts, metadata)
-    return index
+    return replace(index, statistics=_statistics(index, metadata))
+
+
+def _statistics(index: ShardIndex, metadata: Mapping[str, Any]) -> PixelStatistics | None:
+    """The statistics in the metadata of an index that is in order otherwise."""
+    if (stored := metadata.get("statistics")) is None:
+        return None
+    try:
+        values = {name: value for name, value in stored.items() if name != "sha256"}
+        if stored["sha256"] == _sealed(values, index.fingerprint):
+            return PixelStatistics.from_json(values, index.channels * index.resolution**2)
+    except (AttributeError, KeyError, TypeError, ValueError):
+        pass
+    raise _bad(index.url, "damaged statistics of the pixels", "those of its images, with their checksum")
 
 
 def _read_table(url: str, data: bytes) -> pa.Table:
@@ -266,6 +287,11 @@ def _bad(url: str, got: str, expected: str) -> UserError:
 
 def _shape(resolution: int, channels: int) -> str:
     return f"{resolution}x{resolution} pixels with {channels} channel{'s' if channels > 1 else ''}"
+
+
+def _sealed(statistics: Mapping[str, Any], fingerprint: str) -> str:
+    """Checksum of statistics, which the fingerprint does not cover, and of the data that they belong to."""
+    return hashlib.sha256(_canonical([dict(statistics), fingerprint])).hexdigest()
 
 
 def _canonical(value: Any) -> bytes:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from drl_dist.build import build_levels
+from drl_dist.config.from_data import known
 from drl_dist.config.tree import Experiment, ObjectiveName
 from drl_dist.diffusion.ladder import NoiseLadder, Pairs
 from drl_dist.diffusion.recovery import Levels, matching_loss, recovery_loss
@@ -165,9 +166,9 @@ class ScoreMatching:
     def __init__(self, experiment: Experiment, ladder: NoiseLadder) -> None:
         scale, model = build_levels(experiment, ladder).transition_scale, experiment.model
         self._std = ladder.noise_in_y(scale)
-        signal = model.data_std * ladder.signal_in_y(scale)
         self._weight = self._std.square()
         if model.network == "unet":
+            signal = known(model.data_std, "model.data_std") * ladder.signal_in_y(scale)
             self._weight = self._weight * (1 + (self._std / signal).square())
 
     def outcome(self, forward: nn.Module, pairs: Pairs, y_neg: Tensor | None, here: Levels) -> Outcome:

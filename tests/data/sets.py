@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import io
+import json
 import tarfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from drl_dist.data.filesystem import Folder
-from drl_dist.data.index import ShardIndex, write_index
+from drl_dist.data.index import METADATA_KEY, ShardIndex, write_index
 from drl_dist.data.shards import Sample, ShardRow, encode_png, pack_shard, shard_name
+from drl_dist.data.statistics import measure_images
 
 
 def pixels_of(sample_id: int, channels: int = 1, resolution: int = 8) -> NDArray[np.uint8]:
@@ -25,9 +33,14 @@ def sample_of(sample_id: int, channels: int = 1, resolution: int = 8) -> Sample:
 
 
 def write_set(
-    url: str, counts: tuple[int, ...] = (16, 16, 16, 5), *, channels: int = 1, resolution: int = 8
+    url: str,
+    counts: tuple[int, ...] = (16, 16, 16, 5),
+    *,
+    channels: int = 1,
+    resolution: int = 8,
+    measured: bool = False,
 ) -> ShardIndex:
-    """Shards with the given numbers of samples, ids from 0 on, and their index."""
+    """Shards with the given numbers of samples, ids from 0 on, and their index, with or without statistics."""
     rows: list[ShardRow] = []
     first = 0
     for number, count in enumerate(counts):
@@ -37,8 +50,20 @@ def write_set(
         rows.append(row)
         first += count
     index = ShardIndex(url=url, name="toy", split="train", resolution=resolution, channels=channels, shards=tuple(rows))
+    if measured:
+        images = np.stack([pixels_of(sample, channels, resolution) for sample in range(sum(counts))])
+        index = replace(index, statistics=measure_images(images))
     write_index(index)
     return index
+
+
+def rewritten(path: Path, change: Callable[[dict[str, Any], dict[str, list[Any]]], None]) -> None:
+    """Change the metadata and the columns of an index in its file."""
+    table = pq.read_table(path)
+    metadata, columns = json.loads(table.schema.metadata[METADATA_KEY]), table.to_pydict()
+    change(metadata, columns)
+    schema = table.schema.with_metadata({METADATA_KEY: json.dumps(metadata).encode()})
+    pq.write_table(pa.table(columns, schema=schema), path)
 
 
 def sample_ids(images: NDArray[np.uint8]) -> list[int]:

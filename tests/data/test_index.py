@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,9 @@ import pytest
 
 from drl_dist.common.errors import UserError
 from drl_dist.data import index as index_module
-from drl_dist.data.index import INDEX_NAME, METADATA_KEY, ShardIndex, open_index, write_index
+from drl_dist.data.index import INDEX_NAME, ShardIndex, open_index, write_index
 from drl_dist.data.shards import ShardRow
-from tests.data.sets import write_set
+from tests.data.sets import rewritten, write_set
 
 
 def test_is_read_as_written(tmp_path: Path) -> None:
@@ -127,14 +126,6 @@ def test_impossible_content_is_refused(case: str, tmp_path: Path) -> None:
         open_index(str(tmp_path), check_shards=False)
 
 
-def _rewritten(path: Path, change: Callable[[dict[str, Any], dict[str, list[Any]]], None]) -> None:
-    table = pq.read_table(path)
-    metadata, columns = json.loads(table.schema.metadata[METADATA_KEY]), table.to_pydict()
-    change(metadata, columns)
-    schema = table.schema.with_metadata({METADATA_KEY: json.dumps(metadata).encode()})
-    pq.write_table(pa.table(columns, schema=schema), path)
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -151,7 +142,7 @@ def _rewritten(path: Path, change: Callable[[dict[str, Any], dict[str, list[Any]
 )
 def test_meddling_is_noticed(change: Any, message: str, tmp_path: Path) -> None:
     write_set(str(tmp_path))
-    _rewritten(tmp_path / INDEX_NAME, change)
+    rewritten(tmp_path / INDEX_NAME, change)
     with pytest.raises(UserError, match=message):
         open_index(str(tmp_path))
 

@@ -42,6 +42,8 @@ def straight(ray_head: RayHead, mlflow_server: MlflowServer, digits: Path, stora
             str(EVERY),
             "--tracking.sample-every-steps",
             "75",
+            "--model.data-std",
+            "none",
         ),
     )
     assert job.status == 0, job.output

@@ -19,6 +19,7 @@ import pytest
 from drl_dist.checkpoints.configs import config_from_dict
 from drl_dist.common.errors import UserError
 from drl_dist.common.program import SIGNALS
+from drl_dist.config.from_data import left_to_data
 from drl_dist.config.presets import TABLE_6, preset
 from drl_dist.config.tree import RunConfig
 from drl_dist.jobs.common import entry as cli_entry
@@ -53,6 +54,7 @@ def run_job(name: str, *arguments: str, path: Path | None = None) -> subprocess.
     [
         ("train_cifar10.py", (), "cifar10"),
         ("train_celeba64.py", (), "celeba64"),
+        ("train_celeba64.py", ("--setting", "unet"), "celeba64"),
         ("train_lsun64.py", (), "lsun_church64"),
         ("train_lsun64.py", ("--category", "bedroom"), "lsun_bedroom64"),
         ("train_lsun128.py", ("--category", "church_outdoor"), "lsun_church128"),
@@ -66,10 +68,12 @@ def test_dry_run_prints_the_preset_as_json(job: str, arguments: tuple[str, ...],
     for module in HEAVY:
         (tmp_path / f"{module}.py").write_text(f"raise ImportError('{module} is not needed for a dry run')")
     done = run_job(job, "--dry-run", *arguments, path=tmp_path)
-    assert (done.returncode, done.stderr) == (0, "")
     run = config_from_dict(RunConfig, json.loads(done.stdout), source="stdout")
-    setting = "unet" if (job, arguments) == ("train_digits.py", ()) else "t6"
+    setting = "unet" if "unet" in arguments or (job, arguments) == ("train_digits.py", ()) else "t6"
     assert run == RunConfig(experiment=preset(name, setting))
+    left = ", ".join(left_to_data(run.experiment))
+    told = f"null here, and taken from the statistics of the data: {left}\n" if left else ""
+    assert (done.returncode, done.stderr, bool(left)) == (0, told, "unet" in arguments)
 
 
 def test_overrides_reach_every_section() -> None:

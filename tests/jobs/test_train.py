@@ -35,7 +35,8 @@ def test_a_submitted_job_leaves_checkpoints(straight: Job, storage: Path) -> Non
     checkpoint = read_checkpoint(folder / checkpoint_name(STEPS), PARTS)
     assert (checkpoint.state.images_seen, checkpoint.state.next_position) == (8 * STEPS, 8 * STEPS)
     assert checkpoint.state.world_size == 2
-    assert checkpoint.experiment.model.width == 8
+    # The standard deviation of the digits about zero, which the command leaves to the data.
+    assert (checkpoint.experiment.model.width, checkpoint.experiment.model.data_std) == (8, 0.8466)
     assert json.loads((folder / "experiment.json").read_text())["data_fingerprint"] == checkpoint.state.data_fingerprint
     assert not torch.equal(checkpoint.tensors["weights"]["stem.weight"], checkpoint.tensors["ema"]["stem.weight"])
 
@@ -95,6 +96,8 @@ def test_the_same_command_again_has_nothing_to_do(
             str(STEPS),
             "--checkpoint.every-steps",
             str(EVERY),
+            "--model.data-std",
+            "none",
         ),
     )
     assert again.status == 0, again.output

@@ -9,13 +9,16 @@ import numpy as np
 import pytest
 import torch
 
+from drl_dist.build import build_ladder, build_network
 from drl_dist.common.errors import UserError
 from drl_dist.common.images import beside, grid, to_uint8, to_unit_range
 from drl_dist.common.nested import differences, flatten, to_dict
 from drl_dist.config import rules as checks
+from drl_dist.config.from_data import FROM_DATA, left_to_data
 from drl_dist.config.presets import TABLE_6, preset
 from drl_dist.config.tree import RunConfig
 from drl_dist.diffusion import noise
+from drl_dist.training.objectives import ScoreMatching
 
 # Table 6 of the paper: resolution, N, beta1, batch size, thousands of training iterations; and Table 5's multiples.
 PAPER = {
@@ -97,6 +100,7 @@ def test_an_unknown_preset_names_the_known_ones() -> None:
         ("mcmc", "level_scale_values", (1.0, 2.0)),
         ("mcmc", "bound_fraction", 2.0),
         ("diffusion", "first_noise_to_signal", 0.0),
+        ("model", "data_std", float("inf")),
         ("optim", "beta1", 1.0),
         ("optim", "learning_rate", float("nan")),
         ("train", "batch_size", 0),
@@ -126,6 +130,43 @@ def test_a_geometric_ladder_must_end_in_white_noise() -> None:
     dataclasses.replace(experiment, diffusion=diffusion)
     with pytest.raises(UserError, match=r"last_noise_to_signal: got 12, which leaves 8% .* to 19 or more\.$"):
         dataclasses.replace(experiment, diffusion=dataclasses.replace(diffusion, last_noise_to_signal=12))
+
+
+def test_ends_of_a_geometric_ladder_are_held_to_the_rules_as_far_as_they_are_given() -> None:
+    experiment = preset("cifar10", "unet")
+    for first, last in ((None, None), (1e-4, None), (None, 140.0)):
+        diffusion = dataclasses.replace(experiment.diffusion, first_noise_to_signal=first, last_noise_to_signal=last)
+        dataclasses.replace(experiment, diffusion=diffusion)
+    for first, last in ((None, 12.0), (None, float("inf")), (0.0, None), (float("nan"), None), (200.0, 140.0)):
+        diffusion = dataclasses.replace(experiment.diffusion, first_noise_to_signal=first, last_noise_to_signal=last)
+        with pytest.raises(UserError, match="last_noise_to_signal"):
+            dataclasses.replace(experiment, diffusion=diffusion)
+
+
+def test_the_setting_unet_leaves_to_the_data_what_was_not_measured() -> None:
+    for name in TABLE_6:
+        left = left_to_data(preset(name, "unet"))
+        assert left == (() if name in OURS else FROM_DATA)
+        assert not left_to_data(preset(name)) and not left_to_data(preset(name, "t1k"))
+
+
+def test_what_is_left_to_the_data_is_told_where_a_number_is_needed() -> None:
+    experiment = preset("cifar10", "unet")
+    given = dataclasses.replace(experiment.diffusion, first_noise_to_signal=1e-4, last_noise_to_signal=140.0)
+    left = dataclasses.replace(given, first_noise_to_signal=None)
+    model = dataclasses.replace(experiment.model, data_std=None)
+    experiment, ladder = dataclasses.replace(experiment, model=model, diffusion=left), build_ladder(given)
+    for build, name in (
+        (lambda: build_network(experiment), "diffusion.first_noise_to_signal"),
+        (lambda: build_ladder(dataclasses.replace(given, last_noise_to_signal=None)), "diffusion.last_noise_to_signal"),
+        (lambda: build_network(dataclasses.replace(experiment, diffusion=given)), "model.data_std"),
+        (lambda: ScoreMatching(experiment, ladder), "model.data_std"),
+    ):
+        with pytest.raises(
+            UserError, match=rf"^config field {name}: got none, which leaves it .*; give {name} a"
+        ) as told:
+            build()
+        assert "\n" not in str(told.value)
 
 
 def test_level_scales_go_with_the_released_rule_alone() -> None:

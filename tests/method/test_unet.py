@@ -224,7 +224,6 @@ def test_groups_divide_the_channels(width: int, expected: int) -> None:
             "loss_weight: got inverse_std, expected none for recovery with a unet",
         ),
         ("model", {"attention_resolutions": (2,)}, r"attention_resolutions: got \(2,\), .* for a unet some of 8, 4"),
-        ("model", {"data_std": 0.0}, "data_std: got 0.0, expected a positive number"),
         (
             "model",
             {"patch_size": 0},
@@ -236,6 +235,7 @@ def test_groups_divide_the_channels(width: int, expected: int) -> None:
             r"resolution: got 8, expected a positive multiple of 16 \(one halving per level of pat",
         ),
         ("model", {"network": "wide_resnet", "patch_size": 2}, "patch_size: got 2, expected 1 for a wide_resnet"),
+        ("model", {"data_std": 0.0}, "data_std: got 0.0, expected none, or a positive number"),
         ("model", {"network": "wide_resnet", "attention_resolutions": (4,)}, "expected none for a wide_resnet"),
     ],
 )

@@ -26,7 +26,8 @@ from tests.support import ROOT, wait_for
 pytestmark = [pytest.mark.integration, pytest.mark.faults, pytest.mark.timeout(1200)]
 
 SPACE = {"mcmc.level_scale": [300.0, 1.0, {"power": 0.0}]}
-TINY = """--setting t6 --model.width 8 --model.time-embedding-dim 8 --model.time-hidden-dim 16 --mcmc.num-chain-steps 3
+TINY = """--setting t6 --model.data-std none
+--model.width 8 --model.time-embedding-dim 8 --model.time-hidden-dim 16 --mcmc.num-chain-steps 3
 --train.batch-size 8 --optim.warmup-steps 10 --train.num-steps 40 --tracking.num-samples 5
 --tracking.score-features pixels --tracking.score-num-images 16 --tracking.score-every-steps 10
 --search grid --no-early-stopping --max-concurrent 1 --num-workers 2
@@ -119,6 +120,9 @@ def test_the_end_names_a_command_that_can_be_run(swept: tuple[Path, Job, int]) -
     prefix, command, *options = shlex.split(line.partition(" -- ")[2])
     run, _ = parse_train("digits", options)
     assert (prefix, command) == ("python", "jobs/train_digits.py")
+    # What the sweep left to the data is a number in its record, and in the command.
+    recorded = json.loads((swept[0] / "sweep.json").read_text())["experiment"]["model"]["data_std"]
+    assert run.experiment.model.data_std == recorded == 0.8466
     assert run.experiment.model.width == 8 and run.experiment.train.num_steps == 1000
 
 

@@ -20,6 +20,7 @@ from drl_dist.common.errors import UserError
 from drl_dist.common.places import joined
 from drl_dist.data.decode import read_images
 from drl_dist.data.index import ShardIndex
+from drl_dist.data.scales import scaled_to
 from drl_dist.data.subset import check_count
 from drl_dist.jobs.common.cluster import capacity, check_capacity, cluster
 from drl_dist.jobs.common.prometheus import job_exported
@@ -72,6 +73,7 @@ def sweep_run(plan: SweepPlan) -> int:
     name, plan = plan.options.sweep_name, continued(plan)
     # Everything a trial would check, once, before anything starts; no trial has this name.
     index = prepare_run(dataclasses.replace(plan.base, run_name=name, storage=_url(plan))).index
+    plan = scaled_plan(plan, index)
     num_images = _rescore_images(plan, index)
     folder = SweepFolder(plan, index.fingerprint)
     folder.check(RESULTS)
@@ -96,6 +98,19 @@ def sweep_run(plan: SweepPlan) -> int:
             _run_trials(folder, partial(run_trial, folder=folder, sweep_run=sweep_id, limits=_limits(plan, index)))
             _rescore(folder, index, num_images, sweep_rows(folder, num_images))
             return finish_sweep(folder, sweep_id, num_images)
+
+
+def scaled_plan(plan: SweepPlan, index: ShardIndex) -> SweepPlan:
+    """The plan with numbers in the fields that its base leaves to the data, as its record and its trials have them.
+
+    Raises:
+        UserError: from `scaled_to`, or the numbers do not go with some value of the space.
+    """
+    experiment = scaled_to(plan.base.experiment, lambda: index.statistics, plan.base.data)
+    plan = dataclasses.replace(plan, base=dataclasses.replace(plan.base, experiment=experiment))
+    for values in plan.space.corners():
+        apply(values, plan.base)
+    return plan
 
 
 def concurrency(plan: SweepPlan) -> int:

@@ -21,7 +21,14 @@ from drl_dist.data.filesystem import Folder
 from drl_dist.jobs.common.options import parse_options
 from drl_dist.jobs.sweep.proposals import grid_size
 from drl_dist.jobs.sweep.space import Space, SpaceTextError, default_space, from_file, from_json, parse_space
-from drl_dist.jobs.train.options import ExperimentOptions, TrainOptions, early_option, plain, setting_option
+from drl_dist.jobs.train.options import (
+    ExperimentOptions,
+    TrainOptions,
+    early_option,
+    plain,
+    setting_option,
+    tell_what_is_left,
+)
 
 DEFAULT_TRIALS = 16
 REPORTS = 10
@@ -303,4 +310,6 @@ def parse_sweep(argv: Sequence[str]) -> tuple[SweepPlan, bool]:
     options = parse_options(_SweepRun, default, argv, description=description)
     base = dataclasses.replace(plain(RunConfig, options), experiment=plain(Experiment, options.experiment))
     check_run(base, complete=False)
+    if options.dry_run:
+        tell_what_is_left(base.experiment)
     return plan_sweep(base, options.sweep, preset=name, setting=setting), options.dry_run

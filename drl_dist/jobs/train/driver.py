@@ -26,6 +26,7 @@ from drl_dist.common.program import Stopped
 from drl_dist.config.tree import RunConfig
 from drl_dist.data.filesystem import check_reachable
 from drl_dist.data.index import ShardIndex, open_index
+from drl_dist.data.scales import scaled_to
 from drl_dist.evaluation.feature_spec import parse_features
 from drl_dist.jobs.common.cluster import check_capacity, cluster, in_background, is_loopback
 from drl_dist.jobs.common.prometheus import Exporter, job_exported
@@ -135,6 +136,8 @@ def prepare_run(run: RunConfig, chosen: Collection[str] = ()) -> PreparedRun:
     # Where damage is tolerated, the workers find it.
     index = open_index(run.data, check_shards=run.loader.on_damage == "strict")
     index.check_model(resolution=experiment.model.resolution, channels=experiment.model.channels)
+    # Before the run is compared with its record, which holds numbers.
+    run = dataclasses.replace(run, experiment=scaled_to(experiment, lambda: index.statistics, run.data))
     if run.tracking.score_every_steps is not None:
         from drl_dist.data.subset import check_count
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, NoReturn, TypeVar
@@ -13,6 +14,7 @@ import tyro
 from drl_dist.common.errors import UserError
 from drl_dist.common.imports import no_collection
 from drl_dist.common.nested import to_dict
+from drl_dist.config.from_data import left_to_data
 from drl_dist.config.presets import NEWER_FIELDS, SETTINGS, default_setting, preset
 from drl_dist.config.rules import check_run, check_without_ray
 from drl_dist.config.tree import Experiment, RunConfig
@@ -96,9 +98,17 @@ def train_command(name: str, categories: Mapping[str, str] | None = None) -> NoR
 
     def parse(argv: Sequence[str]) -> tuple[Wanted, bool]:
         run, options = parse_train_options(name, argv, categories)
+        if options.dry_run:
+            tell_what_is_left(run.experiment)
         return (run, options.without_ray, chosen_fields(argv)), options.dry_run
 
     run_command(parse, _train, as_json=lambda wanted: to_dict(wanted[0]))
+
+
+def tell_what_is_left(experiment: Experiment) -> None:
+    """Say, beside a resolved config, which of its fields are null because the data give them their numbers."""
+    if names := left_to_data(experiment):
+        print(f"null here, and taken from the statistics of the data: {', '.join(names)}", file=sys.stderr)
 
 
 def chosen_fields(argv: Sequence[str]) -> tuple[str, ...]:

@@ -37,6 +37,8 @@ from drl_dist.data.array_file import read_array_file
 from drl_dist.data.audit import audited
 from drl_dist.data.filesystem import Folder, check_reachable
 from drl_dist.data.index import ShardIndex, open_index
+from drl_dist.data.scales import scaled_to
+from drl_dist.data.statistics import PixelStatistics, measure_images
 from drl_dist.data.stream import ShardStream
 from drl_dist.jobs.common.device import device_name, prepare_device
 from drl_dist.jobs.train.run_files import WRITTEN, Curves, RunFiles
@@ -56,6 +58,8 @@ class _Data:
     fingerprint: str
     index: ShardIndex | None
     """None for images in one file."""
+    statistics: Callable[[], PixelStatistics | None]
+    """Of all pixels."""
     batches: Callable[[int], AbstractContextManager[BatchSource]]
     """Batches from a position in the stream of samples on."""
 
@@ -77,6 +81,8 @@ def train_on_one_device(run: RunConfig, chosen: Collection[str] = ()) -> int:
     # Not the CPUs that Ray would give a worker: the device is this process's own.
     device = prepare_device(device_name(run.use_gpu), threads=run.engine.threads_per_worker, is_reproducible=False)
     data = _open_data(run)
+    # Before the run is compared with its record, which holds numbers.
+    run = dataclasses.replace(run, experiment=scaled_to(run.experiment, data.statistics, run.data))
     run_url = joined(run.storage, run.run_name)
     check_reachable(run_url)
     run = continued(run, chosen)
@@ -238,10 +244,10 @@ def _open_data(run: RunConfig) -> _Data:
                 )
             )
 
-        return _Data(fingerprint, None, in_memory)
+        return _Data(fingerprint, None, lambda: measure_images(images.numpy()), in_memory)
     index = open_index(run.data)
     index.check_model(resolution=model.resolution, channels=model.channels)
-    return _Data(index.fingerprint, index, lambda position: _Shards(run, index, position))
+    return _Data(index.fingerprint, index, lambda: index.statistics, lambda position: _Shards(run, index, position))
 
 
 class _Shards:
