@@ -137,7 +137,9 @@ def _until_its_work(program: str) -> Iterator[None]:
         for module in (entry, train_options):
             patch.setattr(module, "run_command", understand)
         # To be run as a program it must not be a module that is there.
-        patch.delitem(sys.modules, program, raising=False)
+        is_package = (ROOT / program.replace(".", "/")).is_dir()
+        # A package stays: one that is imported again would lack the modules that others have imported of it.
+        patch.delitem(sys.modules, f"{program}.__main__" if is_package else program, raising=False)
         if place := WORK.get(program):
             module_name, _, name = place.rpartition(".")
             patch.setattr(import_module(module_name), name, begin)

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import re
 import shutil
+import sys
 from dataclasses import fields
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -56,6 +58,14 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
+def test_asking_a_program_leaves_the_modules_as_they_were(tmp_path: Path) -> None:
+    imported = import_module("benchmarks.quality.__main__")
+    programs.python(["-m", "benchmarks.quality", "--out", "x"], tmp_path)
+    assert sys.modules["benchmarks.quality.__main__"] is imported
+    # Where pytest, which patches attributes by their path, looks.
+    assert import_module("benchmarks").quality is sys.modules["benchmarks.quality"]
+
+
 def test_something_is_found() -> None:
     found = [snippet for page, text in PAGES.items() for snippet in snippets(page, text)]
     assert sum(snippet.is_block for snippet in found) >= 25
