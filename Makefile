@@ -45,9 +45,10 @@ test-fast: $(STAMP)
 
 coverage: $(STAMP)
 	@rm -f var/coverage/data* && mkdir -p var/coverage
-	@COVERAGE_PROCESS_START=$(CURDIR)/pyproject.toml $(BIN)/python -m coverage run -m pytest -n $(TEST_PROCESSES)
-	@$(BIN)/python -m coverage combine --quiet
-	@$(BIN)/python -m coverage report --skip-covered --show-missing
+	@COVERAGE_PROCESS_START=$(CURDIR)/pyproject.toml $(BIN)/python -m coverage run -m pytest -n $(TEST_PROCESSES); \
+	status=$$?; \
+	$(BIN)/python -m coverage combine --quiet && $(BIN)/python -m coverage report --skip-covered --show-missing \
+	&& exit $$status
 
 lint: $(STAMP)
 	@$(BIN)/ruff check .
