@@ -23,6 +23,8 @@ from drl_dist.tracking.tracker import Tracker
 from tests.support import require
 
 pytestmark = pytest.mark.integration
+# Of everything that is waited for: five seconds, the default, are not enough for a page on a machine that is busy.
+expect.set_options(timeout=60_000)
 
 ARGUMENTS = [
     "--no-sandbox",
@@ -55,7 +57,7 @@ def test_a_picture_is_what_a_person_sees_first(mlflow_server: MlflowServer, tmp_
         page.set_default_timeout(60_000)
         # The address that training prints, in a browser that has never been here.
         page.goto(address)
-        expect(page.get_by_role("heading", name="page-run")).to_be_visible(timeout=60_000)
+        expect(page.get_by_role("heading", name="page-run")).to_be_visible()
         expect_seen(page, page.locator("img[src^='blob:']").first, grids[-1], tmp_path / "artifact.png")
         expect_training_side(page)
         page.get_by_text("pictures", exact=True).click()
@@ -82,7 +84,7 @@ def test_a_picture_is_what_a_person_sees_first(mlflow_server: MlflowServer, tmp_
         assert place is not None and "workflowType=machine_learning" in place
         page.goto(urljoin(f"{mlflow_server.uri}/", place))
         page.reload()
-        expect(page.locator("svg.main-svg").first).to_be_visible(timeout=60_000)
+        expect(page.locator("svg.main-svg").first).to_be_visible()
         # No chart of images: it would show the 71 parameters and not the image.
         expect(page.get_by_role("slider")).to_have_count(0)
         browser.close()
@@ -103,7 +105,7 @@ def expect_training_side(page: Page) -> None:
 
 def expect_seen(page: Page, image: Locator, grid: NDArray[np.uint8], screenshot: Path) -> None:
     """A grid's own pixels are on the screen, and nothing lies over them."""
-    expect(image).to_be_visible(timeout=60_000)
+    expect(image).to_be_visible()
     natural = image.evaluate("image => image.decode().then(() => [image.naturalWidth, image.naturalHeight])")
     assert natural == [grid.shape[1], grid.shape[0]]
     page.wait_for_timeout(500)  # panels slide
