@@ -90,12 +90,6 @@ def check_experiment(experiment: Experiment) -> None:
             ),
         ),
         (
-            "mcmc.num_chain_steps",
-            mcmc.num_chain_steps,
-            "at least 1 for recovery from the start tweedie, which the energy itself has no part in",
-            mcmc.num_chain_steps > 0 or mcmc.start == "x_noisy" or not optim.needs_negatives,
-        ),
-        (
             "mcmc.antithetic",
             mcmc.antithetic,
             f"off for chains of Langevin steps (mcmc.num_chain_steps {mcmc.num_chain_steps})",
@@ -173,6 +167,20 @@ def check_experiment(experiment: Experiment) -> None:
     _check_ladder(experiment.diffusion)
 
 
+def check_training(experiment: Experiment) -> None:
+    """Raise `UserError` for what cannot be trained; a trained model may draw its samples in ways that none is trained
+    in.
+    """
+    mcmc, optim = experiment.mcmc, experiment.optim
+    if optim.needs_negatives and mcmc.start == "tweedie" and mcmc.num_chain_steps == 0:
+        raise UserError(
+            "config field mcmc.num_chain_steps",
+            got=mcmc.num_chain_steps,
+            expected="at least 1 for recovery from the start tweedie, which the energy itself has no part in",
+            remedy="correct the field",
+        )
+
+
 def _check_ladder(diffusion: DiffusionConfig) -> None:
     """Raise `UserError` for a ladder whose top is not white noise, which sampling starts from."""
     first, last, levels = diffusion.first_variance, diffusion.last_variance, diffusion.num_levels
@@ -243,6 +251,7 @@ def check_run(run: RunConfig, *, complete: bool = True) -> None:
     Args:
         complete: also ask for the data, the run name and the storage, which a dry run may leave out.
     """
+    check_training(run.experiment)
     rules: list[tuple[str, object, str, bool]] = [
         ("num_workers", run.num_workers, "at least 1", run.num_workers >= 1),
         (

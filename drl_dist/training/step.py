@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from drl_dist.build import build_ladder, build_levels
 from drl_dist.common.batch import Batch
 from drl_dist.common.images import to_unit_range
+from drl_dist.config.rules import check_training
 from drl_dist.config.tree import EngineConfig, Experiment, ObjectiveName
 from drl_dist.diffusion.ladder import Pairs, draw_levels, draw_pairs
 from drl_dist.diffusion.noise import PhiloxNoise, Purpose
@@ -112,6 +113,9 @@ class TrainStep:
         engine: how it is computed.
         request: asked at each step; what this rank wants to happen after it.
         noise_seed: of levels, pairs and chains; by default the experiment's seed.
+
+    Raises:
+        UserError: the experiment can only be sampled from.
     """
 
     def __init__(
@@ -122,6 +126,7 @@ class TrainStep:
         request: Callable[[], Interrupt] = lambda: Interrupt.NONE,
         noise_seed: int | None = None,
     ) -> None:
+        check_training(experiment)
         self.state, self.experiment, self.request = state, experiment, request
         self.device, self.dtype = state.network.device, state.network.dtype
         self.ladder = build_ladder(experiment.diffusion)
