@@ -114,7 +114,7 @@ def build_sampler(experiment: Experiment) -> ProgressiveSampler:
     tweedie = Tweedie(levels, ladder)
     return ProgressiveSampler(
         levels=levels,
-        num_chain_steps=mcmc.num_chain_steps,
+        num_chain_steps=mcmc.level_chain_steps or mcmc.num_chain_steps,
         noise_scale=mcmc.sampling_noise_scale,
         start=tweedie if mcmc.start == "tweedie" else None,
         end=tweedie if mcmc.last_step == "tweedie" else None,
@@ -125,20 +125,23 @@ def build_posterior_sampler(experiment: Experiment, num_rounds: int = 4) -> Post
     """Inpainting, super-resolution and denoising for this experiment; their chains start at x_{t+1}.
 
     Raises:
-        UserError: the experiment has starts of chains alone, and no chains.
+        UserError: at some level the experiment has a start of chains alone, and no chain.
     """
-    if experiment.mcmc.start == "tweedie" and experiment.mcmc.num_chain_steps == 0:
+    mcmc = experiment.mcmc
+    if mcmc.start == "tweedie" and min(mcmc.chain_steps) == 0:
         raise UserError(
             "model with mcmc.start tweedie",
-            got="mcmc.num_chain_steps 0",
-            expected="chains, which alone can be held to an observation",
-            remedy="use a model that was trained with mcmc.num_chain_steps",
+            got=f"mcmc.level_chain_steps {mcmc.level_chain_steps}"
+            if mcmc.level_chain_steps
+            else "mcmc.num_chain_steps 0",
+            expected="chains, which alone can be held to an observation, at every level",
+            remedy="use a model that was trained with mcmc.num_chain_steps of 1 or more",
         )
     ladder = build_ladder(experiment.diffusion)
     return PosteriorSampler(
         levels=build_levels(experiment, ladder),
         ladder=ladder,
-        num_chain_steps=experiment.mcmc.num_chain_steps,
-        noise_scale=experiment.mcmc.sampling_noise_scale,
+        num_chain_steps=mcmc.level_chain_steps or mcmc.num_chain_steps,
+        noise_scale=mcmc.sampling_noise_scale,
         num_rounds=num_rounds,
     )

@@ -11,7 +11,7 @@ from drl_dist.common.validation import local_rule, place_rule
 
 if TYPE_CHECKING:
     # The tree checks itself with these rules when it is made.
-    from drl_dist.config.tree import DiffusionConfig, Experiment, RunConfig
+    from drl_dist.config.tree import DiffusionConfig, Experiment, McmcConfig, RunConfig
 
 MAX_LEVELS = 4096
 """As `drl_dist.diffusion.noise.MAX_LEVELS`, which cannot be had without importing torch; commands answer at once."""
@@ -29,6 +29,8 @@ def check_experiment(experiment: Experiment) -> None:
     levels = experiment.diffusion.num_levels
     pools = len(model.width_multipliers) - 1
     resolutions = [model.resolution >> pool for pool in range(pools + 1)]
+    k_field, k_given = _chain_steps(mcmc)
+    fewest = 0 if mcmc.start == "tweedie" else 1
     rules: list[tuple[str, object, str, bool]] = [
         (
             "model.resolution",
@@ -79,21 +81,29 @@ def check_experiment(experiment: Experiment) -> None:
         ),
         ("mcmc.num_chain_steps", mcmc.num_chain_steps, "at least 0", mcmc.num_chain_steps >= 0),
         (
+            "mcmc.level_chain_steps",
+            mcmc.level_chain_steps,
+            f"none, or {levels} numbers (one per level), "
+            + ("at least 1: a 0 needs mcmc.start tweedie" if fewest else "at least 0"),
+            not mcmc.level_chain_steps
+            or (len(mcmc.level_chain_steps) == levels and min(mcmc.level_chain_steps) >= fewest),
+        ),
+        (
             "mcmc.top_level",
             mcmc.top_level,
             "conditional, since a marginal top level has no normal approximation (mcmc.num_chain_steps 0, or "
             f"optim.objective {' and '.join(optim.objectives)})",
             mcmc.top_level == "conditional"
             or (
-                (mcmc.num_chain_steps > 0 or mcmc.start == "tweedie")
+                (max(mcmc.chain_steps) > 0 or mcmc.start == "tweedie")
                 and not {"normal_likelihood", "dsm"} & set(optim.objectives)
             ),
         ),
         (
             "mcmc.antithetic",
             mcmc.antithetic,
-            f"off for chains of Langevin steps (mcmc.num_chain_steps {mcmc.num_chain_steps})",
-            not mcmc.antithetic or mcmc.num_chain_steps == 0,
+            f"off for chains of Langevin steps ({k_field} {k_given})",
+            not mcmc.antithetic or max(mcmc.chain_steps) == 0,
         ),
         ("mcmc.bound_fraction", mcmc.bound_fraction, "a number in (0, 2)", 0 < mcmc.bound_fraction < 2),
         ("mcmc.step_scale_squared", mcmc.step_scale_squared, "a positive number", mcmc.step_scale_squared > 0),
@@ -172,13 +182,20 @@ def check_training(experiment: Experiment) -> None:
     in.
     """
     mcmc, optim = experiment.mcmc, experiment.optim
-    if optim.needs_negatives and mcmc.start == "tweedie" and mcmc.num_chain_steps == 0:
+    if optim.needs_negatives and mcmc.start == "tweedie" and min(mcmc.chain_steps) == 0:
+        name, given = _chain_steps(mcmc)
         raise UserError(
-            "config field mcmc.num_chain_steps",
-            got=mcmc.num_chain_steps,
+            f"config field {name}",
+            got=given,
             expected="at least 1 for recovery from the start tweedie, which the energy itself has no part in",
             remedy="correct the field",
         )
+
+
+def _chain_steps(mcmc: McmcConfig) -> tuple[str, object]:
+    """The field that says what K is, and its value."""
+    name = "level_chain_steps" if mcmc.level_chain_steps else "num_chain_steps"
+    return f"mcmc.{name}", getattr(mcmc, name)
 
 
 def _check_ladder(diffusion: DiffusionConfig) -> None:

@@ -88,6 +88,8 @@ class McmcConfig:
 
     num_chain_steps: int = 30
     """K, gradient steps per chain; 0 draws once from the normal approximation (section 3.3), or where `start` says."""
+    level_chain_steps: tuple[int, ...] = ()
+    """K given one by one, T numbers from level 0 up; overrides `num_chain_steps`. A 0 goes with the start tweedie."""
     start: Literal["x_noisy", "tweedie"] = "x_noisy"
     """x_noisy: chains start at x_{t+1} (paper); tweedie: at a draw around the mean of y_t given x_{t+1}, which the
     energy above gives at the cost of one gradient, and from which few steps are left to make."""
@@ -123,6 +125,11 @@ class McmcConfig:
     """Factor on the Langevin noise while training."""
     sampling_noise_scale: float = 0.99
     """Factor on the Langevin noise when generating images."""
+
+    @property
+    def chain_steps(self) -> tuple[int, ...]:
+        """K of each level, or one K that all levels have."""
+        return self.level_chain_steps or (self.num_chain_steps,)
 
 
 @dataclass(frozen=True, kw_only=True)

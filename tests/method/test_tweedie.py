@@ -195,7 +195,7 @@ def test_training_starts_its_chains_where_sampling_would(monkeypatch: pytest.Mon
 
 def test_a_start_without_chains_is_for_sampling_and_for_score_matching() -> None:
     drawn_once = trainable(num_chain_steps=0)
-    assert build_sampler(drawn_once).num_draws == 0
+    assert build_sampler(drawn_once).num_draws == (0,) * 4
     for begin in (
         lambda: check_run(RunConfig(experiment=drawn_once), complete=False),
         lambda: TrainStep(TrainState.create(drawn_once), drawn_once, EAGER),
@@ -206,7 +206,7 @@ def test_a_start_without_chains_is_for_sampling_and_for_score_matching() -> None
     matching = dataclasses.replace(experiment, optim=dataclasses.replace(experiment.optim, objective="score_matching"))
     mcmc = dataclasses.replace(matching.mcmc, num_chain_steps=0)
     matching = dataclasses.replace(matching, mcmc=mcmc)
-    assert build_sampler(matching).num_draws == 0
+    assert build_sampler(matching).num_draws == (0,) * 4
     with pytest.raises(UserError, match="chains, which alone can be held to an observation"):
         build_posterior_sampler(matching)
     with pytest.raises(UserError, match="top_level: got marginal"):

@@ -97,6 +97,23 @@ def test_any_field_by_its_dotted_name(base: SweepPlan) -> None:
     assert run.experiment.model.width == base.base.experiment.model.width
 
 
+def test_one_number_per_level_is_varied_as_a_list_of_lists_and_alone(base: SweepPlan) -> None:
+    lists = [[3, 3, 3, 3, 3, 3.0], [6, 5, 4, 3, 2, 1]]
+    space = parse_space({"mcmc.level_chain_steps": lists}, base.base)
+    points = [make_proposer("grid", space, 0).propose(number) for number in range(2)]
+    assert [apply(point, base.base).experiment.mcmc.level_chain_steps for point in points] == [
+        (3, 3, 3, 3, 3, 3),
+        (6, 5, 4, 3, 2, 1),
+    ]
+    with pytest.raises(UserError, match=r"field mcmc.level_chain_steps: got \[3\], expected none, or 6 numbers"):
+        parse_space({"mcmc.level_chain_steps": [[3]]}, base.base)
+    both = {"mcmc.level_chain_steps": lists, "mcmc.num_chain_steps": [1, 2]}
+    given = apply({"mcmc.level_chain_steps": lists[1]}, base.base)
+    for space, run in ((both, base.base), ({"mcmc.num_chain_steps": [1, 2]}, given)):
+        with pytest.raises(UserError, match=r"got mcmc.num_chain_steps, whose place mcmc.level_chain_steps takes"):
+            parse_space(space, run)
+
+
 @pytest.mark.parametrize(
     ("preset", "step_sizes"),
     [("digits", "mcmc.bound_fraction"), ("lsun_church128", "mcmc.level_scale")],

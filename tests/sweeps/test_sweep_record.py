@@ -153,6 +153,7 @@ def test_the_winners_command_trains_the_winner_at_full_length(name: str, tmp_pat
     words += ["--train.num-steps", "4000", "--num-workers", "2", "--train.no-horizontal-flip", "--engine.precision"]
     made, _ = parse_sweep([*words, "bfloat16", "--space", '{"optim.half_life_steps": [null, 7]}'])
     values = {"model.num_res_blocks": 3, "mcmc.level_scale": [1, 2, 3, 4, 5, 6.5], "optim.half_life_steps": None}
+    values["mcmc.level_chain_steps"] = [9, 5, 4, 3, 2, 1]
     run = apply(values, made.base)
     line = submitted(train_words(run, name, "t6", "s-0003-full"))
     prefix, command, *options = shlex.split(line.partition(" -- ")[2])

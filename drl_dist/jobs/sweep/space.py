@@ -22,6 +22,8 @@ from drl_dist.config.tree import Experiment, RunConfig
 LEVEL_SCALE = "mcmc.level_scale"
 """c_t in one of its three forms; see `fields_of`."""
 _MULTIPLIER, _POWER, _VALUES = (f"{LEVEL_SCALE}_{part}" for part in ("multiplier", "power", "values"))
+_BY_LEVEL = {"mcmc.num_chain_steps": "mcmc.level_chain_steps"}
+"""Fields of all levels, and those of one number per level that take their place."""
 _RANGES = ("uniform", "loguniform", "integer")
 _FORMS = 'a list of values, {"uniform": [low, high]}, {"loguniform": [low, high]} or {"integer": [low, high]}'
 # What the sweep sets itself, what would change a trial's length or place, and what is no setting of a trial.
@@ -124,6 +126,15 @@ def parse_space(given: object, run: RunConfig) -> Space:
             expected="c_t given once",
             remedy=f"leave out {LEVEL_SCALE} or the others",
         )
+    for name, by_level in _BY_LEVEL.items():
+        section, _, field = by_level.partition(".")
+        if name in given and (by_level in given or getattr(getattr(run.experiment, section), field)):
+            raise UserError(
+                "space",
+                got=f"{name}, whose place {by_level} takes",
+                expected="one of the two",
+                remedy=f"vary {by_level} alone, or leave it out of the space and the options",
+            )
     for values in space.corners():
         apply(values, run)
     return space
