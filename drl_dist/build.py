@@ -37,7 +37,8 @@ def build_levels(experiment: Experiment, ladder: NoiseLadder) -> Levels:
     if mcmc.step_rule == "bound":
         # No data make log p(y_t) more curved than its noise does, so this is the most that a conditional can have.
         largest_precision = precision + ladder.noise_in_y(transition_scale) ** -2
-        step_size = mcmc.bound_fraction * largest_precision**-0.5
+        fraction = mcmc.level_bound_fractions or (mcmc.bound_fraction,)
+        step_size = torch.tensor(fraction, dtype=torch.float64) * largest_precision**-0.5
     else:
         step_size = _level_scale(mcmc, ladder) * mcmc.step_scale_squared**0.5 * std
     energy_scale = {

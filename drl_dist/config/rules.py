@@ -106,6 +106,19 @@ def check_experiment(experiment: Experiment) -> None:
             not mcmc.antithetic or max(mcmc.chain_steps) == 0,
         ),
         ("mcmc.bound_fraction", mcmc.bound_fraction, "a number in (0, 2)", 0 < mcmc.bound_fraction < 2),
+        (
+            "mcmc.level_bound_fractions",
+            mcmc.level_bound_fractions,
+            f"none, or {levels} numbers in (0, 2) (one per level)",
+            not mcmc.level_bound_fractions
+            or (len(mcmc.level_bound_fractions) == levels and all(0 < c < 2 for c in mcmc.level_bound_fractions)),
+        ),
+        (
+            "mcmc.level_bound_fractions",
+            mcmc.level_bound_fractions,
+            f"none, since steps of mcmc.step_rule {mcmc.step_rule} are no fractions of the bound",
+            not mcmc.level_bound_fractions or mcmc.step_rule == "bound",
+        ),
         ("mcmc.step_scale_squared", mcmc.step_scale_squared, "a positive number", mcmc.step_scale_squared > 0),
         (
             "mcmc.level_scale_values",

@@ -102,6 +102,8 @@ class McmcConfig:
     bound_fraction: float = 0.6
     """c of the rule bound: 2 is where chains become unstable, and the variance of what they draw is too large by at
     most 1 / (1 - c**2 / 4)."""
+    level_bound_fractions: tuple[float, ...] = ()
+    """c of the rule bound given one by one, T numbers from level 0 up; overrides `bound_fraction`."""
     step_scale_squared: float = 2e-4
     """b squared."""
     level_scale_power: float = 0.5

@@ -1,4 +1,4 @@
-"""K of each level, against the recursion of its chains on Gaussian data and against chains that run alone."""
+"""K and c of each level, against the recursion of its chains on Gaussian data and against chains that run alone."""
 
 from __future__ import annotations
 
@@ -67,7 +67,8 @@ def predicted(experiment: Experiment, steps: tuple[int, ...]) -> Tensor:
     below, above, sigma = ladder.cumulative_std[:-1], ladder.cumulative_std[1:], ladder.std[1:]
     scale, variance = ladder.cumulative_scale, torch.ones(6, dtype=torch.float64)
     for t in reversed(range(4)):
-        tau, r, delta = levels.transition_scale[t], levels.recovery_precision[t], levels.step_size[t]
+        tau, r = levels.transition_scale[t], levels.recovery_precision[t]
+        delta = (experiment.mcmc.level_bound_fractions or (0.6,) * 4)[t] / (r + 1 / (tau * below[t]) ** 2) ** 0.5
         p = 1 / (tau**2 * (scale[t] ** 2 * VARIANCES + below[t] ** 2))
         # y = factor x + noise of variance `rest`.
         factor, rest = torch.ones(6, dtype=torch.float64), torch.zeros(6, dtype=torch.float64)
@@ -101,6 +102,23 @@ def test_images_have_the_variance_of_chains_as_long_as_their_levels_say(
     starts = (0, 1, 1, 1) if start == "tweedie" else (0, 0, 0, 0)
     assert [calls.count(t) for t in range(4)] == [k + more for k, more in zip(steps, starts, strict=True)]
     assert len(calls) == build_sampler(experiment).num_gradients
+
+
+@pytest.mark.parametrize("start", ["x_noisy", "tweedie"])
+def test_images_have_the_variance_of_steps_as_large_as_their_levels_say(start: str) -> None:
+    given = experiment_of(start=start, level_bound_fractions=(1.5, 0.3, 0.9, 1.2), bound_fraction=0.1)
+    variances = sampled(given, [])
+    assert worst(variances, predicted(given, (3, 3, 3, 3))) < 4.5
+    other = experiment_of(start=start, level_bound_fractions=(1.2, 0.9, 0.3, 1.5))
+    assert worst(variances, predicted(other, (3, 3, 3, 3))) > 6
+
+
+def test_one_fraction_is_the_same_to_the_bit_however_it_is_given() -> None:
+    steps = [
+        build_levels(experiment, build_ladder(experiment.diffusion)).step_size
+        for experiment in (experiment_of(bound_fraction=0.9), experiment_of(level_bound_fractions=(0.9,) * 4))
+    ]
+    assert torch.equal(steps[0], steps[1])
 
 
 @pytest.mark.parametrize("start", ["x_noisy", "tweedie"])
@@ -190,6 +208,17 @@ def test_the_speed_of_chains_is_that_of_their_mean_length() -> None:
         ),
         ({"level_chain_steps": (3, 0, 3, 3)}, "at least 1: a 0 needs mcmc.start tweedie"),
         ({"level_chain_steps": (3, -1, 3, 3), "start": "tweedie"}, r"4 numbers \(one per level\), at least 0; correct"),
+        (
+            {"level_bound_fractions": (0.9,)},
+            r"config field mcmc\.level_bound_fractions: got \(0\.9,\), expected none, or 4 numbers in \(0, 2\) "
+            r"\(one per level\); correct the field\.",
+        ),
+        ({"level_bound_fractions": (0.9, 0.9, 2.0, 0.9)}, r"level_bound_fractions: .* expected none, or 4 numbers in"),
+        ({"level_bound_fractions": (0.9, 0.0, 0.9, 0.9)}, r"level_bound_fractions: .* expected none, or 4 numbers in"),
+        (
+            {"level_bound_fractions": (0.9,) * 4, "step_rule": "released"},
+            r"level_bound_fractions: got \(0\.9, .*\), expected none, since steps of mcmc\.step_rule released are no ",
+        ),
         ({"level_chain_steps": STEPS, "num_chain_steps": 0, "antithetic": True}, r"\(mcmc\.level_chain_steps \(5, 1,"),
     ],
 )

@@ -130,6 +130,16 @@ def test_the_default_space_is_n_beta1_and_c_t(preset: str, step_sizes: str, tmp_
     assert made.num_trials == 16
 
 
+def test_a_fraction_that_every_level_has_its_own_of_is_not_in_the_default_space(tmp_path: Path) -> None:
+    from drl_dist.jobs.sweep.options import parse_sweep
+
+    words = ["--preset", "digits", "--data", "/data", "--storage", str(tmp_path), "--sweep-name", "s"]
+    made, _ = parse_sweep([*words, "--mcmc.level-bound-fractions", *["0.9"] * 10])
+    assert list(made.space.dimensions) == ["model.num_res_blocks", "optim.beta1"]
+    with pytest.raises(UserError, match=r"got mcmc.bound_fraction, whose place mcmc.level_bound_fractions takes"):
+        parse_space({"mcmc.bound_fraction": [0.6, 0.9]}, made.base)
+
+
 def test_a_grid_is_every_combination_once(base: SweepPlan) -> None:
     proposer = make_proposer("grid", base.space, 0)
     points = [proposer.propose(number) for number in range(6)]
