@@ -203,6 +203,16 @@ def check_training(experiment: Experiment) -> None:
             expected="at least 1 for recovery from the start tweedie, which the energy itself has no part in",
             remedy="correct the field",
         )
+    steps = experiment.train.num_steps
+    if optim.first_objective_steps >= steps:
+        # The preset's own schedule is lost where its run is shortened; what is left of it is for the user to say.
+        fewer = f"set optim.first_objective_steps to {3 * steps // 4 or 1} (three quarters of them), or "
+        raise UserError(
+            "config field optim.first_objective_steps",
+            got=f"{optim.first_objective_steps} of the {steps} steps of train.num_steps",
+            expected=f"fewer, since the rest is for optim.objective {optim.objective}",
+            remedy=(fewer if steps > 1 else "") + f"raise train.num_steps above {optim.first_objective_steps}",
+        )
 
 
 def _chain_steps(mcmc: McmcConfig) -> tuple[str, object]:

@@ -146,7 +146,7 @@ class OptimConfig:
     """What is minimised in the first `first_objective_steps` steps, before `objective` takes over: score_matching gives
     recovery energies from which short chains come far, at an eighth of the cost of a long chain."""
     first_objective_steps: int = 0
-    """Steps of `first_objective`."""
+    """Steps of `first_objective`, fewer than train.num_steps. They stay where they are when a run is made longer."""
     learning_rate: float = 1e-4
     """Reached after `warmup_steps`."""
     switch_rate_factor: float = 1.0

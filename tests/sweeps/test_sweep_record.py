@@ -169,6 +169,24 @@ def test_the_winners_command_trains_the_winner_at_full_length(name: str, tmp_pat
     assert isinstance(trained.experiment, Experiment)
 
 
+@pytest.mark.parametrize(("given", "wanted"), [(156, 780), (100, 500), (199, 995), (1, 5)])
+def test_the_winners_first_objective_keeps_its_share(given: int, wanted: int, tmp_path: Path) -> None:
+    words = ["--preset", "digits", "--data", "/data", "--storage", str(tmp_path), "--sweep-name", "s"]
+    words += ["--train.num-steps", "200", "--optim.first-objective-steps", str(given)]
+    made, _ = parse_sweep([*words, "--optim.warmup-steps", "9", "--space", '{"optim.beta1": [0.5, 0.9]}'])
+    run = apply({"optim.beta1": 0.5}, made.base)
+    assert run.experiment.optim.first_objective_steps == given
+    line = train_words(run, "digits", "unet", "s-0003-full")
+    trained = parse_train("digits", line[2:])[0].experiment
+    assert (trained.optim.first_objective_steps, trained.train.num_steps) == (wanted, 1000)
+
+
+def test_a_sweep_of_trials_without_their_second_objective_is_refused(tmp_path: Path) -> None:
+    words = ["--preset", "digits", "--data", "/data", "--storage", str(tmp_path), "--sweep-name", "s"]
+    with pytest.raises(UserError, match=r"got 780 of the 200 steps .* set optim.first_objective_steps to 150 \(three"):
+        parse_sweep([*words, "--train.num-steps", "200"])
+
+
 def test_doors_are_where_the_command_says() -> None:
     for name, (command, *category) in COMMANDS.items():
         text = Path(command).read_text()
