@@ -51,6 +51,34 @@ def build_levels(experiment: Experiment, ladder: NoiseLadder) -> Levels:
     return Levels(transition_scale, precision, step_size, energy_scale, loss_weight, noise_precision)
 
 
+MAX_CONDITION_NUMBER = 100.0
+"""Of a level, above which few steps of one size for all directions do not come far."""
+
+
+def stiff_level(experiment: Experiment, ladder: NoiseLadder) -> str | None:
+    """A sentence about the worst level that chains by the rule bound cannot serve; None if they serve all.
+
+    The condition number of a conditional density is at most its largest precision by the rule bound times
+    sigma_{t+1}**2, which is the growth of the noise-to-signal variance in the transition. At the topmost level it says
+    nothing: x_T is white whatever the data.
+    """
+    if experiment.mcmc.step_rule != "bound" or ladder.num_levels == 1:
+        return None
+    noise_to_signal = ladder.cumulative_std / ladder.cumulative_scale
+    growth = (noise_to_signal[1:-1] / noise_to_signal[:-2]).square()
+    t = int(growth.argmax())
+    if growth[t] <= MAX_CONDITION_NUMBER:
+        return None
+    remedy = "more levels (--diffusion.num-levels)"
+    if experiment.diffusion.ladder != "geometric":
+        remedy = "--diffusion.ladder geometric"
+    number = float(growth[t])
+    return (
+        f"mcmc.step_rule bound with a condition number of {number:.0f} at level {t}, where the noise over the signal "
+        f"grows {number**0.5:.0f}-fold in one transition: no step size serves all directions there; use {remedy}"
+    )
+
+
 def _level_scale(mcmc: McmcConfig, ladder: NoiseLadder) -> Tensor:
     """c_t of the released step sizes, float64 (T,)."""
     if mcmc.level_scale_values:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.distributed import all_reduce, is_initialized
 from torch.nn.parallel import DistributedDataParallel
 
-from drl_dist.build import build_ladder, build_levels
+from drl_dist.build import build_ladder, build_levels, stiff_level
 from drl_dist.common.batch import Batch
 from drl_dist.common.images import to_unit_range
 from drl_dist.config.rules import check_training
@@ -132,6 +132,9 @@ class TrainStep:
         self.device, self.dtype = state.network.device, state.network.dtype
         self.ladder = build_ladder(experiment.diffusion)
         self.levels = build_levels(experiment, self.ladder).to(self.device, self.dtype)
+        stiff = stiff_level(experiment, self.ladder)
+        if stiff and not (is_initialized() and torch.distributed.get_rank()):
+            warnings.warn(stiff, RuntimeWarning, stacklevel=2)
         mcmc = experiment.mcmc
         start = Tweedie(self.levels, self.ladder) if mcmc.start == "tweedie" else None
         num_chain_steps = mcmc.level_chain_steps or mcmc.num_chain_steps

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+import warnings
 
 import pytest
 import torch
@@ -231,6 +233,41 @@ def test_recovery_is_not_trained_without_a_chain_at_every_level() -> None:
     experiment = experiment_of(level_chain_steps=(5, 0, 2, 3), start="tweedie")
     with pytest.raises(UserError, match=r"mcmc\.level_chain_steps: got \(5, 0, 2, 3\), expected at least 1 for re"):
         TrainStep(TrainState.create(experiment), experiment, EAGER)
+
+
+@pytest.mark.parametrize(
+    ("diffusion", "mcmc", "told"),
+    [
+        (
+            DiffusionConfig(),
+            {},
+            r"number of 1171 at level 0, where the noise .* 34-fold .* --diffusion\.ladder geometric",
+        ),
+        (
+            DiffusionConfig(ladder="geometric", num_levels=3, first_noise_to_signal=1e-5),
+            {},
+            r"number of 241 at level \d, .* more levels \(--diffusion\.num-levels\)",
+        ),
+        (DiffusionConfig(ladder="geometric", num_levels=6, last_noise_to_signal=20.0), {}, None),
+        (DiffusionConfig(), {"step_rule": "released"}, None),
+        (DiffusionConfig(num_levels=1), {}, None),
+    ],
+)
+def test_a_level_that_no_step_size_serves_is_told(
+    diffusion: DiffusionConfig, mcmc: dict[str, object], told: str | None
+) -> None:
+    experiment = dataclasses.replace(experiment_of(**mcmc), diffusion=diffusion)
+    state = TrainState.create(experiment)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        step = TrainStep(state, experiment, EAGER)
+    messages = [str(one.message) for one in caught]
+    assert len(messages) == (told is not None)
+    assert told is None or re.search(told, messages[0])
+    # Without the growth of the noise: the largest precision that the rule knows, times the transition's variance.
+    if experiment.mcmc.step_rule == "bound":
+        number = (0.6 * step.ladder.std[1:] / step.levels.step_size.double()).square()[:-1]
+        assert (told is not None) == bool((number > 100).any())
 
 
 def test_editing_needs_a_chain_at_every_level() -> None:
