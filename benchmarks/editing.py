@@ -86,7 +86,7 @@ def denoising(experiment: Experiment, noise_std: float) -> Mapping[float, tuple[
                 std = factor * further
                 precision, step = std**-2, step * min(1.0, std / float(ladder.std[t + 1]))
             if sampler.num_chain_steps:
-                left = (1 - step**2 / 2 * (prior + precision)) ** sampler.num_chain_steps
+                left = (1 - step**2 / 2 * (prior + precision)) ** sampler.num_draws[t]
                 gain = left + (1 - left) * precision / (prior + precision)
                 kept = step**2 / (1 - (1 - step**2 / 2 * (prior + precision)) ** 2) * (1 - left**2)
             else:

@@ -38,6 +38,7 @@ def main(argv: list[str]) -> int:
         run = dataclasses.replace(trial_config(folder, trial), storage=f"{plan.base.storage}/one-by-one")
         words = train_words(run, plan.preset, plan.setting, folder.run_name(trial.number) + "-alone")
         words += ["--train.num-steps", str(run.experiment.train.num_steps)]
+        words += ["--optim.first-objective-steps", str(run.experiment.optim.first_objective_steps)]
         words += ["--checkpoint.every-steps", str(run.checkpoint.every_steps)]
         words += ["--tracking.score-every-steps", str(tracking.score_every_steps)]
         words += ["--tracking.score-features", tracking.score_features]

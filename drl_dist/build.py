@@ -45,7 +45,8 @@ def build_levels(experiment: Experiment, ladder: NoiseLadder) -> Levels:
     if mcmc.step_rule == "bound":
         # No data make log p(y_t) more curved than its noise does, so this is the most that a conditional can have.
         largest_precision = precision + ladder.noise_in_y(transition_scale) ** -2
-        step_size = mcmc.bound_fraction * largest_precision**-0.5
+        fraction = mcmc.level_bound_fractions or (mcmc.bound_fraction,)
+        step_size = torch.tensor(fraction, dtype=torch.float64) * largest_precision**-0.5
     else:
         step_size = _level_scale(mcmc, ladder) * mcmc.step_scale_squared**0.5 * std
     energy_scale = {
@@ -56,6 +57,34 @@ def build_levels(experiment: Experiment, ladder: NoiseLadder) -> Levels:
     loss_weight = ladder.std[1] / std if experiment.optim.loss_weight == "inverse_std" else energy_scale
     noise_precision = ladder.noise_in_y(transition_scale) ** -2 if mcmc.normal_spread == "posterior" else None
     return Levels(transition_scale, precision, step_size, energy_scale, loss_weight, noise_precision)
+
+
+MAX_CONDITION_NUMBER = 100.0
+"""Of a level, above which few steps of one size for all directions do not come far."""
+
+
+def stiff_level(experiment: Experiment, ladder: NoiseLadder) -> str | None:
+    """A sentence about the worst level that chains by the rule bound cannot serve; None if they serve all.
+
+    The condition number of a conditional density is at most its largest precision by the rule bound times
+    sigma_{t+1}**2, which is the growth of the noise-to-signal variance in the transition. At the topmost level it says
+    nothing: x_T is white whatever the data.
+    """
+    if experiment.mcmc.step_rule != "bound" or ladder.num_levels == 1:
+        return None
+    noise_to_signal = ladder.cumulative_std / ladder.cumulative_scale
+    growth = (noise_to_signal[1:-1] / noise_to_signal[:-2]).square()
+    t = int(growth.argmax())
+    if growth[t] <= MAX_CONDITION_NUMBER:
+        return None
+    remedy = "more levels (--diffusion.num-levels)"
+    if experiment.diffusion.ladder != "geometric":
+        remedy = "--diffusion.ladder geometric"
+    number = float(growth[t])
+    return (
+        f"mcmc.step_rule bound with a condition number of {number:.0f} at level {t}, where the noise over the signal "
+        f"grows {number**0.5:.0f}-fold in one transition: no step size serves all directions there; use {remedy}"
+    )
 
 
 def _level_scale(mcmc: McmcConfig, ladder: NoiseLadder) -> Tensor:
@@ -123,7 +152,7 @@ def build_sampler(experiment: Experiment) -> ProgressiveSampler:
     tweedie = Tweedie(levels, ladder)
     return ProgressiveSampler(
         levels=levels,
-        num_chain_steps=mcmc.num_chain_steps,
+        num_chain_steps=mcmc.level_chain_steps or mcmc.num_chain_steps,
         noise_scale=mcmc.sampling_noise_scale,
         start=tweedie if mcmc.start == "tweedie" else None,
         end=tweedie if mcmc.last_step == "tweedie" else None,
@@ -134,20 +163,23 @@ def build_posterior_sampler(experiment: Experiment, num_rounds: int = 4) -> Post
     """Inpainting, super-resolution and denoising for this experiment; their chains start at x_{t+1}.
 
     Raises:
-        UserError: the experiment has starts of chains alone, and no chains.
+        UserError: at some level the experiment has a start of chains alone, and no chain.
     """
-    if experiment.mcmc.start == "tweedie" and experiment.mcmc.num_chain_steps == 0:
+    mcmc = experiment.mcmc
+    if mcmc.start == "tweedie" and min(mcmc.chain_steps) == 0:
         raise UserError(
             "model with mcmc.start tweedie",
-            got="mcmc.num_chain_steps 0",
-            expected="chains, which alone can be held to an observation",
-            remedy="use a model that was trained with mcmc.num_chain_steps",
+            got=f"mcmc.level_chain_steps {mcmc.level_chain_steps}"
+            if mcmc.level_chain_steps
+            else "mcmc.num_chain_steps 0",
+            expected="chains, which alone can be held to an observation, at every level",
+            remedy="use a model that was trained with mcmc.num_chain_steps of 1 or more",
         )
     ladder = build_ladder(experiment.diffusion)
     return PosteriorSampler(
         levels=build_levels(experiment, ladder),
         ladder=ladder,
-        num_chain_steps=experiment.mcmc.num_chain_steps,
-        noise_scale=experiment.mcmc.sampling_noise_scale,
+        num_chain_steps=mcmc.level_chain_steps or mcmc.num_chain_steps,
+        noise_scale=mcmc.sampling_noise_scale,
         num_rounds=num_rounds,
     )

@@ -11,7 +11,7 @@ from drl_dist.common.validation import local_rule, place_rule
 
 if TYPE_CHECKING:
     # The tree checks itself with these rules when it is made.
-    from drl_dist.config.tree import DiffusionConfig, Experiment, RunConfig
+    from drl_dist.config.tree import DiffusionConfig, Experiment, McmcConfig, RunConfig
 
 MAX_LEVELS = 4096
 """As `drl_dist.diffusion.noise.MAX_LEVELS`, which cannot be had without importing torch; commands answer at once."""
@@ -31,6 +31,8 @@ def check_experiment(experiment: Experiment) -> None:
     side = model.patch_size * 2**pools
     of_patches = f" of patches of {model.patch_size}" if model.patch_size > 1 else ""
     resolutions = [model.resolution // max(1, model.patch_size) >> pool for pool in range(pools + 1)]
+    k_field, k_given = _chain_steps(mcmc)
+    fewest = 0 if mcmc.start == "tweedie" else 1
     rules: list[tuple[str, object, str, bool]] = [
         (
             "model.patch_size",
@@ -92,29 +94,44 @@ def check_experiment(experiment: Experiment) -> None:
         ),
         ("mcmc.num_chain_steps", mcmc.num_chain_steps, "at least 0", mcmc.num_chain_steps >= 0),
         (
+            "mcmc.level_chain_steps",
+            mcmc.level_chain_steps,
+            f"none, or {levels} numbers (one per level), "
+            + ("at least 1: a 0 needs mcmc.start tweedie" if fewest else "at least 0"),
+            not mcmc.level_chain_steps
+            or (len(mcmc.level_chain_steps) == levels and min(mcmc.level_chain_steps) >= fewest),
+        ),
+        (
             "mcmc.top_level",
             mcmc.top_level,
             "conditional, since a marginal top level has no normal approximation (mcmc.num_chain_steps 0, or "
             f"optim.objective {' and '.join(optim.objectives)})",
             mcmc.top_level == "conditional"
             or (
-                (mcmc.num_chain_steps > 0 or mcmc.start == "tweedie")
+                (max(mcmc.chain_steps) > 0 or mcmc.start == "tweedie")
                 and not {"normal_likelihood", "dsm"} & set(optim.objectives)
             ),
         ),
         (
-            "mcmc.num_chain_steps",
-            mcmc.num_chain_steps,
-            "at least 1 for recovery from the start tweedie, which the energy itself has no part in",
-            mcmc.num_chain_steps > 0 or mcmc.start == "x_noisy" or not optim.needs_negatives,
-        ),
-        (
             "mcmc.antithetic",
             mcmc.antithetic,
-            f"off for chains of Langevin steps (mcmc.num_chain_steps {mcmc.num_chain_steps})",
-            not mcmc.antithetic or mcmc.num_chain_steps == 0,
+            f"off for chains of Langevin steps ({k_field} {k_given})",
+            not mcmc.antithetic or max(mcmc.chain_steps) == 0,
         ),
         ("mcmc.bound_fraction", mcmc.bound_fraction, "a number in (0, 2)", 0 < mcmc.bound_fraction < 2),
+        (
+            "mcmc.level_bound_fractions",
+            mcmc.level_bound_fractions,
+            f"none, or {levels} numbers in (0, 2) (one per level)",
+            not mcmc.level_bound_fractions
+            or (len(mcmc.level_bound_fractions) == levels and all(0 < c < 2 for c in mcmc.level_bound_fractions)),
+        ),
+        (
+            "mcmc.level_bound_fractions",
+            mcmc.level_bound_fractions,
+            f"none, since steps of mcmc.step_rule {mcmc.step_rule} are no fractions of the bound",
+            not mcmc.level_bound_fractions or mcmc.step_rule == "bound",
+        ),
         ("mcmc.step_scale_squared", mcmc.step_scale_squared, "a positive number", mcmc.step_scale_squared > 0),
         (
             "mcmc.level_scale_values",
@@ -184,6 +201,37 @@ def check_experiment(experiment: Experiment) -> None:
         if not holds:
             raise UserError(f"config field {name}", got=got, expected=expected, remedy="correct the field")
     _check_ladder(experiment.diffusion)
+
+
+def check_training(experiment: Experiment) -> None:
+    """Raise `UserError` for what cannot be trained; a trained model may draw its samples in ways that none is trained
+    in.
+    """
+    mcmc, optim = experiment.mcmc, experiment.optim
+    if optim.needs_negatives and mcmc.start == "tweedie" and min(mcmc.chain_steps) == 0:
+        name, given = _chain_steps(mcmc)
+        raise UserError(
+            f"config field {name}",
+            got=given,
+            expected="at least 1 for recovery from the start tweedie, which the energy itself has no part in",
+            remedy="correct the field",
+        )
+    steps = experiment.train.num_steps
+    if optim.first_objective_steps >= steps:
+        # The preset's own schedule is lost where its run is shortened; what is left of it is for the user to say.
+        fewer = f"set optim.first_objective_steps to {3 * steps // 4 or 1} (three quarters of them), or "
+        raise UserError(
+            "config field optim.first_objective_steps",
+            got=f"{optim.first_objective_steps} of the {steps} steps of train.num_steps",
+            expected=f"fewer, since the rest is for optim.objective {optim.objective}",
+            remedy=(fewer if steps > 1 else "") + f"raise train.num_steps above {optim.first_objective_steps}",
+        )
+
+
+def _chain_steps(mcmc: McmcConfig) -> tuple[str, object]:
+    """The field that says what K is, and its value."""
+    name = "level_chain_steps" if mcmc.level_chain_steps else "num_chain_steps"
+    return f"mcmc.{name}", getattr(mcmc, name)
 
 
 def _check_ladder(diffusion: DiffusionConfig) -> None:
@@ -264,6 +312,7 @@ def check_run(run: RunConfig, *, complete: bool = True) -> None:
     Args:
         complete: also ask for the data, the run name and the storage, which a dry run may leave out.
     """
+    check_training(run.experiment)
     rules: list[tuple[str, object, str, bool]] = [
         ("num_workers", run.num_workers, "at least 1", run.num_workers >= 1),
         (

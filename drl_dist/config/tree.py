@@ -93,6 +93,8 @@ class McmcConfig:
 
     num_chain_steps: int = 30
     """K, gradient steps per chain; 0 draws once from the normal approximation (section 3.3), or where `start` says."""
+    level_chain_steps: tuple[int, ...] = ()
+    """K given one by one, T numbers from level 0 up; overrides `num_chain_steps`. A 0 goes with the start tweedie."""
     start: Literal["x_noisy", "tweedie"] = "x_noisy"
     """x_noisy: chains start at x_{t+1} (paper); tweedie: at a draw around the mean of y_t given x_{t+1}, which the
     energy above gives at the cost of one gradient, and from which few steps are left to make."""
@@ -105,6 +107,8 @@ class McmcConfig:
     bound_fraction: float = 0.6
     """c of the rule bound: 2 is where chains become unstable, and the variance of what they draw is too large by at
     most 1 / (1 - c**2 / 4)."""
+    level_bound_fractions: tuple[float, ...] = ()
+    """c of the rule bound given one by one, T numbers from level 0 up; overrides `bound_fraction`."""
     step_scale_squared: float = 2e-4
     """b squared."""
     level_scale_power: float = 0.5
@@ -129,6 +133,11 @@ class McmcConfig:
     sampling_noise_scale: float = 0.99
     """Factor on the Langevin noise when generating images."""
 
+    @property
+    def chain_steps(self) -> tuple[int, ...]:
+        """K of each level, or one K that all levels have."""
+        return self.level_chain_steps or (self.num_chain_steps,)
+
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
@@ -142,7 +151,7 @@ class OptimConfig:
     """What is minimised in the first `first_objective_steps` steps, before `objective` takes over: score_matching gives
     recovery energies from which short chains come far, at an eighth of the cost of a long chain."""
     first_objective_steps: int = 0
-    """Steps of `first_objective`."""
+    """Steps of `first_objective`, fewer than train.num_steps. They stay where they are when a run is made longer."""
     learning_rate: float = 1e-4
     """Reached after `warmup_steps`."""
     switch_rate_factor: float = 1.0

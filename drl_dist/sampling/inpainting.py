@@ -34,7 +34,7 @@ from drl_dist.diffusion.recovery import Levels, LogDensityAndGrad, conditional_d
 from drl_dist.mcmc.kernel import ChainNoise, KeyedChainNoise, StepNoise, run_chain
 from drl_dist.mcmc.langevin import UnadjustedLangevin
 from drl_dist.mcmc.normal_approximation import NormalApproximation
-from drl_dist.sampling.progressive import RawAtLevel
+from drl_dist.sampling.progressive import RawAtLevel, steps_by_level
 
 
 class Observation(Protocol):
@@ -82,7 +82,8 @@ class PosteriorSampler:
     Args:
         levels: scales and step sizes of the levels, (T,).
         ladder: the forward process.
-        num_chain_steps: K, chain steps of every round; 0 draws once from the normal approximation.
+        num_chain_steps: K, chain steps of every round, or T numbers of at least 1, one for each level; 0 draws once
+            from the normal approximation.
         noise_scale: factor on the Langevin noise.
         num_rounds: times that each level's chain is run, each time from a new draw of x_{t+1}; 1 is the paper's
             procedure. A marginal top level, which no recovery term ties to x_T, has one round.
@@ -90,7 +91,7 @@ class PosteriorSampler:
 
     levels: Levels
     ladder: NoiseLadder
-    num_chain_steps: int
+    num_chain_steps: int | tuple[int, ...]
     noise_scale: float
     num_rounds: int = 1
 
@@ -182,8 +183,13 @@ class PosteriorSampler:
     def num_gradients(self, noise_std: float | None = None) -> int:
         """Gradients that `complete` computes per image or, at this standard deviation, `denoise`."""
         if noise_std is not None:
-            return max(1, self.num_chain_steps) * (self.start_level(noise_std) + 1)
-        return max(1, self.num_chain_steps) * sum(self._rounds(t) for t in range(self.levels.num_levels))
+            return sum(self.num_draws[: self.start_level(noise_std) + 1])
+        return sum(draws * self._rounds(t) for t, draws in enumerate(self.num_draws))
+
+    @property
+    def num_draws(self) -> tuple[int, ...]:
+        """Transitions of each level in every round; T numbers."""
+        return tuple(max(1, count) for count in steps_by_level(self.num_chain_steps, self.levels.num_levels))
 
     @property
     def _noise_to_signal(self) -> Tensor:
@@ -214,7 +220,7 @@ class PosteriorSampler:
     ) -> Tensor:
         """x_t from x_{t+1}: the chain of round `number` of a level, over the unobserved part."""
         chain = KeyedChainNoise(noise, Purpose.SAMPLE_CHAIN, sample_ids, t, tuple(x_noisy.shape[1:]), x_noisy.dtype)
-        transition, num_draws = float(self.levels.transition_scale[t]), max(1, self.num_chain_steps)
+        transition, num_draws = float(self.levels.transition_scale[t]), self.num_draws[t]
         start = number * num_draws
         if observed is None:
             kernel = self._kernel(density, here, x_noisy, None)

@@ -22,29 +22,30 @@ class ProgressiveSampler:
 
     Args:
         levels: scales and step sizes of the levels, (T,).
-        num_chain_steps: K, chain steps per level; 0 draws once per level, from `start` or the normal approximation.
+        num_chain_steps: K, chain steps per level, or T numbers, one for each level; 0 draws once, from `start`, or
+            without one from the normal approximation, which all levels have or none.
         noise_scale: factor on the noise of the chains, and of their starts.
         start: where chains start; None for x_{t+1}.
         end: what turns y_0 into an image; None for a division by its scale, which leaves the noise of x_0 in it.
     """
 
     levels: Levels
-    num_chain_steps: int
+    num_chain_steps: int | tuple[int, ...]
     noise_scale: float
     start: Tweedie | None = None
     end: Tweedie | None = None
 
     @property
-    def num_draws(self) -> int:
-        """Transitions per level, after the start."""
-        return max(1, self.num_chain_steps) if self.start is None else self.num_chain_steps
+    def num_draws(self) -> tuple[int, ...]:
+        """Transitions at each level, after the start; T numbers."""
+        fewest = 1 if self.start is None else 0
+        return tuple(max(fewest, count) for count in steps_by_level(self.num_chain_steps, self.levels.num_levels))
 
     @property
     def num_gradients(self) -> int:
         """Gradients that `sample` computes per image."""
-        num_levels = self.levels.num_levels
-        starts = 0 if self.start is None else num_levels - 1
-        return self.num_draws * num_levels + starts + (self.end is not None)
+        starts = 0 if self.start is None else self.levels.num_levels - 1
+        return sum(self.num_draws) + starts + (self.end is not None)
 
     def sample(self, raw_at: RawAtLevel, noise: Noise, sample_ids: Tensor, shape: tuple[int, ...]) -> Tensor:
         """Generated x_0, or images without its noise if there is an `end`.
@@ -83,9 +84,9 @@ class ProgressiveSampler:
             if self.start is not None:
                 normal = self.noise_scale * noise.normal(Purpose.SAMPLE_START, sample_ids, level, (0,), shape)[0]
                 y = self.start.draw(raw_at, x, level, normal, only_top=t == num_levels - 1)
-            if self.num_draws:
+            if num_draws := self.num_draws[t]:
                 numbers = KeyedChainNoise(noise, Purpose.SAMPLE_CHAIN, sample_ids, level, shape)
-                y = run_chain(self.kernel(raw_at(level), x, level), y, numbers, self.num_draws).y
+                y = run_chain(self.kernel(raw_at(level), x, level), y, numbers, num_draws).y
             if t == 0 and self.end is not None:
                 x = self.end.clean(raw_at(level), y)
             else:
@@ -110,6 +111,22 @@ class ProgressiveSampler:
             return NormalApproximation(marginal, here.recovery_precision.rsqrt(), self.noise_scale, here.normal_std)
         density = conditional_density(marginal, x_noisy, here.recovery_precision)
         return UnadjustedLangevin(density, here.step_size, self.noise_scale)
+
+
+def steps_by_level(num_chain_steps: int | tuple[int, ...], num_levels: int) -> tuple[int, ...]:
+    """K of each level, T numbers.
+
+    Args:
+        num_chain_steps: one number for all levels, or T.
+        num_levels: T.
+
+    Raises:
+        ValueError: there are more numbers than levels, or fewer.
+    """
+    steps = (num_chain_steps,) * num_levels if isinstance(num_chain_steps, int) else num_chain_steps
+    if len(steps) != num_levels:
+        raise ValueError(f"{len(steps)} numbers of chain steps for {num_levels} levels")
+    return steps
 
 
 def shown_levels(num_levels: int, count: int = 7) -> tuple[int, ...]:

@@ -201,7 +201,7 @@ def step_loss(model: ToyModel, distribution: DataDistribution, noise: Noise, ids
     sampler = ProgressiveSampler(model.levels, mcmc.num_chain_steps, mcmc.noise_scale)
     kernel = sampler.kernel(model.network.raw_at(level), pairs.x_noisy, level)
     numbers = KeyedChainNoise(noise, Purpose.TRAIN_CHAIN, ids, level, (2,))
-    y_neg = run_chain(kernel, pairs.x_noisy, numbers, sampler.num_draws).y
+    y_neg = run_chain(kernel, pairs.x_noisy, numbers, max(sampler.num_draws)).y
     # Both in one forward pass, which halves the number of calls.
     raw_pos, raw_neg = model.network(torch.cat([pairs.y_pos, y_neg]), torch.cat([level, level])).chunk(2)
     return recovery_loss(raw_pos, raw_neg, model.levels.loss_weight[level])

@@ -113,6 +113,7 @@ def train(
             return
 
 
-def _num_chain_steps(experiment: Experiment, step: int) -> int:
-    """Chain steps of the training step after `step` steps."""
-    return experiment.mcmc.num_chain_steps if NEEDS_NEGATIVES[experiment.optim.objective_at(step)] else 0
+def _num_chain_steps(experiment: Experiment, step: int) -> float:
+    """Chain steps of an image in the training step after `step` steps, on average over the levels that it can have."""
+    steps = experiment.mcmc.chain_steps
+    return sum(steps) / len(steps) if NEEDS_NEGATIVES[experiment.optim.objective_at(step)] else 0.0

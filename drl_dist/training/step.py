@@ -13,13 +13,15 @@ from torch import Tensor, nn
 from torch.distributed import all_reduce, is_initialized
 from torch.nn.parallel import DistributedDataParallel
 
-from drl_dist.build import build_ladder, build_levels
+from drl_dist.build import build_ladder, build_levels, stiff_level
 from drl_dist.common.batch import Batch
 from drl_dist.common.images import to_unit_range
+from drl_dist.config.rules import check_training
 from drl_dist.config.tree import EngineConfig, Experiment, ObjectiveName
 from drl_dist.diffusion.ladder import Pairs, draw_levels, draw_pairs
 from drl_dist.diffusion.noise import PhiloxNoise, Purpose
 from drl_dist.mcmc.kernel import KeyedChainNoise, StepNoise, column, run_chain
+from drl_dist.mcmc.langevin import UnequalChains
 from drl_dist.sampling.progressive import ProgressiveSampler
 from drl_dist.sampling.tweedie import Tweedie
 from drl_dist.training.chain import GradientEngine
@@ -112,6 +114,9 @@ class TrainStep:
         engine: how it is computed.
         request: asked at each step; what this rank wants to happen after it.
         noise_seed: of levels, pairs and chains; by default the experiment's seed.
+
+    Raises:
+        UserError: the experiment can only be sampled from.
     """
 
     def __init__(
@@ -122,13 +127,20 @@ class TrainStep:
         request: Callable[[], Interrupt] = lambda: Interrupt.NONE,
         noise_seed: int | None = None,
     ) -> None:
+        check_training(experiment)
         self.state, self.experiment, self.request = state, experiment, request
         self.device, self.dtype = state.network.device, state.network.dtype
         self.ladder = build_ladder(experiment.diffusion)
         self.levels = build_levels(experiment, self.ladder).to(self.device, self.dtype)
+        stiff = stiff_level(experiment, self.ladder)
+        if stiff and not (is_initialized() and torch.distributed.get_rank()):
+            warnings.warn(stiff, RuntimeWarning, stacklevel=2)
         mcmc = experiment.mcmc
         start = Tweedie(self.levels, self.ladder) if mcmc.start == "tweedie" else None
-        self.sampler = ProgressiveSampler(self.levels, mcmc.num_chain_steps, mcmc.noise_scale, start)
+        num_chain_steps = mcmc.level_chain_steps or mcmc.num_chain_steps
+        self.sampler = ProgressiveSampler(self.levels, num_chain_steps, mcmc.noise_scale, start)
+        self.num_draws = torch.tensor(self.sampler.num_draws, device=self.device)
+        """(T,) transitions at each level, after the start."""
         self.noise = PhiloxNoise(experiment.train.seed if noise_seed is None else noise_seed)
         self.gradients = GradientEngine(state.network, engine)
         self._objective_name = experiment.optim.objective_at(state.step)
@@ -156,7 +168,7 @@ class TrainStep:
     def run_chain(self, pairs: Pairs, positions: Tensor) -> Tensor:
         """y_neg (B, C, H, W), a sample of y_t given x_noisy: K Langevin steps from x_noisy, exactly K gradients, all
         with respect to y, and one more for a start by Tweedie's formula; for K = 0 one draw from the normal
-        approximation, which takes one gradient.
+        approximation, which takes one gradient. Where levels differ in K, a chain stays where it is after its own.
 
         Antithetic draws come as (2B, C, H, W), the opposite ones behind the others, and deviate from their means as
         the positives do from theirs. Any joint law of y_pos and y_neg will do for the learning gradient, which is a
@@ -175,7 +187,10 @@ class TrainStep:
                 spread = column(self.levels.at(pairs.level).normal_std, y_neg)
                 return torch.cat([y_neg, y_neg - 2 * self.sampler.noise_scale * spread * normal])
             noise = KeyedChainNoise(self.noise, Purpose.TRAIN_CHAIN, positions, pairs.level, shape, self.dtype)
-            return run_chain(kernel, y, noise, self.sampler.num_draws).y
+            most = max(self.sampler.num_draws)
+            if min(self.sampler.num_draws) < most:
+                return run_chain(UnequalChains(kernel, self.num_draws[pairs.level]), y, noise, most).y
+            return run_chain(kernel, y, noise, most).y
 
     def update(self, pairs: Pairs, y_neg: Tensor | None, bad_samples: int = 0) -> StepResult:
         """One Adam step.

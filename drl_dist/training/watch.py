@@ -13,7 +13,8 @@ from drl_dist.training.loop import StepReport
 from drl_dist.training.state import TrainState
 
 FIRST_STEPS = 10
-"""Steps whose log-density gaps later ones are held against."""
+"""Steps with log-density gaps which those of later steps are held against: the first of the run that report any, which
+are those after the switch where a run begins with an objective without negatives."""
 MAX_MOVE = 10.0
 """Root-mean-square move of chains per pixel that no run comes back from; white noise is about 1 away from any image."""
 _LOOK_EVERY = 10
@@ -58,10 +59,12 @@ class DivergenceWatch:
     Args:
         limits: when a run counts as diverged.
         first_gaps: largest gap of the first steps by metric name, in nats; of an earlier start, or empty.
+        num_first_steps: steps that these are of, at most `FIRST_STEPS`.
     """
 
     limits: DivergenceLimits
     first_gaps: dict[str, float] = field(default_factory=dict[str, float])
+    num_first_steps: int = 0
 
     def see_step(self, step: int, images_seen: int, metrics: Mapping[str, float]) -> None:
         """Look at the numbers of a step, named as `drl_dist.tracking.metrics.METRICS` has them.
@@ -74,7 +77,8 @@ class DivergenceWatch:
             RunawayError: the run has diverged.
         """
         gaps = {name: abs(value) for name, value in metrics.items() if name.startswith(_GAP)}
-        if step <= FIRST_STEPS:
+        if gaps and self.num_first_steps < FIRST_STEPS:
+            self.num_first_steps += 1
             for name, gap in gaps.items():
                 self.first_gaps[name] = max(gap, self.first_gaps.get(name, 0.0))
             return

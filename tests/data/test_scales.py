@@ -31,7 +31,7 @@ from tests.data.sets import pixels_of, write_set
 NONE = ("--model.data-std", "none", "--diffusion.first-noise-to-signal", "none")
 NONE += ("--diffusion.last-noise-to-signal", "None")
 TINY = ("--setting", "unet", "--model.width", "4", "--model.time-hidden-dim", "8", "--train.batch-size", "4")
-TINY += ("--train.num-steps", "1", "--optim.first-objective-steps", "1", "--tracking.num-samples", "1")
+TINY += ("--train.num-steps", "2", "--optim.first-objective-steps", "1", "--tracking.num-samples", "1")
 TINY += ("--engine.threads-per-worker", "1")
 _UNET = preset("cifar10", "unet")
 LEFT = dataclasses.replace(
@@ -163,12 +163,12 @@ def test_training_without_ray_records_numbers_and_resumes(
     stored = json.loads((tmp_path / "runs" / "a" / "experiment.json").read_text())["experiment"]
     ends = (stored["diffusion"]["first_noise_to_signal"], stored["diffusion"]["last_noise_to_signal"])
     assert (stored["model"]["data_std"], *ends) == expected()
-    checkpoint = read_checkpoint(tmp_path / "runs" / "a" / "checkpoint_000000001")
+    checkpoint = read_checkpoint(tmp_path / "runs" / "a" / "checkpoint_000000002")
     assert scales(checkpoint.experiment) == expected()
     assert train_on_one_device(run()) == 0
-    assert "run a has made its 1 steps" in capsys.readouterr().out
-    assert train_on_one_device(run("--train.num-steps", "2")) == 0
-    assert "resuming after step 1" in capsys.readouterr().out
+    assert "run a has made its 2 steps" in capsys.readouterr().out
+    assert train_on_one_device(run("--train.num-steps", "3")) == 0
+    assert "resuming after step 2" in capsys.readouterr().out
 
 
 def test_a_dry_run_says_what_the_data_decide(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

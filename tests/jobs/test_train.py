@@ -179,9 +179,8 @@ def test_it_resumes_what_training_without_ray_began(
 def test_a_changed_experiment_is_refused(
     straight: Job, digits: Path, storage: Path, server_environment: dict[str, str]
 ) -> None:
-    job = run(
-        server_environment, words(digits, storage, "straight", "--model.num-res-blocks", "2", "--train.seed", "9")
-    )
+    changed = ["--model.data-std", "none", "--model.num-res-blocks", "2", "--train.seed", "9"]
+    job = run(server_environment, words(digits, storage, "straight", *changed))
     assert (job.status, len(job.lines)) == (2, 1), job.output
     assert "changed fields model.num_res_blocks: 1 -> 2; train.seed: 0 -> 9" in job.output
 
@@ -190,7 +189,16 @@ def test_a_run_goes_on_from_another_with_other_settings(
     straight: Job, digits: Path, storage: Path, mlflow_server: MlflowServer, server_environment: dict[str, str]
 ) -> None:
     start = storage / "straight" / checkpoint_name(EVERY)
-    more = ["--start-from", str(start), "--optim.learning-rate", "1e-6", "--train.num-steps", str(EVERY + 2)]
+    more = [
+        "--start-from",
+        str(start),
+        "--model.data-std",
+        "none",
+        "--optim.learning-rate",
+        "1e-6",
+        "--train.num-steps",
+        str(EVERY + 2),
+    ]
     job = run(server_environment, words(digits, storage, "fork", *more))
     assert job.status == 0, job.output
     assert f"run fork: starting from {start}, 1 workers" in job.output

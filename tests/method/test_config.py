@@ -16,6 +16,7 @@ from drl_dist.common.nested import differences, flatten, to_dict
 from drl_dist.config import rules as checks
 from drl_dist.config.from_data import FROM_DATA, left_to_data
 from drl_dist.config.presets import TABLE_6, preset
+from drl_dist.config.rules import check_run
 from drl_dist.config.tree import RunConfig
 from drl_dist.diffusion import noise
 from drl_dist.training.objectives import ScoreMatching
@@ -122,6 +123,28 @@ def test_a_first_objective_is_under_the_rules_of_every_objective() -> None:
     optim = dataclasses.replace(experiment.optim, first_objective="score_matching", first_objective_steps=3)
     assert dataclasses.replace(experiment, optim=optim).optim.objectives == ("score_matching", "recovery")
     assert [optim.objective_at(step) for step in (0, 2, 3)] == ["score_matching", "score_matching", "recovery"]
+
+
+@pytest.mark.parametrize(
+    ("steps", "remedy"),
+    [
+        (780, "set optim.first_objective_steps to 585 (three quarters of them), or raise train.num_steps above 780."),
+        (2, "set optim.first_objective_steps to 1 (three quarters of them), or raise train.num_steps above 780."),
+        (1, "raise train.num_steps above 780."),
+    ],
+)
+def test_a_run_that_would_not_come_to_its_second_objective_is_refused(steps: int, remedy: str) -> None:
+    experiment = preset("digits", "unet")
+    # As a record of a run it can be read, and sampled from.
+    short = dataclasses.replace(experiment, train=dataclasses.replace(experiment.train, num_steps=steps))
+    with pytest.raises(UserError) as caught:
+        check_run(RunConfig(experiment=short), complete=False)
+    assert str(caught.value) == (
+        f"config field optim.first_objective_steps: got 780 of the {steps} steps of train.num_steps, expected fewer, "
+        f"since the rest is for optim.objective recovery; {remedy}"
+    )
+    longer = dataclasses.replace(experiment, train=dataclasses.replace(experiment.train, num_steps=781))
+    check_run(RunConfig(experiment=longer), complete=False)
 
 
 def test_a_geometric_ladder_must_end_in_white_noise() -> None:

@@ -90,7 +90,8 @@ def test_training_and_sampling_without_the_extras(tmp_path: Path) -> None:
     text = pages()["docs/training.md"]
     (script,) = [body for _, language, body in blocks(text) if language == "python" and "callbacks" in body]
     words = f"--data {tmp_path}/images.npy --storage {tmp_path}/runs --run-name a --train.batch-size 2"
-    arguments = f"{words} --train.num-steps 2 --model.width 4 --mcmc.num-chain-steps 2 --tracking.num-samples 4".split()
+    words += " --train.num-steps 2 --optim.first-objective-steps 1 --model.width 4 --mcmc.num-chain-steps 2"
+    arguments = f"{words} --tracking.num-samples 4".split()
     command = str(ROOT / "jobs/train_digits.py")
     program = PROGRAM.format(extras=EXTRAS, script=script, arguments=arguments, command=command)
     ran = subprocess.run(

@@ -11,7 +11,8 @@ from torch import Tensor
 from drl_dist.build import build_ladder, build_levels, build_posterior_sampler, build_sampler
 from drl_dist.common.errors import UserError
 from drl_dist.config.presets import preset
-from drl_dist.config.tree import DiffusionConfig, Experiment
+from drl_dist.config.rules import check_run
+from drl_dist.config.tree import DiffusionConfig, Experiment, RunConfig
 from drl_dist.diffusion.ladder import NoiseLadder
 from drl_dist.diffusion.noise import PhiloxNoise, Purpose
 from drl_dist.diffusion.recovery import Levels, LogDensityAndGrad, RawAtLevel
@@ -132,7 +133,8 @@ def test_without_chains_the_start_is_the_draw_and_the_last_step_takes_the_noise_
     experiment = experiment_of(last_step="tweedie")
     ladder, levels = scales(experiment)
     data, calls = Gaussian(torch.tensor(0.0), 1e-3), list[int]()
-    sampler = dataclasses.replace(build_sampler(experiment), num_chain_steps=0)
+    experiment = dataclasses.replace(experiment, mcmc=dataclasses.replace(experiment.mcmc, num_chain_steps=0))
+    sampler = build_sampler(experiment)
     raw_at = exact(data, ladder, levels, calls)
     clean = sampler.sample(raw_at, PhiloxNoise(0), torch.arange(500), (4,))
     assert calls == [8, 7, 6, 5, 4, 3, 2, 1, 0]
@@ -191,14 +193,20 @@ def test_training_starts_its_chains_where_sampling_would(monkeypatch: pytest.Mon
         torch.testing.assert_close(ends[one], y)
 
 
-def test_settings_that_a_start_does_not_go_with_are_named() -> None:
-    with pytest.raises(UserError, match="num_chain_steps: got 0, expected at least 1 for recovery from the start twee"):
-        trainable(num_chain_steps=0)
+def test_a_start_without_chains_is_for_sampling_and_for_score_matching() -> None:
+    drawn_once = trainable(num_chain_steps=0)
+    assert build_sampler(drawn_once).num_draws == (0,) * 4
+    for begin in (
+        lambda: check_run(RunConfig(experiment=drawn_once), complete=False),
+        lambda: TrainStep(TrainState.create(drawn_once), drawn_once, EAGER),
+    ):
+        with pytest.raises(UserError, match="num_chain_steps: got 0, expected at least 1 for recovery from the start"):
+            begin()
     experiment = trainable()
     matching = dataclasses.replace(experiment, optim=dataclasses.replace(experiment.optim, objective="score_matching"))
     mcmc = dataclasses.replace(matching.mcmc, num_chain_steps=0)
     matching = dataclasses.replace(matching, mcmc=mcmc)
-    assert build_sampler(matching).num_draws == 0
+    assert build_sampler(matching).num_draws == (0,) * 4
     with pytest.raises(UserError, match="chains, which alone can be held to an observation"):
         build_posterior_sampler(matching)
     with pytest.raises(UserError, match="top_level: got marginal"):

@@ -107,6 +107,19 @@ def test_without_chain_steps_completions_have_the_distribution_of_normal_draws(n
         assert worst_score(drawn(name, mistaken, raw_at, 20_000, 1), wanted) > LIMIT
 
 
+@pytest.mark.parametrize("name", OBSERVATIONS)
+def test_completions_have_the_distribution_of_chains_that_differ_in_length(name: str) -> None:
+    sampler, raw_at = posterior_sampler(
+        pixels(), ladder=linear_ladder(3, 0.2, 0.5), num_rounds=2, num_chain_steps=(9, 1, 4), step_share=0.4
+    )
+    projection = OBSERVATIONS[name][1]
+    wanted = free_distribution(distribution_of_completions(sampler, pixels(), projection, X), projection)
+    assert worst_score(drawn(name, sampler, raw_at, 20_000, 0), wanted) < LIMIT
+    for others in ((4, 1, 9), (9, 2, 4)):
+        mistaken = replace(sampler, num_chain_steps=others)
+        assert worst_score(drawn(name, mistaken, raw_at, 20_000, 1), wanted) > LIMIT
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("field", ["cumulative_scale", "cumulative_std"])
 def test_what_is_observed_must_be_noised_as_the_ladder_says(field: str) -> None:
@@ -267,11 +280,15 @@ def test_images_do_not_depend_on_their_batch() -> None:
         assert not torch.equal(together[0], together[1])
 
 
-def test_a_network_is_asked_once_for_every_step_that_is_announced() -> None:
+@pytest.mark.parametrize(
+    ("level_chain_steps", "for_all", "for_three"), [((), 3 * (5 * 3 + 1), 9), ((5, 3, 1, 1, 2, 4), 3 * 12 + 4, 9)]
+)
+def test_a_network_is_asked_once_for_every_step_that_is_announced(
+    level_chain_steps: tuple[int, ...], for_all: int, for_three: int
+) -> None:
     experiment = preset("digits")
-    experiment = replace(
-        experiment, model=replace(experiment.model, width=4), mcmc=replace(experiment.mcmc, num_chain_steps=3)
-    )
+    mcmc = replace(experiment.mcmc, num_chain_steps=3, level_chain_steps=level_chain_steps)
+    experiment = replace(experiment, model=replace(experiment.model, width=4), mcmc=mcmc)
     engine = GradientEngine(build_network(experiment), EngineConfig())
     calls = 0
 
@@ -289,11 +306,11 @@ def test_a_network_is_asked_once_for_every_step_that_is_announced() -> None:
     x = torch.zeros(2, 1, 8, 8)
     images = sampler.complete(raw_at, PhiloxNoise(0), torch.arange(2), x, ObservedPixels(x[0, 0] > 0))
     assert images.isfinite().all()
-    assert calls == sampler.num_gradients() == 3 * (5 * 3 + 1)
+    assert calls == sampler.num_gradients() == for_all
     calls = 0
     noise_std = 0.9  # between levels 2 and 3
     sampler.denoise(raw_at, PhiloxNoise(0), torch.arange(2), x, noise_std)
-    assert calls == sampler.num_gradients(noise_std) == 3 * 3
+    assert calls == sampler.num_gradients(noise_std) == for_three
 
 
 def test_the_correlated_gaussian_agrees_with_autograd_and_with_torch() -> None:

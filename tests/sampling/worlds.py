@@ -90,7 +90,7 @@ def posterior_sampler(
     *,
     ladder: NoiseLadder | None = None,
     num_rounds: int = 1,
-    num_chain_steps: int,
+    num_chain_steps: int | tuple[int, ...],
     step_share: float = 1.0,
 ) -> tuple[PosteriorSampler, RawAtLevel]:
     """A sampler on exact energies, by default over the T6 ladder; without chain steps every level is conditional."""
@@ -139,7 +139,7 @@ def distribution_of_completions(
             start = block([[rest, zero, known], [eye, zero, zero], [zero, zero, eye]])
             mean, covariance = start @ mean, start @ covariance @ start.T
             mean[:size] += scale * float(ladder.cumulative_scale[t]) * projection @ x
-            many, noise = power(a_step, step_noise, max(1, sampler.num_chain_steps))
+            many, noise = power(a_step, step_noise, sampler.num_draws[t])
             end = torch.block_diag(eye / scale, eye, eye)
             mean, covariance = end @ many @ mean, end @ (many @ covariance @ many.T + noise) @ end.T
     return CorrelatedGaussian(rest @ mean[:size] + projection @ x, rest @ covariance[:size, :size] @ rest)

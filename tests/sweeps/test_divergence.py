@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
 
-from drl_dist.config.tree import EngineConfig
+from drl_dist.config.tree import EngineConfig, RunConfig, TrackingConfig
+from drl_dist.jobs.sweep import trial
+from drl_dist.jobs.sweep.record import CURVE, OBJECTIVE, Curve, read
 from drl_dist.training.guard import DivergedError
 from drl_dist.training.loop import StepReport
 from drl_dist.training.state import TrainState
@@ -30,9 +33,60 @@ def test_a_gap_that_outgrows_the_first_steps_ends_the_run() -> None:
             watch.see_step(12, 1, {name: value})
         assert isinstance(caught.value, DivergedError) and caught.value.step == 12
     # A later start knows what the first one saw.
-    resumed = DivergenceWatch(LIMITS, dict(watch.first_gaps))
+    resumed = DivergenceWatch(LIMITS, dict(watch.first_gaps), watch.num_first_steps)
     with pytest.raises(RunawayError):
         resumed.see_step(300, 1, {GAP.format(1): 10.1})
+
+
+def test_the_first_steps_are_those_that_report_gaps() -> None:
+    watch = DivergenceWatch(LIMITS)
+    for step in range(1, 781):
+        watch.see_step(step, 1, {"noise_error/level_0": 0.5})
+    for step in range(781, 787):
+        watch.see_step(step, 1, {GAP.format(0): 3.0})
+    # A later start sees the rest of them.
+    resumed = DivergenceWatch(LIMITS, dict(watch.first_gaps), watch.num_first_steps)
+    for step in range(787, 791):
+        resumed.see_step(step, 1, {GAP.format(0): 5.0})
+    assert (resumed.first_gaps, resumed.num_first_steps) == ({GAP.format(0): 5.0}, 10)
+    resumed.see_step(791, 1, {GAP.format(0): 49.0})
+    with pytest.raises(RunawayError, match="more than 50"):
+        resumed.see_step(792, 1, {GAP.format(0): 51.0})
+    assert resumed.first_gaps == {GAP.format(0): 5.0}
+
+
+@pytest.mark.parametrize(
+    ("stored", "step", "known"),
+    [
+        ('"first_gaps": {"a": 2.0}, "num_first_steps": 6', 786, ({"a": 2.0}, 6)),
+        ('"first_gaps": {}, "num_first_steps": 0', 780, ({}, 0)),
+        ('"first_gaps": {"a": 2.0}', 4, ({"a": 2.0}, 4)),  # of an earlier version
+        ('"first_gaps": {"a": 2.0}', 300, ({"a": 2.0}, 10)),
+        ('"first_gaps": {}', 300, ({}, 0)),
+        ('"first_gaps": {"a": 2.0}, "num_first_steps": 6', 0, ({}, 0)),
+    ],
+)
+def test_a_trial_remembers_its_first_gaps(
+    stored: str, step: int, known: tuple[dict[str, float], int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trial, "broadcast_from_rank_zero", lambda value: value)
+    run = RunConfig(
+        experiment=tiny(), storage=str(tmp_path), run_name="r", tracking=TrackingConfig(score_every_steps=2)
+    )
+    (tmp_path / "r").mkdir()
+    (tmp_path / "r" / CURVE).write_text(f'{{"points": [], {stored}}}')
+    watch = trial.TrialScores.resumed(LIMITS, run, rank=0, step=step).watch
+    assert (watch.first_gaps, watch.num_first_steps) == known
+
+
+def test_a_trial_keeps_its_first_gaps_with_its_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trial.ray.train, "report", lambda metrics: None)
+    watch = DivergenceWatch(LIMITS, {GAP.format(0): 5.0}, 4)
+    scores = trial.TrialScores(watch, str(tmp_path), 1, Curve())
+    scores.telling(lambda step, numbers: None)(20, {OBJECTIVE: 1.0})
+    scores.on_step(report(20, 0.1), TrainState.create(tiny()))
+    kept = read(str(tmp_path), CURVE, Curve)
+    assert kept is not None and (kept.first_gaps, kept.num_first_steps) == ({GAP.format(0): 5.0}, 4)
 
 
 def test_chains_and_pixels_are_looked_at_after_the_grace_period() -> None:

@@ -97,6 +97,23 @@ def test_any_field_by_its_dotted_name(base: SweepPlan) -> None:
     assert run.experiment.model.width == base.base.experiment.model.width
 
 
+def test_one_number_per_level_is_varied_as_a_list_of_lists_and_alone(base: SweepPlan) -> None:
+    lists = [[3, 3, 3, 3, 3, 3.0], [6, 5, 4, 3, 2, 1]]
+    space = parse_space({"mcmc.level_chain_steps": lists}, base.base)
+    points = [make_proposer("grid", space, 0).propose(number) for number in range(2)]
+    assert [apply(point, base.base).experiment.mcmc.level_chain_steps for point in points] == [
+        (3, 3, 3, 3, 3, 3),
+        (6, 5, 4, 3, 2, 1),
+    ]
+    with pytest.raises(UserError, match=r"field mcmc.level_chain_steps: got \[3\], expected none, or 6 numbers"):
+        parse_space({"mcmc.level_chain_steps": [[3]]}, base.base)
+    both = {"mcmc.level_chain_steps": lists, "mcmc.num_chain_steps": [1, 2]}
+    given = apply({"mcmc.level_chain_steps": lists[1]}, base.base)
+    for space, run in ((both, base.base), ({"mcmc.num_chain_steps": [1, 2]}, given)):
+        with pytest.raises(UserError, match=r"got mcmc.num_chain_steps, whose place mcmc.level_chain_steps takes"):
+            parse_space(space, run)
+
+
 @pytest.mark.parametrize(
     ("preset", "step_sizes"),
     [("digits", "mcmc.bound_fraction"), ("lsun_church128", "mcmc.level_scale")],
@@ -111,6 +128,16 @@ def test_the_default_space_is_n_beta1_and_c_t(preset: str, step_sizes: str, tmp_
     blocks = made.space.dimensions["model.num_res_blocks"]
     assert isinstance(blocks, Choice) and made.base.experiment.model.num_res_blocks in blocks.values
     assert made.num_trials == 16
+
+
+def test_a_fraction_that_every_level_has_its_own_of_is_not_in_the_default_space(tmp_path: Path) -> None:
+    from drl_dist.jobs.sweep.options import parse_sweep
+
+    words = ["--preset", "digits", "--data", "/data", "--storage", str(tmp_path), "--sweep-name", "s"]
+    made, _ = parse_sweep([*words, "--mcmc.level-bound-fractions", *["0.9"] * 10])
+    assert list(made.space.dimensions) == ["model.num_res_blocks", "optim.beta1"]
+    with pytest.raises(UserError, match=r"got mcmc.bound_fraction, whose place mcmc.level_bound_fractions takes"):
+        parse_space({"mcmc.bound_fraction": [0.6, 0.9]}, made.base)
 
 
 def test_a_grid_is_every_combination_once(base: SweepPlan) -> None:

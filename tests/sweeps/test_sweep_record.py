@@ -153,6 +153,7 @@ def test_the_winners_command_trains_the_winner_at_full_length(name: str, tmp_pat
     words += ["--train.num-steps", "4000", "--num-workers", "2", "--train.no-horizontal-flip", "--engine.precision"]
     made, _ = parse_sweep([*words, "bfloat16", "--space", '{"optim.half_life_steps": [null, 7]}'])
     values = {"model.num_res_blocks": 3, "mcmc.level_scale": [1, 2, 3, 4, 5, 6.5], "optim.half_life_steps": None}
+    values["mcmc.level_chain_steps"] = [9, 5, 4, 3, 2, 1]
     run = apply(values, made.base)
     line = submitted(train_words(run, name, "t6", "s-0003-full"))
     prefix, command, *options = shlex.split(line.partition(" -- ")[2])
@@ -166,6 +167,24 @@ def test_the_winners_command_trains_the_winner_at_full_length(name: str, tmp_pat
     assert (trained.data, trained.storage) == ("/data", str(tmp_path))
     assert trained.tracking.score_every_steps is None
     assert isinstance(trained.experiment, Experiment)
+
+
+@pytest.mark.parametrize(("given", "wanted"), [(156, 780), (100, 500), (199, 995), (1, 5)])
+def test_the_winners_first_objective_keeps_its_share(given: int, wanted: int, tmp_path: Path) -> None:
+    words = ["--preset", "digits", "--data", "/data", "--storage", str(tmp_path), "--sweep-name", "s"]
+    words += ["--train.num-steps", "200", "--optim.first-objective-steps", str(given)]
+    made, _ = parse_sweep([*words, "--optim.warmup-steps", "9", "--space", '{"optim.beta1": [0.5, 0.9]}'])
+    run = apply({"optim.beta1": 0.5}, made.base)
+    assert run.experiment.optim.first_objective_steps == given
+    line = train_words(run, "digits", "unet", "s-0003-full")
+    trained = parse_train("digits", line[2:])[0].experiment
+    assert (trained.optim.first_objective_steps, trained.train.num_steps) == (wanted, 1000)
+
+
+def test_a_sweep_of_trials_without_their_second_objective_is_refused(tmp_path: Path) -> None:
+    words = ["--preset", "digits", "--data", "/data", "--storage", str(tmp_path), "--sweep-name", "s"]
+    with pytest.raises(UserError, match=r"got 780 of the 200 steps .* set optim.first_objective_steps to 150 \(three"):
+        parse_sweep([*words, "--train.num-steps", "200"])
 
 
 def test_doors_are_where_the_command_says() -> None:

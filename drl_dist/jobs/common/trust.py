@@ -24,6 +24,6 @@ def model_warnings(experiment: Experiment) -> tuple[str, ...]:
     has chains without x_{t+1}: the theory behind the figures covers neither.
     """
     mcmc, optim, diffusion = experiment.mcmc, experiment.optim, experiment.diffusion
-    has_short_chains = optim.objective == "recovery" and mcmc.num_chain_steps > 0 and mcmc.start == "x_noisy"
+    has_short_chains = optim.objective == "recovery" and max(mcmc.chain_steps) > 0 and mcmc.start == "x_noisy"
     is_released = mcmc.step_rule == "released" and diffusion.ladder == "t6" and diffusion.num_levels > 1
     return (TOO_SHARP,) if has_short_chains and is_released else ()

@@ -70,7 +70,7 @@ class SweepOptions:
     2."""
     max_gap_growth: float = 10.0
     """A trial counts as diverged when a noise level's log-density gap is this many times the largest of the trial's
-    first steps."""
+    first steps that have gaps."""
     rescore_trials: int = 3
     """Trials of best score that are scored again at the end; 0 leaves this out."""
     rescore_images: int | None = None

@@ -76,6 +76,8 @@ class Curve:
 
     points: tuple[Point, ...] = ()
     first_gaps: dict[str, float] = dataclasses.field(default_factory=dict[str, float])
+    num_first_steps: int | None = None
+    """Steps that `first_gaps` are of; None in records of earlier versions, where they are of the first steps made."""
 
     def before(self, step: int) -> Curve:
         """Without what came after a step: a trial that continues from a checkpoint makes it again."""

@@ -22,6 +22,11 @@ from drl_dist.config.tree import Experiment, RunConfig
 LEVEL_SCALE = "mcmc.level_scale"
 """c_t in one of its three forms; see `fields_of`."""
 _MULTIPLIER, _POWER, _VALUES = (f"{LEVEL_SCALE}_{part}" for part in ("multiplier", "power", "values"))
+_BY_LEVEL = {
+    "mcmc.num_chain_steps": "mcmc.level_chain_steps",
+    "mcmc.bound_fraction": "mcmc.level_bound_fractions",
+}
+"""Fields of all levels, and those of one number per level that take their place."""
 _RANGES = ("uniform", "loguniform", "integer")
 _FORMS = 'a list of values, {"uniform": [low, high]}, {"loguniform": [low, high]} or {"integer": [low, high]}'
 # What the sweep sets itself, what would change a trial's length or place, and what is no setting of a trial.
@@ -83,16 +88,17 @@ class Space:
 
 def default_space(run: RunConfig) -> dict[str, Any]:
     """N around the preset's, beta1 of Table 6, and the step sizes: factors on the preset's c_t, and a constant one
-    (equation 17), or fractions of the bound where that sets them.
+    (equation 17), or fractions of the bound where that sets them, unless every level has its own.
     """
     blocks = run.experiment.model.num_res_blocks
     half = max(1, blocks // 2)
-    is_bound = run.experiment.mcmc.step_rule == "bound"
-    return {
+    space: dict[str, Any] = {
         "model.num_res_blocks": sorted({half, blocks, blocks + half}),
         "optim.beta1": [0.5, 0.9],
-        **({"mcmc.bound_fraction": [0.6, 0.9, 1.2]} if is_bound else {LEVEL_SCALE: [0.5, 1.0, 2.0, {"power": 0.0}]}),
     }
+    if run.experiment.mcmc.step_rule == "released":
+        return space | {LEVEL_SCALE: [0.5, 1.0, 2.0, {"power": 0.0}]}
+    return space if run.experiment.mcmc.level_bound_fractions else space | {"mcmc.bound_fraction": [0.6, 0.9, 1.2]}
 
 
 def parse_space(given: object, run: RunConfig) -> Space:
@@ -124,6 +130,15 @@ def parse_space(given: object, run: RunConfig) -> Space:
             expected="c_t given once",
             remedy=f"leave out {LEVEL_SCALE} or the others",
         )
+    for name, by_level in _BY_LEVEL.items():
+        section, _, field = by_level.partition(".")
+        if name in given and (by_level in given or getattr(getattr(run.experiment, section), field)):
+            raise UserError(
+                "space",
+                got=f"{name}, whose place {by_level} takes",
+                expected="one of the two",
+                remedy=f"vary {by_level} alone, or leave it out of the space and the options",
+            )
     for values in space.corners():
         apply(values, run)
     return space

@@ -41,7 +41,7 @@ from drl_dist.tracking.sweeps import trial_tags
 from drl_dist.training.guard import DivergedError
 from drl_dist.training.loop import StepReport
 from drl_dist.training.state import TrainState
-from drl_dist.training.watch import DivergenceLimits, DivergenceWatch
+from drl_dist.training.watch import FIRST_STEPS, DivergenceLimits, DivergenceWatch
 
 _POLL_SECONDS = 0.05
 
@@ -210,9 +210,9 @@ class TrialScores:
         assert every_steps is not None, "the plan of a sweep gives its trials a schedule of scores"
         curve = (read(run.url, CURVE, Curve) or Curve()).before(step) if rank == 0 else None
         # Ray's types know of bytes alone.
-        first_gaps: Any = broadcast_from_rank_zero(curve.first_gaps if curve else None)
-        watch = DivergenceWatch(limits, dict(first_gaps) if step else {})
-        return cls(watch, run.url, every_steps, curve)
+        known: Any = broadcast_from_rank_zero(None if curve is None else _first_gaps(curve, step))
+        first_gaps, num_first_steps = known
+        return cls(DivergenceWatch(limits, dict(first_gaps), num_first_steps), run.url, every_steps, curve)
 
     def telling(self, log: Log) -> Log:
         """A function that logs scores, and notes them for the report of their step."""
@@ -234,8 +234,21 @@ class TrialScores:
         metrics: dict[str, float] = {"step": report.step}
         if self.curve is not None:
             point = Point(step=report.step, images_seen=report.images_seen, scores=self._scores)
-            self.curve = Curve(points=(*self.curve.points, point), first_gaps=dict(self.watch.first_gaps))
+            self.curve = Curve(
+                points=(*self.curve.points, point),
+                first_gaps=dict(self.watch.first_gaps),
+                num_first_steps=self.watch.num_first_steps,
+            )
             write(self.run_url, CURVE, self.curve)
             metrics |= {"images_seen": report.images_seen, "score": self._scores[OBJECTIVE]}
         # A collective call: every rank reports, or the others would wait for ever.
         ray.train.report(metrics)
+
+
+def _first_gaps(curve: Curve, step: int) -> tuple[dict[str, float], int]:
+    """What a watch is to remember of the steps before this one: the first gaps, and how many steps they are of."""
+    if step == 0:
+        return {}, 0
+    if curve.num_first_steps is not None:
+        return curve.first_gaps, curve.num_first_steps
+    return curve.first_gaps, min(step, FIRST_STEPS) if curve.first_gaps else 0

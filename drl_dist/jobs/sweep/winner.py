@@ -10,7 +10,7 @@ from typing import Any
 
 from drl_dist.common.nested import flatten, to_dict
 from drl_dist.config.presets import SETTINGS, TABLE_6, default_setting, preset
-from drl_dist.config.tree import RunConfig
+from drl_dist.config.tree import Experiment, RunConfig
 
 COMMANDS: dict[str, tuple[str, ...]] = {
     "cifar10": ("jobs/train_cifar10.py",),
@@ -40,6 +40,7 @@ def train_words(run: RunConfig, preset_name: str, setting: str, run_name: str) -
     """
     assert setting in SETTINGS
     default = dataclasses.replace(run, experiment=preset(preset_name, setting))
+    run = dataclasses.replace(run, experiment=_at_length(run.experiment, default.experiment.train.num_steps))
     words = ["python", *COMMANDS[preset_name]]
     if setting != default_setting(preset_name):
         words += ["--setting", setting]
@@ -55,6 +56,15 @@ def train_words(run: RunConfig, preset_name: str, setting: str, run_name: str) -
 def submitted(words: list[str]) -> str:
     """The words as a line for a shell that submits them to the cluster."""
     return "ray job submit --working-dir . -- " + shlex.join(words)
+
+
+def _at_length(experiment: Experiment, num_steps: int) -> Experiment:
+    """The experiment with another number of steps, of which its first objective has the same share."""
+    optim, train = experiment.optim, dataclasses.replace(experiment.train, num_steps=num_steps)
+    if optim.first_objective is not None:
+        first = round(optim.first_objective_steps * num_steps / experiment.train.num_steps)
+        optim = dataclasses.replace(optim, first_objective_steps=max(1, min(first, num_steps - 1)))
+    return dataclasses.replace(experiment, optim=optim, train=train)
 
 
 def _machine(run: RunConfig) -> list[str]:
