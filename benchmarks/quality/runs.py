@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from benchmarks.quality.data import Data
+from benchmarks.quality.options import POINTS
 from benchmarks.quality.record import SHEETS, Record
 from benchmarks.quality.schedule import Schedule
 from benchmarks.quality.scores import Scorer
@@ -20,8 +21,6 @@ from drl_dist.common.progress import Advance, progress
 from drl_dist.training.guard import DivergedError
 from drl_dist.training.in_memory import InMemoryBatches
 
-POINTS = (1 / 10, 1 / 6, 1 / 3, 1.0)
-"""Shares of the budget at which samples are scored."""
 SHEET = 64
 """Samples of a sheet."""
 _SAVE_SECONDS = 300.0
