@@ -124,10 +124,9 @@ class WithInitialiser:
         return Outcome(outcome.loss + loss, outcome.reported)
 
     def _implied(self, pairs: Pairs, y: Tensor) -> Tensor:
-        """The score for which the mean of y_t given x_{t+1} is y."""
-        scale = self.levels.transition_scale.to(y.dtype) / self.ladder.scale[1:].to(y.dtype)
-        std = self.ladder.std[1:].to(y.dtype)
-        return (y / column(scale[pairs.level], y) - pairs.x_noisy) / column(std[pairs.level].square(), y)
+        """The score for which the mean of y_t given x_{t+1} is y, below the top."""
+        std = self.ladder.std[1:].to(y.dtype)[pairs.level]
+        return (y - pairs.x_noisy) / column(std.square(), y)
 
 
 class CooperativeTrainee:

@@ -20,6 +20,7 @@ from drl_dist.common.batch import Batch
 from drl_dist.config.presets import preset
 from drl_dist.diffusion.ladder import draw_pairs
 from drl_dist.diffusion.noise import PhiloxNoise
+from drl_dist.energy.unet import apply_unet
 from drl_dist.sampling.tweedie import Tweedie
 from drl_dist.training import ema
 from drl_dist.training.objectives import Outcome, ScoreMatching
@@ -72,6 +73,15 @@ def test_an_initialiser_begins_as_the_tweedie_start_of_white_data() -> None:
     after = Start(LEVELS, LADDER, moved(network)).draw(raw_at, x, level, normal)
     # Where x_{t+1} is white noise nobody is asked.
     assert torch.equal(after[TOP], before[TOP]) and not torch.allclose(after[:TOP], before[:TOP], atol=1e-2)
+
+
+def test_errors_of_an_initialiser_count_alike_at_every_level() -> None:
+    network = moved(Initialiser(EXPERIMENT.model, 8, LADDER, 0))
+    x, level = torch.randn(TOP, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(TOP)
+    scaled = x / torch.hypot(network.noise_std, network.signal_std)[level].reshape(-1, 1, 1, 1)
+    white = -scaled.square() / x
+    h = (network.score(x, level) - white) * network.weight(level, is_noisy=False).sqrt().reshape(-1, 1, 1, 1)
+    assert torch.allclose(h, apply_unet(network.prepare(level), scaled), atol=1e-3)
 
 
 @pytest.mark.parametrize("from_chains", [True, False])
@@ -134,13 +144,13 @@ def test_both_networks_learn_in_both_phases(target: str, monkeypatch: pytest.Mon
 
 
 def test_the_initialiser_is_paid_for() -> None:
-    with_one, without = small("unet_cdrl"), small("unet")
+    with_one, without = small("unet_cdrl", width=4), small("unet")
     matching, recovery = (
         step_flop(with_one, first) / step_flop(without, second)
         for first, second in zip(with_one.experiments("digits", 0), without.experiments("digits", 0), strict=True)
     )
     # Its own three forwards come on top in the first phase, and replace a gradient's two of the energy in the second.
-    assert matching > 1.2 and recovery < matching
+    assert matching > 1.05 and recovery < 1
 
 
 def test_noisier_levels_weigh_less() -> None:
@@ -160,9 +170,9 @@ def test_variances_of_levels_are_measured_and_used() -> None:
     assert not network.level_variances.any()
     batch = batch_at(40 * MEASURE_EVERY)
     found = level_variances(trainee._step, batch)
-    # One level by itself: twice the same image has the same mean gradient, of two images.
-    level = int(found.argmax())
+    # One level by itself.
     pairs = trainee._step.draw(batch.images, batch.positions)
+    level = int(pairs.level.bincount().argmax())
     chosen = pairs.level == level
     some = type(pairs)(**{f.name: getattr(pairs, f.name)[chosen] for f in dataclasses.fields(pairs)})
     loss = plain.outcome(trainee._step.forward, some, None, trainee._step.levels.at(some.level)).loss
