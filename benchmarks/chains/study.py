@@ -15,7 +15,9 @@ from typing import Any
 
 import torch
 
+from benchmarks.chains.exact import exact_model
 from benchmarks.chains.model import Model, bases_of
+from benchmarks.chains.normal import components_of, exactness_table, normal_model
 from benchmarks.chains.sampler import Way, draw_pixels
 from benchmarks.chains.ways import GROUPS
 from benchmarks.quality.data import Data, load_data
@@ -35,7 +37,7 @@ from drl_dist.training.state import TrainState
 
 NAME = "unet"
 """The row of benchmarks.quality that is trained."""
-WAYS = "ways"
+WAYS, PERFECT = "ways", "perfect"
 
 
 class KeepingRecord(Record):
@@ -56,6 +58,8 @@ class Study:
     images: int
     groups: tuple[str, ...]
     threads: int
+    is_exact: bool = False
+    """Draw from the exact energies of the training images with noise instead."""
 
 
 def study(asked: Study) -> str:
@@ -66,29 +70,43 @@ def study(asked: Study) -> str:
     """
     torch.set_num_threads(asked.threads)
     request = {"benchmark": "chains", "budget": asked.budget, "images": asked.images}
+    if asked.is_exact:
+        request = {"benchmark": "chains --exact", "images": asked.images}
     record = KeepingRecord.open(asked.out, request)
     (asked.out / WAYS).mkdir(exist_ok=True)
     ways = {label: way for group in asked.groups for label, way in GROUPS[group].items()}
     missing = [(seed, label) for seed in asked.seeds for label in ways if _found(asked.out, seed, label, ways) is None]
     if missing:
-        data = load_data("digits", "")
-        network, _ = feature_network(data, asked.out / FEATURES)
-        scorer = Scorer.of(network, data)
-        write_json(asked.out / REFERENCE, scorer.reference())
-        for seed in dict.fromkeys(seed for seed, _ in missing):
-            model = _trained(record, data, scorer, seed, asked)
-            mine = [label for one, label in missing if one == seed]
-            with progress(f"ways of seed {seed}", len(mine), 0, "ways") as advance:
-                for label in mine:
-                    advance(0, label)
-                    content = {"label": label, "seed": seed, "way": repr(ways[label])}
-                    content |= measure(model, ways[label], scorer, asked.images)
-                    write_json(_place(asked.out, seed, label), content)
-                    advance(1)
-            write_atomically(asked.out / TABLE, _table(asked))
+        _work(record, asked, ways, missing)
     text = _table(asked)
     write_atomically(asked.out / TABLE, text)
     return text
+
+
+def _work(record: Record, asked: Study, ways: Mapping[str, Way], missing: Sequence[tuple[int, str]]) -> None:
+    """Draw and score in the missing ways, (seed, label) each."""
+    data = load_data("digits", "")
+    network, _ = feature_network(data, asked.out / FEATURES)
+    scorer = Scorer.of(network, data)
+    write_json(asked.out / REFERENCE, scorer.reference())
+    for seed in dict.fromkeys(seed for seed, _ in missing):
+        model = (_exact if asked.is_exact else _trained)(record, data, scorer, seed, asked)
+        mine = [label for one, label in missing if one == seed]
+        with progress(f"ways of seed {seed}", len(mine), 0, "ways") as advance:
+            for label in mine:
+                advance(0, label)
+                content = {"label": label, "seed": seed, "way": repr(ways[label])}
+                content |= measure(model, ways[label], scorer, asked.images)
+                write_json(_place(asked.out, seed, label), content)
+                advance(1)
+        write_atomically(asked.out / TABLE, _table(asked))
+
+
+def normal_table(groups: Sequence[str]) -> str:
+    """What the ways of these groups make of normal data; see `benchmarks.chains.normal`."""
+    (experiment,) = SETTINGS[NAME].experiments("digits", 0)[-1:]
+    variances = components_of(load_data("digits", "").train)
+    return exactness_table(normal_model(variances, experiment), {group: GROUPS[group] for group in groups})
 
 
 def measure(model: Model, way: Way, scorer: Scorer, num_images: int) -> dict[str, Any]:
@@ -153,6 +171,15 @@ def _trained(record: Record, data: Data, scorer: Scorer, seed: int, asked: Study
     if point["diverged"]:
         raise RuntimeError(f"{title} diverged {point['diverged']}")
     return model_of(trainee.state, experiment, data)
+
+
+def _exact(record: Record, data: Data, scorer: Scorer, seed: int, asked: Study) -> Model:
+    """The model of a seed, which only keys the noise; what a perfect sampler would score is written down."""
+    setting = SETTINGS[NAME]
+    model, mixture = exact_model(data.train, setting.experiments(data.name, seed)[-1])
+    perfect = mixture.draw(asked.images, torch.Generator().manual_seed(seed))
+    write_json(record.folder / WAYS / f"{PERFECT}-{seed}.json", scorer.score(perfect))
+    return model
 
 
 def _table(asked: Study) -> str:

@@ -14,8 +14,10 @@ from torch import Tensor
 from benchmarks import digit_features
 from benchmarks.chains import study as study_module
 from benchmarks.chains.__main__ import main
+from benchmarks.chains.exact import NOISE, exact_model
 from benchmarks.chains.model import Basis, BasisName, Model, Place, bases_of
 from benchmarks.chains.moves import Adjusted, Chain, Frozen, Langevin, Underdamped
+from benchmarks.chains.normal import exactness, is_linear, normal_model
 from benchmarks.chains.sampler import Way, draw, draw_pixels
 from benchmarks.chains.study import model_of
 from benchmarks.chains.ways import GROUPS
@@ -37,6 +39,11 @@ SMALL: dict[str, dict[str, Any]] = {
     "optim": {"warmup_steps": 2},
 }
 MIDDLE = 4
+
+
+@pytest.fixture(autouse=True)
+def no_handlers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.chains.__main__.stop_on_signals", lambda: None)
 
 
 @pytest.fixture(scope="module")
@@ -229,9 +236,60 @@ def test_every_way_can_be_drawn(exact: Model) -> None:
         assert bool(draw(model, way, torch.arange(3)).abs().max() < 20)
 
 
+def test_what_normal_data_become_is_known_without_samples(exact: Model, capsys: pytest.CaptureFixture[str]) -> None:
+    variances = torch.tensor(VARIANCES, dtype=torch.float64)
+    model = normal_model(variances, preset("digits", "unet"))
+    true = variances + float(exact.ladder.cumulative_std[0]) ** 2
+    for way in (
+        Way(2),
+        Way(2, reuses=True),
+        Way(2, Underdamped(1.2, 0.5)),
+        Way(1, Langevin(0.9, "components"), start_basis="components", noise_scale=0.97),
+        Way(3, Frozen(0.9, 2), starts_by_tweedie=False),
+    ):
+        assert is_linear(way)
+        found = exactness(model, way)
+        drawn = draw(exact, dataclasses.replace(way, has_end=False), torch.arange(4000))
+        ratio = along(exact, drawn).square().mean(0) / true
+        assert found.narrowest == pytest.approx(float(ratio.min()), rel=0.12)
+        assert found.widest == pytest.approx(float(ratio.max()), rel=0.12)
+        assert found.divergence == pytest.approx(0.5 * float((ratio - 1 - ratio.log()).sum()), rel=0.25, abs=0.02)
+    perfect = exactness(model, Way(0, start_basis="components"))
+    # But for the signal in x_T.
+    assert perfect.divergence < 1e-3 and perfect.gradients == 10
+    assert not is_linear(Way(2, Adjusted())) and not is_linear(Way(2, Langevin(0.9, "pixels")))
+    assert main(["--normal", "--groups", "Langevin,adjusted"]) == 0
+    table = capsys.readouterr().out
+    assert "| Langevin: Tweedie start, K = 3, c = 0.9 | 40 |" in table and "adjusted" not in table
+
+
+def test_exact_energies_of_images_are_those_of_a_mixture() -> None:
+    images = torch.randint(0, 256, (5, 1, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(2))
+    model, mixture = exact_model(images, preset("digits", "unet"))
+    y = torch.randn(3, 1, 4, 4, generator=torch.Generator().manual_seed(3))
+    for t in (0, 5, 9):
+        scale, kept = float(model.levels.transition_scale[t]), float(model.ladder.cumulative_scale[t])
+        std = scale * (float(model.ladder.cumulative_std[t]) ** 2 + (kept * NOISE) ** 2) ** 0.5
+        leaf = y.double().requires_grad_()
+        normal = torch.distributions.Normal(scale * kept * mixture.images.double().flatten(1), std)
+        value = normal.log_prob(leaf.flatten(1)[:, None]).sum(2).logsumexp(1)
+        (gradient,) = torch.autograd.grad(value.sum(), leaf)
+        found = model.density(t, 3)(y)
+        # Up to a constant of the level.
+        assert torch.allclose((found[0] - found[0][0]).double(), (value - value[0]).detach(), rtol=1e-3, atol=1e-2)
+        assert torch.allclose(found[1].double(), gradient, rtol=1e-3, atol=1e-2)
+    # Long chains arrive at the images, with their noise.
+    found = draw(model, Way(12), torch.arange(400)).flatten(1)
+    distance, nearest = torch.cdist(found, mixture.images.flatten(1)).min(1)
+    assert float(distance.square().mean() / 16) == pytest.approx(NOISE**2, rel=0.15)
+    assert int(nearest.bincount(minlength=5).min()) > 50
+    perfect = mixture.draw(400, torch.Generator().manual_seed(0))
+    assert perfect.dtype == torch.uint8
+    assert float(perfect.float().std()) == pytest.approx(float(images.float().std()), rel=0.15)
+
+
 @pytest.mark.slow
 def test_a_study_keeps_its_weights_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("benchmarks.chains.__main__.stop_on_signals", lambda: None)
     monkeypatch.setattr(ema, "SETTLING_ITERATIONS", 1)
     monkeypatch.setattr(digit_features, "_STEPS", 5)
     tiny = dataclasses.replace(
