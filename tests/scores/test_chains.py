@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from benchmarks import digit_features
+from benchmarks.chains import __main__ as command
 from benchmarks.chains import study as study_module
-from benchmarks.chains.__main__ import main
 from benchmarks.chains.exact import NOISE, exact_model
 from benchmarks.chains.model import Basis, BasisName, Model, Place, bases_of
 from benchmarks.chains.moves import Adjusted, Chain, Frozen, Langevin, Underdamped
@@ -32,6 +32,7 @@ from drl_dist.diffusion.noise import PhiloxNoise
 from drl_dist.diffusion.recovery import LogDensityAndGrad
 from drl_dist.training import ema
 
+main = command.main
 VARIANCES = (1.0, 0.25, 0.01, 1e-4)
 SMALL: dict[str, dict[str, Any]] = {
     "model": {"width": 8, "time_embedding_dim": 8, "time_hidden_dim": 8},
@@ -43,7 +44,7 @@ MIDDLE = 4
 
 @pytest.fixture(autouse=True)
 def no_handlers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("benchmarks.chains.__main__.stop_on_signals", lambda: None)
+    monkeypatch.setattr(command, "stop_on_signals", lambda: None)
 
 
 @pytest.fixture(scope="module")
