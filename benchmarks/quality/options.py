@@ -16,6 +16,8 @@ from drl_dist.common.program import EXIT_USER_ERROR
 from drl_dist.common.validation import Rule, local_of, refuse_broken
 
 _FEWEST_IMAGES = 64
+POINTS = (1 / 10, 1 / 6, 1 / 3, 1.0)
+"""Shares of the budget at which samples are scored by default."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +31,8 @@ class Options:
     budget: float | None
     """GFLOP for each training image; those of the preset's own training if None."""
     images: int
+    points: tuple[float, ...]
+    """Shares of the budget at which samples are scored, of which the last is 1."""
     source: str
     threads: int
     calibration: bool
@@ -65,6 +69,7 @@ def parse(words: Sequence[str], description: str) -> Options:
         "--budget", type=float, help="GFLOP for each training image; by default those of the preset's own training"
     )
     parser.add_argument("--images", type=int, default=1024, help="samples that are scored at each point")
+    parser.add_argument("--only-at-the-end", action="store_true", help="score no samples on the way")
     parser.add_argument("--source", default=DEBIAN_FOLDER, help="folder of Fashion-MNIST's files")
     parser.add_argument("--threads", type=int, default=1, help="of this process")
     parser.add_argument("--calibration", action="store_true", help="train on Gaussian images instead")
@@ -94,6 +99,7 @@ def parse(words: Sequence[str], description: str) -> Options:
         seeds=given.seeds,
         budget=given.budget,
         images=given.images,
+        points=POINTS[-1:] if given.only_at_the_end else POINTS,
         source=given.source,
         threads=given.threads,
         calibration=given.calibration,

@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from benchmarks.quality.data import Data
+from benchmarks.quality.options import POINTS
 from benchmarks.quality.record import SHEETS, Record
 from benchmarks.quality.schedule import Schedule
 from benchmarks.quality.scores import Scorer
@@ -20,8 +21,6 @@ from drl_dist.common.progress import Advance, progress
 from drl_dist.training.guard import DivergedError
 from drl_dist.training.in_memory import InMemoryBatches
 
-POINTS = (1 / 10, 1 / 6, 1 / 3, 1.0)
-"""Shares of the budget at which samples are scored."""
 SHEET = 64
 """Samples of a sheet."""
 _SAVE_SECONDS = 300.0
@@ -54,6 +53,7 @@ class Run:
         title: what its progress is shown as.
         name: of the setting in `SETTINGS`.
         num_images: samples that are scored.
+        points: shares of the budget at which they are.
     """
 
     title: str
@@ -65,6 +65,7 @@ class Run:
     record: Record
     scorer: Scorer
     num_images: int
+    points: tuple[float, ...] = POINTS
     _flop: dict[tuple[int, str], int] = field(default_factory=dict[tuple[int, str], int], init=False)
     """Operations of a sample, by the first step of its phase and the way it is drawn."""
 
@@ -77,7 +78,7 @@ class Run:
         # Samples are drawn as in the phase of the last step, also where the next step is of another.
         trainee.begin(self.schedule.stage_of(max(0, made - 1)).experiment)
         with progress(self.title, self.schedule.num_steps, made, "steps") as advance:
-            for point, share in enumerate(POINTS):
+            for point, share in enumerate(self.points):
                 if self.record.point(self.name, self.setting, self.seed, point) is not None:
                     continue
                 seconds, diverged = self._train(trainee, self.schedule.step_at(share), seconds, advance)
@@ -85,7 +86,7 @@ class Run:
                     # Before the samples: drawing them can take as long as many steps.
                     self.record.save_state(self.name, self.seed, trainee.state, seconds)
                 advance(0, f"drawing {self.num_images} images")
-                draws = {} if diverged else self._draw(trainee, is_last=point == len(POINTS) - 1)
+                draws = {} if diverged else self._draw(trainee, is_last=point == len(self.points) - 1)
                 told = self._cost(trainee.state.step, seconds) | {"diverged": diverged, "draws": draws}
                 self.record.add_point(self.name, self.setting, self.seed, point, told)
         self.record.drop_state(self.name, self.seed)

@@ -37,8 +37,11 @@ class Setting:
     """Its name in tables and pictures."""
     setting: str = "t6"
     """Of the preset; see `drl_dist.config.presets.SETTINGS`."""
-    method: Literal["energy", "ddpm"] = "energy"
-    """energy: what drl_dist trains; ddpm: the baseline, with the sizes, optimiser and batches of the experiment."""
+    method: Literal["energy", "ddpm", "cooperative", "weighted"] = "energy"
+    """energy: what drl_dist trains; ddpm: the baseline, with the sizes, optimiser and batches of the experiment;
+    cooperative: an energy with an initialiser; weighted: an energy whose scores are matched with measured weights."""
+    options: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """Of the method: of cooperative, see `benchmarks.quality.cooperative.CooperativeTrainee`."""
     overrides: Overrides = field(default_factory=dict[str, Mapping[str, Any]])
     """On top of the preset."""
     phases: tuple[Phase, ...] = (Phase(share=1.0),)
@@ -61,7 +64,9 @@ class Setting:
 
     def as_record(self) -> dict[str, Any]:
         """As JSON gives it back: results are kept only as long as their row stays the same."""
-        return {name: value for name, value in to_dict(self).items() if name != "label"}
+        told = {name: value for name, value in to_dict(self).items() if name != "label"}
+        # Rows without options are recorded as they were before there were any.
+        return told if self.options else {name: value for name, value in told.items() if name != "options"}
 
 
 def _k(*numbers: int) -> Mapping[str, Overrides]:
@@ -73,15 +78,29 @@ def _k(*numbers: int) -> Mapping[str, Overrides]:
 _ONE_OBJECTIVE = {"first_objective": None, "first_objective_steps": 0, "switch_rate_factor": 1.0}
 _MATCHING: Overrides = {"optim": {**_ONE_OBJECTIVE, "objective": "score_matching"}}
 
+_UNET = Setting(
+    label="U-Net: score matching, recovery",
+    setting="unet",
+    overrides={"optim": _ONE_OBJECTIVE},
+    phases=(Phase(share=0.6, overrides=_MATCHING), Phase(share=0.4)),
+    draws=_k(3, 2, 1),
+)
+
+
+def _in_batches(size: int) -> Setting:
+    """The U-Net with larger batches: learning rate by the root of their number, and average over as many images."""
+    factor = size / 32
+    optim = {"learning_rate": 2e-3 * factor**0.5, "ema_decay": 0.995**factor, "warmup_steps": round(100 / factor)}
+    return dataclasses.replace(
+        _UNET,
+        label=f"U-Net, batches of {size}",
+        overrides={"optim": _ONE_OBJECTIVE | optim, "train": {"batch_size": size}},
+    )
+
+
 SETTINGS: Mapping[str, Setting] = {
     "preset": Setting(label="T6 as released"),
-    "unet": Setting(
-        label="U-Net: score matching, recovery",
-        setting="unet",
-        overrides={"optim": _ONE_OBJECTIVE},
-        phases=(Phase(share=0.6, overrides=_MATCHING), Phase(share=0.4)),
-        draws=_k(3, 2, 1),
-    ),
+    "unet": _UNET,
     "unet_matching": Setting(label="U-Net: score matching", setting="unet", overrides=_MATCHING, draws=_k(3, 2, 1, 0)),
     "ddpm": Setting(
         label="DDPM, no energy",
@@ -90,6 +109,18 @@ SETTINGS: Mapping[str, Setting] = {
         overrides=_MATCHING,
         draws={"50 strided steps": 50, "1000 ancestral steps": 1000},
     ),
+    "unet_cdrl": dataclasses.replace(
+        _UNET, label="the same with an initialiser", method="cooperative", options={"width": 16, "target": "chains"}
+    ),
+    "unet_cdrl_data": dataclasses.replace(
+        _UNET,
+        label="the same, which learns from the data alone",
+        method="cooperative",
+        options={"width": 16, "target": "data"},
+    ),
+    "unet_weighted": dataclasses.replace(_UNET, label="U-Net, levels weighted by measured noise", method="weighted"),
+    "unet_64": _in_batches(64),
+    "unet_128": _in_batches(128),
     # A new row needs nothing but its line here, for instance
     #   "silu": Setting(label="SiLU", overrides={"model": {"activation": "silu"}}),
     # with phases=(Phase(share=0.6, overrides={...}), Phase(share=0.4)) to change its objective on the way, and

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.quality.cooperative import CooperativeTrainee
 from benchmarks.quality.ddpm import Ddpm
 from benchmarks.quality.settings import Overrides, Setting, applied
 from benchmarks.quality.unet import NoiseUNet
@@ -47,6 +48,13 @@ class Trainee(Protocol):
 
 def start(setting: Setting, experiment: Experiment) -> Trainee:
     """A trainee before its first step."""
+    if setting.method == "cooperative":
+        return CooperativeTrainee(experiment, setting.options, ENGINE)
+    if setting.method == "weighted":
+        # It is an `EnergyTrainee`, of this module.
+        from benchmarks.quality.weighted import WeightedTrainee
+
+        return WeightedTrainee(experiment)
     return (DdpmTrainee if setting.method == "ddpm" else EnergyTrainee)(experiment)
 
 

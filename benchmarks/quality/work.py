@@ -24,7 +24,7 @@ from benchmarks.quality.record import (
     write_json,
 )
 from benchmarks.quality.report import Points, draw_curves, table
-from benchmarks.quality.runs import POINTS, Run, preset_budget, schedule_of, write_sheet
+from benchmarks.quality.runs import Run, preset_budget, schedule_of, write_sheet
 from benchmarks.quality.scores import Scorer
 from benchmarks.quality.settings import SETTINGS
 from drl_dist.training.guard import DivergedError
@@ -38,13 +38,13 @@ def compare_all(options: Options) -> str:
     """
     torch.set_num_threads(options.threads)
     check_source(options.data, options.source)
-    asked = {"data": options.data, "budget": options.budget, "images": options.images, "points": list(POINTS)}
+    asked = {"data": options.data, "budget": options.budget, "images": options.images, "points": list(options.points)}
     record = Record.open(options.out, {"benchmark": "quality", **asked})
     missing = [
         (seed, name)
         for seed in range(options.seeds)
         for name in options.settings
-        if any(record.point(name, SETTINGS[name], seed, point) is None for point in range(len(POINTS)))
+        if any(record.point(name, SETTINGS[name], seed, point) is None for point in range(len(options.points)))
     ]
     if missing or not (record.folder / REFERENCE).exists():
         data = load_data(options.data, options.source)
@@ -58,7 +58,8 @@ def compare_all(options: Options) -> str:
             setting = SETTINGS[name]
             title = f"{setting.label}, seed {seed} ({number} of {len(missing)})"
             schedule = schedule_of(setting, data, seed, budget)
-            Run(title, name, setting, seed, schedule, data, record, scorer, options.images).finish()
+            images, points = options.images, options.points
+            Run(title, name, setting, seed, schedule, data, record, scorer, images, points).finish()
             if number < len(missing):
                 # As soon as there is something to see.
                 _report(record, options)
@@ -101,12 +102,12 @@ def _report(record: Record, options: Options) -> str:
     results: Points = {}
     for name in options.settings:
         runs = [
-            [record.point(name, SETTINGS[name], seed, point) for point in range(len(POINTS))]
+            [record.point(name, SETTINGS[name], seed, point) for point in range(len(options.points))]
             for seed in range(options.seeds)
         ]
         if finished := [[point for point in run if point is not None] for run in runs if None not in run]:
             results[name] = finished
-    text = table(results, reference, POINTS)
+    text = table(results, reference, options.points)
     numbers = [point for runs in results.values() for run in runs for point in run]
     write_json(record.folder / SCORES, {"reference": reference, "points": numbers})
     write_atomically(record.folder / TABLE, text)

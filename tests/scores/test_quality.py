@@ -20,6 +20,7 @@ from benchmarks.quality.__main__ import main
 from benchmarks.quality.calibration import Ratio, calibration_table, directions, draw_normal, ratios
 from benchmarks.quality.data import Data
 from benchmarks.quality.ddpm import Ddpm, kept_signal
+from benchmarks.quality.options import parse
 from benchmarks.quality.record import Record
 from benchmarks.quality.schedule import Schedule
 from benchmarks.quality.scores import classes, compared, nearest, precision_recall
@@ -332,6 +333,11 @@ def test_calibration_runs(tiny: float, tmp_path: Path) -> None:
 def test_mistakes_are_refused(more: list[str], match: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=match):
         main(words(tmp_path / "new", 1, *more))
+
+
+def test_samples_on_the_way_can_be_left_out() -> None:
+    assert parse(["--out", "x"], "").points == (0.1, 1 / 6, 1 / 3, 1)
+    assert parse(["--out", "x", "--only-at-the-end"], "").points == (1,)
 
 
 @pytest.mark.parametrize("name", ["table.md", "request.json"])
