@@ -20,6 +20,7 @@ from benchmarks.quality.settings import Overrides, applied
 from drl_dist.build import build_ladder, build_levels, build_sampler
 from drl_dist.common.batch import Batch
 from drl_dist.common.images import to_uint8
+from drl_dist.config.from_data import known
 from drl_dist.config.tree import EngineConfig, Experiment, ModelConfig
 from drl_dist.diffusion.ladder import NoiseLadder, Pairs
 from drl_dist.diffusion.noise import PhiloxNoise
@@ -57,7 +58,7 @@ class Initialiser(EnergyUNet):
             energy=model.energy,
             attention_resolutions=model.attention_resolutions,
             noise_std=ladder.cumulative_std[1:],
-            signal_std=model.data_std * ladder.cumulative_scale[1:],
+            signal_std=known(model.data_std, "model.data_std") * ladder.cumulative_scale[1:],
             generator=torch.Generator().manual_seed(seed),
         )
         self.float()
