@@ -122,14 +122,21 @@ def build_unet(experiment: Experiment, generator: torch.Generator | None = None)
     model, ladder = experiment.model, build_ladder(experiment.diffusion)
     scale = build_levels(experiment, ladder).transition_scale
     return EnergyUNet(
-        **_sizes(model),
-        energy=model.energy,
-        attention_resolutions=model.attention_resolutions,
-        patch_size=model.patch_size,
+        **unet_sizes(model),
         noise_std=ladder.noise_in_y(scale),
         signal_std=known(model.data_std, "model.data_std") * ladder.signal_in_y(scale),
         generator=generator,
     )
+
+
+def unet_sizes(model: ModelConfig) -> dict[str, Any]:
+    """Every argument of `EnergyUNet` that follows from the model's fields alone."""
+    return {
+        **_sizes(model),
+        "energy": model.energy,
+        "attention_resolutions": model.attention_resolutions,
+        "patch_size": model.patch_size,
+    }
 
 
 def _sizes(model: ModelConfig) -> dict[str, Any]:

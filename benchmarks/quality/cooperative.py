@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.quality.settings import Overrides, applied
-from drl_dist.build import build_ladder, build_levels, build_sampler
+from drl_dist.build import build_ladder, build_levels, build_sampler, unet_sizes
 from drl_dist.common.batch import Batch
 from drl_dist.common.images import to_uint8
 from drl_dist.config.from_data import known
@@ -48,15 +48,7 @@ class Initialiser(EnergyUNet):
 
     def __init__(self, model: ModelConfig, width: int, ladder: NoiseLadder, seed: int) -> None:
         super().__init__(
-            resolution=model.resolution,
-            channels=model.channels,
-            width=width,
-            width_multipliers=model.width_multipliers,
-            num_res_blocks=model.num_res_blocks,
-            time_embedding_dim=model.time_embedding_dim,
-            time_hidden_dim=model.time_hidden_dim,
-            energy=model.energy,
-            attention_resolutions=model.attention_resolutions,
+            **unet_sizes(dataclasses.replace(model, width=width)),
             noise_std=ladder.cumulative_std[1:],
             signal_std=known(model.data_std, "model.data_std") * ladder.cumulative_scale[1:],
             generator=torch.Generator().manual_seed(seed),

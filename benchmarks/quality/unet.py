@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.quality.ddpm import kept_signal
+from drl_dist.build import unet_sizes
 from drl_dist.config.tree import ModelConfig
 from drl_dist.energy.unet import EnergyUNet, apply_unet
 
@@ -21,16 +22,7 @@ class NoiseUNet(EnergyUNet):
     def __init__(self, model: ModelConfig, seed: int) -> None:
         kept = kept_signal()
         super().__init__(
-            resolution=model.resolution,
-            channels=model.channels,
-            width=model.width,
-            width_multipliers=model.width_multipliers,
-            num_res_blocks=model.num_res_blocks,
-            time_embedding_dim=model.time_embedding_dim,
-            time_hidden_dim=model.time_hidden_dim,
-            energy=model.energy,
-            attention_resolutions=model.attention_resolutions,
-            patch_size=model.patch_size,
+            **unet_sizes(model),
             noise_std=(1 - kept).sqrt(),
             signal_std=kept.sqrt(),
             generator=torch.Generator().manual_seed(seed),

@@ -55,8 +55,11 @@ def moved(network: Initialiser) -> Initialiser:
     return network
 
 
-def test_an_initialiser_begins_as_the_tweedie_start_of_white_data() -> None:
-    network = Initialiser(EXPERIMENT.model, 8, LADDER, 0)
+@pytest.mark.parametrize("patch_size", [1, 2])
+def test_an_initialiser_begins_as_the_tweedie_start_of_white_data(patch_size: int) -> None:
+    network = Initialiser(dataclasses.replace(EXPERIMENT.model, patch_size=patch_size), 8, LADDER, 0)
+    # It sees the image in the squares that the energy sees.
+    assert network.stem.weight.shape[1] == patch_size**2
     x, level = torch.randn(TOP + 1, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(TOP + 1)
     variance = EXPERIMENT.model.data_std**2 * LADDER.cumulative_scale**2 + LADDER.cumulative_std**2
     exact = -x / variance[1:].float().reshape(-1, 1, 1, 1)
