@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -186,7 +187,7 @@ class PosteriorSampler:
             return sum(self.num_draws[: self.start_level(noise_std) + 1])
         return sum(draws * self._rounds(t) for t, draws in enumerate(self.num_draws))
 
-    @property
+    @cached_property
     def num_draws(self) -> tuple[int, ...]:
         """Transitions of each level in every round; T numbers."""
         return tuple(max(1, count) for count in steps_by_level(self.num_chain_steps, self.levels.num_levels))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -35,7 +36,7 @@ class ProgressiveSampler:
     start: Tweedie | None = None
     end: Tweedie | None = None
 
-    @property
+    @cached_property
     def num_draws(self) -> tuple[int, ...]:
         """Transitions at each level, after the start; T numbers."""
         fewest = 1 if self.start is None else 0
