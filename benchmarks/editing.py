@@ -11,6 +11,7 @@ import argparse
 import dataclasses
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,9 +19,10 @@ from torch import Tensor
 from drl_dist.build import build_posterior_sampler
 from drl_dist.config.presets import preset
 from drl_dist.config.tree import Experiment
+from drl_dist.diffusion.ladder import NoiseLadder
 from drl_dist.energy.analytic import CorrelatedGaussian
 from drl_dist.sampling.inpainting import PosteriorSampler
-from tests.sampling.worlds import distribution_of_completions
+from tests.sampling import worlds
 
 VARIANCES = (0.01, 0.25, 1.0)
 """Of the data, in directions that are denoised: nearly flat, as a single pixel, as the largest of a picture."""
@@ -29,22 +31,28 @@ GREY_LEVELS = 127.5
 
 def experiments() -> dict[str, Experiment]:
     """What is compared, by the name it is printed under."""
-    t6, t1k = preset("digits"), preset("digits", "t1k")
-    paper = dataclasses.replace(t1k, mcmc=dataclasses.replace(t1k.mcmc, normal_spread="transition"))
-    bound = dataclasses.replace(t6.mcmc, step_rule="bound", bound_fraction=0.9)
-    geometric = dataclasses.replace(t6.diffusion, ladder="geometric", num_levels=10)
+    t6, t1k, unet = (preset("digits", setting) for setting in ("t6", "t1k", "unet"))
+    geometric = dataclasses.replace(t6, diffusion=dataclasses.replace(t6.diffusion, ladder="geometric", num_levels=10))
     return {
         "t6, K = 30": t6,
-        "t6, K = 3000": dataclasses.replace(t6, mcmc=dataclasses.replace(t6.mcmc, num_chain_steps=3000)),
-        "geometric, T = 10, K = 30": dataclasses.replace(t6, diffusion=geometric, mcmc=bound),
+        "t6, K = 3000": with_fields(t6, num_chain_steps=3000),
+        "geometric, T = 10, K = 30": with_fields(geometric, step_rule="bound", bound_fraction=0.9),
+        "setting unet, K = 3": unet,
+        "the same, chains start at x_noisy": with_fields(unet, start="x_noisy"),
+        "the same, K = 10": with_fields(unet, num_chain_steps=10),
         "t1k": t1k,
-        "t1k, spread of the transition": paper,
+        "t1k, spread of the transition": with_fields(t1k, normal_spread="transition"),
     }
 
 
+def with_fields(experiment: Experiment, **fields: Any) -> Experiment:
+    """An experiment with other chains."""
+    return dataclasses.replace(experiment, mcmc=dataclasses.replace(experiment.mcmc, **fields))
+
+
 def exact(experiment: Experiment, num_rounds: int) -> PosteriorSampler:
-    """The sampler of an experiment, with chains that do not sharpen."""
-    return dataclasses.replace(build_posterior_sampler(experiment, num_rounds), noise_scale=1.0)
+    """The sampler of an experiment, with chains that do not sharpen, and the noise of x_0 left in what it draws."""
+    return dataclasses.replace(build_posterior_sampler(experiment, num_rounds), noise_scale=1.0, end=None)
 
 
 def inpainting(experiment: Experiment, num_rounds: int) -> tuple[list[float], list[float]]:
@@ -56,7 +64,7 @@ def inpainting(experiment: Experiment, num_rounds: int) -> tuple[list[float], li
     data = CorrelatedGaussian(0 * places, 0.25 * 0.9 ** (places[:, None] - places[None, :]).abs())
     x = torch.tensor([1.0, 1.0, 0.0, 0.0], dtype=torch.float64)
     projection = torch.diag(x)
-    found = distribution_of_completions(sampler, data, projection, x)
+    found = worlds.distribution_of_completions(sampler, data, projection, x)
     ladder = sampler.ladder
     truth = data.affine(float(ladder.scale[0]), float(ladder.std[0])).given(projection[:2], x[:2])
     spread = (found.covariance.diagonal()[2:] / truth.covariance.diagonal()[2:]).sqrt()
@@ -87,8 +95,12 @@ def denoising(experiment: Experiment, noise_std: float) -> Mapping[float, tuple[
                 precision, step = std**-2, step * min(1.0, std / float(ladder.std[t + 1]))
             if sampler.num_chain_steps:
                 left = (1 - step**2 / 2 * (prior + precision)) ** sampler.num_draws[t]
-                gain = left + (1 - left) * precision / (prior + precision)
+                towards, around = 1.0, 0.0
+                if sampler.start is not None:
+                    towards, around = tweedie_start(ladder, data, t, factor, noise_std if t == first else None)
+                gain = left * towards + (1 - left) * precision / (prior + precision)
                 kept = step**2 / (1 - (1 - step**2 / 2 * (prior + precision)) ** 2) * (1 - left**2)
+                kept += (left * around) ** 2
             else:
                 gain = 1 - prior / precision
                 noise = 0.0 if levels.noise_precision is None else float(levels.noise_precision[t])
@@ -101,6 +113,27 @@ def denoising(experiment: Experiment, noise_std: float) -> Mapping[float, tuple[
         truth = x_0.given(one, torch.tensor([first_scale]).double(), rest)
         found[variance] = (slope / float(truth.mean), math.sqrt(spread / float(truth.covariance)))
     return found
+
+
+def tweedie_start(
+    ladder: NoiseLadder, data: CorrelatedGaussian, t: int, factor: float, noise_std: float | None
+) -> tuple[float, float]:
+    """Of a single pixel: the slope of the start of a chain over what is known, and its standard deviation.
+
+    What is known is x_{t+1}, or the noisy image in the units of y_t if its noise is given.
+    """
+    if noise_std is None:
+        matrix, spread = worlds.tweedie_start(ladder, data, t, factor)
+        return float(matrix), spread
+    signal, variance = ladder.cumulative_scale, float(data.covariance)
+    below, above = (float(ladder.cumulative_std[i] / signal[i]) for i in (t, t + 1))
+    share = (noise_std**-2 - above**-2) / (below**-2 - above**-2)
+    # There is no energy above the topmost level: x_T is taken to be white.
+    is_top = t + 1 == ladder.num_levels
+    further = float(signal[t + 1]) ** 2 if is_top else 1 / (variance + above**2)
+    slope = share / (variance + below**2) + (1 - share) * further
+    left = noise_std**2 - below**2
+    return 1 - left * slope, factor * float(signal[t]) * below * math.sqrt(left) / noise_std
 
 
 def main() -> None:

@@ -167,7 +167,7 @@ def build_sampler(experiment: Experiment) -> ProgressiveSampler:
 
 
 def build_posterior_sampler(experiment: Experiment, num_rounds: int = 4) -> PosteriorSampler:
-    """Inpainting, super-resolution and denoising for this experiment; their chains start at x_{t+1}.
+    """Inpainting, super-resolution and denoising for this experiment.
 
     Raises:
         UserError: at some level the experiment has a start of chains alone, and no chain.
@@ -183,10 +183,14 @@ def build_posterior_sampler(experiment: Experiment, num_rounds: int = 4) -> Post
             remedy="use a model that was trained with mcmc.num_chain_steps of 1 or more",
         )
     ladder = build_ladder(experiment.diffusion)
+    levels = build_levels(experiment, ladder)
+    tweedie = Tweedie(levels, ladder)
     return PosteriorSampler(
-        levels=build_levels(experiment, ladder),
+        levels=levels,
         ladder=ladder,
         num_chain_steps=mcmc.level_chain_steps or mcmc.num_chain_steps,
         noise_scale=mcmc.sampling_noise_scale,
         num_rounds=num_rounds,
+        start=tweedie if mcmc.start == "tweedie" else None,
+        end=tweedie if mcmc.last_step == "tweedie" else None,
     )

@@ -16,6 +16,9 @@ others are 15 and 23 % too near to 0, and their standard deviations 11 % too lar
 rest of x_{t+1}. So no chain sees the observed parts of two levels together, and these need not lie on one path of the
 forward process. Independent draws are simpler, and no worse: in the example, a path would leave standard deviations
 12.5 % too large after one round, and the same as independent draws from two rounds on.
+
+**Start at the mean.** Where the chains of sampling start around the mean of y_t given x_{t+1}, so do these: three
+steps from x_{t+1} would leave standard deviations nearly twice too large (docs/editing.md).
 """
 
 from __future__ import annotations
@@ -36,6 +39,7 @@ from drl_dist.mcmc.kernel import ChainNoise, KeyedChainNoise, StepNoise, run_cha
 from drl_dist.mcmc.langevin import UnadjustedLangevin
 from drl_dist.mcmc.normal_approximation import NormalApproximation
 from drl_dist.sampling.progressive import RawAtLevel, steps_by_level
+from drl_dist.sampling.tweedie import Tweedie
 
 
 class Observation(Protocol):
@@ -88,6 +92,8 @@ class PosteriorSampler:
         noise_scale: factor on the Langevin noise.
         num_rounds: times that each level's chain is run, each time from a new draw of x_{t+1}; 1 is the paper's
             procedure. A marginal top level, which no recovery term ties to x_T, has one round.
+        start: where the chains of every round start; None for x_{t+1}.
+        end: what turns y_0 into an image; None for a division by its scale, which leaves the noise of x_0 in it.
     """
 
     levels: Levels
@@ -95,6 +101,8 @@ class PosteriorSampler:
     num_chain_steps: int | tuple[int, ...]
     noise_scale: float
     num_rounds: int = 1
+    start: Tweedie | None = None
+    end: Tweedie | None = None
 
     def complete(
         self, raw_at: RawAtLevel, noise: Noise, sample_ids: Tensor, x: Tensor, observation: Observation
@@ -112,7 +120,7 @@ class PosteriorSampler:
             float32 (B, C, H, W), about in [-1, 1]; the observed part is that of x itself, without noise.
         """
         shape = tuple(x.shape[1:])
-        state = noise.normal(Purpose.PRIOR, sample_ids, 0, (0,), shape)[0].to(x.dtype)
+        y = state = noise.normal(Purpose.PRIOR, sample_ids, 0, (0,), shape)[0].to(x.dtype)
         for t in reversed(range(self.levels.num_levels)):
             fresh = noise.normal(Purpose.OBSERVED, sample_ids, t, (0,), shape)[0].to(x.dtype)
             known = float(self.ladder.cumulative_scale[t]) * x + float(self.ladder.cumulative_std[t]) * fresh
@@ -121,8 +129,11 @@ class PosteriorSampler:
                 if number > 0:
                     again = noise.normal(Purpose.RENOISE, sample_ids, t, (number,), shape)[0].to(x.dtype)
                     state = float(self.ladder.scale[t + 1]) * state + float(self.ladder.std[t + 1]) * again
-                state = self._recover(density, here, noise, sample_ids, t, state, number, (observation, known))
-        return observation.keep(state, x)
+                start = self._start(raw_at, noise, sample_ids, t, state, number)
+                y = self._recover(density, here, noise, sample_ids, t, state, start, number, (observation, known))
+                # Exactly the observed part, which scaling and rounding would change.
+                state = observation.keep(y / float(self.levels.transition_scale[t]), known)
+        return observation.keep(self._image(raw_at, sample_ids, y), x)
 
     def denoise(
         self, raw_at: RawAtLevel, noise: Noise, sample_ids: Tensor, x_noisy: Tensor, noise_std: float
@@ -150,10 +161,14 @@ class PosteriorSampler:
         first = self.start_level(noise_std)
         scale, transition = float(self.ladder.cumulative_scale[first]), float(self.levels.transition_scale[first])
         further = ((scale * noise_std) ** 2 - float(self.ladder.cumulative_std[first]) ** 2) ** 0.5
-        state = transition * scale * x_noisy
+        y = state = transition * scale * x_noisy
         for t in reversed(range(first + 1)):
             density, here = self._at_level(raw_at, sample_ids, t, x_noisy)
             if t == first:
+                start = state
+                if self.start is not None:
+                    normal = self._start_noise(noise, sample_ids, t, 0, state)
+                    start = self.start.draw_between(raw_at, x_noisy, t, noise_std, normal)
                 std = transition * further
                 # Step sizes are proportional to the transition's standard deviation (section 3.5).
                 ratio = min(1.0, std / float(self.ladder.std[t + 1]))
@@ -162,8 +177,11 @@ class PosteriorSampler:
                     recovery_precision=torch.full_like(here.recovery_precision, std**-2),
                     step_size=here.step_size * ratio,
                 )
-            state = self._recover(density, here, noise, sample_ids, t, state, 0, None)
-        return state
+            else:
+                start = self._start(raw_at, noise, sample_ids, t, state, 0)
+            y = self._recover(density, here, noise, sample_ids, t, state, start, 0, None)
+            state = y / float(self.levels.transition_scale[t])
+        return self._image(raw_at, sample_ids, y)
 
     def start_level(self, noise_std: float) -> int:
         """The highest level whose x_t, scaled to the size of the data, has less noise than `noise_std`.
@@ -183,9 +201,15 @@ class PosteriorSampler:
 
     def num_gradients(self, noise_std: float | None = None) -> int:
         """Gradients that `complete` computes per image or, at this standard deviation, `denoise`."""
+        last = int(self.end is not None)
         if noise_std is not None:
-            return sum(self.num_draws[: self.start_level(noise_std) + 1])
-        return sum(draws * self._rounds(t) for t, draws in enumerate(self.num_draws))
+            first = self.start_level(noise_std)
+            # The first start is between two levels, of which the topmost needs no gradient.
+            starts = 0 if self.start is None else first + (1 if first == self.levels.num_levels - 1 else 2)
+            return sum(self.num_draws[: first + 1]) + starts + last
+        each = 0 if self.start is None else 1
+        top = self.levels.num_levels - 1
+        return last + sum((draws + each * (t < top)) * self._rounds(t) for t, draws in enumerate(self.num_draws))
 
     @cached_property
     def num_draws(self) -> tuple[int, ...]:
@@ -208,6 +232,26 @@ class PosteriorSampler:
         here = self.levels.to(like.device, like.dtype).at(level)
         return scaled_density(raw_at(level), here.energy_scale), here
 
+    def _start(
+        self, raw_at: RawAtLevel, noise: Noise, sample_ids: Tensor, t: int, x_noisy: Tensor, number: int
+    ) -> Tensor:
+        """Where the chain of round `number` of a level starts, before its observed part is put in."""
+        if self.start is None:
+            return x_noisy
+        normal = self._start_noise(noise, sample_ids, t, number, x_noisy)
+        is_top = t == self.levels.num_levels - 1
+        return self.start.draw(raw_at, x_noisy, torch.full_like(sample_ids, t), normal, only_top=is_top)
+
+    def _start_noise(self, noise: Noise, sample_ids: Tensor, t: int, number: int, like: Tensor) -> Tensor:
+        normal = noise.normal(Purpose.SAMPLE_START, sample_ids, t, (number,), tuple(like.shape[1:]))[0]
+        return self.noise_scale * normal.to(like.dtype)
+
+    def _image(self, raw_at: RawAtLevel, sample_ids: Tensor, y: Tensor) -> Tensor:
+        """x_0, or the image without its noise, from y_0."""
+        if self.end is None:
+            return y / float(self.levels.transition_scale[0])
+        return self.end.clean(raw_at(torch.zeros_like(sample_ids)), y)
+
     def _recover(
         self,
         density: LogDensityAndGrad,
@@ -216,21 +260,20 @@ class PosteriorSampler:
         sample_ids: Tensor,
         t: int,
         x_noisy: Tensor,
+        start: Tensor,
         number: int,
         observed: tuple[Observation, Tensor] | None,
     ) -> Tensor:
-        """x_t from x_{t+1}: the chain of round `number` of a level, over the unobserved part."""
+        """y_t given x_{t+1}: the chain of round `number` of a level, over the unobserved part."""
         chain = KeyedChainNoise(noise, Purpose.SAMPLE_CHAIN, sample_ids, t, tuple(x_noisy.shape[1:]), x_noisy.dtype)
-        transition, num_draws = float(self.levels.transition_scale[t]), self.num_draws[t]
-        start = number * num_draws
+        num_draws = self.num_draws[t]
         if observed is None:
             kernel = self._kernel(density, here, x_noisy, None)
-            return run_chain(kernel, x_noisy, chain, num_draws, start=start).y / transition
+            return run_chain(kernel, start, chain, num_draws, start=number * num_draws).y
         observation, known = observed
         kernel = self._kernel(density, here, x_noisy, observation)
-        y = observation.keep(x_noisy, transition * known)
-        y = run_chain(kernel, y, _RestNoise(chain, observation), num_draws, start=start).y
-        return observation.keep(y / transition, known)
+        y = observation.keep(start, float(self.levels.transition_scale[t]) * known)
+        return run_chain(kernel, y, _RestNoise(chain, observation), num_draws, start=number * num_draws).y
 
     def _kernel(
         self, marginal: LogDensityAndGrad, here: Levels, x_noisy: Tensor, observation: Observation | None

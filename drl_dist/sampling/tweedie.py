@@ -52,6 +52,31 @@ class Tweedie:
         spread = scale * values(ladder.cumulative_std, level, normal) * std / total
         return scale / transition * (x_noisy + std.square() * score) + spread * normal
 
+    def draw_between(self, raw_at: RawAtLevel, x_noisy: Tensor, level: int, noise_std: float, normal: Tensor) -> Tensor:
+        """A draw around the mean of y_t given x + noise_std e, (B, ...), whose noise is between levels; two gradients.
+
+        No level has the density of x_noisy. Its score is taken between those of levels t and t + 1 at x_noisy, with
+        weights that are linear in 1 / noise**2. So the mean is exact in directions in which the data vary much less,
+        or much more, than the noise.
+
+        Args:
+            raw_at: the network.
+            x_noisy: (B, ...) in units of the data.
+            level: t, the highest level with less noise.
+            noise_std: in units of the data, between the noise of the levels t and t + 1.
+            normal: (B, ...) standard normal or scaled.
+        """
+        signal = self.ladder.cumulative_scale
+        below, above = (float(self.ladder.cumulative_std[t] / signal[t]) for t in (level, level + 1))
+        share = (noise_std**-2 - above**-2) / (below**-2 - above**-2)
+        # In units of the data, the score of x_{t'} / signal_{t'} is signal_{t'} times that of x_{t'}.
+        here, further = (
+            float(signal[t]) * self._score(raw_at, float(signal[t]) * x_noisy, t) for t in (level, level + 1)
+        )
+        mean = x_noisy + (noise_std**2 - below**2) * (share * here + (1 - share) * further)
+        spread = below * (noise_std**2 - below**2) ** 0.5 / noise_std
+        return float(self.levels.transition_scale[level] * signal[level]) * (mean + spread * normal)
+
     def clean(self, raw_and_grad: LogDensityAndGrad, y: Tensor) -> Tensor:
         """The mean of the image x given y_0, (B, ...); one gradient.
 
@@ -65,6 +90,15 @@ class Tweedie:
         energy_scale = self._values(self.levels.energy_scale, level, y).flatten()
         _, gradient = scaled_density(raw_and_grad, energy_scale)(y)
         return (y + noise.square() * gradient) / (scale * self._values(self.ladder.cumulative_scale, level, y))
+
+    def _score(self, raw_at: RawAtLevel, x: Tensor, level: int) -> Tensor:
+        """grad log p(x_t), (B, ...), of any t from 0 to T."""
+        if level == self.levels.num_levels:
+            return -x
+        scale, energy_scale = float(self.levels.transition_scale[level]), self.levels.energy_scale[level]
+        levels = torch.full((len(x),), level, dtype=torch.int64, device=x.device)
+        _, gradient = scaled_density(raw_at(levels), energy_scale.to(x.device, x.dtype))(scale * x)
+        return scale * gradient
 
     def _score_above(self, raw_at: RawAtLevel, x: Tensor, level: Tensor) -> Tensor:
         """grad log p(x_{t+1}), (B, ...): energy t + 1 is the log-density of a multiple of x_{t+1}."""

@@ -43,3 +43,15 @@ def test_released_steps_are_too_few_to_denoise_and_those_of_the_bound_are_enough
         for slope, std in denoising(experiments()[GEOMETRIC], noise / 127.5).values():
             assert slope == pytest.approx(1, abs=0.02)
             assert std == pytest.approx(1, abs=0.07)
+
+
+def test_the_setting_unet_edits_without_much_bias_because_of_its_start() -> None:
+    short, without = "setting unet, K = 3", "the same, chains start at x_noisy"
+    for noise in (30, 60, 120):
+        for slope, _ in denoising(experiments()[short], noise / 127.5).values():
+            assert slope == pytest.approx(1, abs=0.03)
+    assert denoising(experiments()[without], 60 / 127.5)[0.01][0] > 5
+    means, stds = inpainting(experiments()[short], 4)
+    assert means == pytest.approx([0.921, 0.882], abs=0.002)
+    assert stds == pytest.approx([1.012, 0.997], abs=0.002)
+    assert min(inpainting(experiments()[without], 4)[1]) > 1.8

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.editing import denoising
 from drl_dist.build import build_network, build_posterior_sampler
 from drl_dist.common.images import to_uint8, to_unit_range
 from drl_dist.config.presets import preset
@@ -24,12 +26,14 @@ from drl_dist.sampling.inpainting import (
     enlarge,
 )
 from drl_dist.sampling.progressive import RawAtLevel
+from drl_dist.sampling.tweedie import Tweedie
 from drl_dist.training.chain import GradientEngine
 from tests.sampling.worlds import (
     NUM_PIXELS,
     SHAPE,
     QuickNoise,
     distribution_of_completions,
+    exact_raw,
     pixels,
     posterior_sampler,
     worst_score,
@@ -118,6 +122,56 @@ def test_completions_have_the_distribution_of_chains_that_differ_in_length(name:
     for others in ((4, 1, 9), (9, 2, 4)):
         mistaken = replace(sampler, num_chain_steps=others)
         assert worst_score(drawn(name, mistaken, raw_at, 20_000, 1), wanted) > LIMIT
+
+
+@pytest.mark.parametrize("name", OBSERVATIONS)
+def test_completions_have_the_distribution_of_chains_that_start_at_the_mean(name: str) -> None:
+    sampler, raw_at = posterior_sampler(
+        pixels(), ladder=linear_ladder(4, 0.2, 0.5), num_rounds=2, num_chain_steps=1, step_share=0.4
+    )
+    sampler = replace(sampler, start=Tweedie(sampler.levels, sampler.ladder))
+    projection = OBSERVATIONS[name][1]
+    wanted = free_distribution(distribution_of_completions(sampler, pixels(), projection, X), projection)
+    assert worst_score(drawn(name, sampler, raw_at, 20_000, 0), wanted) < LIMIT
+    for mistaken in (replace(sampler, noise_scale=1.08), replace(sampler, start=None)):
+        assert worst_score(drawn(name, mistaken, raw_at, 20_000, 1), wanted) > LIMIT
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("noise_std", [0.1, 0.9, 5.0])
+def test_denoised_images_have_the_distribution_of_chains_that_start_at_the_mean(noise_std: float) -> None:
+    # All pixels are alike, so that the exact recursion of a single one holds for each.
+    experiment = replace(preset("digits", "unet"), mcmc=replace(preset("digits", "unet").mcmc, num_chain_steps=1))
+    sampler = replace(build_posterior_sampler(experiment), end=None)
+    variance = 0.25
+    alike = CorrelatedGaussian(torch.zeros(NUM_PIXELS).double(), variance * EYE)
+    slope, std = denoising(experiment, noise_std)[variance]
+    scale, first_std = float(sampler.ladder.scale[0]), float(sampler.ladder.std[0])
+    further = ((scale * noise_std) ** 2 - first_std**2) ** 0.5
+    truth = alike.affine(scale, first_std).given(EYE, scale * X, further)
+    wanted = CorrelatedGaussian(slope * truth.mean, std**2 * truth.covariance)
+    raw_at = exact_raw(alike, sampler.ladder, sampler.levels)
+    given = X.reshape(SHAPE).expand(20_000, *SHAPE)
+    made = sampler.denoise(raw_at, QuickNoise(3), torch.arange(20_000), given, noise_std).flatten(1)
+    assert worst_score(made, wanted) < LIMIT
+
+
+def test_the_last_step_takes_the_noise_of_level_0_away() -> None:
+    sampler, raw_at = posterior_sampler(pixels(), ladder=linear_ladder(3, 0.2, 0.5), num_chain_steps=4, step_share=0.4)
+    tweedie = Tweedie(sampler.levels, sampler.ladder)
+    lowest, x, ids = raw_at(torch.zeros(1, dtype=torch.int64)), X.reshape(1, *SHAPE), torch.arange(1)
+    noisy, clean = (
+        one.denoise(raw_at, PhiloxNoise(0), ids, x, 1.0) for one in (sampler, replace(sampler, end=tweedie))
+    )
+    torch.testing.assert_close(clean, tweedie.clean(lowest, float(sampler.levels.transition_scale[0]) * noisy))
+    assert float((clean - noisy).abs().max()) > 0.05
+    observation = OBSERVATIONS["pixels"][0]
+    noisy, clean = (
+        one.complete(raw_at, PhiloxNoise(0), ids, x, observation) for one in (sampler, replace(sampler, end=tweedie))
+    )
+    hidden = ~OBSERVED.reshape(1, *SHAPE)
+    assert float((clean - noisy)[hidden].abs().min()) > 0
+    assert torch.equal(clean[~hidden], x[~hidden])
 
 
 @pytest.mark.slow
@@ -280,14 +334,25 @@ def test_images_do_not_depend_on_their_batch() -> None:
         assert not torch.equal(together[0], together[1])
 
 
+TWEEDIE = {"start": "tweedie", "last_step": "tweedie"}
+
+
 @pytest.mark.parametrize(
-    ("level_chain_steps", "for_all", "for_three"), [((), 3 * (5 * 3 + 1), 9), ((5, 3, 1, 1, 2, 4), 3 * 12 + 4, 9)]
+    ("fields", "noise_std", "for_all", "for_denoising"),
+    [
+        ({}, 0.9, 3 * (5 * 3 + 1), 9),
+        ({"level_chain_steps": (5, 3, 1, 1, 2, 4)}, 0.9, 3 * 12 + 4, 9),
+        # Starts below the topmost level, and one step at the end.
+        (TWEEDIE, 0.9, 3 * (5 * 3 + 1) + 3 * 5 + 1, 9 + 2 + 2 + 1),
+        # Between the topmost level and white noise: one gradient for the first start, and five for the others.
+        (TWEEDIE, 5.0, 3 * (5 * 3 + 1) + 3 * 5 + 1, 18 + 1 + 5 + 1),
+    ],
 )
 def test_a_network_is_asked_once_for_every_step_that_is_announced(
-    level_chain_steps: tuple[int, ...], for_all: int, for_three: int
+    fields: dict[str, Any], noise_std: float, for_all: int, for_denoising: int
 ) -> None:
     experiment = preset("digits")
-    mcmc = replace(experiment.mcmc, num_chain_steps=3, level_chain_steps=level_chain_steps)
+    mcmc = replace(experiment.mcmc, num_chain_steps=3, **fields)
     experiment = replace(experiment, model=replace(experiment.model, width=4), mcmc=mcmc)
     engine = GradientEngine(build_network(experiment), EngineConfig())
     calls = 0
@@ -308,9 +373,8 @@ def test_a_network_is_asked_once_for_every_step_that_is_announced(
     assert images.isfinite().all()
     assert calls == sampler.num_gradients() == for_all
     calls = 0
-    noise_std = 0.9  # between levels 2 and 3
     sampler.denoise(raw_at, PhiloxNoise(0), torch.arange(2), x, noise_std)
-    assert calls == sampler.num_gradients(noise_std) == for_three
+    assert calls == sampler.num_gradients(noise_std) == for_denoising
 
 
 def test_the_correlated_gaussian_agrees_with_autograd_and_with_torch() -> None:

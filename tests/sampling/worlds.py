@@ -136,13 +136,31 @@ def distribution_of_completions(
                 again = block([[float(ladder.scale[t + 1]) * eye, 0, 0], [0, eye, 0], [0, 0, eye]])
                 mean, covariance = again @ mean, again @ covariance @ again.T
                 covariance[:size, :size] += float(ladder.std[t + 1]) ** 2 * eye
-            start = block([[rest, zero, known], [eye, zero, zero], [zero, zero, eye]])
+            towards, spread = eye, 0.0
+            if sampler.start is not None:
+                towards, spread = tweedie_start(ladder, data, t, scale)
+            start = block([[rest @ towards, zero, known], [eye, zero, zero], [zero, zero, eye]])
             mean, covariance = start @ mean, start @ covariance @ start.T
+            covariance[:size, :size] += (sampler.noise_scale * spread) ** 2 * rest
             mean[:size] += scale * float(ladder.cumulative_scale[t]) * projection @ x
             many, noise = power(a_step, step_noise, sampler.num_draws[t])
             end = torch.block_diag(eye / scale, eye, eye)
             mean, covariance = end @ many @ mean, end @ (many @ covariance @ many.T + noise) @ end.T
     return CorrelatedGaussian(rest @ mean[:size] + projection @ x, rest @ covariance[:size, :size] @ rest)
+
+
+def tweedie_start(ladder: NoiseLadder, data: CorrelatedGaussian, t: int, scale: float) -> tuple[Tensor, float]:
+    """The factor of x_{t+1} in a draw around the mean of y_t on exact energies, and the standard deviation around it.
+
+    Args:
+        scale: that of the transition, y_t = scale x_t.
+    """
+    std, size = float(ladder.std[t + 1]), len(data.mean)
+    # There is no energy above the topmost level: x_T is taken to be white.
+    white = torch.eye(size, dtype=torch.float64)
+    precision = white if t + 1 == ladder.num_levels else data.level(ladder, t + 1, 1.0).precision
+    spread = scale * float(ladder.cumulative_std[t]) * std / float(ladder.cumulative_std[t + 1])
+    return scale / float(ladder.scale[t + 1]) * (white - std**2 * precision), spread
 
 
 def block(rows: Sequence[Sequence[Tensor | float]]) -> Tensor:
