@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +16,7 @@ from drl_dist.common.images import to_uint8, to_unit_range
 from drl_dist.config.presets import preset
 from drl_dist.config.tree import EngineConfig
 from drl_dist.diffusion.ladder import composed_ladder, linear_ladder
-from drl_dist.diffusion.noise import PhiloxNoise
+from drl_dist.diffusion.noise import PhiloxNoise, Purpose
 from drl_dist.diffusion.recovery import LogDensityAndGrad
 from drl_dist.energy.analytic import CorrelatedGaussian, Gaussian
 from drl_dist.sampling.inpainting import (
@@ -137,8 +138,26 @@ def test_completions_have_the_distribution_of_chains_that_start_at_the_mean(name
         assert worst_score(drawn(name, mistaken, raw_at, 20_000, 1), wanted) > LIMIT
 
 
+@pytest.mark.parametrize("noise_std", [0.015, 0.9, 9.0])
+def test_the_start_between_levels_is_the_mean_where_the_data_vary_much_less_or_more(noise_std: float) -> None:
+    sampler = build_posterior_sampler(preset("digits", "unet"))
+    ladder, levels, start = sampler.ladder, sampler.levels, sampler.start
+    level = sampler.start_level(noise_std)
+    unit = float(levels.transition_scale[level] * ladder.cumulative_scale[level])
+    below = float(ladder.cumulative_std[level] / ladder.cumulative_scale[level])
+    assert start is not None
+    for std, slope in ((1e-3 * below, (below / noise_std) ** 2), (1e3 * noise_std, 1.0)):
+        if std > 1 and level == levels.num_levels - 1:
+            continue  # above the topmost level, the data are taken to vary less than the noise
+        data = CorrelatedGaussian(0 * X, std**2 * EYE)
+        x_noisy = X.reshape(1, *SHAPE)
+        made = start.draw_between(exact_raw(data, ladder, levels), x_noisy, level, noise_std, 0 * x_noisy)
+        # x_T is taken to be white, though its noise has a variance of .993.
+        torch.testing.assert_close(made, unit * slope * x_noisy, rtol=0.01, atol=0)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("noise_std", [0.1, 0.9, 5.0])
+@pytest.mark.parametrize("noise_std", [0.1, 0.9, 9.0])
 def test_denoised_images_have_the_distribution_of_chains_that_start_at_the_mean(noise_std: float) -> None:
     # All pixels are alike, so that the exact recursion of a single one holds for each.
     experiment = replace(preset("digits", "unet"), mcmc=replace(preset("digits", "unet").mcmc, num_chain_steps=1))
@@ -332,6 +351,33 @@ def test_images_do_not_depend_on_their_batch() -> None:
         assert torch.equal(together[[2, 0]], work([2, 0]))
         # Two completions of one image differ.
         assert not torch.equal(together[0], together[1])
+
+
+def test_no_number_of_the_noise_is_used_twice() -> None:
+    asked: list[tuple[object, ...]] = []
+
+    class Noted(QuickNoise):
+        def normal(
+            self,
+            purpose: Purpose,
+            sample_ids: Tensor,
+            level: Tensor | int,
+            chain_steps: Sequence[int],
+            shape: Sequence[int],
+        ) -> Tensor:
+            asked.extend((purpose, int(torch.as_tensor(level).flatten()[0]), step) for step in chain_steps)
+            return super().normal(purpose, sample_ids, level, chain_steps, shape)
+
+    sampler = replace(build_posterior_sampler(preset("digits", "unet"), num_rounds=3), end=None)
+    x = torch.zeros(1, 1, 8, 8)
+    for draw in (
+        lambda: sampler.complete(isotropic, Noted(0), torch.arange(1), x, ObservedPixels(x[0, 0] > 0)),
+        lambda: sampler.denoise(isotropic, Noted(0), torch.arange(1), x, 0.9),
+    ):
+        asked.clear()
+        draw()
+        assert Purpose.SAMPLE_START in {purpose for purpose, *_ in asked}
+        assert len(set(asked)) == len(asked)
 
 
 TWEEDIE = {"start": "tweedie", "last_step": "tweedie"}
