@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -155,11 +156,11 @@ def _sizes(model: ModelConfig) -> dict[str, Any]:
 def build_sampler(experiment: Experiment) -> ProgressiveSampler:
     """Algorithm 2 for this experiment."""
     ladder, mcmc = build_ladder(experiment.diffusion), experiment.mcmc
-    levels = build_levels(experiment, ladder)
+    levels, num_chain_steps = _sampling_chains(experiment, ladder)
     tweedie = Tweedie(levels, ladder)
     return ProgressiveSampler(
         levels=levels,
-        num_chain_steps=mcmc.level_chain_steps or mcmc.num_chain_steps,
+        num_chain_steps=num_chain_steps,
         noise_scale=mcmc.sampling_noise_scale,
         start=tweedie if mcmc.start == "tweedie" else None,
         end=tweedie if mcmc.last_step == "tweedie" else None,
@@ -172,25 +173,35 @@ def build_posterior_sampler(experiment: Experiment, num_rounds: int = 4) -> Post
     Raises:
         UserError: at some level the experiment has a start of chains alone, and no chain.
     """
-    mcmc = experiment.mcmc
-    if mcmc.start == "tweedie" and min(mcmc.chain_steps) == 0:
+    ladder, mcmc = build_ladder(experiment.diffusion), experiment.mcmc
+    levels, num_chain_steps = _sampling_chains(experiment, ladder)
+    fewest = num_chain_steps if isinstance(num_chain_steps, int) else min(num_chain_steps)
+    if mcmc.start == "tweedie" and fewest == 0:
         raise UserError(
             "model with mcmc.start tweedie",
-            got=f"mcmc.level_chain_steps {mcmc.level_chain_steps}"
-            if mcmc.level_chain_steps
-            else "mcmc.num_chain_steps 0",
+            got=f"chain steps {num_chain_steps}",
             expected="chains, which alone can be held to an observation, at every level",
-            remedy="use a model that was trained with mcmc.num_chain_steps of 1 or more",
+            remedy="give --num-chain-steps, or use a model that was trained with mcmc.num_chain_steps of 1 or more",
         )
-    ladder = build_ladder(experiment.diffusion)
-    levels = build_levels(experiment, ladder)
     tweedie = Tweedie(levels, ladder)
     return PosteriorSampler(
         levels=levels,
         ladder=ladder,
-        num_chain_steps=mcmc.level_chain_steps or mcmc.num_chain_steps,
+        num_chain_steps=num_chain_steps,
         noise_scale=mcmc.sampling_noise_scale,
         num_rounds=num_rounds,
         start=tweedie if mcmc.start == "tweedie" else None,
         end=tweedie if mcmc.last_step == "tweedie" else None,
     )
+
+
+def _sampling_chains(experiment: Experiment, ladder: NoiseLadder) -> tuple[Levels, int | tuple[int, ...]]:
+    """The levels with the step sizes of sampling, and K: one number, or T."""
+    mcmc, levels = experiment.mcmc, build_levels(experiment, ladder)
+    if mcmc.sampling_bound_fraction is not None:
+        longer = replace(mcmc, bound_fraction=mcmc.sampling_bound_fraction, level_bound_fractions=())
+        # Step sizes alone: an energy scale that was trained with others belongs to the density.
+        levels = replace(levels, step_size=build_levels(replace(experiment, mcmc=longer), ladder).step_size)
+    if mcmc.sampling_chain_steps is not None:
+        return levels, mcmc.sampling_chain_steps
+    return levels, mcmc.level_chain_steps or mcmc.num_chain_steps

@@ -132,6 +132,24 @@ def check_experiment(experiment: Experiment) -> None:
             f"none, since steps of mcmc.step_rule {mcmc.step_rule} are no fractions of the bound",
             not mcmc.level_bound_fractions or mcmc.step_rule == "bound",
         ),
+        (
+            "mcmc.sampling_chain_steps",
+            mcmc.sampling_chain_steps,
+            f"none, or at least {fewest}" + (": a 0 needs mcmc.start tweedie" if fewest else ""),
+            mcmc.sampling_chain_steps is None or mcmc.sampling_chain_steps >= fewest,
+        ),
+        (
+            "mcmc.sampling_bound_fraction",
+            mcmc.sampling_bound_fraction,
+            "none, or a number in (0, 2)",
+            mcmc.sampling_bound_fraction is None or 0 < mcmc.sampling_bound_fraction < 2,
+        ),
+        (
+            "mcmc.sampling_bound_fraction",
+            mcmc.sampling_bound_fraction,
+            f"none, since steps of mcmc.step_rule {mcmc.step_rule} are no fractions of the bound",
+            mcmc.sampling_bound_fraction is None or mcmc.step_rule == "bound",
+        ),
         ("mcmc.step_scale_squared", mcmc.step_scale_squared, "a positive number", mcmc.step_scale_squared > 0),
         (
             "mcmc.level_scale_values",

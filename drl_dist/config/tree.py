@@ -132,6 +132,11 @@ class McmcConfig:
     """Factor on the Langevin noise while training."""
     sampling_noise_scale: float = 0.99
     """Factor on the Langevin noise when generating images."""
+    sampling_chain_steps: int | None = None
+    """K of every level when generating and editing images; none: as in training."""
+    sampling_bound_fraction: float | None = None
+    """c of the rule bound, of every level, when generating and editing images; none: as in training. The densities stay
+    those that were trained."""
 
     @property
     def chain_steps(self) -> tuple[int, ...]:

@@ -330,6 +330,8 @@ def test_block_means_become_exact_and_pixels_stay_near() -> None:
         ({"batch_size": 0}, "--batch-size: got 0"),
         ({"seed": 2**63}, "--seed: got"),
         ({"noise_scale": float("inf")}, "--noise-scale: got inf"),
+        ({"num_chain_steps": -1}, "--num-chain-steps: got -1, expected at least 0"),
+        ({"bound_fraction": 0.0}, "--bound-fraction: got 0.0, expected a number in"),
         ({"model": "digits"}, "--model: got digits, expected models:/NAME@latest"),
         ({"out": "pictures"}, "--out: got pictures, expected a URL or an absolute path"),
     ],

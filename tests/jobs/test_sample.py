@@ -315,6 +315,8 @@ def test_real_images_must_fit_the_model(checkpoint: Path, tmp_path: Path) -> Non
         ({"batch_size": 0}, "--batch-size: got 0"),
         ({"cpus_per_worker": 0}, "--cpus-per-worker: got 0"),
         ({"noise_scale": float("nan")}, "--noise-scale: got nan"),
+        ({"num_chain_steps": -1}, "--num-chain-steps: got -1, expected at least 0"),
+        ({"bound_fraction": 2.0}, "--bound-fraction: got 2.0, expected a number in"),
         ({"out": "samples"}, "--out: got samples, expected a URL or an absolute path"),
         ({"model": "digits"}, "--model: got digits, expected models:/NAME@latest"),
         ({"model": ""}, "got no --model"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -88,6 +89,30 @@ def test_a_record_counts_for_its_own_request_only() -> None:
     assert (back.row.name, back.row.offsets.tolist()) == (row.name, row.offsets.tolist())
     assert (back.png_sizes, back.png_sha256, back.device, back.seconds) == ((3, 5), ("a", "b"), "cpu", 1.5)
     assert TaskRecord.from_json(text, request(seed=4)) is None
+
+
+@pytest.mark.slow
+def test_chains_that_were_asked_for_are_run(checkpoint: Path, tmp_path: Path) -> None:
+    stored = read_checkpoint(checkpoint, ("ema",))
+    ema = {name: value.numpy() for name, value in stored.tensors["ema"].items()}
+    mcmc = dataclasses.replace(stored.experiment.mcmc, step_rule="bound")
+    experiment = dataclasses.replace(stored.experiment, mcmc=mcmc)
+    asked = request(num_chain_steps=2, bound_fraction=1.2)
+    list(SampleTasks(experiment, ema, asked, str(tmp_path / "asked")).make(0))
+    own = dataclasses.replace(mcmc, sampling_chain_steps=2, sampling_bound_fraction=1.2)
+    list(SampleTasks(dataclasses.replace(experiment, mcmc=own), ema, request(), str(tmp_path / "own")).make(0))
+    list(SampleTasks(experiment, ema, request(), str(tmp_path / "trained")).make(0))
+    made, wanted, others = ((tmp_path / name / "tiny-generated-00000.tar").read_bytes() for name in NAMES)
+    assert made == wanted != others
+
+
+NAMES = ("asked", "own", "trained")
+
+
+def test_requests_without_chains_of_their_own_are_those_of_earlier_versions() -> None:
+    assert request().digest == "8fcfe6e84b85e7b9d280bf3e645b208f2624606337addb73e58b5fd7d841b326"
+    assert not {"num_chain_steps", "bound_fraction"} & set(request().to_record())
+    assert len({request(**asked).digest for asked in ({}, {"num_chain_steps": 0}, {"bound_fraction": 0.9})}) == 3
 
 
 @pytest.mark.slow

@@ -12,9 +12,11 @@ from torch import Tensor
 
 from drl_dist.build import build_ladder, build_levels, build_posterior_sampler, build_sampler
 from drl_dist.common.errors import UserError
+from drl_dist.config.presets import preset
+from drl_dist.config.rules import check_experiment
 from drl_dist.config.tree import DiffusionConfig, EngineConfig, Experiment, McmcConfig
 from drl_dist.diffusion.noise import PhiloxNoise, Purpose
-from drl_dist.diffusion.recovery import LogDensityAndGrad
+from drl_dist.diffusion.recovery import Levels, LogDensityAndGrad
 from drl_dist.energy.analytic import CorrelatedGaussian
 from drl_dist.training.loop import StepReport, train
 from drl_dist.training.state import TrainState
@@ -273,5 +275,59 @@ def test_a_level_that_no_step_size_serves_is_told(
 def test_editing_needs_a_chain_at_every_level() -> None:
     experiment = experiment_of(level_chain_steps=STEPS)
     assert build_posterior_sampler(experiment, num_rounds=2).num_gradients() == 2 * (5 + 1 + 2) + 3
-    with pytest.raises(UserError, match=r"got mcmc\.level_chain_steps \(5, 0, 2, 3\), expected chains, which alone"):
+    with pytest.raises(UserError, match=r"got chain steps \(5, 0, 2, 3\), expected chains, which alone"):
         build_posterior_sampler(experiment_of(level_chain_steps=(5, 0, 2, 3), start="tweedie"))
+
+
+def test_sampling_has_chains_of_its_own_on_the_densities_that_were_trained() -> None:
+    own = {"sampling_chain_steps": 1, "sampling_bound_fraction": 1.2}
+    trained = {"level_chain_steps": STEPS, "level_bound_fractions": (0.3, 0.4, 0.5, 0.6), "energy_scale": "step_size"}
+    experiment = dataclasses.replace(preset("digits"), diffusion=experiment_of().diffusion)
+    experiment = dataclasses.replace(experiment, mcmc=McmcConfig(step_rule="bound", **trained))  # pyright: ignore
+    check_experiment(experiment)
+    levels = build_levels(experiment, build_ladder(experiment.diffusion))
+    sampling = dataclasses.replace(experiment, mcmc=dataclasses.replace(experiment.mcmc, **own))
+    check_experiment(sampling)
+    assert_same_levels(build_levels(sampling, build_ladder(sampling.diffusion)), levels)
+    factor = 1.2 / torch.tensor([0.3, 0.4, 0.5, 0.6], dtype=torch.float64)
+    for sampler in (build_sampler(sampling), build_posterior_sampler(sampling)):
+        torch.testing.assert_close(sampler.levels.step_size, factor * levels.step_size, rtol=1e-12, atol=0)
+        assert_same_levels(dataclasses.replace(sampler.levels, step_size=levels.step_size), levels)
+        assert sampler.num_draws == (1,) * 4
+    for sampler in (build_sampler(experiment), build_posterior_sampler(experiment)):
+        assert_same_levels(sampler.levels, levels)
+        assert sampler.num_draws == STEPS
+
+
+def assert_same_levels(one: Levels, other: Levels) -> None:
+    for name, value in vars(one).items():
+        torch.testing.assert_close(value, getattr(other, name), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"sampling_chain_steps": -1}, r"mcmc\.sampling_chain_steps: got -1, expected none, or at least 1: a 0 needs"),
+        ({"sampling_chain_steps": 0}, r"mcmc\.sampling_chain_steps: got 0, expected none, or at least 1: a 0 needs"),
+        (
+            {"sampling_chain_steps": -1, "start": "tweedie"},
+            r"sampling_chain_steps: got -1, expected none, or at least 0",
+        ),
+        (
+            {"sampling_bound_fraction": 2.0},
+            r"sampling_bound_fraction: got 2\.0, expected none, or a number in",
+        ),
+        (
+            {"sampling_bound_fraction": 0.0},
+            r"sampling_bound_fraction: got 0\.0, expected none, or a number in",
+        ),
+        (
+            {"sampling_bound_fraction": 1.2, "step_rule": "released"},
+            "since steps of mcmc.step_rule released",
+        ),
+    ],
+)
+def test_impossible_chains_of_sampling_are_refused(fields: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        check_experiment(experiment_of(**fields))
+    check_experiment(experiment_of(sampling_chain_steps=0, start="tweedie", sampling_bound_fraction=1.9))

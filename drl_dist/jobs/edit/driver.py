@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from drl_dist.common.images import to_uint8
 from drl_dist.common.progress import Advance, progress
 from drl_dist.diffusion.noise import PhiloxNoise
 from drl_dist.diffusion.recovery import LogDensityAndGrad
+from drl_dist.jobs.common.chains import CHAIN_FIELDS, with_chains
 from drl_dist.jobs.common.device import device_name, prepare_device
 from drl_dist.jobs.common.model import TrainedModel, check_finite, frozen_engine, load_model
 from drl_dist.jobs.edit.options import EditOptions, InpaintOptions, InterpolateOptions
@@ -44,7 +44,7 @@ def interpolate_run(options: InterpolateOptions) -> int:
     """
     device = prepare_device(device_name(options.use_gpu))
     model = load_model(options.model, options.tracking_uri)
-    experiment = _experiment(options, model)
+    experiment = with_chains(model.experiment, options)
     request = _request(options, model, experiment) | {"pairs": options.pairs, "columns": options.columns}
     pairs = torch.arange(options.pairs, device=device)
     weights = torch.linspace(0, 1, options.columns, dtype=torch.float64, device=device)
@@ -82,7 +82,7 @@ def inpaint_run(options: InpaintOptions) -> int:
     """
     device = prepare_device(device_name(options.use_gpu))
     model = load_model(options.model, options.tracking_uri)
-    experiment = _experiment(options, model)
+    experiment = with_chains(model.experiment, options)
     sampler = build_posterior_sampler(experiment, options.num_rounds)
     size = experiment.model.resolution
     task = open_task(options, sampler, (experiment.model.channels, size, size), device)
@@ -149,14 +149,6 @@ def _draw_all(
     return torch.cat([made[number] for number in range(len(batches))])
 
 
-def _experiment(options: EditOptions, model: TrainedModel) -> Experiment:
-    """The model's, with the noise scale that was asked for."""
-    if options.noise_scale is None:
-        return model.experiment
-    mcmc = dataclasses.replace(model.experiment.mcmc, sampling_noise_scale=options.noise_scale)
-    return dataclasses.replace(model.experiment, mcmc=mcmc)
-
-
 def _request(options: EditOptions, model: TrainedModel, experiment: Experiment) -> dict[str, Any]:
     return {
         "preset": experiment.preset,
@@ -167,6 +159,8 @@ def _request(options: EditOptions, model: TrainedModel, experiment: Experiment) 
         "noise_scale": experiment.mcmc.sampling_noise_scale,
         "batch_size": options.batch_size,
         "device": device_name(options.use_gpu),
+        # The model's own are part of its config, and folders begun without these options have none of them.
+        **{name: getattr(options, name) for name in CHAIN_FIELDS if getattr(options, name) is not None},
     }
 
 

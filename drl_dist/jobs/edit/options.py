@@ -9,6 +9,7 @@ from typing import Literal
 
 from drl_dist.common.errors import UserError
 from drl_dist.common.validation import Rule, file_rule, model_rule, place_rule, refuse_broken, refuse_missing
+from drl_dist.jobs.common.chains import chain_rules
 
 SHAPES = ("left-half", "right-half", "top-half", "bottom-half", "centre")
 """Regions that a mask can hide by name; random-NN% hides so many of the pixels."""
@@ -31,6 +32,11 @@ class EditOptions:
     """Keys all noise."""
     noise_scale: float | None = None
     """Factor on the Langevin noise; by default the model's mcmc.sampling_noise_scale."""
+    num_chain_steps: int | None = None
+    """K, chain steps of every level; by default the model's mcmc.sampling_chain_steps, or those of its training."""
+    bound_fraction: float | None = None
+    """c of steps by mcmc.step_rule bound; by default the model's mcmc.sampling_bound_fraction, or that of its
+    training."""
     batch_size: int = 64
     """Images that are computed together."""
     use_gpu: bool = False
@@ -143,20 +149,14 @@ def random_share(mask: str) -> float | None:
 
 def _check(options: EditOptions, needed: list[str], rules: list[Rule]) -> None:
     refuse_missing({_flag(name): getattr(options, name) for name in needed})
-    scale = options.noise_scale
     common: list[Rule] = [
         ("seed", options.seed, "a number in [0, 2**63)", 0 <= options.seed < 2**63),
         ("batch_size", options.batch_size, "at least 1", options.batch_size >= 1),
-        (
-            "noise_scale",
-            scale,
-            "a finite number of at least 0",
-            scale is None or (scale >= 0 and math.isfinite(scale)),
-        ),
     ]
     refuse_broken(
         [
             *((_flag(name), got, expected, holds) for name, got, expected, holds in [*common, *rules]),
+            *chain_rules(options),
             place_rule("--out", options.out),
             model_rule(options.model),
         ]

@@ -10,6 +10,7 @@ from drl_dist.data.filesystem import Folder
 from drl_dist.data.index import ShardIndex, open_index
 from drl_dist.data.manifest import MANIFEST_NAME
 from drl_dist.jobs.common.actor_pool import WorkerPool
+from drl_dist.jobs.common.chains import with_chains
 from drl_dist.jobs.common.cluster import check_capacity, cluster
 from drl_dist.jobs.common.device import device_name
 from drl_dist.jobs.common.model import TrainedModel, load_model
@@ -53,19 +54,20 @@ def sample_run(options: SampleOptions) -> int:
 
 def sample_request(options: SampleOptions, model: TrainedModel) -> SampleRequest:
     """All that determines the images."""
-    scale = options.noise_scale
     return SampleRequest(
         preset=model.experiment.preset,
         ema_sha256=model.ema_sha256,
         config_sha256=model.config_sha256,
         num_images=options.num_images,
         seed=options.seed,
-        noise_scale=model.experiment.mcmc.sampling_noise_scale if scale is None else scale,
+        noise_scale=with_chains(model.experiment, options).mcmc.sampling_noise_scale,
         shard_size=options.shard_size,
         batch_size=options.batch_size,
         device=device_name(options.use_gpu),
         threads=options.cpus_per_worker,
         precision=options.precision,
+        num_chain_steps=options.num_chain_steps,
+        bound_fraction=options.bound_fraction,
     )
 
 
@@ -155,7 +157,7 @@ def _log(
         kind="samples",
         version=model.version,
         name=_run_name(model, request, output),
-        params=vars(request) | {"fingerprint": index.fingerprint},
+        params=request.to_record() | {"fingerprint": index.fingerprint},
         tags={"output_url": output.url},
         files={PICTURE_NAME: grid},
         version_tags={"url": output.url},

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
 from drl_dist.common.validation import Rule, model_rule, place_rule, refuse_broken, refuse_missing
+from drl_dist.jobs.common.chains import chain_rules
 
 MAX_IMAGES = 10**9
 MAX_SHARDS = 100_000
@@ -38,6 +38,11 @@ class SampleOptions:
     """Arithmetic of the network; bfloat16 is faster and gives slightly other images."""
     noise_scale: float | None = None
     """Factor on the Langevin noise; by default the model's mcmc.sampling_noise_scale."""
+    num_chain_steps: int | None = None
+    """K, chain steps of every level; by default the model's mcmc.sampling_chain_steps, or those of its training."""
+    bound_fraction: float | None = None
+    """c of steps by mcmc.step_rule bound; by default the model's mcmc.sampling_bound_fraction, or that of its
+    training."""
     real: str | None = None
     """URL of image shards; the first of them are shown beside the generated ones."""
     tracking_uri: str | None = None
@@ -55,12 +60,7 @@ def check_options(options: SampleOptions) -> None:
         ("--cpus-per-worker", options.cpus_per_worker, "at least 1", options.cpus_per_worker >= 1),
         ("--shard-size", options.shard_size, f"at least {smallest_shard}", options.shard_size >= smallest_shard),
         ("--batch-size", options.batch_size, "at least 1", options.batch_size >= 1),
-        (
-            "--noise-scale",
-            options.noise_scale,
-            "a finite number of at least 0",
-            options.noise_scale is None or (options.noise_scale >= 0 and math.isfinite(options.noise_scale)),
-        ),
     ]
+    rules += chain_rules(options)
     rules += [place_rule("--out", options.out), place_rule("--real", options.real), model_rule(options.model)]
     refuse_broken(rules)

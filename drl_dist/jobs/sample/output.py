@@ -58,7 +58,7 @@ class SampleOutput:
             refuse=self._refuse_other,
         )
         self.url, self._folder, self._records = self._job.url, self._job.files, self._job.records
-        self._fields = dataclasses.asdict(request)
+        self._fields = request.to_record()
         self._complete: ShardIndex | None = None
 
     @property

@@ -20,6 +20,7 @@ from drl_dist.common.images import enlargement, grid, to_uint8
 from drl_dist.data.filesystem import Folder
 from drl_dist.data.shards import Sample, ShardRow, encode_png, pack_shard, shard_name
 from drl_dist.diffusion.noise import PhiloxNoise
+from drl_dist.jobs.common.chains import CHAIN_FIELDS, with_chains
 from drl_dist.jobs.common.device import prepare_device
 from drl_dist.jobs.common.job_records import digest_of
 from drl_dist.jobs.common.model import check_finite, frozen_engine
@@ -53,16 +54,25 @@ class SampleRequest:
     """cpu or cuda; like the number of threads it changes how sums are rounded."""
     threads: int
     precision: Literal["float32", "bfloat16"] = "float32"
+    num_chain_steps: int | None = None
+    """K, if it was asked for; otherwise the config says it."""
+    bound_fraction: float | None = None
+    """c, if it was asked for."""
 
     @property
     def num_tasks(self) -> int:
         """Shards in all."""
         return -(-self.num_images // self.shard_size)
 
+    def to_record(self) -> dict[str, Any]:
+        """All fields by name, but for options that were not given and that requests of earlier versions do not have."""
+        fields = dataclasses.asdict(self)
+        return {name: value for name, value in fields.items() if name not in CHAIN_FIELDS or value is not None}
+
     @property
     def digest(self) -> str:
         """SHA-256 over all fields, 64 hexadecimal digits."""
-        return digest_of(dataclasses.asdict(self))
+        return digest_of(self.to_record())
 
     @property
     def task_digest(self) -> str:
@@ -118,7 +128,7 @@ class SampleTasks:
     """Makes tasks, one after the other, on one device.
 
     Args:
-        experiment: the model's; `request.noise_scale` takes the place of its own.
+        experiment: the model's, whose chains are run as the request says.
         ema: averaged weights, float32.
         request: the images.
         out: folder URL that shards are written to.
@@ -138,8 +148,7 @@ class SampleTasks:
         self._request, self._out, self._aside, self._replaced = request, out, aside, replaced
         self._device = prepare_device(request.device, threads=request.threads)
         self._engine = frozen_engine(experiment, ema, self._device, precision=request.precision)
-        mcmc = dataclasses.replace(experiment.mcmc, sampling_noise_scale=request.noise_scale)
-        self._sampler = build_sampler(dataclasses.replace(experiment, mcmc=mcmc))
+        self._sampler = build_sampler(with_chains(experiment, request))
         self._noise = PhiloxNoise(request.seed)
         self._shape, self._shown = self._engine.network.image_shape, shown_levels(experiment.diffusion.num_levels)
 
