@@ -63,7 +63,7 @@ def test_records_go_and_notes_stay(job: str, tmp_path: Path) -> None:
     keep_notes(out / "_progress")
     if job == "sample":
         output, records = SampleOutput(str(out), preset("digits"), SAMPLES), ["00000.json", "00001.json"]
-        part, request = ".digits-generated-00001.tar.0123abcd.part", dataclasses.asdict(SAMPLES)
+        part, request = ".digits-generated-00001.tar.0123abcd.part", SAMPLES.to_record()
     else:
         output = LikelihoodOutput(str(out), LIKELIHOOD, 6)
         records = [f"{task:06d}.safetensors" for task in range(3)]
