@@ -54,10 +54,10 @@ from drl_dist.common.progress import progress
 from drl_dist.common.validation import place_of
 from drl_dist.data.filesystem import Folder, check_reachable
 from drl_dist.data.index import INDEX_NAME, MAX_RESOLUTION, MAX_SHARDS, ShardIndex, write_index
-from drl_dist.data.pictures import PictureError, PixelRules
+from drl_dist.data.pixels.pictures import PictureError, PixelRules
+from drl_dist.data.pixels.statistics import PixelSums
 from drl_dist.data.shards import MAX_SAMPLE_ID, Sample, encode_png, pack_shard, shard_name
-from drl_dist.data.statistics import PixelSums
-from drl_dist.jobs.common.job_records import Records
+from drl_dist.jobs.common.output.job_records import Records
 
 MAX_ROUNDS = 3
 """Largest number of attempts to make a shard whose images change meanwhile."""

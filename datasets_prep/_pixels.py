@@ -14,8 +14,8 @@ from PIL import Image, ImageColor
 
 from datasets_prep._source import Encoded
 from drl_dist.common.errors import UserError
-from drl_dist.data.depth import CLIPPED, DARK, SCALED
-from drl_dist.data.pictures import TRANSPARENT, PixelRules, decoding, read_picture
+from drl_dist.data.pixels.depth import CLIPPED, DARK, SCALED
+from drl_dist.data.pixels.pictures import TRANSPARENT, PixelRules, decoding, read_picture
 
 
 def pixel_rules(options: object) -> PixelRules:
@@ -47,7 +47,7 @@ def rule_parameters(rules: PixelRules) -> dict[str, Any]:
 def square_pixels(
     source: Encoded | Image.Image, rules: PixelRules, channels: int, resolution: int
 ) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
-    """An image's pixels, uint8 (C, R, R), and their treatments, as constants of `drl_dist.data.pictures`.
+    """An image's pixels, uint8 (C, R, R), and their treatments, as constants of `drl_dist.data.pixels.pictures`.
 
     Raises:
         PictureError: the image cannot be decoded.

@@ -18,10 +18,10 @@ from drl_dist.common.errors import UserError
 from drl_dist.common.nested import differences
 from drl_dist.data.filesystem import Folder
 from drl_dist.data.index import INDEX_NAME, ShardIndex, open_index
+from drl_dist.data.pixels.statistics import PixelSums
 from drl_dist.data.shards import ShardRow, shard_name
-from drl_dist.data.statistics import PixelSums
-from drl_dist.jobs.common.job_folder import read_json, refuse_without_request
-from drl_dist.jobs.common.job_records import RECORDS_FOLDER
+from drl_dist.jobs.common.output.job_folder import read_json, refuse_without_request
+from drl_dist.jobs.common.output.job_records import RECORDS_FOLDER
 
 UNREADABLE_NAME = "unreadable.json"
 PARAMETERS_NAME = "parameters.json"

@@ -12,8 +12,8 @@ from drl_dist.common.progress import progress
 from drl_dist.data.cache import ShardCache
 from drl_dist.data.decode import read_image
 from drl_dist.data.index import ShardIndex, write_index
+from drl_dist.data.pixels.statistics import PixelSums, total
 from drl_dist.data.shards import ShardRow
-from drl_dist.data.statistics import PixelSums, total
 
 
 def with_statistics(index: ShardIndex, records: Iterable[Mapping[str, Any]]) -> ShardIndex:

@@ -6,7 +6,7 @@ from drl_dist.common.errors import UserError
 from drl_dist.config.tree import Experiment
 
 FROM_DATA = ("model.data_std", "diffusion.first_noise_to_signal", "diffusion.last_noise_to_signal")
-"""By their dotted names; `drl_dist.data.scales` gives them numbers."""
+"""By their dotted names; `drl_dist.data.pixels.scales` gives them numbers."""
 
 
 def left_to_data(experiment: Experiment) -> tuple[str, ...]:
@@ -29,6 +29,6 @@ def known(value: float | None, name: str) -> float:
             f"config field {name}",
             got="none, which leaves it to the data",
             expected="a number, since no data are seen here",
-            remedy=f"give {name} a number, or let drl_dist.data.scales take it from the data",
+            remedy=f"give {name} a number, or let drl_dist.data.pixels.scales take it from the data",
         )
     return value

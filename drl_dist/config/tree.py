@@ -82,7 +82,7 @@ class DiffusionConfig:
     """Last beta of the base ladder (t6), or last transition variance (linear)."""
     first_noise_to_signal: float | None = 1e-4
     """Variance of the noise in x_0 over the squared scale of the data in it (geometric); none: a grey level or more, by
-    the data's standard deviation (`drl_dist.data.scales`)."""
+    the data's standard deviation (`drl_dist.data.pixels.scales`)."""
     last_noise_to_signal: float | None = 140.0
     """The same of x_T, which must be nearly white noise (geometric); none: enough for the data's largest moment."""
 

@@ -15,7 +15,7 @@ from webdataset.tariterators import group_by_keys, tar_file_expander
 from drl_dist.data.cache import OpenShard, ShardCache
 from drl_dist.data.filesystem import open_filesystem
 from drl_dist.data.index import ShardIndex
-from drl_dist.data.pictures import PictureError, bits_of_colour, decoding, open_verified
+from drl_dist.data.pixels.pictures import PictureError, bits_of_colour, decoding, open_verified
 from drl_dist.data.shards import MAX_SAMPLE_ID
 from drl_dist.data.substitutes import DamageError
 

@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 
 from drl_dist.common.errors import UserError
 from drl_dist.data.filesystem import Folder, check_reachable
+from drl_dist.data.pixels.statistics import PixelStatistics
 from drl_dist.data.shards import ShardRow
-from drl_dist.data.statistics import PixelStatistics
 
 INDEX_NAME = "index.parquet"
 FORMAT = "drl_dist.shards"

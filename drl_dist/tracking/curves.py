@@ -11,9 +11,9 @@ from mlflow import MlflowClient
 from drl_dist.common.errors import UserError
 from drl_dist.common.validation import local_of
 from drl_dist.data.filesystem import check_writable_file, write_local
-from drl_dist.tracking.client import connect, user_errors
 from drl_dist.tracking.curve_panels import DEFAULT_METRICS, Curve, binned, draw_panels, without_level
 from drl_dist.tracking.runs import run_named
+from drl_dist.tracking.server.client import connect, user_errors
 
 KINDS = ("png", "svg", "pdf")
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from drl_dist.common.errors import UserError
 from drl_dist.common.nested import flatten
-from drl_dist.tracking.address import address_option
+from drl_dist.tracking.server.address import address_option
 
 Kind = Literal["samples", "scores", "likelihood"]
 PICTURE_NAME = "samples.png"
@@ -77,8 +77,8 @@ def log_job_run(uri: str | None, run: JobRun) -> str:
     Raises:
         UserError: the server does not answer, or does not take this.
     """
-    from drl_dist.tracking.client import connect, user_errors
     from drl_dist.tracking.runs import NOTE_TAG, describe_by_picture, finish_run, log_results, open_run
+    from drl_dist.tracking.server.client import connect, user_errors
 
     version = run.version
     client = connect(uri)
@@ -133,7 +133,7 @@ def is_logged(uri: str | None, version: RegisteredVersion, tag: str) -> bool:
     Raises:
         UserError: the server does not answer, or has no such version.
     """
-    from drl_dist.tracking.client import connect, user_errors
+    from drl_dist.tracking.server.client import connect, user_errors
 
     client = connect(uri)
     with user_errors(client.tracking_uri):
@@ -152,7 +152,7 @@ def find_version(uri: str | None, name: str, version: int, ema_sha256: str | Non
     Raises:
         UserError: the server does not answer, has no such version, or has another model by that name.
     """
-    from drl_dist.tracking.client import connect, user_errors
+    from drl_dist.tracking.server.client import connect, user_errors
 
     client = connect(uri)
     with user_errors(client.tracking_uri):

@@ -16,8 +16,8 @@ from mlflow.exceptions import MlflowException
 
 from drl_dist.checkpoints.format import CHECKSUMS, MODEL_FILES, part_file, read_checkpoint
 from drl_dist.common.errors import UserError
-from drl_dist.tracking.client import connect, every, is_duplicate, is_missing, user_errors
 from drl_dist.tracking.job_runs import RegisteredVersion
+from drl_dist.tracking.server.client import connect, every, is_duplicate, is_missing, user_errors
 
 EMA = part_file("ema")
 

@@ -17,7 +17,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 
 from drl_dist.common.errors import UserError
-from drl_dist.tracking.client import chunks, connect, is_duplicate, user_errors
+from drl_dist.tracking.server.client import chunks, connect, is_duplicate, user_errors
 
 RunStatus = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 

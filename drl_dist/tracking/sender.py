@@ -11,8 +11,8 @@ from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
 from PIL import Image
 
-from drl_dist.tracking.client import chunks, client_of, is_final
 from drl_dist.tracking.registry import register_checkpoint
+from drl_dist.tracking.server.client import chunks, client_of, is_final
 from drl_dist.tracking.spool import (
     CheckpointRecord,
     ImageRecord,

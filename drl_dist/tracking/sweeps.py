@@ -10,9 +10,9 @@ from typing import Any
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from drl_dist.checkpoints.storage import StoredCheckpoint, fetch_checkpoint
-from drl_dist.tracking.client import connect, user_errors
 from drl_dist.tracking.registry import register_checkpoint
 from drl_dist.tracking.runs import RunStatus, experiment_named, open_run, run_named
+from drl_dist.tracking.server.client import connect, user_errors
 
 BEST = "best"
 """Alias of the model version that won its sweep."""

@@ -12,9 +12,9 @@ import tyro
 from drl_dist.common.errors import UserError
 from drl_dist.common.program import EXIT_USER_ERROR
 from drl_dist.common.validation import local_of
-from drl_dist.tracking.address import choose_option
-from drl_dist.tracking.client import connect
 from drl_dist.tracking.sender import Sender, ServerAway
+from drl_dist.tracking.server.address import choose_option
+from drl_dist.tracking.server.client import connect
 from drl_dist.tracking.spool import Spool
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from drl_dist.checkpoints.format import MODEL_FILES
-from drl_dist.tracking.address import server_uri
+from drl_dist.tracking.server.address import server_uri
 from drl_dist.tracking.spool import (
     CheckpointRecord,
     ImageRecord,
@@ -180,8 +180,8 @@ class Tracker:
         self._spool.close()
 
     def _send(self, *, after_trouble: bool) -> None:
-        from drl_dist.tracking.answers import probe
         from drl_dist.tracking.sender import Sender
+        from drl_dist.tracking.server.answers import probe
 
         if self._sender is None:
             self._sender = Sender(self._uri, self.run_id, self._spool)

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from drl_dist.data.filesystem import Folder
 from drl_dist.data.index import METADATA_KEY, ShardIndex, write_index
+from drl_dist.data.pixels.statistics import measure_images
 from drl_dist.data.shards import Sample, ShardRow, encode_png, pack_shard, shard_name
-from drl_dist.data.statistics import measure_images
 
 
 def pixels_of(sample_id: int, channels: int = 1, resolution: int = 8) -> NDArray[np.uint8]:

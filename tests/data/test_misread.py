@@ -9,8 +9,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from drl_dist.data import depth, pictures
-from drl_dist.data.pictures import PictureError
+from drl_dist.data.pixels import depth, pictures
+from drl_dist.data.pixels.pictures import PictureError
 from tests.helpers.pictures import RAMP, RAMP_8, saved, shown
 
 

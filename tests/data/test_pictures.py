@@ -16,10 +16,10 @@ from PIL import Image, ImageCms
 
 from datasets_prep import _pixels
 from drl_dist.common.errors import UserError
-from drl_dist.data import depth, pictures
 from drl_dist.data.decode import read_images
 from drl_dist.data.index import ShardIndex, open_index, write_index
-from drl_dist.data.pictures import PictureError, PixelRules, read_picture
+from drl_dist.data.pixels import depth, pictures
+from drl_dist.data.pixels.pictures import PictureError, PixelRules, read_picture
 from drl_dist.data.shards import Sample, pack_shard
 from drl_dist.data.substitutes import DamageError
 from tests.helpers.pictures import RAMP, RAMP_8, saved, shown

@@ -18,9 +18,9 @@ from PIL import EpsImagePlugin, Image
 
 from datasets_prep.celeba import read_partition
 from drl_dist.common.errors import UserError
-from drl_dist.data import depth, pictures
 from drl_dist.data.decode import read_images
 from drl_dist.data.index import open_index, write_index
+from drl_dist.data.pixels import depth, pictures
 from tests.data.published import encoded, write_celeba, write_cifar10, write_fashion, write_lsun
 from tests.helpers.preparation import PNG, facts, last_line, prepare
 

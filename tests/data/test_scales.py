@@ -17,8 +17,8 @@ from drl_dist.config.from_data import FROM_DATA, left_to_data
 from drl_dist.config.presets import preset
 from drl_dist.config.tree import Experiment, RunConfig
 from drl_dist.data.index import write_index
-from drl_dist.data.scales import first_noise_to_signal, last_noise_to_signal, scaled_to
-from drl_dist.data.statistics import PixelStatistics
+from drl_dist.data.pixels.scales import first_noise_to_signal, last_noise_to_signal, scaled_to
+from drl_dist.data.pixels.statistics import PixelStatistics
 from drl_dist.jobs.sweep.driver import scaled_plan
 from drl_dist.jobs.sweep.options import SweepPlan, parse_sweep
 from drl_dist.jobs.sweep.record import SweepFolder

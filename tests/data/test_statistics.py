@@ -17,7 +17,7 @@ from drl_dist.common.errors import UserError
 from drl_dist.data.decode import read_images
 from drl_dist.data.filesystem import Folder
 from drl_dist.data.index import ShardIndex, open_index, write_index
-from drl_dist.data.statistics import PixelStatistics, PixelSums, measure_images, total
+from drl_dist.data.pixels.statistics import PixelStatistics, PixelSums, measure_images, total
 from tests.data.published import encoded, photo
 from tests.data.sets import rewritten, write_set
 from tests.helpers.preparation import prepare

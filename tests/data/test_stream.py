@@ -24,7 +24,7 @@ from drl_dist.data.decode import read_image, read_images
 from drl_dist.data.filesystem import Folder
 from drl_dist.data.index import ShardIndex, open_index, write_index
 from drl_dist.data.order import SampleOrder, flips
-from drl_dist.data.pictures import PictureError, decoding, open_verified
+from drl_dist.data.pixels.pictures import PictureError, decoding, open_verified
 from drl_dist.data.shards import Sample, ShardRow, encode_png, pack_shard
 from drl_dist.data.stream import ShardStream
 from tests.data.sets import pixels_of, sample_ids, sample_of, tar_of, write_set

@@ -28,7 +28,7 @@ ELIDED = "…"
 HERE = "/somewhere"
 """An absolute path, which every option that names a place accepts."""
 WORK = {
-    "drl_dist.tracking.sync": "drl_dist.tracking.client.connect",
+    "drl_dist.tracking.sync": "drl_dist.tracking.server.client.connect",
     "benchmarks.sweep": "drl_dist.data.index.open_index",
 }
 """Where the work of a program begins, if it is not one of ``jobs/`` and does not follow `argparse`."""

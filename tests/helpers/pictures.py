@@ -7,7 +7,7 @@ import io
 import numpy as np
 from PIL import Image
 
-from drl_dist.data.pictures import PixelRules, read_picture
+from drl_dist.data.pixels.pictures import PixelRules, read_picture
 
 RAMP = np.array([[0, 1, 128, 129, 256, 4095, 32768, 65535]], np.uint16)
 

@@ -21,8 +21,8 @@ from drl_dist.jobs.likelihood import driver as likelihood_driver
 from drl_dist.jobs.likelihood.options import LikelihoodOptions
 from drl_dist.jobs.sweep import driver as sweep_driver
 from drl_dist.jobs.train import metrics as train_metrics
+from drl_dist.jobs.train.faults.restarts import CheckpointTimes
 from drl_dist.jobs.train.metrics import Clock, Exports
-from drl_dist.jobs.train.restarts import CheckpointTimes
 from drl_dist.tracking.metrics import find_metric
 from tests.sweeps.makers import plan
 

@@ -13,7 +13,7 @@ from ray import cloudpickle
 from drl_dist.checkpoints.storage import FILES, StoredCheckpoint, checkpoint_name
 from drl_dist.common.errors import UserError
 from drl_dist.config.presets import preset
-from drl_dist.jobs.common.job_records import Record, Records
+from drl_dist.jobs.common.output.job_records import Record, Records
 from drl_dist.jobs.edit.output import EditOutput
 from drl_dist.jobs.likelihood.output import LikelihoodOutput
 from drl_dist.jobs.likelihood.task import LikelihoodRequest

@@ -198,9 +198,9 @@ def test_a_likelihood_is_there_without_the_server_and_logged_when_it_is_back(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     from drl_dist.tracking import job_runs
-    from drl_dist.tracking.client import connect
     from drl_dist.tracking.registry import register_checkpoint
     from drl_dist.tracking.runs import open_run
+    from drl_dist.tracking.server.client import connect
 
     client = connect(mlflow_server.uri)
     register_checkpoint(client, "away", open_run(mlflow_server.uri, "away", "trained", {}), 3, checkpoint, {})
@@ -246,9 +246,9 @@ def test_a_job_on_ray_killed_and_run_again_finds_the_same_numbers(
     checkpoint: Path,
     tmp_path: Path,
 ) -> None:
-    from drl_dist.tracking.client import connect
     from drl_dist.tracking.registry import register_checkpoint
     from drl_dist.tracking.runs import open_run
+    from drl_dist.tracking.server.client import connect
 
     client = connect(mlflow_server.uri)
     trained = open_run(mlflow_server.uri, "likelihood", "trained", {})

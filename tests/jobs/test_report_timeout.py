@@ -19,7 +19,7 @@ from pathlib import Path
 import ray, ray.train
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
-from drl_dist.jobs.train.restarts import RestartPolicy
+from drl_dist.jobs.train.faults.restarts import RestartPolicy
 from drl_dist.jobs.train.driver import CONTROLLER_ENVIRONMENT
 
 folder = sys.argv[1]

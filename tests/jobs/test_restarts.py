@@ -8,7 +8,7 @@ import pytest
 from ray.train import Checkpoint
 
 from drl_dist.common.errors import UserError
-from drl_dist.jobs.train.restarts import MAX_FAILURES, NoProgressError, RestartPolicy, ScaleUpError
+from drl_dist.jobs.train.faults.restarts import MAX_FAILURES, NoProgressError, RestartPolicy, ScaleUpError
 
 DEAD = {1: RuntimeError("The actor\ndied")}
 

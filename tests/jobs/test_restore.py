@@ -20,8 +20,8 @@ from drl_dist.checkpoints.verify import newest_to_resume
 from drl_dist.common.errors import UserError
 from drl_dist.config.tree import CheckpointConfig, RunConfig
 from drl_dist.jobs.train import driver as train_driver
-from drl_dist.jobs.train.restarts import OutdatedListError, RestartPolicy
-from drl_dist.jobs.train.restore import restore
+from drl_dist.jobs.train.faults.restarts import OutdatedListError, RestartPolicy
+from drl_dist.jobs.train.faults.restore import restore
 from drl_dist.training.state import TrainState
 from tests.helpers.steps import tiny
 from tests.support import flip_bit

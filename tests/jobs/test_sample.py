@@ -208,9 +208,9 @@ def test_a_registered_model_is_sampled_and_linked(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     from drl_dist.tracking import job_runs
-    from drl_dist.tracking.client import connect
     from drl_dist.tracking.registry import register_checkpoint
     from drl_dist.tracking.runs import open_run
+    from drl_dist.tracking.server.client import connect
 
     client = connect(mlflow_server.uri)
     trained = open_run(mlflow_server.uri, "sampling", "trained", {})

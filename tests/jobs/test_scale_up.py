@@ -8,8 +8,8 @@ import pytest
 
 from drl_dist.config.presets import preset
 from drl_dist.config.tree import RunConfig
+from drl_dist.jobs.train.faults.restarts import ScaleUp, ScaleUpError
 from drl_dist.jobs.train.metrics import Clock
-from drl_dist.jobs.train.restarts import ScaleUp, ScaleUpError
 from drl_dist.training.loop import StepReport
 
 NODES: dict[str, dict[str, float]] = {

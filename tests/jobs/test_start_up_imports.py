@@ -64,7 +64,7 @@ def _imports_of(module: str) -> list[str]:
         # The first rank, until its tracker's thread sends for the first time.
         ("drl_dist.tracking.tracker", {"mlflow"}),
         # Ray's controller: its callbacks, its backend, its filesystem, and the workers' task.
-        ("drl_dist.jobs.train.restarts", {"torch", "mlflow", "ray.train.torch"}),
+        ("drl_dist.jobs.train.faults.restarts", {"torch", "mlflow", "ray.train.torch"}),
         ("drl_dist.jobs.train.group", {"torch", "mlflow", "ray.train.torch"}),
         ("drl_dist.jobs.train.storage", {"torch", "mlflow", "ray.train.torch"}),
         ("drl_dist.jobs.train.task", {"torch", "mlflow", "ray.train.torch", SWEEPS}),

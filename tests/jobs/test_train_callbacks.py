@@ -11,9 +11,9 @@ from drl_dist.config.presets import preset
 from drl_dist.config.tree import RunConfig
 from drl_dist.jobs.sweep.trial import TrialScores
 from drl_dist.jobs.train.callbacks import Checkpoints, build_callbacks
-from drl_dist.jobs.train.damage import Damage
+from drl_dist.jobs.train.faults.damage import Damage
+from drl_dist.jobs.train.faults.restarts import ScaleUp
 from drl_dist.jobs.train.metrics import Clock, Exports, Stalling
-from drl_dist.jobs.train.restarts import ScaleUp
 from drl_dist.training.callbacks import Metrics, Progress, Samples, Scores
 from drl_dist.training.loop import Callback
 from drl_dist.training.watch import RunawayGuard

@@ -14,9 +14,9 @@ from ray.train.v2._internal.callbacks.placement_group_callback import PlacementG
 from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy, ResizeDecision, create_scaling_policy
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-from drl_dist.jobs.train import restore
+from drl_dist.jobs.train.faults import restore
+from drl_dist.jobs.train.faults.restore import broadcast
 from drl_dist.jobs.train.group import GroupConfig, Trainer
-from drl_dist.jobs.train.restore import broadcast
 
 
 def trainer(folder: Path, *, is_nested: bool = False, can_grow: bool = False, workers: Any = 2) -> Trainer:

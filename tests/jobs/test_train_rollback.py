@@ -15,8 +15,8 @@ from drl_dist.checkpoints.rollbacks import ROLLBACKS, Rollback, add_rollback, no
 from drl_dist.checkpoints.storage import checkpoint_name
 from drl_dist.common.errors import UserError
 from drl_dist.config.tree import RunConfig
-from drl_dist.jobs.train import rollback as train_rollback
-from drl_dist.jobs.train.rollback import TAG, fit_with_rollbacks
+from drl_dist.jobs.train.faults import rollback as train_rollback
+from drl_dist.jobs.train.faults.rollback import TAG, fit_with_rollbacks
 from drl_dist.jobs.train.stop import StopFlag
 from drl_dist.jobs.train.task import WorkerTask
 from drl_dist.localhost import MlflowServer

@@ -19,7 +19,7 @@ from drl_dist.checkpoints.format import PARTS, read_checkpoint
 from drl_dist.common.errors import UserError
 from drl_dist.common.program import Stopped
 from drl_dist.config.tree import RunConfig
-from drl_dist.data.array_file import read_array_file
+from drl_dist.data.pixels.array_file import read_array_file
 from drl_dist.jobs.train import run_files as train_run_files
 from drl_dist.jobs.train import single_device as train_single_device
 from drl_dist.jobs.train.options import parse_train_options

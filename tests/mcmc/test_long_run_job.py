@@ -23,7 +23,7 @@ from drl_dist.config.tree import EngineConfig
 from drl_dist.data.decode import read_images
 from drl_dist.data.index import open_index
 from drl_dist.diffusion.noise import PhiloxNoise
-from drl_dist.jobs.common.report import finite
+from drl_dist.jobs.common.output.report import finite
 from drl_dist.jobs.long_run.diagnostics import MIN_DRAWS, mixing
 from drl_dist.jobs.long_run.driver import long_run
 from drl_dist.jobs.long_run.options import LongRunOptions, check_options

@@ -15,7 +15,7 @@ import pytest
 
 from drl_dist.common.errors import UserError
 from drl_dist.data.filesystem import Folder
-from drl_dist.jobs.common import job_records
+from drl_dist.jobs.common.output import job_records
 from drl_dist.jobs.long_run import driver as long_run_driver
 from drl_dist.jobs.long_run import output
 from drl_dist.jobs.long_run.driver import long_run
@@ -25,7 +25,7 @@ from tests.support import ROOT, subprocess_environment, wait_for, write_tiny_che
 
 JOB = """
 import sys
-from drl_dist.jobs.common import job_records
+from drl_dist.jobs.common.output import job_records
 job_records.SAVE_SECONDS, job_records._COST = 0.0, 0
 sys.argv = ["long_run.py", *sys.argv[1:]]
 import runpy

@@ -21,7 +21,7 @@ from drl_dist.data.filesystem import Folder
 from drl_dist.data.index import open_index
 from drl_dist.data.subset import image_batches
 from drl_dist.diffusion.noise import PhiloxNoise
-from drl_dist.jobs.common import job_records
+from drl_dist.jobs.common.output import job_records
 from drl_dist.jobs.common.trust import TOO_SHARP
 from drl_dist.jobs.ood import driver as ood
 from drl_dist.jobs.ood.driver import histogram_png, ood_run

@@ -15,10 +15,10 @@ from drl_dist.jobs.sweep.driver import tell_now_or_later
 from drl_dist.jobs.sweep.record import CURVE, OUTCOME, Outcome, Status, SweepFolder, write
 from drl_dist.jobs.sweep.result import finish_sweep
 from drl_dist.localhost import MlflowServer
-from drl_dist.tracking import client
-from drl_dist.tracking.answers import Trouble
-from drl_dist.tracking.client import through_outage
 from drl_dist.tracking.runs import open_run
+from drl_dist.tracking.server import client
+from drl_dist.tracking.server.answers import Trouble
+from drl_dist.tracking.server.client import through_outage
 from drl_dist.tracking.sweeps import open_sweep, trial_tags
 from tests.sweeps.makers import curve, plan
 

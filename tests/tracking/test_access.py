@@ -21,12 +21,12 @@ from drl_dist.jobs.common.options import parse_options
 from drl_dist.jobs.sample.options import SampleOptions
 from drl_dist.jobs.train.options import parse_train
 from drl_dist.localhost import MlflowServer
-from drl_dist.tracking import address as option
-from drl_dist.tracking.address import access, take_access
-from drl_dist.tracking.client import connect
 from drl_dist.tracking.curves import CurvesOptions
 from drl_dist.tracking.registry import resolve_model
 from drl_dist.tracking.runs import open_run
+from drl_dist.tracking.server import address as option
+from drl_dist.tracking.server.address import access, take_access
+from drl_dist.tracking.server.client import connect
 from drl_dist.tracking.tracker import Tracker
 from tests.support import subprocess_environment
 from tests.tracking.front import TOKEN, Front, make_certificates
@@ -339,7 +339,7 @@ def test_a_server_on_this_machine_is_reached_without_the_proxy(tmp_path: Path) -
     code = f"""
 import os
 from drl_dist.localhost import MlflowServer
-from drl_dist.tracking.client import connect
+from drl_dist.tracking.server.client import connect
 with MlflowServer({str(tmp_path)!r}, start_seconds=120) as server:
     print(connect(server.uri).search_experiments()[0].name, os.environ["NO_PROXY"])
     port = server.port

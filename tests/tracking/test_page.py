@@ -17,8 +17,8 @@ from drl_dist.common.nested import flatten, to_dict
 from drl_dist.config.presets import preset
 from drl_dist.config.tree import RunConfig
 from drl_dist.localhost import MlflowServer
-from drl_dist.tracking.client import client_of
 from drl_dist.tracking.runs import describe_by_picture, open_run
+from drl_dist.tracking.server.client import client_of
 from drl_dist.tracking.tracker import Tracker
 from tests.support import require
 

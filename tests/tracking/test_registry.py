@@ -13,10 +13,10 @@ from drl_dist.checkpoints.format import read_checkpoint
 from drl_dist.common.errors import UserError
 from drl_dist.data.shards import encode_png
 from drl_dist.localhost import MlflowServer
-from drl_dist.tracking.client import client_of, connect
 from drl_dist.tracking.job_runs import JobRun, is_logged, log_job_run
 from drl_dist.tracking.registry import artifact_path, register_checkpoint, resolve_model
 from drl_dist.tracking.runs import open_run
+from drl_dist.tracking.server.client import client_of, connect
 
 pytestmark = pytest.mark.integration
 

@@ -18,10 +18,10 @@ from drl_dist.jobs.evaluate import driver as scores_module
 from drl_dist.jobs.evaluate.driver import evaluate_run
 from drl_dist.jobs.evaluate.options import EvaluateOptions
 from drl_dist.localhost import MlflowServer, free_ports
-from drl_dist.tracking.client import connect
 from drl_dist.tracking.job_runs import RegisteredVersion
 from drl_dist.tracking.registry import register_checkpoint
 from drl_dist.tracking.runs import open_run
+from drl_dist.tracking.server.client import connect
 from tests.data.sets import write_set
 from tests.scores.tiny import tiny_network
 

@@ -22,8 +22,8 @@ from drl_dist.common.nested import flatten, to_dict
 from drl_dist.config.presets import preset
 from drl_dist.config.tree import RunConfig
 from drl_dist.localhost import MlflowServer, free_ports
-from drl_dist.tracking.client import client_of, connect
 from drl_dist.tracking.runs import finish_run, log_results, open_run
+from drl_dist.tracking.server.client import client_of, connect
 from drl_dist.tracking.sync import main, sync
 from drl_dist.tracking.tracker import Tracker
 from tests.support import ROOT, subprocess_environment

@@ -22,7 +22,7 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 from drl_dist.common.errors import UserError
 from drl_dist.common.nested import flatten, to_dict
 from drl_dist.common.places import shown
-from drl_dist.tracking.address import choose_option
+from drl_dist.tracking.server.address import choose_option
 
 Options = TypeVar("Options")
 

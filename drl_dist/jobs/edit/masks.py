@@ -9,7 +9,7 @@ from torch import Tensor
 from drl_dist.common.errors import UserError
 from drl_dist.common.validation import file_of
 from drl_dist.data.filesystem import Folder, check_reachable
-from drl_dist.data.pictures import PictureError, PixelRules, decoding, open_verified, read_picture
+from drl_dist.data.pixels.pictures import PictureError, PixelRules, decoding, open_verified, read_picture
 from drl_dist.diffusion.noise import Noise, Purpose
 from drl_dist.jobs.edit.options import random_share
 

@@ -12,9 +12,9 @@ from drl_dist.common.images import enlargement, grid
 from drl_dist.common.places import joined
 from drl_dist.data.filesystem import Folder
 from drl_dist.data.shards import encode_png
-from drl_dist.jobs.common.job_folder import JobFolder
-from drl_dist.jobs.common.job_records import Record, digest_of
-from drl_dist.jobs.common.report import sheet_png
+from drl_dist.jobs.common.output.job_folder import JobFolder
+from drl_dist.jobs.common.output.job_records import Record, digest_of
+from drl_dist.jobs.common.output.report import sheet_png
 
 IMAGES_FOLDER = "images"
 JOB = "drl_dist.edit"

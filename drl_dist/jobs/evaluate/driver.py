@@ -24,8 +24,8 @@ from drl_dist.evaluation.feature_spec import default_cache_dir
 from drl_dist.evaluation.features import FeatureNetwork, Features
 from drl_dist.evaluation.networks import load_network
 from drl_dist.jobs.common.device import device_name, prepare_device
-from drl_dist.jobs.common.job_folder import read_json, refuse_other
-from drl_dist.jobs.common.report import report_bytes
+from drl_dist.jobs.common.output.job_folder import read_json, refuse_other
+from drl_dist.jobs.common.output.report import report_bytes
 from drl_dist.jobs.evaluate.options import EvaluateOptions, check_evaluate
 from drl_dist.tracking.job_runs import JobRun, RegisteredVersion, find_version, job_run_name, log_or_warn, warn_unlogged
 
@@ -198,7 +198,7 @@ def _tracked_model(options: EvaluateOptions, origin: Origin | None) -> Registere
 def _check_uri(uri: str | None) -> None:
     """Refuse an option that no server can have; what the environment says may be meant for other programs."""
     if uri is not None:
-        from drl_dist.tracking.client import server_uri
+        from drl_dist.tracking.server.client import server_uri
 
         server_uri(uri)
 

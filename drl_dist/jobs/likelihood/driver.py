@@ -15,10 +15,10 @@ from drl_dist.data.subset import check_count
 from drl_dist.jobs.common.actor_pool import WorkerPool
 from drl_dist.jobs.common.cluster import check_capacity, cluster
 from drl_dist.jobs.common.device import device_name
-from drl_dist.jobs.common.job_records import digest_of
 from drl_dist.jobs.common.model import TrainedModel, load_model
+from drl_dist.jobs.common.output.job_records import digest_of
+from drl_dist.jobs.common.output.report import report_bytes
 from drl_dist.jobs.common.prometheus import job_exported
-from drl_dist.jobs.common.report import report_bytes
 from drl_dist.jobs.common.step_sizes import STEP_SIZES_NAME, check_leapfrogs, read_step_sizes
 from drl_dist.jobs.common.trust import model_warnings
 from drl_dist.jobs.likelihood.options import LikelihoodOptions

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save
 
-from drl_dist.jobs.common.job_folder import JobFolder, read_json
-from drl_dist.jobs.common.report import Column, evenly_spread, figure_png, new_figure, report_bytes, table
+from drl_dist.jobs.common.output.job_folder import JobFolder, read_json
+from drl_dist.jobs.common.output.report import Column, evenly_spread, figure_png, new_figure, report_bytes, table
 from drl_dist.jobs.common.step_sizes import STEP_SIZES_NAME, read_step_sizes, write_step_sizes
 from drl_dist.jobs.likelihood.task import LikelihoodRequest, TaskResult
 from drl_dist.likelihood.partition import LogZ

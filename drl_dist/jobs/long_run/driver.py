@@ -17,10 +17,10 @@ from drl_dist.common.progress import progress
 from drl_dist.diffusion.noise import PhiloxNoise
 from drl_dist.diffusion.recovery import Levels
 from drl_dist.jobs.common.device import device_name, prepare_device
-from drl_dist.jobs.common.job_folder import JobFolder
-from drl_dist.jobs.common.job_records import digest_of
 from drl_dist.jobs.common.model import TrainedModel, check_finite, frozen_engine, load_model
-from drl_dist.jobs.common.report import evenly_spread
+from drl_dist.jobs.common.output.job_folder import JobFolder
+from drl_dist.jobs.common.output.job_records import digest_of
+from drl_dist.jobs.common.output.report import evenly_spread
 from drl_dist.jobs.common.step_sizes import STEP_SIZES_NAME, check_leapfrogs, read_step_sizes, write_step_sizes
 from drl_dist.jobs.long_run.diagnostics import Mixing, mixing
 from drl_dist.jobs.long_run.options import LongRunOptions

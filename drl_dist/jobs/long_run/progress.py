@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from drl_dist.common.progress import Advance
-from drl_dist.jobs.common.job_records import Record, Records, SaveClock
+from drl_dist.jobs.common.output.job_records import Record, Records, SaveClock
 from drl_dist.mcmc.kernel import Info, Observer, State
 from drl_dist.mcmc.leapfrog import Point
 from drl_dist.mcmc.record import ChainRecord

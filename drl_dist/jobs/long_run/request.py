@@ -11,9 +11,9 @@ from drl_dist.common.places import joined
 from drl_dist.data.filesystem import Folder
 from drl_dist.data.index import INDEX_NAME
 from drl_dist.jobs.common.device import device_name
-from drl_dist.jobs.common.job_folder import JobFolder
-from drl_dist.jobs.common.job_records import as_json, digest_of
 from drl_dist.jobs.common.model import TrainedModel
+from drl_dist.jobs.common.output.job_folder import JobFolder
+from drl_dist.jobs.common.output.job_records import as_json, digest_of
 from drl_dist.jobs.common.step_sizes import STEP_SIZES_NAME
 from drl_dist.jobs.long_run.options import LongRunOptions
 from drl_dist.jobs.long_run.output import (

@@ -17,10 +17,10 @@ from drl_dist.data.index import ShardIndex, open_index
 from drl_dist.data.subset import check_count, image_batches
 from drl_dist.diffusion.noise import PhiloxNoise
 from drl_dist.jobs.common.device import device_name, prepare_device
-from drl_dist.jobs.common.job_folder import JobFolder
-from drl_dist.jobs.common.job_records import Record, SaveClock, digest_of
 from drl_dist.jobs.common.model import averaged_network, check_finite, load_model
-from drl_dist.jobs.common.report import figure_png, new_figure, report_bytes
+from drl_dist.jobs.common.output.job_folder import JobFolder
+from drl_dist.jobs.common.output.job_records import Record, SaveClock, digest_of
+from drl_dist.jobs.common.output.report import figure_png, new_figure, report_bytes
 from drl_dist.jobs.common.trust import model_warnings
 from drl_dist.jobs.ood.log_density import auroc, log_densities
 from drl_dist.jobs.ood.options import OodOptions

@@ -20,8 +20,8 @@ from drl_dist.data.decode import read_images
 from drl_dist.data.index import INDEX_NAME, METADATA_KEY, ShardIndex, open_index, write_index
 from drl_dist.data.manifest import MANIFEST_FORMAT, MANIFEST_NAME, MANIFEST_VERSION, read_manifest
 from drl_dist.data.shards import Sample, ShardRow, pack_shard, shard_name
-from drl_dist.jobs.common.job_folder import JobFolder, refuse_other
-from drl_dist.jobs.common.report import sheet_png
+from drl_dist.jobs.common.output.job_folder import JobFolder, refuse_other
+from drl_dist.jobs.common.output.report import sheet_png
 from drl_dist.jobs.sample.task import PROGRESSION_NAME, SPLIT, TAR_HEADER_BYTES, SampleRequest, TaskRecord
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from drl_dist.common.errors import UserError
 from drl_dist.common.places import joined
 from drl_dist.data.decode import read_images
 from drl_dist.data.index import ShardIndex
-from drl_dist.data.scales import scaled_to
+from drl_dist.data.pixels.scales import scaled_to
 from drl_dist.data.subset import check_count
 from drl_dist.jobs.common.cluster import capacity, check_capacity, cluster
 from drl_dist.jobs.common.prometheus import job_exported
@@ -34,9 +34,9 @@ from drl_dist.jobs.sweep.space import apply
 from drl_dist.jobs.sweep.table import Row, ranked
 from drl_dist.jobs.sweep.trial import plain_fields, run_trial
 from drl_dist.jobs.train.driver import prepare_run
-from drl_dist.tracking.address import access, take_access
-from drl_dist.tracking.client import connect
 from drl_dist.tracking.runs import status_kept
+from drl_dist.tracking.server.address import access, take_access
+from drl_dist.tracking.server.client import connect
 from drl_dist.tracking.sweeps import open_sweep
 from drl_dist.training.watch import DivergenceLimits, saturated_share
 

@@ -35,7 +35,7 @@ from drl_dist.jobs.sweep.record import (
 )
 from drl_dist.jobs.sweep.space import apply
 from drl_dist.jobs.train.driver import ParentJob, PreparedRun, fit_run, prepare_run
-from drl_dist.jobs.train.restarts import FINAL_ERRORS
+from drl_dist.jobs.train.faults.restarts import FINAL_ERRORS
 from drl_dist.jobs.train.task import Log
 from drl_dist.tracking.sweeps import trial_tags
 from drl_dist.training.guard import DivergedError

@@ -13,9 +13,9 @@ import torch
 from drl_dist.checkpoints.format import CheckpointState, write_checkpoint
 from drl_dist.checkpoints.storage import checkpoint_name
 from drl_dist.config.tree import RunConfig
-from drl_dist.jobs.train.damage import Damage
+from drl_dist.jobs.train.faults.damage import Damage
+from drl_dist.jobs.train.faults.restarts import ScaleUp
 from drl_dist.jobs.train.metrics import Clock, Exports, Stalling
-from drl_dist.jobs.train.restarts import ScaleUp
 from drl_dist.jobs.train.storage import Uploader
 from drl_dist.training.callbacks import LogMetrics, Metrics, Progress, Samples, Scores
 from drl_dist.training.guard import Interrupt

@@ -26,23 +26,23 @@ from drl_dist.common.program import Stopped
 from drl_dist.config.tree import RunConfig
 from drl_dist.data.filesystem import check_reachable
 from drl_dist.data.index import ShardIndex, open_index
-from drl_dist.data.scales import scaled_to
+from drl_dist.data.pixels.scales import scaled_to
 from drl_dist.evaluation.feature_spec import parse_features
 from drl_dist.jobs.common.cluster import check_capacity, cluster, in_background, is_loopback
 from drl_dist.jobs.common.prometheus import Exporter, job_exported
-from drl_dist.jobs.train.group import COLLECTIVE_SECONDS, GroupConfig, Trainer
-from drl_dist.jobs.train.restarts import (
+from drl_dist.jobs.train.faults.restarts import (
     FINAL_ERRORS,
     CheckpointTimes,
     NoProgressError,
     OutdatedListError,
     RestartPolicy,
 )
+from drl_dist.jobs.train.group import COLLECTIVE_SECONDS, GroupConfig, Trainer
 from drl_dist.jobs.train.start import run_task
 from drl_dist.jobs.train.stop import StopFlag, stoppable
 from drl_dist.jobs.train.storage import drop_stale_snapshot, ray_filesystem
 from drl_dist.jobs.train.task import MakeCallback, WorkerTask
-from drl_dist.tracking.address import server_uri
+from drl_dist.tracking.server.address import server_uri
 from drl_dist.training.guard import DivergedError
 
 CONTROLLER_ENVIRONMENT = {
@@ -176,10 +176,10 @@ def fit_run(prepared: PreparedRun, parent: ParentJob | None = None) -> None:
     # The workers have variables of their own: Ray Train sets some.
     with cluster(prestart=False):
         server.result()
-        from drl_dist.jobs.train.rollback import fit_with_rollbacks
-        from drl_dist.tracking.address import access
-        from drl_dist.tracking.client import through_outage
+        from drl_dist.jobs.train.faults.rollback import fit_with_rollbacks
         from drl_dist.tracking.runs import describe_by_picture, open_run, status_kept
+        from drl_dist.tracking.server.address import access
+        from drl_dist.tracking.server.client import through_outage
 
         check_capacity(run.min_workers or run.num_workers, cpus=run.cpus_per_worker, gpus=int(run.use_gpu))
         write_record(run.url, experiment, fingerprint, run.start_from)
@@ -231,7 +231,7 @@ def _ask_server(uri: str, *, is_asked: bool) -> None:
         UserError: it does not.
     """
     with no_collection():
-        from drl_dist.tracking.client import connect
+        from drl_dist.tracking.server.client import connect
 
     if is_asked:
         connect(uri)

@@ -33,12 +33,12 @@ from drl_dist.common.places import joined
 from drl_dist.common.program import SIGNALS, Stopped
 from drl_dist.config.rules import ARRAY_SUFFIX
 from drl_dist.config.tree import RunConfig
-from drl_dist.data.array_file import read_array_file
 from drl_dist.data.audit import audited
 from drl_dist.data.filesystem import Folder, check_reachable
 from drl_dist.data.index import ShardIndex, open_index
-from drl_dist.data.scales import scaled_to
-from drl_dist.data.statistics import PixelStatistics, measure_images
+from drl_dist.data.pixels.array_file import read_array_file
+from drl_dist.data.pixels.scales import scaled_to
+from drl_dist.data.pixels.statistics import PixelStatistics, measure_images
 from drl_dist.data.stream import ShardStream
 from drl_dist.jobs.common.device import device_name, prepare_device
 from drl_dist.jobs.train.run_files import WRITTEN, Curves, RunFiles

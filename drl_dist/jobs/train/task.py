@@ -57,7 +57,7 @@ class WorkerTask:
     tracking_run: str
     """Id of the tracked run."""
     access: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)
-    """Lets workers into the tracking server; see `drl_dist.tracking.address.access`."""
+    """Lets workers into the tracking server; see `drl_dist.tracking.server.address.access`."""
     model_name: str
     """Registered model that checkpoints are versions of."""
     started: float

@@ -21,10 +21,10 @@ from drl_dist.data.stream import ShardStream
 from drl_dist.jobs.common.device import prepare_device
 from drl_dist.jobs.common.prometheus import Exporter
 from drl_dist.jobs.train.callbacks import Checkpoints, build_callbacks
-from drl_dist.jobs.train.damage import Damage
+from drl_dist.jobs.train.faults.damage import Damage
+from drl_dist.jobs.train.faults.restore import broadcast, restore
 from drl_dist.jobs.train.group import process_group
 from drl_dist.jobs.train.metrics import Clock, Exports
-from drl_dist.jobs.train.restore import broadcast, restore
 from drl_dist.jobs.train.stop import StopRequests
 from drl_dist.jobs.train.task import ScoreCallback, WorkerTask
 from drl_dist.training.callbacks import Samples, Scores
@@ -84,7 +84,7 @@ def _train(task: WorkerTask, index: ShardIndex, state: TrainState) -> None:
         exporter.set(workers=1)
         if rank == 0:
             # Only here: the other ranks have no use for MLflow, and need not have it.
-            from drl_dist.tracking.address import take_access
+            from drl_dist.tracking.server.address import take_access
             from drl_dist.tracking.tracker import Tracker
 
             take_access(task.access)

@@ -15,7 +15,7 @@ from drl_dist.checkpoints.verify import VerifiedCheckpoint, read_newest_checkpoi
 from drl_dist.common.errors import UserError
 from drl_dist.common.nested import differences, to_dict
 from drl_dist.config.tree import RunConfig
-from drl_dist.jobs.train.restarts import OutdatedListError
+from drl_dist.jobs.train.faults.restarts import OutdatedListError
 from drl_dist.training.state import TrainState
 
 Share = Callable[[bytes | None], bytes]

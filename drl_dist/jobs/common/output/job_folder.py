@@ -17,7 +17,7 @@ from drl_dist.common.nested import differences
 from drl_dist.common.places import joined
 from drl_dist.data.filesystem import Folder, check_reachable
 from drl_dist.data.index import INDEX_NAME
-from drl_dist.jobs.common.job_records import RECORDS_FOLDER, Records, as_json, digest_of
+from drl_dist.jobs.common.output.job_records import RECORDS_FOLDER, Records, as_json, digest_of
 
 REQUEST_NAME = "request.json"
 

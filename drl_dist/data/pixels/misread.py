@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageFile
 
-from drl_dist.data.depth import Component, PictureError
+from drl_dist.data.pixels.depth import Component, PictureError
 
 _PLANES = 284
 _SEPARATE = 2

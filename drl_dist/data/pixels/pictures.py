@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageCms, ImageFile, TiffTags
 
-from drl_dist.data.depth import PNG_START, PictureError, is_deep, jpeg2000_components, png_chunks, to_8_bits
-from drl_dist.data.misread import put_right, refuse_misread
+from drl_dist.data.pixels.depth import PNG_START, PictureError, is_deep, jpeg2000_components, png_chunks, to_8_bits
+from drl_dist.data.pixels.misread import put_right, refuse_misread
 
 TRANSPARENT = "transparent, shown over the background"
 CLEAR = "transparent everywhere, therefore nothing but background"

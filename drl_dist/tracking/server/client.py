@@ -13,8 +13,8 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException, RestException
 
 from drl_dist.common.errors import UserError
-from drl_dist.tracking.address import server_uri
-from drl_dist.tracking.answers import probe, refusal
+from drl_dist.tracking.server.address import server_uri
+from drl_dist.tracking.server.answers import probe, refusal
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

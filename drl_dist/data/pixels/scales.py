@@ -8,7 +8,7 @@ from collections.abc import Callable
 from drl_dist.common.errors import UserError
 from drl_dist.config.from_data import left_to_data
 from drl_dist.config.tree import Experiment
-from drl_dist.data.statistics import PixelStatistics
+from drl_dist.data.pixels.statistics import PixelStatistics
 
 GREY_LEVEL = 2 / 255
 """Distance of two grey levels in the scale [-1, 1]."""

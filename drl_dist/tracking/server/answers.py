@@ -24,7 +24,7 @@ from mlflow.utils.rest_utils import http_request
 
 from drl_dist.common.proxies import proxy_variable
 from drl_dist.data.filesystem import within
-from drl_dist.tracking.address import address_option
+from drl_dist.tracking.server.address import address_option
 
 PROBE_SECONDS = 10.0
 DEADLINE_SECONDS = 25.0
@@ -63,7 +63,7 @@ def probe(uri: str, seconds: float = PROBE_SECONDS) -> Trouble | None:
     every other request: with the credentials, certificates, plugins and proxies of MLflow's client.
 
     Args:
-        uri: from `drl_dist.tracking.client.server_uri`.
+        uri: from `drl_dist.tracking.server.client.server_uri`.
         seconds: longest wait for a connection, and for the next byte of an answer.
     """
     try:

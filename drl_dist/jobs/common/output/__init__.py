@@ -1,0 +1,1 @@
+"""What a job leaves: its output folder, records of unfinished work, reports."""

@@ -1,0 +1,1 @@
+"""What training does when something fails: restarts, restoring, rollbacks, damaged samples."""

@@ -1,0 +1,1 @@
+"""The MLflow server: its address, its client, and what its answers mean."""
