@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,60 +9,39 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.editing import denoising
 from drl_dist.build import build_network, build_posterior_sampler
 from drl_dist.common.images import to_uint8, to_unit_range
 from drl_dist.config.presets import preset
 from drl_dist.config.tree import EngineConfig
 from drl_dist.diffusion.ladder import composed_ladder, linear_ladder
-from drl_dist.diffusion.noise import PhiloxNoise, Purpose
+from drl_dist.diffusion.noise import PhiloxNoise
 from drl_dist.diffusion.recovery import LogDensityAndGrad
-from drl_dist.energy.analytic import CorrelatedGaussian, Gaussian
+from drl_dist.energy.analytic import CorrelatedGaussian
 from drl_dist.sampling.inpainting import (
-    Observation,
     ObservedBlockMeans,
     ObservedPixels,
     PosteriorSampler,
     enlarge,
 )
-from drl_dist.sampling.progressive import RawAtLevel
-from drl_dist.sampling.tweedie import Tweedie
 from drl_dist.training.chain import GradientEngine
 from tests.sampling.worlds import (
-    NUM_PIXELS,
+    EYE,
+    LIMIT,
+    OBSERVATIONS,
+    OBSERVED,
     SHAPE,
     QuickNoise,
+    X,
     distribution_of_completions,
-    exact_raw,
+    drawn,
+    free_distribution,
+    isotropic,
     pixels,
     posterior_sampler,
     worst_score,
 )
 
 GROUPS, PER_GROUP = 10, 2000
-# Of the dozens of means and covariances of ten groups of correct draws, one in some hundred runs goes beyond 4.5.
-LIMIT = 5.0
-
-OBSERVED = torch.zeros(NUM_PIXELS, dtype=torch.bool).index_fill_(0, torch.tensor([0, 1, 4]), True)
-EYE = torch.eye(NUM_PIXELS, dtype=torch.float64)
-# Two blocks of 2 x 2 pixels, side by side.
-BLOCKS = torch.tensor([[1, 1, 0, 0, 1, 1, 0, 0], [0, 0, 1, 1, 0, 0, 1, 1]], dtype=torch.float64)
-OBSERVATIONS: dict[str, tuple[Observation, Tensor]] = {
-    "pixels": (ObservedPixels(OBSERVED.reshape(SHAPE)), EYE[OBSERVED].T @ EYE[OBSERVED]),
-    "block means": (ObservedBlockMeans(2), BLOCKS.T @ BLOCKS / 4),
-}
-X = torch.tensor([0.9, 0.4, -0.7, 0.1, 0.3, -0.5, 0.8, 0.2], dtype=torch.float64)
-
-
-def free(values: Tensor, projection: Tensor) -> Tensor:
-    """The part of (B, D) that is not observed, in coordinates of its own: a distribution there has full rank."""
-    basis = torch.linalg.svd(projection).Vh[int(projection.trace().round()) :]
-    return values.double() @ basis.T
-
-
-def free_distribution(distribution: CorrelatedGaussian, projection: Tensor) -> CorrelatedGaussian:
-    basis = free(EYE, projection).T
-    return CorrelatedGaussian(basis @ distribution.mean, basis @ distribution.covariance @ basis.T)
 
 
 def posterior(data: CorrelatedGaussian, num_levels: int, projection: Tensor) -> CorrelatedGaussian:
@@ -71,13 +49,6 @@ def posterior(data: CorrelatedGaussian, num_levels: int, projection: Tensor) -> 
     ladder = composed_ladder(num_levels)
     rows = torch.linalg.svd(projection).Vh[: int(projection.trace().round())]
     return data.affine(float(ladder.scale[0]), float(ladder.std[0])).given(rows, rows @ X)
-
-
-def drawn(name: str, sampler: PosteriorSampler, raw_at: RawAtLevel, count: int, seed: int) -> Tensor:
-    """Completions of X, (count, free dimensions)."""
-    observation, projection = OBSERVATIONS[name]
-    x = X.reshape(SHAPE).expand(count, *SHAPE)
-    return free(sampler.complete(raw_at, QuickNoise(seed), torch.arange(count), x, observation).flatten(1), projection)
 
 
 @pytest.mark.slow
@@ -123,74 +94,6 @@ def test_completions_have_the_distribution_of_chains_that_differ_in_length(name:
     for others in ((4, 1, 9), (9, 2, 4)):
         mistaken = replace(sampler, num_chain_steps=others)
         assert worst_score(drawn(name, mistaken, raw_at, 20_000, 1), wanted) > LIMIT
-
-
-@pytest.mark.parametrize("name", OBSERVATIONS)
-def test_completions_have_the_distribution_of_chains_that_start_at_the_mean(name: str) -> None:
-    sampler, raw_at = posterior_sampler(
-        pixels(), ladder=linear_ladder(4, 0.2, 0.5), num_rounds=2, num_chain_steps=1, step_share=0.4
-    )
-    sampler = replace(sampler, start=Tweedie(sampler.levels, sampler.ladder))
-    projection = OBSERVATIONS[name][1]
-    wanted = free_distribution(distribution_of_completions(sampler, pixels(), projection, X), projection)
-    assert worst_score(drawn(name, sampler, raw_at, 20_000, 0), wanted) < LIMIT
-    for mistaken in (replace(sampler, noise_scale=1.08), replace(sampler, start=None)):
-        assert worst_score(drawn(name, mistaken, raw_at, 20_000, 1), wanted) > LIMIT
-
-
-@pytest.mark.parametrize("noise_std", [0.015, 0.9, 9.0])
-def test_the_start_between_levels_is_the_mean_where_the_data_vary_much_less_or_more(noise_std: float) -> None:
-    sampler = build_posterior_sampler(preset("digits", "unet"))
-    ladder, levels, start = sampler.ladder, sampler.levels, sampler.start
-    level = sampler.start_level(noise_std)
-    unit = float(levels.transition_scale[level] * ladder.cumulative_scale[level])
-    below = float(ladder.cumulative_std[level] / ladder.cumulative_scale[level])
-    assert start is not None
-    for std, slope in ((1e-3 * below, (below / noise_std) ** 2), (1e3 * noise_std, 1.0)):
-        if std > 1 and level == levels.num_levels - 1:
-            continue  # above the topmost level, the data are taken to vary less than the noise
-        data = CorrelatedGaussian(0 * X, std**2 * EYE)
-        x_noisy = X.reshape(1, *SHAPE)
-        made = start.draw_between(exact_raw(data, ladder, levels), x_noisy, level, noise_std, 0 * x_noisy)
-        # x_T is taken to be white, though its noise has a variance of .993.
-        torch.testing.assert_close(made, unit * slope * x_noisy, rtol=0.01, atol=0)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("noise_std", [0.1, 0.9, 9.0])
-def test_denoised_images_have_the_distribution_of_chains_that_start_at_the_mean(noise_std: float) -> None:
-    # All pixels are alike, so that the exact recursion of a single one holds for each.
-    experiment = replace(preset("digits", "unet"), mcmc=replace(preset("digits", "unet").mcmc, num_chain_steps=1))
-    sampler = replace(build_posterior_sampler(experiment), end=None)
-    variance = 0.25
-    alike = CorrelatedGaussian(torch.zeros(NUM_PIXELS).double(), variance * EYE)
-    slope, std = denoising(experiment, noise_std)[variance]
-    scale, first_std = float(sampler.ladder.scale[0]), float(sampler.ladder.std[0])
-    further = ((scale * noise_std) ** 2 - first_std**2) ** 0.5
-    truth = alike.affine(scale, first_std).given(EYE, scale * X, further)
-    wanted = CorrelatedGaussian(slope * truth.mean, std**2 * truth.covariance)
-    raw_at = exact_raw(alike, sampler.ladder, sampler.levels)
-    given = X.reshape(SHAPE).expand(20_000, *SHAPE)
-    made = sampler.denoise(raw_at, QuickNoise(3), torch.arange(20_000), given, noise_std).flatten(1)
-    assert worst_score(made, wanted) < LIMIT
-
-
-def test_the_last_step_takes_the_noise_of_level_0_away() -> None:
-    sampler, raw_at = posterior_sampler(pixels(), ladder=linear_ladder(3, 0.2, 0.5), num_chain_steps=4, step_share=0.4)
-    tweedie = Tweedie(sampler.levels, sampler.ladder)
-    lowest, x, ids = raw_at(torch.zeros(1, dtype=torch.int64)), X.reshape(1, *SHAPE), torch.arange(1)
-    noisy, clean = (
-        one.denoise(raw_at, PhiloxNoise(0), ids, x, 1.0) for one in (sampler, replace(sampler, end=tweedie))
-    )
-    torch.testing.assert_close(clean, tweedie.clean(lowest, float(sampler.levels.transition_scale[0]) * noisy))
-    assert float((clean - noisy).abs().max()) > 0.05
-    observation = OBSERVATIONS["pixels"][0]
-    noisy, clean = (
-        one.complete(raw_at, PhiloxNoise(0), ids, x, observation) for one in (sampler, replace(sampler, end=tweedie))
-    )
-    hidden = ~OBSERVED.reshape(1, *SHAPE)
-    assert float((clean - noisy)[hidden].abs().min()) > 0
-    assert torch.equal(clean[~hidden], x[~hidden])
 
 
 @pytest.mark.slow
@@ -293,10 +196,6 @@ def quick_sampler() -> PosteriorSampler:
     return replace(build_posterior_sampler(preset("digits"), num_rounds=2), num_chain_steps=4)
 
 
-def isotropic(level: Tensor) -> LogDensityAndGrad:
-    return Gaussian(torch.tensor(0.1), 0.6).log_density_and_grad
-
-
 def test_observed_pixels_are_those_of_the_input_to_the_bit() -> None:
     sampler = quick_sampler()
     original = torch.arange(256, dtype=torch.uint8).reshape(4, 1, 8, 8)
@@ -351,33 +250,6 @@ def test_images_do_not_depend_on_their_batch() -> None:
         assert torch.equal(together[[2, 0]], work([2, 0]))
         # Two completions of one image differ.
         assert not torch.equal(together[0], together[1])
-
-
-def test_no_number_of_the_noise_is_used_twice() -> None:
-    asked: list[tuple[object, ...]] = []
-
-    class Noted(QuickNoise):
-        def normal(
-            self,
-            purpose: Purpose,
-            sample_ids: Tensor,
-            level: Tensor | int,
-            chain_steps: Sequence[int],
-            shape: Sequence[int],
-        ) -> Tensor:
-            asked.extend((purpose, int(torch.as_tensor(level).flatten()[0]), step) for step in chain_steps)
-            return super().normal(purpose, sample_ids, level, chain_steps, shape)
-
-    sampler = replace(build_posterior_sampler(preset("digits", "unet"), num_rounds=3), end=None)
-    x = torch.zeros(1, 1, 8, 8)
-    for draw in (
-        lambda: sampler.complete(isotropic, Noted(0), torch.arange(1), x, ObservedPixels(x[0, 0] > 0)),
-        lambda: sampler.denoise(isotropic, Noted(0), torch.arange(1), x, 0.9),
-    ):
-        asked.clear()
-        draw()
-        assert Purpose.SAMPLE_START in {purpose for purpose, *_ in asked}
-        assert len(set(asked)) == len(asked)
 
 
 TWEEDIE = {"start": "tweedie", "last_step": "tweedie"}
