@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import subprocess
 import sys
 import time
@@ -14,7 +13,7 @@ from drl_dist.data.filesystem import Folder
 from drl_dist.data.index import open_index
 from tests.data.published import encoded, photo, write_fashion
 from tests.gcs import GcsEmulator
-from tests.helpers.forked import real_process
+from tests.helpers.forked import kill, real_process
 from tests.support import subprocess_environment
 
 pytestmark = pytest.mark.integration
@@ -78,8 +77,7 @@ def test_killed_and_run_again_it_ends_with_the_same_bytes(tmp_path: Path) -> Non
             time.sleep(0.01)
         workers = children(process.pid)
     finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait(timeout=10)
+        kill(process)
     assert not (tmp_path / "killed" / "index.parquet").exists()
     deadline = time.monotonic() + 10
     while any(Path(f"/proc/{worker}").exists() for worker in workers):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from drl_dist.localhost import processes
 
@@ -92,6 +93,17 @@ def forked_processes() -> list[Forked]:
 def real_process(client: int) -> int:
     """The process that does the work of one that was started: itself, unless it is forked."""
     return next((one.child for one in forked_processes() if one.is_running and one.client == client), client)
+
+
+def kill(process: subprocess.Popen[Any]) -> None:
+    """SIGKILL; nothing of the process is left at the return.
+
+    Killing the client alone leaves the forked process to the server, which may come to it later, after the next start
+    of a test has begun.
+    """
+    os.kill(real_process(process.pid), signal.SIGKILL)
+    # A client ends as the forked process did, once that has been waited for.
+    process.wait()
 
 
 def count_forked_processes_below_their_clients() -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from drl_dist.localhost import processes
-from tests.helpers.forked import FOLDER, ForkServer, count_forked_processes_below_their_clients, real_process
+from tests.helpers.forked import FOLDER, ForkServer, count_forked_processes_below_their_clients, kill, real_process
 from tests.support import subprocess_environment, wait_for
 
 pytestmark = pytest.mark.integration
@@ -120,6 +120,18 @@ def test_an_ignored_signal_stays_ignored(python: str, tmp_path: Path) -> None:
     code = "print(signal.getsignal(signal.SIGINT) == signal.SIG_IGN)"
     process, _ = started(python, code, tmp_path, "env", "--ignore-signal=INT")
     assert process.communicate(timeout=30)[0] == "True\n"
+
+
+def test_nothing_is_left_of_what_was_killed_before_the_next_start(python: str, tmp_path: Path) -> None:
+    code = "import sys, time; open(sys.argv[1], 'w').close(); time.sleep(100)"
+    client = subprocess.Popen([python, "-c", code, tmp_path / "began"], env=subprocess_environment())
+    wait_for((tmp_path / "began").exists)
+    child = real_process(client.pid)
+    assert child != client.pid
+    kill(client)
+    assert client.returncode == -signal.SIGKILL
+    with pytest.raises(ProcessLookupError):
+        os.kill(child, 0)
 
 
 def test_a_killed_client_takes_it_along_and_what_it_started_is_found(python: str, tmp_path: Path) -> None:

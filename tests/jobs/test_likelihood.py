@@ -31,6 +31,7 @@ from drl_dist.mcmc.adaptation import AdaptationConfig, StepSizes
 from drl_dist.training.chain import GradientEngine
 from drl_dist.training.ema import load_averaged
 from tests.data.sets import write_set
+from tests.helpers.forked import kill
 from tests.support import ROOT, subprocess_environment, wait_for, write_tiny_checkpoint
 
 NUM_CHAINS, NUM_IMAGES = 5, 7
@@ -264,8 +265,7 @@ def test_a_job_on_ray_killed_and_run_again_finds_the_same_numbers(
             # A record holds what one task found; the report comes after all of them, and after a picture.
             wait_for(lambda: list((tmp_path / "out").rglob("0*.safetensors")))
         finally:
-            killed.kill()
-            killed.wait()
+            kill(killed)
     assert "adapting: 7/7 levels" in (tmp_path / "killed.txt").read_text()
     assert not (tmp_path / "out" / REPORT_NAME).exists()
 

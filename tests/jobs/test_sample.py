@@ -26,6 +26,7 @@ from drl_dist.data.stream import ShardStream
 from drl_dist.jobs.sample.driver import sample_run
 from drl_dist.jobs.sample.options import SampleOptions, check_options
 from drl_dist.localhost import MlflowServer, RayHead
+from tests.helpers.forked import kill
 from tests.support import ROOT, subprocess_environment, titled, wait_for
 
 NUM_IMAGES, SHARD_SIZE = 84, 12
@@ -118,7 +119,7 @@ def test_a_killed_job_resumes_to_the_same_bytes(
         command(checkpoint, tmp_path), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     ) as job:
         wait_for(lambda: len(list((tmp_path / "_progress").glob("0*.json"))) >= 2)
-        job.kill()
+        kill(job)
     assert not (tmp_path / "index.parquet").exists()
     finished = {
         path.stem: (tmp_path / f"tiny-generated-{path.stem}.tar").stat().st_mtime_ns

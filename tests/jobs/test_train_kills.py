@@ -13,6 +13,7 @@ import pytest
 
 from drl_dist.checkpoints.storage import checkpoint_name, stored_checkpoints
 from drl_dist.localhost import MlflowServer, RayHead, processes
+from tests.helpers.forked import kill
 from tests.jobs.training_jobs import EVERY, STEPS, Job, assert_equal_checkpoints, run, tracked, words
 from tests.support import ROOT, subprocess_environment
 
@@ -41,7 +42,7 @@ def test_driver_and_head_may_die(straight: Job, mlflow_server: MlflowServer, dig
         environment = subprocess_environment(head.environment(), mlflow_server.environment())
         with subprocess.Popen(command, env=environment) as job:
             wait_until_begun(folder / checkpoint_name(EVERY), job)
-            job.kill()
+            kill(job)
         with subprocess.Popen(command, env=environment) as job:
             wait_until_begun(folder / checkpoint_name(2 * EVERY), job)
             processes.end(processes.tree(head.pid), signal.SIGKILL)

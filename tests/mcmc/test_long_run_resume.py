@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from drl_dist.jobs.long_run import output
 from drl_dist.jobs.long_run.driver import long_run
 from drl_dist.jobs.long_run.options import LongRunOptions
 from drl_dist.mcmc.adaptation import AdaptationConfig
+from tests.helpers.forked import kill
 from tests.support import ROOT, subprocess_environment, wait_for, write_tiny_checkpoint
 
 JOB = """
@@ -139,7 +139,7 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bytes(checkpoin
     for name in ("adaptation.safetensors", "chains.safetensors", "40-000000.safetensors"):
         with start(out) as job:
             wait_for(kept(name))
-            os.kill(job.pid, signal.SIGKILL)
+            kill(job)
     assert not (out / "diagnostics.json").exists()
     with start(out) as job:
         wait_for(kept("chains.safetensors"))

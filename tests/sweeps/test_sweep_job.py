@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shlex
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +19,7 @@ from drl_dist.checkpoints.storage import newest_checkpoint
 from drl_dist.jobs.sweep.record import Curve, Outcome, read
 from drl_dist.jobs.train.options import parse_train
 from drl_dist.localhost import MlflowServer
+from tests.helpers.forked import kill
 from tests.jobs.training_jobs import Job
 from tests.support import ROOT, wait_for
 
@@ -64,7 +64,7 @@ def swept(
             wait_for(lambda: torn.exists() or first.poll() is not None, 600)
             assert first.poll() is None, first.stdout and first.stdout.read()
         finally:
-            first.send_signal(signal.SIGKILL)
+            kill(first)
     ended = (folder / "s-0000" / "outcome.json").stat().st_mtime_ns
     with start(environment, words(digits, storage)) as second:
         output, _ = second.communicate(timeout=900)
