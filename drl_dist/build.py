@@ -181,7 +181,7 @@ def build_posterior_sampler(experiment: Experiment, num_rounds: int = 4) -> Post
             "model with mcmc.start tweedie",
             got=f"chain steps {num_chain_steps}",
             expected="chains, which alone can be held to an observation, at every level",
-            remedy="give --num-chain-steps, or use a model that was trained with mcmc.num_chain_steps of 1 or more",
+            remedy="give --num-chain-steps of 1 or more, or use a model that was trained with chains at every level",
         )
     tweedie = Tweedie(levels, ladder)
     return PosteriorSampler(
