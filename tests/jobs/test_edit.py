@@ -133,6 +133,8 @@ def test_the_interpolation_job(checkpoint: Path, without_ray: dict[str, str], tm
     assert interpolate_run(again) == 0
     with pytest.raises(UserError, match=r"got other images \(seed: 4 -> 5\)"):
         interpolate_run(replace(again, seed=5))
+    with pytest.raises(UserError, match=r"got other images \(num_chain_steps: absent -> 5\)"):
+        interpolate_run(replace(again, num_chain_steps=5))
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
 
 

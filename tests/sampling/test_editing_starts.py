@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
 
 from benchmarks.editing import denoising
 from drl_dist.build import build_posterior_sampler
@@ -106,27 +104,10 @@ def test_the_last_step_takes_the_noise_of_level_0_away() -> None:
 
 
 def test_no_number_of_the_noise_is_used_twice() -> None:
-    asked: list[tuple[object, ...]] = []
-
-    class Noted(QuickNoise):
-        def normal(
-            self,
-            purpose: Purpose,
-            sample_ids: Tensor,
-            level: Tensor | int,
-            chain_steps: Sequence[int],
-            shape: Sequence[int],
-        ) -> Tensor:
-            asked.extend((purpose, int(torch.as_tensor(level).flatten()[0]), step) for step in chain_steps)
-            return super().normal(purpose, sample_ids, level, chain_steps, shape)
-
     sampler = replace(build_posterior_sampler(preset("digits", "unet"), num_rounds=3), end=None)
-    x = torch.zeros(1, 1, 8, 8)
-    for draw in (
-        lambda: sampler.complete(isotropic, Noted(0), torch.arange(1), x, ObservedPixels(x[0, 0] > 0)),
-        lambda: sampler.denoise(isotropic, Noted(0), torch.arange(1), x, 0.9),
-    ):
-        asked.clear()
-        draw()
-        assert Purpose.SAMPLE_START in {purpose for purpose, *_ in asked}
-        assert len(set(asked)) == len(asked)
+    x, ids, noises = torch.zeros(1, 1, 8, 8), torch.arange(1), (QuickNoise(0), QuickNoise(0))
+    sampler.complete(isotropic, noises[0], ids, x, ObservedPixels(x[0, 0] > 0))
+    sampler.denoise(isotropic, noises[1], ids, x, 0.9)
+    for noise in noises:
+        assert Purpose.SAMPLE_START in {purpose for purpose, *_ in noise.asked}
+        assert len(set(noise.asked)) == len(noise.asked)

@@ -36,6 +36,8 @@ class QuickNoise:
 
     def __post_init__(self) -> None:
         self.generator = torch.Generator().manual_seed(self.seed)
+        self.asked: list[tuple[Purpose, int, int]] = []
+        """Purpose, level and chain step of all normals so far."""
 
     def normal(
         self,
@@ -45,6 +47,7 @@ class QuickNoise:
         chain_steps: Sequence[int],
         shape: Sequence[int],
     ) -> Tensor:
+        self.asked += [(purpose, int(torch.as_tensor(level).flatten()[0]), step) for step in chain_steps]
         return torch.randn(len(chain_steps), len(sample_ids), *shape, generator=self.generator)
 
     def uniform(
