@@ -2,55 +2,68 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 from torch import Tensor
-from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from drl_dist.energy.layers import Layer
-from drl_dist.energy.wide_resnet import WideResNet
+_conv, _conv_backward = torch.ops.aten.convolution.default, torch.ops.aten.convolution_backward.default
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """One call: its shapes and how it strides."""
+
+    x: tuple[int, ...]
+    weight: tuple[int, ...]
+    output: tuple[int, ...]
+    settings: tuple[Any, ...]
+    """Stride, padding, dilation, whether it is transposed, output padding and groups."""
+
+
+class _Recorder(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[Convolution] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        if func is _conv:
+            x, weight, _, *settings = args
+            self.found.append(Convolution(tuple(x.shape), tuple(weight.shape), tuple(output.shape), tuple(settings)))
+        return output
+
+
+def convolutions_of(forward: Callable[[], object]) -> list[Convolution]:
+    """The convolutions of an eager forward pass, in order."""
+    with _Recorder() as recorder, torch.no_grad():
+        forward()
+    return recorder.found
 
 
 class BareConvolutions:
-    """The 3x3 convolutions of a network, forward and input-gradient, on random tensors of the right shapes.
+    """Convolutions, forward and input-gradient, on random tensors of the right shapes.
 
     Args:
-        network: whose convolutions are timed.
-        batch_size: images per convolution.
+        convolutions: those of one forward pass.
         dtype: of the arithmetic.
+        device: of the tensors.
     """
 
-    def __init__(self, network: WideResNet, batch_size: int, dtype: torch.dtype) -> None:
-        self._work: list[tuple[Tensor, Tensor, Tensor]] = []
-        size = network.image_shape[-1]
-        self._add(network.stem, batch_size, size, dtype)
-        for level in network.blocks():
-            for block in level:
-                for layer in (block.conv_1, block.conv_2, block.skip):
-                    if layer is not None:
-                        self._add(layer, batch_size, size, dtype)
-            size //= 2
+    def __init__(self, convolutions: list[Convolution], dtype: torch.dtype, device: torch.device) -> None:
+        def random(shape: tuple[int, ...]) -> Tensor:
+            return torch.randn(shape, device=device).to(dtype, memory_format=torch.channels_last)
 
-    def _add(self, layer: Layer, batch_size: int, size: int, dtype: torch.dtype) -> None:
-        out_channels, in_channels = layer.weight.shape[:2]
-
-        def random(*shape: int) -> Tensor:
-            return torch.randn(shape, device=layer.weight.device).to(dtype, memory_format=torch.channels_last)
-
-        self._work.append(
-            (
-                random(batch_size, in_channels, size, size),
-                random(out_channels, in_channels, 3, 3),
-                random(batch_size, out_channels, size, size),
-            )
-        )
+        self._work = [(random(c.x), random(c.weight), random(c.output), c.settings) for c in convolutions]
 
     @torch.no_grad()
     def run(self, times: int) -> None:
         """Run all convolutions forward, then all input gradients backward, `times` times."""
         for _ in range(times):
-            for x, weight, _ in self._work:
-                functional.conv2d(x, weight, padding=1)
-            for x, weight, gradient in reversed(self._work):
-                torch.ops.aten.convolution_backward(
-                    gradient, x, weight, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1, [True, False, False]
-                )
+            for x, weight, _, settings in self._work:
+                _conv(x, weight, None, *settings)
+            for x, weight, gradient, settings in reversed(self._work):
+                _conv_backward(gradient, x, weight, None, *settings, [True, False, False])

@@ -2,8 +2,9 @@
 
     python -m benchmarks.step [--preset cifar10 --num-res-blocks 2 --batch-size 8 --rounds 3 --device cpu ...]
 
-The reference computes in float32; the engine and its floor are timed in each ``--precision``. Prints a table of medians
-and ratios, and writes them as JSON to the file given with ``--json``.
+The reference, which is of the wide ResNet, computes in float32; the engine and its floor are timed in each
+``--precision`` and with each choice of ``--compile``. With ``--setting unet`` it is the U-Net, whose step of score
+matching is timed, too. Prints a table of medians and ratios, and writes them as JSON to the file given with ``--json``.
 """
 
 from __future__ import annotations
@@ -16,20 +17,20 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.floor import BareConvolutions
+from benchmarks.floor import BareConvolutions, convolutions_of
 from benchmarks.memory import peak_bytes
 from drl_dist.common.batch import Batch
 from drl_dist.common.places import path_here
-from drl_dist.config.presets import TABLE_6, preset
+from drl_dist.config.presets import SETTINGS, TABLE_6, preset
 from drl_dist.config.tree import EngineConfig, Experiment
 from drl_dist.diffusion.ladder import Pairs
-from drl_dist.energy.wide_resnet import WideResNet
 from drl_dist.training.state import TrainState
 from drl_dist.training.step import TrainStep
 from tests.reference import ReferenceStep
@@ -41,17 +42,20 @@ def main() -> None:
     """Parse, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", default="cifar10", choices=sorted(TABLE_6))
+    parser.add_argument("--setting", default="t6", choices=sorted(set(SETTINGS) - {"t1k", "t1k_dsm"}))
     parser.add_argument("--num-res-blocks", type=int, default=2)
     parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--num-chain-steps", type=int, default=30)
+    parser.add_argument("--num-chain-steps", type=int, help="by default 30, with the U-Net 3")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--precision", nargs="+", default=list(DTYPES), choices=list(DTYPES))
-    parser.add_argument("--compile", default="auto", choices=["auto", "always", "never"])
+    parser.add_argument("--compile", nargs="+", default=["auto"], choices=["auto", "always", "never"])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--json", type=path_here, help="write the figures to this file, too")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    if arguments.num_chain_steps is None:
+        arguments.num_chain_steps = 3 if arguments.setting == "unet" else 30
     figures = measure(arguments)
     print(table(figures))
     if arguments.json:
@@ -60,27 +64,28 @@ def main() -> None:
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """All figures of one run."""
-    base = preset(arguments.preset)
-    experiment = dataclasses.replace(
-        base,
-        model=dataclasses.replace(base.model, num_res_blocks=arguments.num_res_blocks),
-        mcmc=dataclasses.replace(base.mcmc, num_chain_steps=arguments.num_chain_steps),
-        train=dataclasses.replace(base.train, batch_size=arguments.batch_size),
-    )
+    experiment = timed_experiment(arguments)
     device = torch.device(arguments.device)
     batch = random_batch(experiment, device)
     contenders: dict[str, Callable[[], object]] = {}
+    engines = {engine_name(arguments, *each): each for each in product(arguments.precision, arguments.compile)}
     chain_flop = 0.0
-    for precision in arguments.precision:
+    for name, (precision, choice) in engines.items():
         state = TrainState.create(experiment, device)
-        engine = TrainStep(state, experiment, EngineConfig(precision=precision, compile=arguments.compile))
+        config = EngineConfig(precision=precision, compile=choice)
+        engine = TrainStep(state, experiment, config)
         pairs = engine.draw(batch.images, batch.positions)
-        chain_flop = gradient_flop(state, experiment, pairs.level, pairs.x_noisy) * arguments.num_chain_steps
-        add_step(contenders, f"engine {precision}", engine, batch, pairs)
-        assert isinstance(state.network, WideResNet)
-        floor = BareConvolutions(state.network, arguments.batch_size, DTYPES[precision])
-        contenders[f"floor {precision}: chain"] = functools.partial(floor.run, arguments.num_chain_steps)
-    add_reference(contenders, experiment, batch, device)
+        num_gradients = arguments.num_chain_steps + (experiment.mcmc.start == "tweedie")
+        chain_flop = gradient_flop(state, experiment, pairs.level, pairs.x_noisy) * num_gradients
+        add_step(contenders, name, engine, batch, pairs)
+        prepared = state.network.prepare(pairs.level, DTYPES[precision])
+        found = convolutions_of(functools.partial(state.network.evaluate, prepared, pairs.x_noisy))
+        floor = BareConvolutions(found, DTYPES[precision], device)
+        contenders[f"floor {precision}: chain"] = functools.partial(floor.run, num_gradients)
+        if experiment.model.network == "unet":
+            add_matching(contenders, name, experiment, config, batch, device)
+    if experiment.model.network == "wide_resnet":
+        add_reference(contenders, experiment, batch, device)
     for run in contenders.values():
         run()  # warms up allocators, compilation and graphs
 
@@ -101,20 +106,49 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "chain_tflop_per_second": {},
         "peak_mib": {},
     }
-    reference = median["reference float32: chain"] + median["reference float32: update"]
-    for precision in arguments.precision:
-        chain, update = median[f"engine {precision}: chain"], median[f"engine {precision}: update"]
-        ratios = figures["ratios"]
-        ratios[f"reference step / engine {precision} step"] = reference / (chain + update)
-        ratios[f"engine {precision} chain / its floor"] = chain / median[f"floor {precision}: chain"]
-        figures["chain_tflop_per_second"][precision] = chain_flop / chain / 1e12
-        figures["peak_mib"][precision] = {
-            part: peak_bytes(contenders[f"engine {precision}: {part}"], device) / 2**20 for part in ("chain", "update")
+    ratios, first = figures["ratios"], next(iter(engines))
+    for name, (precision, _) in engines.items():
+        chain, update = median[f"{name}: chain"], median[f"{name}: update"]
+        if "reference float32: chain" in median:
+            reference = median["reference float32: chain"] + median["reference float32: update"]
+            ratios[f"reference step / {name} step"] = reference / (chain + update)
+        ratios[f"{name} chain / its floor"] = chain / median[f"floor {precision}: chain"]
+        if f"{name}: matching" in median and name != first:
+            ratios[f"{name} matching / {first}"] = median[f"{name}: matching"] / median[f"{first}: matching"]
+        figures["chain_tflop_per_second"][name] = chain_flop / chain / 1e12
+        figures["peak_mib"][name] = {
+            part: peak_bytes(contenders[f"{name}: {part}"], device) / 2**20 for part in ("chain", "update")
         }
         if device.type == "cuda":
-            peak = matrix_rate(DTYPES[precision])
-            ratios[f"{precision} chain rate / matrix rate"] = chain_flop / chain / peak
+            ratios[f"{name} chain rate / matrix rate"] = chain_flop / chain / matrix_rate(DTYPES[precision])
     return figures
+
+
+def timed_experiment(arguments: argparse.Namespace) -> Experiment:
+    """The preset in its size of this benchmark, which trains by recovery."""
+    base = preset(arguments.preset, arguments.setting)
+    diffusion = base.diffusion
+    if arguments.setting == "unet":
+        # What some presets leave to their data; times do not depend on it.
+        ends = {"first_noise_to_signal": 1e-4, "last_noise_to_signal": 140.0}
+        diffusion = dataclasses.replace(diffusion, **ends)
+    return dataclasses.replace(
+        base,
+        model=dataclasses.replace(
+            base.model, num_res_blocks=arguments.num_res_blocks, data_std=base.model.data_std or 0.5
+        ),
+        diffusion=diffusion,
+        mcmc=dataclasses.replace(base.mcmc, num_chain_steps=arguments.num_chain_steps),
+        optim=dataclasses.replace(
+            base.optim, first_objective=None, first_objective_steps=0, switch_rate_factor=1.0, objective="recovery"
+        ),
+        train=dataclasses.replace(base.train, batch_size=arguments.batch_size),
+    )
+
+
+def engine_name(arguments: argparse.Namespace, precision: str, choice: str) -> str:
+    """What an engine is called in the table."""
+    return f"engine {precision}" + (f", compile {choice}" if len(arguments.compile) > 1 else "")
 
 
 def gradient_flop(state: TrainState, experiment: Experiment, level: Tensor, y: Tensor) -> int:
@@ -132,6 +166,23 @@ def add_step(
     y_neg = step.run_chain(pairs, batch.positions)
     contenders[f"{name}: chain"] = lambda: step.run_chain(pairs, batch.positions)
     contenders[f"{name}: update"] = lambda: step.update(pairs, y_neg)
+
+
+def add_matching(
+    contenders: dict[str, Callable[[], object]],
+    name: str,
+    experiment: Experiment,
+    engine: EngineConfig,
+    batch: Batch,
+    device: torch.device,
+) -> None:
+    """Time a step of score matching, of a network of its own."""
+    experiment = dataclasses.replace(
+        experiment, optim=dataclasses.replace(experiment.optim, objective="score_matching")
+    )
+    step = TrainStep(TrainState.create(experiment, device), experiment, engine)
+    pairs = step.draw(batch.images, batch.positions)
+    contenders[f"{name}: matching"] = lambda: step.update(pairs, None)
 
 
 def add_reference(
@@ -192,13 +243,13 @@ def machine(device: torch.device) -> str:
 def table(figures: dict[str, Any]) -> str:
     """The figures as a table."""
     lines = [f"{figures['machine']}, torch {figures['torch']}, {figures['date']}", f"{figures['setting']}", ""]
-    lines += [f"{name:<26} {seconds:10.4f} s" for name, seconds in figures["median_seconds"].items()]
+    lines += [f"{name:<46} {seconds:10.4f} s" for name, seconds in figures["median_seconds"].items()]
     lines.append("")
-    lines += [f"{name:<38} {ratio:6.2f}" for name, ratio in figures["ratios"].items()]
-    for precision, rate in figures["chain_tflop_per_second"].items():
-        peak = figures["peak_mib"][precision]
-        lines.append(f"{precision + ' chain rate':<38} {rate:6.3f} TFLOP/s")
-        lines.append(f"{precision + ' peak memory, chain / update':<38} {peak['chain']:.0f} / {peak['update']:.0f} MiB")
+    lines += [f"{name:<66} {ratio:6.2f}" for name, ratio in figures["ratios"].items()]
+    for name, rate in figures["chain_tflop_per_second"].items():
+        peak = figures["peak_mib"][name]
+        lines.append(f"{name + ' chain rate':<66} {rate:6.3f} TFLOP/s")
+        lines.append(f"{name + ' peak memory, chain / update':<66} {peak['chain']:.0f} / {peak['update']:.0f} MiB")
     return "\n".join(lines)
 
 

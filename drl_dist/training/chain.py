@@ -22,6 +22,8 @@ from drl_dist.energy.network import EnergyNetwork
 
 Evaluate = Callable[[Any, Tensor], Tensor]
 """As `EnergyNetwork.evaluate`."""
+ImageGradient = Callable[[Any, Tensor], Tensor]
+"""Of `EnergyNetwork.evaluate`: (B, C, H, W), with gradients to whatever was prepared."""
 
 
 class GradientEngine:
@@ -45,6 +47,7 @@ class GradientEngine:
             )
         is_compiled = config.compile == "always" or (config.compile == "auto" and device.type == "cuda")
         self.evaluate: Evaluate = _compiled(network.evaluate) if is_compiled else network.evaluate
+        self._gradient = (_compiled_gradient if is_compiled else _eager_gradient)(network.evaluate)
         self.uses_graphs = config.cuda_graph and device.type == "cuda"
         self._is_frozen = is_frozen
         self._weights: Any = None
@@ -73,11 +76,7 @@ class GradientEngine:
 
     def gradient(self, y: Tensor, level: Tensor) -> Tensor:
         """The image gradient (B, C, H, W) of raw, itself with gradients to the parameters."""
-        leaf = y.detach().requires_grad_()
-        # Eager: compiled functions cannot be differentiated twice.
-        raw = self.network.evaluate(self.network.prepare(level, self.dtype), leaf)
-        (gradient,) = torch.autograd.grad(raw.sum(), leaf, create_graph=True)
-        return gradient
+        return self._gradient(self.network.prepare(level, self.dtype), y.detach())
 
     def _raw_and_grad(self, prepared: Any, y: Tensor) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
@@ -136,3 +135,20 @@ class _GradientGraph:
 @functools.cache
 def _compiled(evaluate: Evaluate) -> Evaluate:
     return torch.compile(evaluate, dynamic=False)
+
+
+def _eager_gradient(evaluate: Evaluate) -> ImageGradient:
+    def gradient(prepared: Any, y: Tensor) -> Tensor:
+        leaf = y.requires_grad_()
+        return torch.autograd.grad(evaluate(prepared, leaf).sum(), leaf, create_graph=True)[0]
+
+    return gradient
+
+
+@functools.cache
+def _compiled_gradient(evaluate: Evaluate) -> ImageGradient:
+    # What is compiled can be differentiated once: the first derivative has to be part of it.
+    def gradient(prepared: Any, y: Tensor) -> Tensor:
+        return torch.func.grad(lambda image: evaluate(prepared, image).sum())(y)
+
+    return torch.compile(gradient, dynamic=False)

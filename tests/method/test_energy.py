@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from drl_dist.build import build_ladder, build_levels, build_network, build_wide
 from drl_dist.config.presets import preset
 from drl_dist.config.tree import EngineConfig
 from drl_dist.energy.layers import Layer, sinusoidal_embedding
+from drl_dist.training import chain
 from drl_dist.training.chain import GradientEngine
 
 
@@ -137,6 +139,33 @@ def test_a_compiled_network_gives_the_same_numbers() -> None:
     compiled = GradientEngine(network, EngineConfig(compile="always")).raw_at(level)(y)
     for expected, got in zip(plain, compiled, strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("setting", ["t1k_dsm", "unet"])
+def test_a_compiled_gradient_can_be_differentiated(setting: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Traced and differentiated as always, but not translated to C++, which takes a minute.
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    monkeypatch.setattr(chain, "_compiled_gradient", chain._compiled_gradient.__wrapped__)
+    experiment = preset("digits", setting)
+    small = {"width": 4, "width_multipliers": (1,), "time_hidden_dim": 8}
+    experiment = dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, **small))
+    network = build_network(experiment)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            # The last layers begin at zero, where most gradients are.
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    level, y = torch.tensor([0, 5]), torch.randn(2, 1, 8, 8)
+    found: list[dict[str, Tensor]] = []
+    for choice in ("never", "always"):
+        gradient = GradientEngine(network, EngineConfig(compile=choice)).gradient(y, level)
+        network.zero_grad()
+        (gradient - y).square().sum().backward()
+        used = {name: one.grad.clone() for name, one in network.named_parameters() if one.grad is not None}
+        found.append({"": gradient.detach()} | used)
+    plain, compiled = found
+    assert len(plain) > 10
+    for name, expected in plain.items():
+        torch.testing.assert_close(compiled[name], expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
 
 
 def test_released_level_scales() -> None:
