@@ -7,6 +7,7 @@ import functools
 
 import pytest
 import torch
+from torch import Tensor
 
 from drl_dist.build import build_ladder, build_levels, build_network, build_wide_resnet
 from drl_dist.config.presets import preset
