@@ -20,6 +20,9 @@ class EnergyNetwork(nn.Module, ABC):
 
     image_shape: tuple[int, int, int]
     """(channels, height, width) of an image."""
+    gradient_uses_all_parameters: bool = False
+    """Whether the image gradient depends on every parameter, unlike on a bias behind the last activation. Where it may
+    not, score matching on several workers looks at each step for those that it left out."""
 
     @property
     def device(self) -> torch.device:

@@ -167,6 +167,7 @@ class EnergyUNet(EnergyNetwork):
         generator: random generator of the initial weights; by default torch's own.
     """
 
+    gradient_uses_all_parameters = True
     noise_std: Tensor
     signal_std: Tensor
 

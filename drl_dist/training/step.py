@@ -227,7 +227,7 @@ class TrainStep:
         """Take up the objective of the step to come; where it is another one, all ranks do so at the same step."""
         name = self.experiment.optim.objective_at(self.state.step)
         if name != self._objective_name:
-            # With a wrapper of its own: DDP looks for unused parameters in image gradients alone.
+            # With a wrapper of its own: DDP looks for unused parameters in image gradients, if at all.
             self._objective_name, (self.objective, self.forward) = name, self._made(name)
 
     def _made(self, name: ObjectiveName) -> tuple[Objective, nn.Module]:
@@ -244,8 +244,7 @@ class TrainStep:
             device_ids=[self.device] if self.device.type == "cuda" else None,
             forward_sync_buffers=False,
             gradient_as_bucket_view=True,
-            # An image gradient does not depend on the biases behind the last activation.
-            find_unused_parameters=objective.needs_gradient,
+            find_unused_parameters=objective.needs_gradient and not self.state.network.gradient_uses_all_parameters,
         )
 
     def _result(

@@ -169,6 +169,18 @@ def test_a_compiled_gradient_can_be_differentiated(setting: str, monkeypatch: py
         torch.testing.assert_close(compiled[name], expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
 
 
+@pytest.mark.parametrize(("setting", "expected"), [("t1k_dsm", False), ("unet", True)])
+def test_networks_know_whether_their_gradient_uses_every_parameter(setting: str, expected: bool) -> None:
+    experiment = preset("digits", setting)
+    # The wide ResNet's dense head ends with a bias.
+    model = dataclasses.replace(experiment.model, width=4, head="dense")
+    network = build_network(dataclasses.replace(experiment, model=model))
+    engine = GradientEngine(network, EngineConfig(compile="never"))
+    loss = engine.gradient(torch.randn(2, 1, 8, 8), torch.tensor([0, 5])).square().sum()
+    found = torch.autograd.grad(loss, list(network.parameters()), allow_unused=True)
+    assert all(one is not None for one in found) is network.gradient_uses_all_parameters is expected
+
+
 def test_released_level_scales() -> None:
     experiment = preset("cifar10")
     levels = build_levels(experiment, build_ladder(experiment.diffusion))
