@@ -4,8 +4,8 @@
 
 A sheet is a grid.png of the sampling job or a samples.png of training, without real images beside it. Its images are
 scored as those of benchmarks.quality are, by the same features, beside as many real ones that neither the features nor
-the reference have seen. FID of few images is far too large, and comparable only between sheets of as many; KID is not
-biased. --out keeps the features' network. Needs the extras `evaluation` and `prep`.
+the reference have seen. FID of few images is far too large, and comparable only between sheets of as many. --out keeps
+the features' network. Needs the extras `evaluation` and `prep`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from drl_dist.common.program import entry_point, stop_on_signals
 from drl_dist.common.validation import local_of, refuse_broken
 
 _PADDING = 2
-_HEAD = ("sheet", "images", "FID", "KID", "recognised", "largest class")
+_HEAD = ("sheet", "images", "FID", "recognised", "largest class")
 
 
 def cut(sheet: np.ndarray, resolution: int, what: str) -> Tensor:
@@ -71,7 +71,7 @@ def table(scores: Sequence[tuple[str, int, dict[str, Any]]]) -> str:
     """A line for each sheet: its name, its number of images and their scores."""
     lines = [_HEAD, ("---",) * len(_HEAD)]
     for name, count, score in scores:
-        numbers = (score["fid"], score["kid"], score["recognised"], max(score["class_shares"]))
+        numbers = (score["fid"], score["recognised"], max(score["class_shares"]))
         lines.append((name, str(count), *(f"{number:.3g}" for number in numbers)))
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
