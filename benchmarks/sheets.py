@@ -62,7 +62,15 @@ def cut(sheet: np.ndarray, resolution: int, what: str) -> Tensor:
         )
     cells = torch.from_numpy(sheet[_PADDING:, _PADDING:, 0].copy()).unfold(0, cell - _PADDING, cell)
     cells = cells.unfold(1, cell - _PADDING, cell)
-    images = cells[..., ::factor, ::factor].reshape(rows * columns, 1, resolution, resolution)
+    images = cells[..., ::factor, ::factor]
+    if not torch.equal(images.repeat_interleave(factor, 2).repeat_interleave(factor, 3), cells):
+        raise UserError(
+            what,
+            got="images of more pixels",
+            expected=f"images of {resolution} pixels, each shown {factor} times in both directions",
+            remedy="give --data the images that the sheet is of",
+        )
+    images = images.reshape(rows * columns, 1, resolution, resolution)
     # The last row may have empty places, which are white.
     return images[(images < 255).flatten(1).any(1)]
 

@@ -8,7 +8,7 @@ from collections.abc import Collection
 from typing import Any
 
 from drl_dist.checkpoints.earlier_records import as_begun, lacking, without
-from drl_dist.checkpoints.format import parse_json_object
+from drl_dist.checkpoints.format import Checkpoint, parse_json_object
 from drl_dist.checkpoints.retention import SNAPSHOT
 from drl_dist.checkpoints.rollbacks import ROLLBACKS
 from drl_dist.common.errors import UserError
@@ -72,6 +72,26 @@ def check_record(run_url: str, experiment: Experiment, data_fingerprint: str, st
             expected="the experiment that the run was started with",
             remedy="undo the changes, or give the changed run a name of its own, with --start-from to continue "
             "from here",
+        )
+
+
+def check_checkpoint(checkpoint: Checkpoint, url: str, run: RunConfig, data_fingerprint: str) -> None:
+    """Refuse a checkpoint of another run, but for the one that this run starts from, which was looked at before.
+
+    Raises:
+        UserError: its experiment or its data are others; more steps are allowed.
+    """
+    changed = [
+        line
+        for line in differences(to_dict(checkpoint.experiment), to_dict(run.experiment))
+        if url != run.start_from and not line.startswith("train.num_steps:")
+    ]
+    if changed or checkpoint.state.data_fingerprint != data_fingerprint:
+        raise UserError(
+            f"checkpoint {url}",
+            got="; ".join(changed) or "a checkpoint of a run on other data",
+            expected="a checkpoint of this run",
+            remedy="give the run a name of its own",
         )
 
 

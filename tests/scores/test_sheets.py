@@ -34,6 +34,12 @@ def test_a_sheet_of_other_images_is_refused() -> None:
         cut(sheet, 32, "one.png")
 
 
+def test_a_sheet_of_larger_images_is_not_taken_for_one_of_enlarged_ones() -> None:
+    sheet = grid(torch.randint(0, 256, (4, 1, 32, 32), dtype=torch.uint8), 2)
+    with pytest.raises(UserError, match=r"^one\.png: got images of more pixels, expected images of 8 pixels"):
+        cut(sheet, 8, "one.png")
+
+
 def test_real_digits_are_recognised_and_noise_is_not(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

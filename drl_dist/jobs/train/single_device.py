@@ -22,13 +22,12 @@ import torch
 from drl_dist.checkpoints.format import PARTS, CheckpointState, read_checkpoint, write_checkpoint
 from drl_dist.checkpoints.retention import remove_orphaned
 from drl_dist.checkpoints.rollbacks import noise_seed, read_rollbacks
-from drl_dist.checkpoints.run_record import RECORD, check_record, continued, write_record
+from drl_dist.checkpoints.run_record import RECORD, check_checkpoint, check_record, continued, write_record
 from drl_dist.checkpoints.storage import StoredCheckpoint, checkpoint_name, fetch_checkpoint, upload_checkpoint
 from drl_dist.checkpoints.verify import newest_verified_checkpoint
 from drl_dist.checkpoints.warm_start import starting_point
 from drl_dist.common.batch import BatchSource
 from drl_dist.common.errors import UserError
-from drl_dist.common.nested import differences, to_dict
 from drl_dist.common.places import joined
 from drl_dist.common.program import SIGNALS, Stopped
 from drl_dist.config.rules import ARRAY_SUFFIX
@@ -306,16 +305,5 @@ def _restore(state: TrainState, run: RunConfig, url: str, fingerprint: str) -> N
     finally:
         if Folder(url).local is None:
             shutil.rmtree(folder)
-    changed = [
-        line
-        for line in differences(to_dict(checkpoint.experiment), to_dict(run.experiment))
-        if url != run.start_from and not line.startswith("train.num_steps:")
-    ]
-    if changed or checkpoint.state.data_fingerprint != fingerprint:
-        raise UserError(
-            f"checkpoint {url}",
-            got="; ".join(changed) or "a checkpoint of a run on other data",
-            expected="a checkpoint of this run",
-            remedy="give the run a name of its own",
-        )
+    check_checkpoint(checkpoint, url, run, fingerprint)
     state.load_tensors(checkpoint.tensors, checkpoint.state.step)

@@ -10,10 +10,9 @@ from torch import distributed
 
 from drl_dist.checkpoints.format import parse_checkpoint
 from drl_dist.checkpoints.retention import listed_names, remove_orphaned
+from drl_dist.checkpoints.run_record import check_checkpoint
 from drl_dist.checkpoints.storage import StoredCheckpoint, checkpoint_name, is_own_name
 from drl_dist.checkpoints.verify import VerifiedCheckpoint, read_newest_checkpoint, read_stored_checkpoint
-from drl_dist.common.errors import UserError
-from drl_dist.common.nested import differences, to_dict
 from drl_dist.config.tree import RunConfig
 from drl_dist.jobs.train.faults.restarts import OutdatedListError
 from drl_dist.training.state import TrainState
@@ -45,19 +44,7 @@ def restore(state: TrainState, run: RunConfig, fingerprint: str, *, is_first: bo
     if found is None:
         return
     checkpoint = parse_checkpoint(found.files, source=found.url)
-    # Another run's checkpoint was looked at before anything was started.
-    changed = [
-        line
-        for line in differences(to_dict(checkpoint.experiment), to_dict(run.experiment))
-        if found.url != run.start_from and not line.startswith("train.num_steps:")
-    ]
-    if changed or checkpoint.state.data_fingerprint != fingerprint:
-        raise UserError(
-            f"checkpoint {found.url}",
-            got="; ".join(changed) or "a checkpoint of a run on other data",
-            expected="a checkpoint of this run",
-            remedy="give the run a name of its own",
-        )
+    check_checkpoint(checkpoint, found.url, run, fingerprint)
     state.load_tensors(checkpoint.tensors, checkpoint.state.step)
     if is_first:
         print(f"resuming after step {state.step} from {found.url}", flush=True)
