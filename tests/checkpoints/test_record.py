@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from drl_dist.checkpoints.run_record import check_record, continued, write_record
+from drl_dist.checkpoints.format import Checkpoint, CheckpointState
+from drl_dist.checkpoints.run_record import check_checkpoint, check_record, continued, write_record
 from drl_dist.common.errors import UserError
 from drl_dist.common.nested import flatten, to_dict
 from drl_dist.config.presets import NEWER_FIELDS, SETTINGS, preset
@@ -112,3 +114,23 @@ def test_the_newer_fields_stand_otherwise_in_a_preset_than_where_they_lack() -> 
     for name in NEWER_FIELDS:
         values = {flatten(to_dict(preset("digits", setting)))[name] for setting in SETTINGS}
         assert values - {absent[name]}
+
+
+def test_a_checkpoint_of_another_run_is_refused() -> None:
+    experiment = preset("digits")
+    run = RunConfig(experiment=experiment, start_from="/other")
+
+    def check(found: Experiment, url: str = "/run/checkpoint_000000001", fingerprint: str = "f") -> None:
+        state = CheckpointState.after(1, found, "f", 1)
+        check_checkpoint(Checkpoint(experiment=found, state=state, tensors={}), url, run, fingerprint)
+
+    def trained(**changes: Any) -> Experiment:
+        return dataclasses.replace(experiment, train=dataclasses.replace(experiment.train, **changes))
+
+    check(experiment)
+    check(trained(num_steps=5))
+    check(trained(seed=1), url="/other")
+    with pytest.raises(UserError, match=r"got train\.seed: 1 -> 0, expected a checkpoint of this run"):
+        check(trained(seed=1))
+    with pytest.raises(UserError, match="got a checkpoint of a run on other data"):
+        check(experiment, fingerprint="g")
