@@ -34,6 +34,8 @@ def _without_start() -> Mapping[str, Way]:
 def _underdamped() -> Mapping[str, Way]:
     settings = [(k, 1.2, keep) for k in (1, 2, 3, 5) for keep in (0.0, 0.5, 0.8)]
     settings += [(k, c, keep) for k in (1, 3) for c, keep in ((0.8, 0.0), (1.6, 0.0), (1.6, 0.5))]
+    # Without any of the momentum kept: mcmc.kernel leimkuhler_matthews, as the setting unet has it.
+    settings += [(k, 1.4, 0.0) for k in (1, 2, 3)]
     return {f"BAOAB, K = {k}, c = {c}, keeps {keep}": Way(k, Underdamped(c, keep)) for k, c, keep in settings}
 
 

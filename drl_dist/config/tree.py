@@ -12,6 +12,8 @@ from typing import Literal
 from drl_dist.common.places import joined
 from drl_dist.config.rules import check_experiment
 
+ChainKernelName = Literal["langevin", "leimkuhler_matthews"]
+"""Kernels of short chains, without a Metropolis step; see `drl_dist.mcmc.kernels`."""
 ObjectiveName = Literal["recovery", "normal_likelihood", "dsm", "score_matching"]
 NEEDS_NEGATIVES: dict[ObjectiveName, bool] = {
     "recovery": True,
@@ -95,6 +97,10 @@ class McmcConfig:
     """K, gradient steps per chain; 0 draws once from the normal approximation (section 3.3), or where `start` says."""
     level_chain_steps: tuple[int, ...] = ()
     """K given one by one, T numbers from level 0 up; overrides `num_chain_steps`. A 0 goes with the start tweedie."""
+    kernel: ChainKernelName = "langevin"
+    """langevin: plain Langevin steps (paper), whose draws are too wide; leimkuhler_matthews: each uses half of the
+    noise of the step before, which makes draws of a normal density exactly as wide as they should be, so that steps can
+    be longer."""
     start: Literal["x_noisy", "tweedie"] = "x_noisy"
     """x_noisy: chains start at x_{t+1} (paper); tweedie: at a draw around the mean of y_t given x_{t+1}, which the
     energy above gives at the cost of one gradient, and from which few steps are left to make."""
@@ -105,8 +111,8 @@ class McmcConfig:
     """released: delta_t = c_t * b * sigma_{t+1}; bound: delta_t = c / sqrt(P_t), with P_t the largest curvature that
     log p(y_t | x_{t+1}) can have, whatever the data."""
     bound_fraction: float = 0.6
-    """c of the rule bound: 2 is where chains become unstable, and the variance of what they draw is too large by at
-    most 1 / (1 - c**2 / 4)."""
+    """c of the rule bound: 2 is where chains become unstable; with the kernel langevin, the variance of what they draw
+    is too large by at most 1 / (1 - c**2 / 4)."""
     level_bound_fractions: tuple[float, ...] = ()
     """c of the rule bound given one by one, T numbers from level 0 up; overrides `bound_fraction`."""
     step_scale_squared: float = 2e-4
@@ -134,6 +140,8 @@ class McmcConfig:
     """Factor on the Langevin noise when generating images."""
     sampling_chain_steps: int | None = None
     """K of every level when generating and editing images; none: as in training."""
+    sampling_kernel: ChainKernelName | None = None
+    """The kernel when generating and editing images; none: as in training."""
     sampling_bound_fraction: float | None = None
     """c of the rule bound, of every level, when generating and editing images; none: as in training. The densities stay
     those that were trained."""

@@ -63,6 +63,10 @@ class Purpose(IntEnum):
     """Start of a chain that makes a training negative."""
     SAMPLE_START = 17
     """Starts of chains that make a generated image."""
+    TRAIN_BEFORE = 18
+    """What goes before the first step of a chain that makes a training negative (`LeimkuhlerMatthews`)."""
+    SAMPLE_BEFORE = 19
+    """The same of chains that make a generated image."""
 
 
 class Noise(Protocol):

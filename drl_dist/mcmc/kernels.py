@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from drl_dist.mcmc.hmc import Hmc
 from drl_dist.mcmc.kernel import Kernel, KernelAt
-from drl_dist.mcmc.langevin import UnadjustedLangevin
+from drl_dist.mcmc.langevin import LeimkuhlerMatthews, UnadjustedLangevin
 from drl_dist.mcmc.mala import Mala
 from drl_dist.mcmc.normal_approximation import NormalApproximation
 from drl_dist.mcmc.nuts import Nuts
@@ -42,6 +42,7 @@ class KernelRow:
 
 _ROWS = (
     KernelRow(name="langevin", kernel=UnadjustedLangevin, is_adjusted=False),
+    KernelRow(name="leimkuhler_matthews", kernel=LeimkuhlerMatthews, is_adjusted=False),
     KernelRow(name="normal_approximation", kernel=NormalApproximation, is_adjusted=False),
     KernelRow(
         name="hmc",

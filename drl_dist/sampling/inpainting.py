@@ -26,19 +26,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from drl_dist.config.tree import ChainKernelName
 from drl_dist.diffusion.ladder import NoiseLadder
 from drl_dist.diffusion.noise import Noise, Purpose
 from drl_dist.diffusion.recovery import Levels, LogDensityAndGrad, conditional_density, scaled_density
-from drl_dist.mcmc.kernel import ChainNoise, KeyedChainNoise, StepNoise, run_chain
-from drl_dist.mcmc.langevin import UnadjustedLangevin
+from drl_dist.mcmc.kernel import ChainNoise, Kernel, KeyedChainNoise, StepNoise, run_chain
 from drl_dist.mcmc.normal_approximation import NormalApproximation
-from drl_dist.sampling.progressive import RawAtLevel, steps_by_level
+from drl_dist.sampling.progressive import RawAtLevel, langevin, noise_before, steps_by_level
 from drl_dist.sampling.tweedie import Tweedie
 
 
@@ -94,6 +94,7 @@ class PosteriorSampler:
             procedure. A marginal top level, which no recovery term ties to x_T, has one round.
         start: where the chains of every round start; None for x_{t+1}.
         end: what turns y_0 into an image; None for a division by its scale, which leaves the noise of x_0 in it.
+        kernel_name: of the chains.
     """
 
     levels: Levels
@@ -103,6 +104,7 @@ class PosteriorSampler:
     num_rounds: int = 1
     start: Tweedie | None = None
     end: Tweedie | None = None
+    kernel_name: ChainKernelName = "langevin"
 
     def complete(
         self, raw_at: RawAtLevel, noise: Noise, sample_ids: Tensor, x: Tensor, observation: Observation
@@ -265,26 +267,36 @@ class PosteriorSampler:
         observed: tuple[Observation, Tensor] | None,
     ) -> Tensor:
         """y_t given x_{t+1}: the chain of round `number` of a level, over the unobserved part."""
-        chain = KeyedChainNoise(noise, Purpose.SAMPLE_CHAIN, sample_ids, t, tuple(x_noisy.shape[1:]), x_noisy.dtype)
+        shape = tuple(x_noisy.shape[1:])
+        chain = KeyedChainNoise(noise, Purpose.SAMPLE_CHAIN, sample_ids, t, shape, x_noisy.dtype)
+        before = noise_before(self.kernel_name, noise, Purpose.SAMPLE_BEFORE, sample_ids, t, shape, number)
+        before = None if before is None else before.to(x_noisy.dtype)
         num_draws = self.num_draws[t]
         if observed is None:
-            kernel = self._kernel(density, here, x_noisy, None)
+            kernel = self._kernel(density, here, x_noisy, None, before)
             return run_chain(kernel, start, chain, num_draws, start=number * num_draws).y
         observation, known = observed
-        kernel = self._kernel(density, here, x_noisy, observation)
+        if before is not None:
+            before = observation.keep(before, torch.zeros_like(before))
+        kernel = self._kernel(density, here, x_noisy, observation, before)
         y = observation.keep(start, float(self.levels.transition_scale[t]) * known)
         return run_chain(kernel, y, _RestNoise(chain, observation), num_draws, start=number * num_draws).y
 
     def _kernel(
-        self, marginal: LogDensityAndGrad, here: Levels, x_noisy: Tensor, observation: Observation | None
-    ) -> UnadjustedLangevin | NormalApproximation:
+        self,
+        marginal: LogDensityAndGrad,
+        here: Levels,
+        x_noisy: Tensor,
+        observation: Observation | None,
+        before: Tensor | None,
+    ) -> Kernel[Any]:
         """The kernel that draws y_t, or its unobserved part, given x_{t+1}."""
         if self.num_chain_steps == 0:
             density = marginal if observation is None else _of_the_rest(marginal, observation)
             return NormalApproximation(density, here.recovery_precision.rsqrt(), self.noise_scale, here.normal_std)
         conditional = conditional_density(marginal, x_noisy, here.recovery_precision)
         density = conditional if observation is None else _of_the_rest(conditional, observation)
-        return UnadjustedLangevin(density, here.step_size, self.noise_scale)
+        return langevin(density, here.step_size, self.noise_scale, before)
 
 
 def enlarge(images: Tensor, size: int) -> Tensor:

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from drl_dist.config.tree import ChainKernelName
 from drl_dist.diffusion.noise import Noise, Purpose
 from drl_dist.diffusion.recovery import Levels, LogDensityAndGrad, RawAtLevel, conditional_density, scaled_density
-from drl_dist.mcmc.kernel import KeyedChainNoise, run_chain
-from drl_dist.mcmc.langevin import UnadjustedLangevin
+from drl_dist.mcmc.kernel import Kernel, KeyedChainNoise, run_chain
+from drl_dist.mcmc.langevin import LeimkuhlerMatthews, UnadjustedLangevin
 from drl_dist.mcmc.normal_approximation import NormalApproximation
 from drl_dist.sampling.tweedie import Tweedie
 
@@ -28,6 +30,7 @@ class ProgressiveSampler:
         noise_scale: factor on the noise of the chains, and of their starts.
         start: where chains start; None for x_{t+1}.
         end: what turns y_0 into an image; None for a division by its scale, which leaves the noise of x_0 in it.
+        kernel_name: of the chains.
     """
 
     levels: Levels
@@ -35,6 +38,7 @@ class ProgressiveSampler:
     noise_scale: float
     start: Tweedie | None = None
     end: Tweedie | None = None
+    kernel_name: ChainKernelName = "langevin"
 
     @cached_property
     def num_draws(self) -> tuple[int, ...]:
@@ -87,7 +91,8 @@ class ProgressiveSampler:
                 y = self.start.draw(raw_at, x, level, normal, only_top=t == num_levels - 1)
             if num_draws := self.num_draws[t]:
                 numbers = KeyedChainNoise(noise, Purpose.SAMPLE_CHAIN, sample_ids, level, shape)
-                y = run_chain(self.kernel(raw_at(level), x, level), y, numbers, num_draws).y
+                before = noise_before(self.kernel_name, noise, Purpose.SAMPLE_BEFORE, sample_ids, level, shape)
+                y = run_chain(self.kernel(raw_at(level), x, level, before), y, numbers, num_draws).y
             if t == 0 and self.end is not None:
                 x = self.end.clean(raw_at(level), y)
             else:
@@ -97,21 +102,52 @@ class ProgressiveSampler:
         return torch.stack(stages)
 
     def kernel(
-        self, raw_and_grad: LogDensityAndGrad, x_noisy: Tensor, level: Tensor
-    ) -> UnadjustedLangevin | NormalApproximation:
+        self, raw_and_grad: LogDensityAndGrad, x_noisy: Tensor, level: Tensor, before: Tensor | None = None
+    ) -> Kernel[Any]:
         """The kernel that draws y_t given x_{t+1}.
 
         Args:
             raw_and_grad: the network at these levels.
             x_noisy: (B, ...) x_{t+1}.
             level: (B,) int64, t.
+            before: from `noise_before`.
         """
         here = self.levels.to(x_noisy.device, x_noisy.dtype).at(level)
         marginal = scaled_density(raw_and_grad, here.energy_scale)
         if self.num_chain_steps == 0:
             return NormalApproximation(marginal, here.recovery_precision.rsqrt(), self.noise_scale, here.normal_std)
         density = conditional_density(marginal, x_noisy, here.recovery_precision)
-        return UnadjustedLangevin(density, here.step_size, self.noise_scale)
+        return langevin(density, here.step_size, self.noise_scale, before)
+
+
+def noise_before(
+    kernel_name: ChainKernelName,
+    noise: Noise,
+    purpose: Purpose,
+    sample_ids: Tensor,
+    level: Tensor | int,
+    shape: tuple[int, ...],
+    number: int = 0,
+) -> Tensor | None:
+    """The normals before a chain's first step, float32 (B, *shape), if its kernel uses any.
+
+    Args:
+        kernel_name: which kernel.
+        noise, purpose, sample_ids, level, shape: as of `Noise.normal`.
+        number: of the chain, where there are several at a level.
+    """
+    if kernel_name != "leimkuhler_matthews":
+        return None
+    return noise.normal(purpose, sample_ids, level, (number,), shape)[0]
+
+
+def langevin(
+    density: LogDensityAndGrad, step_size: Tensor, noise_scale: float, before: Tensor | None
+) -> UnadjustedLangevin | LeimkuhlerMatthews:
+    """The kernel that goes with what `noise_before` gave; other arguments as of `UnadjustedLangevin`."""
+    if before is None:
+        return UnadjustedLangevin(density, step_size, noise_scale)
+    return LeimkuhlerMatthews(density, step_size, noise_scale, before)
 
 
 def steps_by_level(num_chain_steps: int | tuple[int, ...], num_levels: int) -> tuple[int, ...]:

@@ -22,7 +22,7 @@ from drl_dist.diffusion.ladder import Pairs, draw_levels, draw_pairs
 from drl_dist.diffusion.noise import PhiloxNoise, Purpose
 from drl_dist.mcmc.kernel import KeyedChainNoise, StepNoise, column, run_chain
 from drl_dist.mcmc.langevin import UnequalChains
-from drl_dist.sampling.progressive import ProgressiveSampler
+from drl_dist.sampling.progressive import ProgressiveSampler, noise_before
 from drl_dist.sampling.tweedie import Tweedie
 from drl_dist.training.chain import GradientEngine
 from drl_dist.training.guard import DivergedError, Interrupt, agree
@@ -138,7 +138,9 @@ class TrainStep:
         mcmc = experiment.mcmc
         start = Tweedie(self.levels, self.ladder) if mcmc.start == "tweedie" else None
         num_chain_steps = mcmc.level_chain_steps or mcmc.num_chain_steps
-        self.sampler = ProgressiveSampler(self.levels, num_chain_steps, mcmc.noise_scale, start)
+        self.sampler = ProgressiveSampler(
+            self.levels, num_chain_steps, mcmc.noise_scale, start, kernel_name=mcmc.kernel
+        )
         self.num_draws = torch.tensor(self.sampler.num_draws, device=self.device)
         """(T,) transitions at each level, after the start."""
         self.noise = PhiloxNoise(experiment.train.seed if noise_seed is None else noise_seed)
@@ -179,7 +181,10 @@ class TrainStep:
             normal = self.noise.normal(Purpose.TRAIN_START, positions, pairs.level, (0,), shape)[0].to(self.dtype)
             # Before the chain's kernel is made: a captured graph holds one set of levels.
             y = self.sampler.start.draw(self.gradients.raw_at, y, pairs.level, self.sampler.noise_scale * normal)
-        kernel = self.sampler.kernel(self.gradients.raw_at(pairs.level), pairs.x_noisy, pairs.level)
+        name, purpose = self.sampler.kernel_name, Purpose.TRAIN_BEFORE
+        before = noise_before(name, self.noise, purpose, positions, pairs.level, shape)
+        before = None if before is None else before.to(self.dtype)
+        kernel = self.sampler.kernel(self.gradients.raw_at(pairs.level), pairs.x_noisy, pairs.level, before)
         with torch.no_grad():
             if self.experiment.mcmc.antithetic:
                 normal = pairs.standardised_y_pos(self.ladder)

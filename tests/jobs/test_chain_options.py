@@ -18,10 +18,13 @@ def test_what_is_given_takes_the_place_of_the_model_s_own(
 ) -> None:
     model = preset("digits", "unet")
     assert with_chains(model, options()) == model
-    made = with_chains(model, options(noise_scale=0.5, num_chain_steps=0, bound_fraction=1.5))
+    made = with_chains(
+        model, options(noise_scale=0.5, num_chain_steps=0, bound_fraction=1.5, chain_kernel="leimkuhler_matthews")
+    )
     check_experiment(made)
     mcmc = made.mcmc
     assert (mcmc.sampling_noise_scale, mcmc.sampling_chain_steps, mcmc.sampling_bound_fraction) == (0.5, 0, 1.5)
+    assert (mcmc.kernel, mcmc.sampling_kernel) == (model.mcmc.kernel, "leimkuhler_matthews")
 
 
 def test_what_a_model_cannot_do_is_refused() -> None:

@@ -97,9 +97,10 @@ def test_chains_that_were_asked_for_are_run(checkpoint: Path, tmp_path: Path) ->
     ema = {name: value.numpy() for name, value in stored.tensors["ema"].items()}
     mcmc = dataclasses.replace(stored.experiment.mcmc, step_rule="bound")
     experiment = dataclasses.replace(stored.experiment, mcmc=mcmc)
-    asked = request(num_chain_steps=2, bound_fraction=1.2)
+    asked = request(num_chain_steps=2, bound_fraction=1.2, chain_kernel="leimkuhler_matthews")
     list(SampleTasks(experiment, ema, asked, str(tmp_path / "asked")).make(0))
-    own = dataclasses.replace(mcmc, sampling_chain_steps=2, sampling_bound_fraction=1.2)
+    fields = {"sampling_chain_steps": 2, "sampling_bound_fraction": 1.2, "sampling_kernel": "leimkuhler_matthews"}
+    own = dataclasses.replace(mcmc, **fields)
     list(SampleTasks(dataclasses.replace(experiment, mcmc=own), ema, request(), str(tmp_path / "own")).make(0))
     list(SampleTasks(experiment, ema, request(), str(tmp_path / "trained")).make(0))
     made, wanted, others = ((tmp_path / name / "tiny-generated-00000.tar").read_bytes() for name in NAMES)

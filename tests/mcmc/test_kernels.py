@@ -18,7 +18,7 @@ from drl_dist.energy.analytic import Gaussian
 from drl_dist.mcmc.hmc import Hmc
 from drl_dist.mcmc.kernel import Info, Kernel, KernelAt, KeyedChainNoise, StepNoise, run_chain
 from drl_dist.mcmc.kernels import KERNELS, KernelName, adapted_with, gradients_per_step, kernel_named
-from drl_dist.mcmc.langevin import UnadjustedLangevin
+from drl_dist.mcmc.langevin import LeimkuhlerMatthews, UnadjustedLangevin
 from drl_dist.mcmc.mala import Mala
 from drl_dist.mcmc.normal_approximation import NormalApproximation
 from tests.mcmc.distributions import Target, ergodic_scores, gaussian, invariance_scores, make, mixture, run
@@ -36,6 +36,7 @@ ADJUSTED: dict[str, tuple[KernelAt, float]] = {
 }
 UNADJUSTED: dict[str, KernelAt] = {
     "langevin": UnadjustedLangevin,
+    "leimkuhler-matthews": LeimkuhlerMatthews,
     "normal-approximation": NormalApproximation,
 }
 EVERY: dict[str, KernelAt] = {name: kernel for name, (kernel, _) in ADJUSTED.items()} | UNADJUSTED
@@ -154,7 +155,14 @@ def test_images_keep_their_shape_and_dtype(kernel: str, dtype: torch.dtype) -> N
 
 @pytest.mark.parametrize(
     ("kernel", "per_step", "at_first"),
-    [("langevin", 1, 0), ("normal-approximation", 1, 0), ("mala", 1, 1), ("hmc-2", 2, 1), ("hmc-5", 5, 1)],
+    [
+        ("langevin", 1, 0),
+        ("leimkuhler-matthews", 1, 0),
+        ("normal-approximation", 1, 0),
+        ("mala", 1, 1),
+        ("hmc-2", 2, 1),
+        ("hmc-5", 5, 1),
+    ],
 )
 def test_a_step_costs_the_gradients_it_needs(kernel: str, per_step: int, at_first: int) -> None:
     exact, calls = gaussian(0, 3), 0
@@ -244,6 +252,23 @@ def test_langevin_takes_the_position_step_of_the_leapfrog() -> None:
     theirs, _, _ = run(UnadjustedLangevin(exact.density, step_size), exact.draws, 3, 1)
     assert int(info.is_accepted.sum()) > 40
     torch.testing.assert_close(ours[info.is_accepted], theirs[info.is_accepted], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("fraction", [0.6, 0.9, 1.4, 1.8])
+def test_leimkuhler_and_matthews_leave_normal_draws_as_wide_as_they_are(fraction: float) -> None:
+    # The fraction of the step at which chains become unstable, of its half; Langevin's own draws are wider.
+    count, std = 40_000, 0.8
+    exact = gaussian(0, count, (1.0,))
+    size, before = torch.full((count,), fraction * std, dtype=torch.float64), gaussian(1, count, (1.0,)).draws
+    before = (before - 0.5) / std
+    averaged, _, _ = run(LeimkuhlerMatthews(exact.density, size, before=before), exact.draws, 0, 40)
+    plain, _, _ = run(UnadjustedLangevin(exact.density, size), exact.draws, 0, 40)
+    errors = [
+        (float(ends.var()) / std**2 / wanted - 1) * (count / 2) ** 0.5
+        for ends, wanted in ((averaged, 1.0), (plain, 1 / (1 - fraction**2 / 4)))
+    ]
+    assert max(map(abs, errors)) < LIMIT
+    assert abs(float(plain.var()) / std**2 - 1) * (count / 2) ** 0.5 > 2 * LIMIT
 
 
 @pytest.mark.parametrize("seed", range(10))

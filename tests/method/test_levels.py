@@ -80,9 +80,13 @@ def predicted(experiment: Experiment, steps: tuple[int, ...]) -> Tensor:
             of_x = 1 / (scale[t + 1] ** 2 * VARIANCES + above[t] ** 2) if t < 3 else 1.0
             factor = tau / ladder.scale[t + 1] * (1 - sigma[t] ** 2 * of_x) * factor
             rest += (tau * below[t] * sigma[t] / above[t]) ** 2
+        with_noise, averages = torch.zeros(6, dtype=torch.float64), experiment.mcmc.kernel == "leimkuhler_matthews"
         for _ in range(steps[t]):
             kept = 1 - delta**2 / 2 * (p + r)
-            factor, rest = kept * factor + delta**2 / 2 * r, kept**2 * rest + delta**2
+            factor, rest = kept * factor + delta**2 / 2 * r, kept**2 * rest + delta**2 / (2 if averages else 1)
+            if averages:
+                # Of y and the noise of the last step, which the next one uses again.
+                rest, with_noise = rest + kept * delta * with_noise, torch.full_like(rest, float(delta / 2))
         variance = (factor**2 * variance + rest) / tau**2
     return variance
 
@@ -108,13 +112,25 @@ def test_images_have_the_variance_of_chains_as_long_as_their_levels_say(
     assert len(calls) == build_sampler(experiment).num_gradients
 
 
+@pytest.mark.parametrize("kernel", ["langevin", "leimkuhler_matthews"])
 @pytest.mark.parametrize("start", ["x_noisy", "tweedie"])
-def test_images_have_the_variance_of_steps_as_large_as_their_levels_say(start: str) -> None:
-    given = experiment_of(start=start, level_bound_fractions=(1.5, 0.3, 0.9, 1.2), bound_fraction=0.1)
+def test_images_have_the_variance_of_steps_as_large_as_their_levels_say(start: str, kernel: str) -> None:
+    given = experiment_of(start=start, kernel=kernel, level_bound_fractions=(1.5, 0.3, 0.9, 1.2), bound_fraction=0.1)
     variances = sampled(given, [])
     assert worst(variances, predicted(given, (3, 3, 3, 3))) < 4.5
-    other = experiment_of(start=start, level_bound_fractions=(1.2, 0.9, 0.3, 1.5))
+    other = experiment_of(start=start, kernel=kernel, level_bound_fractions=(1.2, 0.9, 0.3, 1.5))
     assert worst(variances, predicted(other, (3, 3, 3, 3))) > 6
+
+
+def test_sampling_has_a_kernel_of_its_own() -> None:
+    mcmc = {"start": "tweedie", "level_bound_fractions": (1.4,) * 4, "num_chain_steps": 2}
+    trained, other = experiment_of(**mcmc), experiment_of(kernel="leimkuhler_matthews", **mcmc)
+    asked = experiment_of(sampling_kernel="leimkuhler_matthews", **mcmc)
+    assert torch.equal(sampled(asked, []), sampled(other, []))
+    assert worst(sampled(asked, []), predicted(trained, (2, 2, 2, 2))) > 6
+    assert build_posterior_sampler(asked).kernel_name == "leimkuhler_matthews"
+    assert build_posterior_sampler(trained).kernel_name == "langevin"
+    assert TrainStep(TrainState.create(asked), asked, EAGER).sampler.kernel_name == "langevin"
 
 
 def test_one_fraction_is_the_same_to_the_bit_however_it_is_given() -> None:
@@ -125,11 +141,12 @@ def test_one_fraction_is_the_same_to_the_bit_however_it_is_given() -> None:
     assert torch.equal(steps[0], steps[1])
 
 
+@pytest.mark.parametrize("kernel", ["langevin", "leimkuhler_matthews"])
 @pytest.mark.parametrize("start", ["x_noisy", "tweedie"])
 def test_in_training_every_chain_makes_the_steps_that_it_would_make_alone(
-    monkeypatch: pytest.MonkeyPatch, start: str
+    monkeypatch: pytest.MonkeyPatch, start: str, kernel: str
 ) -> None:
-    experiment = experiment_of(start=start, level_chain_steps=STEPS)
+    experiment = experiment_of(start=start, kernel=kernel, level_chain_steps=STEPS)
     state = TrainState.create(experiment, dtype=torch.float64)
     waken(state)
     step, given = TrainStep(state, experiment, EAGER), batch(0)
@@ -147,10 +164,12 @@ def test_in_training_every_chain_makes_the_steps_that_it_would_make_alone(
             assert step.sampler.start is not None
             y = step.sampler.start.draw(step.gradients.raw_at, x, level, normal)
         delta, precision = step.levels.step_size[t], step.levels.recovery_precision[t]
+        before = PhiloxNoise(0).normal(Purpose.TRAIN_BEFORE, position, t, (0,), (1, 8, 8))[0].double()
         for k in range(STEPS[t]):
             e = PhiloxNoise(0).normal(Purpose.TRAIN_CHAIN, position, t, (k,), (1, 8, 8))[0].double()
             gradient = step.gradients.raw_at(level)(y)[1] + precision * (x - y)
-            y = y + delta**2 / 2 * gradient + delta * e
+            y = y + delta**2 / 2 * gradient + delta * (e if kernel == "langevin" else (before + e) / 2)
+            before = e
         torch.testing.assert_close(ends[one], y)
 
 

@@ -10,6 +10,7 @@ import torch
 from benchmarks.editing import denoising
 from drl_dist.build import build_posterior_sampler
 from drl_dist.config.presets import preset
+from drl_dist.config.tree import ChainKernelName
 from drl_dist.diffusion.ladder import linear_ladder
 from drl_dist.diffusion.noise import PhiloxNoise, Purpose
 from drl_dist.energy.analytic import CorrelatedGaussian
@@ -46,6 +47,18 @@ def test_completions_have_the_distribution_of_chains_that_start_at_the_mean(name
     assert worst_score(drawn(name, sampler, raw_at, 20_000, 0), wanted) < LIMIT
     for mistaken in (replace(sampler, noise_scale=1.08), replace(sampler, start=None)):
         assert worst_score(drawn(name, mistaken, raw_at, 20_000, 1), wanted) > LIMIT
+
+
+@pytest.mark.parametrize("name", OBSERVATIONS)
+def test_completions_by_long_steps_are_those_of_short_ones_if_each_uses_half_of_the_noise_before(name: str) -> None:
+    ladder = linear_ladder(3, 0.2, 0.5)
+    long, raw_at = posterior_sampler(pixels(), ladder=ladder, num_rounds=2, num_chain_steps=25, step_share=2.0)
+    short, _ = posterior_sampler(pixels(), ladder=ladder, num_rounds=2, num_chain_steps=5000, step_share=0.01)
+    projection = OBSERVATIONS[name][1]
+    wanted = free_distribution(distribution_of_completions(short, pixels(), projection, X), projection)
+    averaged = replace(long, kernel_name="leimkuhler_matthews")
+    assert worst_score(drawn(name, averaged, raw_at, 20_000, 0), wanted) < LIMIT
+    assert worst_score(drawn(name, long, raw_at, 20_000, 1), wanted) > 2 * LIMIT
 
 
 @pytest.mark.parametrize("noise_std", [0.015, 0.9, 9.0])
@@ -103,11 +116,14 @@ def test_the_last_step_takes_the_noise_of_level_0_away() -> None:
     assert torch.equal(clean[~hidden], x[~hidden])
 
 
-def test_no_number_of_the_noise_is_used_twice() -> None:
-    sampler = replace(build_posterior_sampler(preset("digits", "unet"), num_rounds=3), end=None)
+@pytest.mark.parametrize("kernel", ["langevin", "leimkuhler_matthews"])
+def test_no_number_of_the_noise_is_used_twice(kernel: ChainKernelName) -> None:
+    sampler = replace(build_posterior_sampler(preset("digits", "unet"), num_rounds=3), end=None, kernel_name=kernel)
     x, ids, noises = torch.zeros(1, 1, 8, 8), torch.arange(1), (QuickNoise(0), QuickNoise(0))
     sampler.complete(isotropic, noises[0], ids, x, ObservedPixels(x[0, 0] > 0))
     sampler.denoise(isotropic, noises[1], ids, x, 0.9)
     for noise in noises:
-        assert Purpose.SAMPLE_START in {purpose for purpose, *_ in noise.asked}
+        asked = {purpose for purpose, *_ in noise.asked}
+        assert Purpose.SAMPLE_START in asked
+        assert (Purpose.SAMPLE_BEFORE in asked) == (kernel == "leimkuhler_matthews")
         assert len(set(noise.asked)) == len(noise.asked)

@@ -8,9 +8,9 @@ from typing import Any, Protocol
 
 from drl_dist.common.errors import UserError
 from drl_dist.common.validation import Rule
-from drl_dist.config.tree import Experiment
+from drl_dist.config.tree import ChainKernelName, Experiment
 
-CHAIN_FIELDS = ("num_chain_steps", "bound_fraction")
+CHAIN_FIELDS = ("num_chain_steps", "bound_fraction", "chain_kernel")
 """The options that requests of earlier versions know nothing of."""
 
 
@@ -30,6 +30,11 @@ class ChainOptions(Protocol):
     @property
     def bound_fraction(self) -> float | None:
         """c of the rule bound, of every level."""
+        ...
+
+    @property
+    def chain_kernel(self) -> ChainKernelName | None:
+        """The kernel."""
         ...
 
 
@@ -73,6 +78,7 @@ def with_chains(experiment: Experiment, options: ChainOptions) -> Experiment:
         "sampling_noise_scale": options.noise_scale,
         "sampling_chain_steps": options.num_chain_steps,
         "sampling_bound_fraction": options.bound_fraction,
+        "sampling_kernel": options.chain_kernel,
     }
     given = {name: value for name, value in asked.items() if value is not None}
     return dataclasses.replace(experiment, mcmc=dataclasses.replace(mcmc, **given))

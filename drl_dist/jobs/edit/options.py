@@ -9,6 +9,7 @@ from typing import Literal
 
 from drl_dist.common.errors import UserError
 from drl_dist.common.validation import Rule, file_rule, model_rule, place_rule, refuse_broken, refuse_missing
+from drl_dist.config.tree import ChainKernelName
 from drl_dist.jobs.common.chains import chain_rules
 
 SHAPES = ("left-half", "right-half", "top-half", "bottom-half", "centre")
@@ -37,6 +38,8 @@ class EditOptions:
     bound_fraction: float | None = None
     """c of steps by mcmc.step_rule bound; by default the model's mcmc.sampling_bound_fraction, or that of its
     training."""
+    chain_kernel: ChainKernelName | None = None
+    """Kernel of the chains; by default the model's mcmc.sampling_kernel, or that of its training."""
     batch_size: int = 64
     """Images that are computed together."""
     use_gpu: bool = False

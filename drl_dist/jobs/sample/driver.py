@@ -68,6 +68,7 @@ def sample_request(options: SampleOptions, model: TrainedModel) -> SampleRequest
         precision=options.precision,
         num_chain_steps=options.num_chain_steps,
         bound_fraction=options.bound_fraction,
+        chain_kernel=options.chain_kernel,
     )
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from drl_dist.common.validation import Rule, model_rule, place_rule, refuse_broken, refuse_missing
+from drl_dist.config.tree import ChainKernelName
 from drl_dist.jobs.common.chains import chain_rules
 
 MAX_IMAGES = 10**9
@@ -43,6 +44,8 @@ class SampleOptions:
     bound_fraction: float | None = None
     """c of steps by mcmc.step_rule bound; by default the model's mcmc.sampling_bound_fraction, or that of its
     training."""
+    chain_kernel: ChainKernelName | None = None
+    """Kernel of the chains; by default the model's mcmc.sampling_kernel, or that of its training."""
     real: str | None = None
     """URL of image shards; the first of them are shown beside the generated ones."""
     tracking_uri: str | None = None

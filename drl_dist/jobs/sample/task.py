@@ -17,6 +17,7 @@ from torch import Tensor
 
 from drl_dist.build import build_sampler
 from drl_dist.common.images import enlargement, grid, to_uint8
+from drl_dist.config.tree import ChainKernelName
 from drl_dist.data.filesystem import Folder
 from drl_dist.data.shards import Sample, ShardRow, encode_png, pack_shard, shard_name
 from drl_dist.diffusion.noise import PhiloxNoise
@@ -58,6 +59,8 @@ class SampleRequest:
     """K, if it was asked for; otherwise the config says it."""
     bound_fraction: float | None = None
     """c, if it was asked for."""
+    chain_kernel: ChainKernelName | None = None
+    """The kernel, if it was asked for."""
 
     @property
     def num_tasks(self) -> int:
