@@ -151,6 +151,10 @@ class Place:
         """Standard normals, like x_noisy."""
         return self.model.noise.normal(Purpose.SAMPLE_CHAIN, self.sample_ids, self.level, (chain_step,), self._shape)[0]
 
+    def normal_before(self) -> Tensor:
+        """Standard normals, like x_noisy: what a chain moves with before its first step."""
+        return self.model.noise.normal(Purpose.SAMPLE_BEFORE, self.sample_ids, self.level, (0,), self._shape)[0]
+
     def normal_of_start(self) -> Tensor:
         """Standard normals, like x_noisy."""
         return self.model.noise.normal(Purpose.SAMPLE_START, self.sample_ids, self.level, (0,), self._shape)[0]

@@ -58,6 +58,23 @@ class Langevin:
 
 
 @dataclass(frozen=True)
+class Averaged:
+    """As `Langevin`, with the mean of two successive noises: mcmc.kernel leimkuhler_matthews."""
+
+    c: float = 1.4
+
+    def run(self, place: Place, y: Tensor, num_steps: int) -> Ended:
+        """See `Chain.run`."""
+        gradient, before = None, place.normal_before()
+        for step in range(num_steps):
+            gradient, normal = place.gradient(y), place.normal(step)
+            noise = 0.5 * self.c * place.noise_scale * (before + normal)
+            y = y + place.spread(0.5 * self.c**2 * (gradient + place.pull(y)) + noise, None)
+            before = normal
+        return Ended(y, gradient)
+
+
+@dataclass(frozen=True)
 class Underdamped:
     """Langevin dynamics with a momentum, which begins fresh at each level: BAOAB (Leimkuhler and Matthews, 2013), one
     gradient a step, for the last half kick would only change a momentum that is thrown away.
@@ -72,12 +89,12 @@ class Underdamped:
 
     def run(self, place: Place, y: Tensor, num_steps: int) -> Ended:
         """See `Chain.run`."""
-        gradient, momentum = None, place.noise_scale * place.normal(0)
+        gradient, momentum = None, place.noise_scale * place.normal_before()
         for step in range(num_steps):
             gradient = place.gradient(y)
             kick = self.c if step else 0.5 * self.c
             momentum = momentum + kick * place.spread(gradient + place.pull(y), self.basis)
-            after = self.keep * momentum + (1 - self.keep**2) ** 0.5 * place.noise_scale * place.normal(step + 1)
+            after = self.keep * momentum + (1 - self.keep**2) ** 0.5 * place.noise_scale * place.normal(step)
             y = y + place.spread(0.5 * self.c * (momentum + after), self.basis)
             momentum = after
         return Ended(y, gradient)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from benchmarks.chains.model import BasisName
-from benchmarks.chains.moves import Adjusted, Frozen, Langevin, Underdamped
+from benchmarks.chains.moves import Adjusted, Averaged, Frozen, Langevin, Underdamped
 from benchmarks.chains.sampler import Way
 
 _BASES: tuple[BasisName, ...] = ("pixels", "cosines", "components")
@@ -34,9 +34,12 @@ def _without_start() -> Mapping[str, Way]:
 def _underdamped() -> Mapping[str, Way]:
     settings = [(k, 1.2, keep) for k in (1, 2, 3, 5) for keep in (0.0, 0.5, 0.8)]
     settings += [(k, c, keep) for k in (1, 3) for c, keep in ((0.8, 0.0), (1.6, 0.0), (1.6, 0.5))]
-    # Without any of the momentum kept: mcmc.kernel leimkuhler_matthews, as the setting unet has it.
-    settings += [(k, 1.4, 0.0) for k in (1, 2, 3)]
     return {f"BAOAB, K = {k}, c = {c}, keeps {keep}": Way(k, Underdamped(c, keep)) for k, c, keep in settings}
+
+
+def _averaged() -> Mapping[str, Way]:
+    settings = [(k, c) for k in (1, 2, 3) for c in (0.9, 1.2, 1.4, 1.6)]
+    return {f"noise averaged, K = {k}, c = {c}": Way(k, Averaged(c)) for k, c in settings}
 
 
 def _preconditioned() -> Mapping[str, Way]:
@@ -84,6 +87,7 @@ def _levels() -> Mapping[str, Way]:
 GROUPS: Mapping[str, Mapping[str, Way]] = {
     "Langevin": _langevin(),
     "starts": _without_start(),
+    "averaged": _averaged(),
     "momentum": _underdamped(),
     "bases": _preconditioned(),
     "reuse": _reused(),

@@ -177,9 +177,9 @@ UNETS: dict[str, UNetRow] = {
         num_steps=1_000,
     ),
     "fashion_mnist": UNetRow(
-        width=48,
-        width_multipliers=(1, 2, 2),
-        patch_size=4,
+        width=16,
+        width_multipliers=(1, 2, 4),
+        patch_size=2,
         num_res_blocks=1,
         # The data's own, and a ladder that goes as far as they ask for, by the factor of digits from level to level.
         data_std=0.87,

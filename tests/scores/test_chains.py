@@ -16,7 +16,7 @@ from benchmarks.chains import __main__ as command
 from benchmarks.chains import study as study_module
 from benchmarks.chains.exact import NOISE, exact_model
 from benchmarks.chains.model import Basis, BasisName, Model, Place, bases_of
-from benchmarks.chains.moves import Adjusted, Chain, Frozen, Langevin, Underdamped
+from benchmarks.chains.moves import Adjusted, Averaged, Chain, Frozen, Langevin, Underdamped
 from benchmarks.chains.normal import exactness, is_linear, normal_model
 from benchmarks.chains.sampler import Way, draw, draw_pixels
 from benchmarks.chains.study import model_of
@@ -138,7 +138,7 @@ def test_momentum_without_memory_is_langevin_with_averaged_noise(exact: Model) -
     found = Underdamped(c, 0.0).run(place, place.x_noisy, 1).y
     root = exact.largest_precision(MIDDLE) ** -0.5
     gradient = place.gradient(place.x_noisy)
-    expected = place.x_noisy + c**2 / 4 * root**2 * gradient + c / 2 * root * (place.normal(0) + place.normal(1))
+    expected = place.x_noisy + c**2 / 4 * root**2 * gradient + c / 2 * root * (place.normal_before() + place.normal(0))
     assert torch.allclose(found, expected, atol=1e-6)
 
 
@@ -210,14 +210,16 @@ def test_the_plain_way_is_that_of_the_product(monkeypatch: pytest.MonkeyPatch) -
     for parameter in trainee.state.ema.shadow.values():
         parameter.add_(0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
     model = model_of(trainee.state, experiment, load_data("digits", ""))
+    plain = {"kernel": "langevin", "bound_fraction": 0.9}
     for way, mcmc in (
         (Way(2), {"num_chain_steps": 2}),
+        (Way(2, Averaged(1.4)), {"kernel": "leimkuhler_matthews", "bound_fraction": 1.4}),
         (Way(0), {"num_chain_steps": 0}),
         (Way(2, Langevin(1.2), starts_by_tweedie=False), {"start": "x_noisy", "bound_fraction": 1.2}),
         (Way(1, has_end=False, noise_scale=0.9), {"last_step": "none", "sampling_noise_scale": 0.9}),
     ):
         steps = way.steps
-        theirs = trainee.draw({"mcmc": {"num_chain_steps": steps} | mcmc}, 6)
+        theirs = trainee.draw({"mcmc": {"num_chain_steps": steps} | plain | mcmc}, 6)
         ours = draw_pixels(model, way, 6)
         assert (ours.int() - theirs.int()).abs().max() <= 1 and ours.float().std() > 1
 
