@@ -69,7 +69,7 @@ class Averaged:
         for step in range(num_steps):
             gradient, normal = place.gradient(y), place.normal(step)
             noise = 0.5 * self.c * place.noise_scale * (before + normal)
-            y = y + place.spread(0.5 * self.c**2 * (gradient + place.pull(y)) + noise, None)
+            y = y + place.spread(0.5 * self.c**2 * place.spread(gradient + place.pull(y), None) + noise, None)
             before = normal
         return Ended(y, gradient)
 

@@ -221,7 +221,7 @@ def test_the_plain_way_is_that_of_the_product(monkeypatch: pytest.MonkeyPatch) -
         steps = way.steps
         theirs = trainee.draw({"mcmc": {"num_chain_steps": steps} | plain | mcmc}, 6)
         ours = draw_pixels(model, way, 6)
-        assert (ours.int() - theirs.int()).abs().max() <= 1 and ours.float().std() > 1
+        assert (ours.int() - theirs.int()).abs().max() <= 1 and ours.float().std() > 1, way
 
 
 def test_every_way_can_be_drawn(exact: Model) -> None:
