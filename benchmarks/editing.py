@@ -37,9 +37,10 @@ def experiments() -> dict[str, Experiment]:
         "t6, K = 30": t6,
         "t6, K = 3000": with_fields(t6, num_chain_steps=3000),
         "geometric, T = 10, K = 30": with_fields(geometric, step_rule="bound", bound_fraction=0.9),
-        "setting unet, K = 3": unet,
+        "setting unet, K = 2": unet,
         "the same, chains start at x_noisy": with_fields(unet, start="x_noisy"),
         "the same, K = 10": with_fields(unet, num_chain_steps=10),
+        "the same, plain Langevin, K = 3": with_fields(unet, kernel="langevin", num_chain_steps=3, bound_fraction=0.9),
         "t1k": t1k,
         "t1k, spread of the transition": with_fields(t1k, normal_spread="transition"),
     }
@@ -94,12 +95,17 @@ def denoising(experiment: Experiment, noise_std: float) -> Mapping[float, tuple[
                 std = factor * further
                 precision, step = std**-2, step * min(1.0, std / float(ladder.std[t + 1]))
             if sampler.num_chain_steps:
-                left = (1 - step**2 / 2 * (prior + precision)) ** sampler.num_draws[t]
+                kept_each, num_draws = 1 - step**2 / 2 * (prior + precision), sampler.num_draws[t]
+                left = kept_each**num_draws
                 towards, around = 1.0, 0.0
                 if sampler.start is not None:
                     towards, around = tweedie_start(ladder, data, t, factor, noise_std if t == first else None)
                 gain = left * towards + (1 - left) * precision / (prior + precision)
-                kept = step**2 / (1 - (1 - step**2 / 2 * (prior + precision)) ** 2) * (1 - left**2)
+                if sampler.kernel_name == "leimkuhler_matthews":
+                    half = torch.tensor([[step / 2]]).double()
+                    kept = float(worlds.averaged(torch.tensor([[kept_each]]).double(), half, num_draws)[1])
+                else:
+                    kept = step**2 / (1 - kept_each**2) * (1 - left**2)
                 kept += (left * around) ** 2
             else:
                 gain = 1 - prior / precision

@@ -17,8 +17,8 @@ rest of x_{t+1}. So no chain sees the observed parts of two levels together, and
 forward process. Independent draws are simpler, and no worse: in the example, a path would leave standard deviations
 12.5 % too large after one round, and the same as independent draws from two rounds on.
 
-**Start at the mean.** Where the chains of sampling start around the mean of y_t given x_{t+1}, so do these: three
-steps from x_{t+1} would leave standard deviations nearly twice too large (docs/editing.md).
+**Start at the mean.** Where the chains of sampling start around the mean of y_t given x_{t+1}, so do these: few
+steps from x_{t+1} would leave standard deviations up to half as large again (docs/editing.md).
 """
 
 from __future__ import annotations

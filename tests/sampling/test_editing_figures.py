@@ -46,12 +46,12 @@ def test_released_steps_are_too_few_to_denoise_and_those_of_the_bound_are_enough
 
 
 def test_the_setting_unet_edits_without_much_bias_because_of_its_start() -> None:
-    short, without = "setting unet, K = 3", "the same, chains start at x_noisy"
+    short, without = "setting unet, K = 2", "the same, chains start at x_noisy"
     for noise in (30, 60, 120):
         for slope, _ in denoising(experiments()[short], noise / 127.5).values():
-            assert slope == pytest.approx(1, abs=0.03)
-    assert denoising(experiments()[without], 60 / 127.5)[0.01][0] > 5
+            assert slope == pytest.approx(1, abs=0.02)
+    assert denoising(experiments()[without], 60 / 127.5)[0.01][0] > 2
     means, stds = inpainting(experiments()[short], 4)
-    assert means == pytest.approx([0.921, 0.882], abs=0.002)
-    assert stds == pytest.approx([1.012, 0.997], abs=0.002)
-    assert min(inpainting(experiments()[without], 4)[1]) > 1.8
+    assert means == pytest.approx([0.939, 0.909], abs=0.002)
+    assert stds == pytest.approx([0.998, 0.987], abs=0.002)
+    assert min(inpainting(experiments()[without], 4)[1]) > 1.4

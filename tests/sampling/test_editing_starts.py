@@ -36,12 +36,13 @@ from tests.sampling.worlds import (
 )
 
 
+@pytest.mark.parametrize("kernel", ["langevin", "leimkuhler_matthews"])
 @pytest.mark.parametrize("name", OBSERVATIONS)
-def test_completions_have_the_distribution_of_chains_that_start_at_the_mean(name: str) -> None:
+def test_completions_have_the_distribution_of_chains_that_start_at_the_mean(name: str, kernel: ChainKernelName) -> None:
     sampler, raw_at = posterior_sampler(
-        pixels(), ladder=linear_ladder(4, 0.2, 0.5), num_rounds=2, num_chain_steps=1, step_share=0.4
+        pixels(), ladder=linear_ladder(4, 0.2, 0.5), num_rounds=2, num_chain_steps=2, step_share=0.4
     )
-    sampler = replace(sampler, start=Tweedie(sampler.levels, sampler.ladder))
+    sampler = replace(sampler, start=Tweedie(sampler.levels, sampler.ladder), kernel_name=kernel)
     projection = OBSERVATIONS[name][1]
     wanted = free_distribution(distribution_of_completions(sampler, pixels(), projection, X), projection)
     assert worst_score(drawn(name, sampler, raw_at, 20_000, 0), wanted) < LIMIT

@@ -146,10 +146,29 @@ def distribution_of_completions(
             mean, covariance = start @ mean, start @ covariance @ start.T
             covariance[:size, :size] += (sampler.noise_scale * spread) ** 2 * rest
             mean[:size] += scale * float(ladder.cumulative_scale[t]) * projection @ x
-            many, noise = power(a_step, step_noise, sampler.num_draws[t])
+            if sampler.kernel_name == "leimkuhler_matthews":
+                many, noise = averaged(a_step, step / 2 * sampler.noise_scale * rest, sampler.num_draws[t])
+            else:
+                many, noise = power(a_step, step_noise, sampler.num_draws[t])
             end = torch.block_diag(eye / scale, eye, eye)
             mean, covariance = end @ many @ mean, end @ (many @ covariance @ many.T + noise) @ end.T
     return CorrelatedGaussian(rest @ mean[:size] + projection @ x, rest @ covariance[:size, :size] @ rest)
+
+
+def averaged(step: Tensor, half: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """As `power`, of steps z <- step z + (half e_before + half e, 0, ...) from a white e_before.
+
+    Args:
+        half: (D, D).
+    """
+    size, whole = len(half), len(step)
+    # With the last noise as a further part of z.
+    longer, shares = torch.zeros(whole + size, whole + size).double(), torch.zeros(whole + size, size).double()
+    longer[:whole, :whole], longer[:size, whole:], shares[:size] = step, half, half
+    shares[whole:] = torch.eye(size)
+    factor, noise = power(longer, shares @ shares.T, count)
+    total = noise + factor[:, whole:] @ factor[:, whole:].T
+    return factor[:whole, :whole], total[:whole, :whole]
 
 
 def tweedie_start(ladder: NoiseLadder, data: CorrelatedGaussian, t: int, scale: float) -> tuple[Tensor, float]:

@@ -96,9 +96,11 @@ def default_space(run: RunConfig) -> dict[str, Any]:
         "model.num_res_blocks": sorted({half, blocks, blocks + half}),
         "optim.beta1": [0.5, 0.9],
     }
-    if run.experiment.mcmc.step_rule == "released":
+    mcmc = run.experiment.mcmc
+    if mcmc.step_rule == "released":
         return space | {LEVEL_SCALE: [0.5, 1.0, 2.0, {"power": 0.0}]}
-    return space if run.experiment.mcmc.level_bound_fractions else space | {"mcmc.bound_fraction": [0.6, 0.9, 1.2]}
+    fractions = [0.6, 0.9, 1.2] if mcmc.kernel == "langevin" else [1.1, 1.4, 1.7]
+    return space if mcmc.level_bound_fractions else space | {"mcmc.bound_fraction": fractions}
 
 
 def parse_space(given: object, run: RunConfig) -> Space:
