@@ -101,7 +101,7 @@ def denoising(experiment: Experiment, noise_std: float) -> Mapping[float, tuple[
                 if sampler.start is not None:
                     towards, around = tweedie_start(ladder, data, t, factor, noise_std if t == first else None)
                 gain = left * towards + (1 - left) * precision / (prior + precision)
-                if sampler.kernel_name == "leimkuhler_matthews":
+                if sampler.averages_noise:
                     half = torch.tensor([[step / 2]]).double()
                     kept = float(worlds.averaged(torch.tensor([[kept_each]]).double(), half, num_draws)[1])
                 else:

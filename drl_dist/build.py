@@ -164,7 +164,7 @@ def build_sampler(experiment: Experiment) -> ProgressiveSampler:
         noise_scale=mcmc.sampling_noise_scale,
         start=tweedie if mcmc.start == "tweedie" else None,
         end=tweedie if mcmc.last_step == "tweedie" else None,
-        kernel_name=mcmc.sampling_kernel or mcmc.kernel,
+        averages_noise=(mcmc.sampling_kernel or mcmc.kernel) == "leimkuhler_matthews",
     )
 
 
@@ -193,7 +193,7 @@ def build_posterior_sampler(experiment: Experiment, num_rounds: int = 4) -> Post
         num_rounds=num_rounds,
         start=tweedie if mcmc.start == "tweedie" else None,
         end=tweedie if mcmc.last_step == "tweedie" else None,
-        kernel_name=mcmc.sampling_kernel or mcmc.kernel,
+        averages_noise=(mcmc.sampling_kernel or mcmc.kernel) == "leimkuhler_matthews",
     )
 
 

@@ -32,7 +32,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from drl_dist.config.tree import ChainKernelName
 from drl_dist.diffusion.ladder import NoiseLadder
 from drl_dist.diffusion.noise import Noise, Purpose
 from drl_dist.diffusion.recovery import Levels, LogDensityAndGrad, conditional_density, scaled_density
@@ -94,7 +93,7 @@ class PosteriorSampler:
             procedure. A marginal top level, which no recovery term ties to x_T, has one round.
         start: where the chains of every round start; None for x_{t+1}.
         end: what turns y_0 into an image; None for a division by its scale, which leaves the noise of x_0 in it.
-        kernel_name: of the chains.
+        averages_noise: chains are those of `LeimkuhlerMatthews`, not of `UnadjustedLangevin`.
     """
 
     levels: Levels
@@ -104,7 +103,7 @@ class PosteriorSampler:
     num_rounds: int = 1
     start: Tweedie | None = None
     end: Tweedie | None = None
-    kernel_name: ChainKernelName = "langevin"
+    averages_noise: bool = False
 
     def complete(
         self, raw_at: RawAtLevel, noise: Noise, sample_ids: Tensor, x: Tensor, observation: Observation
@@ -269,7 +268,7 @@ class PosteriorSampler:
         """y_t given x_{t+1}: the chain of round `number` of a level, over the unobserved part."""
         shape = tuple(x_noisy.shape[1:])
         chain = KeyedChainNoise(noise, Purpose.SAMPLE_CHAIN, sample_ids, t, shape, x_noisy.dtype)
-        before = noise_before(self.kernel_name, noise, Purpose.SAMPLE_BEFORE, sample_ids, t, shape, number)
+        before = noise_before(self.averages_noise, noise, Purpose.SAMPLE_BEFORE, sample_ids, t, shape, number)
         before = None if before is None else before.to(x_noisy.dtype)
         num_draws = self.num_draws[t]
         if observed is None:

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from drl_dist.config.tree import ChainKernelName
 from drl_dist.diffusion.noise import Noise, Purpose
 from drl_dist.diffusion.recovery import Levels, LogDensityAndGrad, RawAtLevel, conditional_density, scaled_density
 from drl_dist.mcmc.kernel import Kernel, KeyedChainNoise, run_chain
@@ -30,7 +29,7 @@ class ProgressiveSampler:
         noise_scale: factor on the noise of the chains, and of their starts.
         start: where chains start; None for x_{t+1}.
         end: what turns y_0 into an image; None for a division by its scale, which leaves the noise of x_0 in it.
-        kernel_name: of the chains.
+        averages_noise: chains are those of `LeimkuhlerMatthews`, not of `UnadjustedLangevin`.
     """
 
     levels: Levels
@@ -38,7 +37,7 @@ class ProgressiveSampler:
     noise_scale: float
     start: Tweedie | None = None
     end: Tweedie | None = None
-    kernel_name: ChainKernelName = "langevin"
+    averages_noise: bool = False
 
     @cached_property
     def num_draws(self) -> tuple[int, ...]:
@@ -91,7 +90,7 @@ class ProgressiveSampler:
                 y = self.start.draw(raw_at, x, level, normal, only_top=t == num_levels - 1)
             if num_draws := self.num_draws[t]:
                 numbers = KeyedChainNoise(noise, Purpose.SAMPLE_CHAIN, sample_ids, level, shape)
-                before = noise_before(self.kernel_name, noise, Purpose.SAMPLE_BEFORE, sample_ids, level, shape)
+                before = noise_before(self.averages_noise, noise, Purpose.SAMPLE_BEFORE, sample_ids, level, shape)
                 y = run_chain(self.kernel(raw_at(level), x, level, before), y, numbers, num_draws).y
             if t == 0 and self.end is not None:
                 x = self.end.clean(raw_at(level), y)
@@ -121,7 +120,7 @@ class ProgressiveSampler:
 
 
 def noise_before(
-    kernel_name: ChainKernelName,
+    averages_noise: bool,
     noise: Noise,
     purpose: Purpose,
     sample_ids: Tensor,
@@ -132,11 +131,11 @@ def noise_before(
     """The normals before a chain's first step, float32 (B, *shape), if its kernel uses any.
 
     Args:
-        kernel_name: which kernel.
+        averages_noise: as of `ProgressiveSampler`.
         noise, purpose, sample_ids, level, shape: as of `Noise.normal`.
         number: of the chain, where there are several at a level.
     """
-    if kernel_name != "leimkuhler_matthews":
+    if not averages_noise:
         return None
     return noise.normal(purpose, sample_ids, level, (number,), shape)[0]
 

@@ -139,7 +139,7 @@ class TrainStep:
         start = Tweedie(self.levels, self.ladder) if mcmc.start == "tweedie" else None
         num_chain_steps = mcmc.level_chain_steps or mcmc.num_chain_steps
         self.sampler = ProgressiveSampler(
-            self.levels, num_chain_steps, mcmc.noise_scale, start, kernel_name=mcmc.kernel
+            self.levels, num_chain_steps, mcmc.noise_scale, start, averages_noise=mcmc.kernel == "leimkuhler_matthews"
         )
         self.num_draws = torch.tensor(self.sampler.num_draws, device=self.device)
         """(T,) transitions at each level, after the start."""
@@ -181,8 +181,8 @@ class TrainStep:
             normal = self.noise.normal(Purpose.TRAIN_START, positions, pairs.level, (0,), shape)[0].to(self.dtype)
             # Before the chain's kernel is made: a captured graph holds one set of levels.
             y = self.sampler.start.draw(self.gradients.raw_at, y, pairs.level, self.sampler.noise_scale * normal)
-        name, purpose = self.sampler.kernel_name, Purpose.TRAIN_BEFORE
-        before = noise_before(name, self.noise, purpose, positions, pairs.level, shape)
+        averages, purpose = self.sampler.averages_noise, Purpose.TRAIN_BEFORE
+        before = noise_before(averages, self.noise, purpose, positions, pairs.level, shape)
         before = None if before is None else before.to(self.dtype)
         kernel = self.sampler.kernel(self.gradients.raw_at(pairs.level), pairs.x_noisy, pairs.level, before)
         with torch.no_grad():

@@ -10,7 +10,6 @@ import torch
 from benchmarks.editing import denoising
 from drl_dist.build import build_posterior_sampler
 from drl_dist.config.presets import preset
-from drl_dist.config.tree import ChainKernelName
 from drl_dist.diffusion.ladder import linear_ladder
 from drl_dist.diffusion.noise import PhiloxNoise, Purpose
 from drl_dist.energy.analytic import CorrelatedGaussian
@@ -36,13 +35,13 @@ from tests.sampling.worlds import (
 )
 
 
-@pytest.mark.parametrize("kernel", ["langevin", "leimkuhler_matthews"])
+@pytest.mark.parametrize("averages", [False, True])
 @pytest.mark.parametrize("name", OBSERVATIONS)
-def test_completions_have_the_distribution_of_chains_that_start_at_the_mean(name: str, kernel: ChainKernelName) -> None:
+def test_completions_have_the_distribution_of_chains_that_start_at_the_mean(name: str, averages: bool) -> None:
     sampler, raw_at = posterior_sampler(
         pixels(), ladder=linear_ladder(4, 0.2, 0.5), num_rounds=2, num_chain_steps=2, step_share=0.4
     )
-    sampler = replace(sampler, start=Tweedie(sampler.levels, sampler.ladder), kernel_name=kernel)
+    sampler = replace(sampler, start=Tweedie(sampler.levels, sampler.ladder), averages_noise=averages)
     projection = OBSERVATIONS[name][1]
     wanted = free_distribution(distribution_of_completions(sampler, pixels(), projection, X), projection)
     assert worst_score(drawn(name, sampler, raw_at, 20_000, 0), wanted) < LIMIT
@@ -57,7 +56,7 @@ def test_completions_by_long_steps_are_those_of_short_ones_if_each_uses_half_of_
     short, _ = posterior_sampler(pixels(), ladder=ladder, num_rounds=2, num_chain_steps=5000, step_share=0.01)
     projection = OBSERVATIONS[name][1]
     wanted = free_distribution(distribution_of_completions(short, pixels(), projection, X), projection)
-    averaged = replace(long, kernel_name="leimkuhler_matthews")
+    averaged = replace(long, averages_noise=True)
     assert worst_score(drawn(name, averaged, raw_at, 20_000, 0), wanted) < LIMIT
     assert worst_score(drawn(name, long, raw_at, 20_000, 1), wanted) > 2 * LIMIT
 
@@ -117,14 +116,15 @@ def test_the_last_step_takes_the_noise_of_level_0_away() -> None:
     assert torch.equal(clean[~hidden], x[~hidden])
 
 
-@pytest.mark.parametrize("kernel", ["langevin", "leimkuhler_matthews"])
-def test_no_number_of_the_noise_is_used_twice(kernel: ChainKernelName) -> None:
-    sampler = replace(build_posterior_sampler(preset("digits", "unet"), num_rounds=3), end=None, kernel_name=kernel)
+@pytest.mark.parametrize("averages", [False, True])
+def test_no_number_of_the_noise_is_used_twice(averages: bool) -> None:
+    sampler = build_posterior_sampler(preset("digits", "unet"), num_rounds=3)
+    sampler = replace(sampler, end=None, averages_noise=averages)
     x, ids, noises = torch.zeros(1, 1, 8, 8), torch.arange(1), (QuickNoise(0), QuickNoise(0))
     sampler.complete(isotropic, noises[0], ids, x, ObservedPixels(x[0, 0] > 0))
     sampler.denoise(isotropic, noises[1], ids, x, 0.9)
     for noise in noises:
         asked = {purpose for purpose, *_ in noise.asked}
         assert Purpose.SAMPLE_START in asked
-        assert (Purpose.SAMPLE_BEFORE in asked) == (kernel == "leimkuhler_matthews")
+        assert (Purpose.SAMPLE_BEFORE in asked) == averages
         assert len(set(noise.asked)) == len(noise.asked)

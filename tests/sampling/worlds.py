@@ -146,7 +146,7 @@ def distribution_of_completions(
             mean, covariance = start @ mean, start @ covariance @ start.T
             covariance[:size, :size] += (sampler.noise_scale * spread) ** 2 * rest
             mean[:size] += scale * float(ladder.cumulative_scale[t]) * projection @ x
-            if sampler.kernel_name == "leimkuhler_matthews":
+            if sampler.averages_noise:
                 many, noise = averaged(a_step, step / 2 * sampler.noise_scale * rest, sampler.num_draws[t])
             else:
                 many, noise = power(a_step, step_noise, sampler.num_draws[t])

@@ -128,6 +128,10 @@ def test_the_default_space_is_n_beta1_and_c_t(preset: str, step_sizes: str, tmp_
     blocks = made.space.dimensions["model.num_res_blocks"]
     assert isinstance(blocks, Choice) and made.base.experiment.model.num_res_blocks in blocks.values
     assert made.num_trials == 16
+    if preset == "digits":
+        # Around c of the preset, whose kernel has no use for shorter steps.
+        assert isinstance(made.space.dimensions[step_sizes], Choice)
+        assert 1.4 in made.space.dimensions[step_sizes].values
 
 
 def test_a_fraction_that_every_level_has_its_own_of_is_not_in_the_default_space(tmp_path: Path) -> None:

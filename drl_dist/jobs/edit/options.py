@@ -9,8 +9,7 @@ from typing import Literal
 
 from drl_dist.common.errors import UserError
 from drl_dist.common.validation import Rule, file_rule, model_rule, place_rule, refuse_broken, refuse_missing
-from drl_dist.config.tree import ChainKernelName
-from drl_dist.jobs.common.chains import chain_rules
+from drl_dist.jobs.common.chains import ChainKernelName, chain_rules
 
 SHAPES = ("left-half", "right-half", "top-half", "bottom-half", "centre")
 """Regions that a mask can hide by name; random-NN% hides so many of the pixels."""

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from drl_dist.common.validation import Rule, model_rule, place_rule, refuse_broken, refuse_missing
-from drl_dist.config.tree import ChainKernelName
-from drl_dist.jobs.common.chains import chain_rules
+from drl_dist.jobs.common.chains import ChainKernelName, chain_rules
 
 MAX_IMAGES = 10**9
 MAX_SHARDS = 100_000

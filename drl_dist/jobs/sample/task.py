@@ -17,11 +17,10 @@ from torch import Tensor
 
 from drl_dist.build import build_sampler
 from drl_dist.common.images import enlargement, grid, to_uint8
-from drl_dist.config.tree import ChainKernelName
 from drl_dist.data.filesystem import Folder
 from drl_dist.data.shards import Sample, ShardRow, encode_png, pack_shard, shard_name
 from drl_dist.diffusion.noise import PhiloxNoise
-from drl_dist.jobs.common.chains import CHAIN_FIELDS, with_chains
+from drl_dist.jobs.common.chains import CHAIN_FIELDS, ChainKernelName, with_chains
 from drl_dist.jobs.common.device import prepare_device
 from drl_dist.jobs.common.model import check_finite, frozen_engine
 from drl_dist.jobs.common.output.job_records import digest_of
