@@ -6,12 +6,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import Tensor
 
 from benchmarks.editing import denoising
 from drl_dist.build import build_posterior_sampler
 from drl_dist.config.presets import preset
 from drl_dist.diffusion.ladder import linear_ladder
 from drl_dist.diffusion.noise import PhiloxNoise, Purpose
+from drl_dist.diffusion.recovery import LogDensityAndGrad
 from drl_dist.energy.analytic import CorrelatedGaussian
 from drl_dist.sampling.inpainting import ObservedPixels
 from drl_dist.sampling.tweedie import Tweedie
@@ -114,6 +116,24 @@ def test_the_last_step_takes_the_noise_of_level_0_away() -> None:
     hidden = ~OBSERVED.reshape(1, *SHAPE)
     assert float((clean - noisy)[hidden].abs().min()) > 0
     assert torch.equal(clean[~hidden], x[~hidden])
+
+
+@pytest.mark.parametrize("averages", [False, True])
+def test_chains_leave_what_is_observed_where_it_is(averages: bool) -> None:
+    sampler = build_posterior_sampler(preset("digits", "unet"), num_rounds=1)
+    sampler = replace(sampler, start=None, end=None, num_chain_steps=3, averages_noise=averages)
+    places = list[tuple[int, Tensor]]()
+
+    def noted(level: Tensor) -> LogDensityAndGrad:
+        density = isotropic(level)
+        return lambda y: places.append((int(level[0]), y[0, 0, :, 4:])) or density(y)
+
+    sampler.complete(
+        noted, PhiloxNoise(0), torch.arange(1), torch.zeros(1, 1, 8, 8), ObservedPixels(torch.arange(8) > 3)
+    )
+    for t in range(sampler.levels.num_levels):
+        first, *others = (observed for level, observed in places if level == t)
+        assert len(others) == 2 and all(torch.equal(first, other) for other in others)
 
 
 @pytest.mark.parametrize("averages", [False, True])
