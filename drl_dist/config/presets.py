@@ -188,8 +188,8 @@ UNETS: dict[str, UNetRow] = {
         last_noise_to_signal=2500.0,
         learning_rate=2e-3,
         ema_decay=0.996,
-        batch_size=64,
-        num_steps=2_400,
+        batch_size=32,
+        num_steps=3_000,
         matching_share=0.8,
     ),
 }
