@@ -76,7 +76,7 @@ class LeimkuhlerMatthews:
     The steps of `UnadjustedLangevin` with the mean of two successive normals (Leimkuhler and Matthews, "Rational
     construction of stochastic numerical methods for molecular sampling", 2013). Where log p is quadratic
     its draws have the right variance at any stable step size, 0 < delta**2 P < 4 with P the curvature, while those of
-    `UnadjustedLangevin` are 1 / (1 - delta**2 P / 4) times as wide.
+    `UnadjustedLangevin` have 1 / (1 - delta**2 P / 4) times that variance.
 
     Args:
         density: log p and its gradient.

@@ -268,8 +268,8 @@ class PosteriorSampler:
         """y_t given x_{t+1}: the chain of round `number` of a level, over the unobserved part."""
         shape = tuple(x_noisy.shape[1:])
         chain = KeyedChainNoise(noise, Purpose.SAMPLE_CHAIN, sample_ids, t, shape, x_noisy.dtype)
-        before = noise_before(self.averages_noise, noise, Purpose.SAMPLE_BEFORE, sample_ids, t, shape, number)
-        before = None if before is None else before.to(x_noisy.dtype)
+        averages, purpose = self.averages_noise, Purpose.SAMPLE_BEFORE
+        before = noise_before(averages, noise, purpose, sample_ids, t, shape, number, x_noisy.dtype)
         num_draws = self.num_draws[t]
         if observed is None:
             kernel = self._kernel(density, here, x_noisy, None, before)

@@ -127,17 +127,19 @@ def noise_before(
     level: Tensor | int,
     shape: tuple[int, ...],
     number: int = 0,
+    dtype: torch.dtype = torch.float32,
 ) -> Tensor | None:
-    """The normals before a chain's first step, float32 (B, *shape), if its kernel uses any.
+    """The normals before a chain's first step, (B, *shape), if its kernel uses any.
 
     Args:
         averages_noise: as of `ProgressiveSampler`.
         noise, purpose, sample_ids, level, shape: as of `Noise.normal`.
         number: of the chain, where there are several at a level.
+        dtype: of the normals.
     """
     if not averages_noise:
         return None
-    return noise.normal(purpose, sample_ids, level, (number,), shape)[0]
+    return noise.normal(purpose, sample_ids, level, (number,), shape)[0].to(dtype)
 
 
 def langevin(

@@ -182,8 +182,7 @@ class TrainStep:
             # Before the chain's kernel is made: a captured graph holds one set of levels.
             y = self.sampler.start.draw(self.gradients.raw_at, y, pairs.level, self.sampler.noise_scale * normal)
         averages, purpose = self.sampler.averages_noise, Purpose.TRAIN_BEFORE
-        before = noise_before(averages, self.noise, purpose, positions, pairs.level, shape)
-        before = None if before is None else before.to(self.dtype)
+        before = noise_before(averages, self.noise, purpose, positions, pairs.level, shape, dtype=self.dtype)
         kernel = self.sampler.kernel(self.gradients.raw_at(pairs.level), pairs.x_noisy, pairs.level, before)
         with torch.no_grad():
             if self.experiment.mcmc.antithetic:
