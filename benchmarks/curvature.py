@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from drl_dist.build import build_ladder, build_levels, build_sampler
+from drl_dist.build import build_ladder, build_levels, build_sampler, curvature_bound
 from drl_dist.common.program import entry_point, stop_on_signals
 from drl_dist.common.validation import refuse_broken
 from drl_dist.config.tree import EngineConfig, Experiment
@@ -55,8 +55,11 @@ def curvatures(experiment: Experiment, network: EnergyNetwork, num_images: int, 
         num_images: N.
     """
     ladder = build_ladder(experiment.diffusion)
-    levels, sampler, noise = build_levels(experiment, ladder), build_sampler(experiment), PhiloxNoise(seed)
-    bound = levels.recovery_precision + ladder.noise_in_y(levels.transition_scale) ** -2
+    levels, noise = build_levels(experiment, ladder), PhiloxNoise(seed)
+    bound = curvature_bound(ladder, levels.transition_scale, levels.recovery_precision)
+    if network.curvature is not None:
+        levels = levels.shortened(network.curvature)
+    sampler = build_sampler(experiment, network.curvature)
     engine = GradientEngine(network, EngineConfig(compile="never"), is_frozen=True)
     ids, shape = torch.arange(num_images), network.image_shape
     stages = sampler.sample_levels(engine.raw_at, noise, ids, shape).flip(0)

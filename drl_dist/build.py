@@ -44,10 +44,9 @@ def build_levels(experiment: Experiment, ladder: NoiseLadder) -> Levels:
     if mcmc.top_level == "marginal":
         transition_scale[-1], precision[-1] = 1.0, 0.0
     if mcmc.step_rule == "bound":
-        # No data make log p(y_t) more curved than its noise does, so this is the most that a conditional can have.
-        largest_precision = precision + ladder.noise_in_y(transition_scale) ** -2
         fraction = mcmc.level_bound_fractions or (mcmc.bound_fraction,)
-        step_size = torch.tensor(fraction, dtype=torch.float64) * largest_precision**-0.5
+        bound = curvature_bound(ladder, transition_scale, precision)
+        step_size = torch.tensor(fraction, dtype=torch.float64) * bound**-0.5
     else:
         step_size = _level_scale(mcmc, ladder) * mcmc.step_scale_squared**0.5 * std
     energy_scale = {
@@ -58,6 +57,17 @@ def build_levels(experiment: Experiment, ladder: NoiseLadder) -> Levels:
     loss_weight = ladder.std[1] / std if experiment.optim.loss_weight == "inverse_std" else energy_scale
     noise_precision = ladder.noise_in_y(transition_scale) ** -2 if mcmc.normal_spread == "posterior" else None
     return Levels(transition_scale, precision, step_size, energy_scale, loss_weight, noise_precision)
+
+
+def curvature_bound(ladder: NoiseLadder, transition_scale: Tensor, recovery_precision: Tensor) -> Tensor:
+    """The largest curvature that log p(y_t | x_{t+1}) can have, float64 (T,): no data make log p(y_t) more curved than
+    its noise does.
+
+    Args:
+        ladder: the noise.
+        transition_scale, recovery_precision: (T,), as in `Levels`.
+    """
+    return recovery_precision + ladder.noise_in_y(transition_scale) ** -2
 
 
 MAX_CONDITION_NUMBER = 100.0
@@ -101,6 +111,8 @@ def build_network(experiment: Experiment, dtype: torch.dtype = torch.float32) ->
     generator = torch.Generator().manual_seed(experiment.train.seed)
     build = build_unet if experiment.model.network == "unet" else build_wide_resnet
     network = build(experiment, generator)
+    if experiment.mcmc.step_adaptation == "curvature":
+        network.curvature = torch.ones(experiment.diffusion.num_levels)
     network.to(dtype=dtype, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     return network
 
@@ -153,10 +165,10 @@ def _sizes(model: ModelConfig) -> dict[str, Any]:
     }
 
 
-def build_sampler(experiment: Experiment) -> ProgressiveSampler:
-    """Algorithm 2 for this experiment."""
+def build_sampler(experiment: Experiment, curvature: Tensor | None = None) -> ProgressiveSampler:
+    """Algorithm 2 for this experiment, with the `EnergyNetwork.curvature` of the network that is sampled."""
     ladder, mcmc = build_ladder(experiment.diffusion), experiment.mcmc
-    levels, num_chain_steps = _sampling_chains(experiment, ladder)
+    levels, num_chain_steps = _sampling_chains(experiment, ladder, curvature)
     tweedie = Tweedie(levels, ladder)
     return ProgressiveSampler(
         levels=levels,
@@ -168,14 +180,16 @@ def build_sampler(experiment: Experiment) -> ProgressiveSampler:
     )
 
 
-def build_posterior_sampler(experiment: Experiment, num_rounds: int = 4) -> PosteriorSampler:
-    """Inpainting, super-resolution and denoising for this experiment.
+def build_posterior_sampler(
+    experiment: Experiment, num_rounds: int = 4, curvature: Tensor | None = None
+) -> PosteriorSampler:
+    """Inpainting, super-resolution and denoising for this experiment, with the network's `EnergyNetwork.curvature`.
 
     Raises:
         UserError: at some level the experiment has a start of chains alone, and no chain.
     """
     ladder, mcmc = build_ladder(experiment.diffusion), experiment.mcmc
-    levels, num_chain_steps = _sampling_chains(experiment, ladder)
+    levels, num_chain_steps = _sampling_chains(experiment, ladder, curvature)
     fewest = num_chain_steps if isinstance(num_chain_steps, int) else min(num_chain_steps)
     if mcmc.start == "tweedie" and fewest == 0:
         raise UserError(
@@ -197,13 +211,17 @@ def build_posterior_sampler(experiment: Experiment, num_rounds: int = 4) -> Post
     )
 
 
-def _sampling_chains(experiment: Experiment, ladder: NoiseLadder) -> tuple[Levels, int | tuple[int, ...]]:
+def _sampling_chains(
+    experiment: Experiment, ladder: NoiseLadder, curvature: Tensor | None
+) -> tuple[Levels, int | tuple[int, ...]]:
     """The levels with the step sizes of sampling, and K: one number, or T."""
     mcmc, levels = experiment.mcmc, build_levels(experiment, ladder)
     if mcmc.sampling_bound_fraction is not None:
         longer = replace(mcmc, bound_fraction=mcmc.sampling_bound_fraction, level_bound_fractions=())
         # Step sizes alone: an energy scale that was trained with others belongs to the density.
         levels = replace(levels, step_size=build_levels(replace(experiment, mcmc=longer), ladder).step_size)
+    if curvature is not None:
+        levels = levels.shortened(curvature.cpu())
     if mcmc.sampling_chain_steps is not None:
         return levels, mcmc.sampling_chain_steps
     return levels, mcmc.level_chain_steps or mcmc.num_chain_steps

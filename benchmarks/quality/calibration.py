@@ -106,7 +106,7 @@ def ratios(trainee: EnergyTrainee, experiment: Experiment, seed: int) -> list[Ra
     count = min(levels.num_levels, MOST_LEVELS)
     shown = sorted({round(place) for place in torch.linspace(0, levels.num_levels - 1, count).tolist()})
     ids = torch.arange(NUM_DRAWS).split(_TOGETHER)
-    sampler, noise, shape = build_sampler(experiment), PhiloxNoise(seed), (1, SIDE, SIDE)
+    sampler, noise, shape = build_sampler(experiment, engine.network.curvature), PhiloxNoise(seed), (1, SIDE, SIDE)
     # From x_T to x_0; only the levels that are shown are kept.
     parts = [sampler.sample_levels(engine.raw_at, noise, some, shape, keep=shown) for some in ids]
     generated = dict(zip(reversed(shown), torch.cat(parts, dim=1), strict=True))

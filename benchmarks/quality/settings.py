@@ -124,6 +124,11 @@ SETTINGS: Mapping[str, Setting] = {
         options={"width": 16, "target": "data"},
     ),
     "unet_weighted": dataclasses.replace(_UNET, label="U-Net, levels weighted by measured noise", method="weighted"),
+    "unet_adapted": dataclasses.replace(
+        _UNET,
+        label="U-Net, steps adapted to the measured curvature",
+        overrides={"optim": _ONE_OBJECTIVE, "mcmc": {"step_adaptation": "curvature"}},
+    ),
     "unet_64": _in_batches(64),
     "unet_128": _in_batches(128),
     # A new row needs nothing but its line here, for instance

@@ -33,7 +33,12 @@ def starting_point(url: str, experiment: Experiment, data_fingerprint: str) -> s
             shutil.rmtree(folder)
     # The place in the stream of samples is the number of steps times the batch size.
     before, after = (
-        {"model": to_dict(one.model), "train": {"batch_size": one.train.batch_size}}
+        {
+            "model": to_dict(one.model),
+            # Whose checkpoints hold the curvatures, too.
+            "mcmc": {"step_adaptation": one.mcmc.step_adaptation},
+            "train": {"batch_size": one.train.batch_size},
+        }
         for one in (checkpoint.experiment, experiment)
     )
     others = differences(before, after)

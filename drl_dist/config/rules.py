@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 from drl_dist.common.errors import UserError
 from drl_dist.common.validation import local_rule, place_rule
+from drl_dist.config.chain_rules import Rule, chain_rules, chain_steps_field
 
 if TYPE_CHECKING:
     # The tree checks itself with these rules when it is made.
-    from drl_dist.config.tree import DiffusionConfig, Experiment, McmcConfig, RunConfig
+    from drl_dist.config.tree import DiffusionConfig, Experiment, RunConfig
 
 MAX_LEVELS = 4096
 """As `drl_dist.diffusion.noise.MAX_LEVELS`, which cannot be had without importing torch; commands answer at once."""
@@ -31,9 +32,7 @@ def check_experiment(experiment: Experiment) -> None:
     side = model.patch_size * 2**pools
     of_patches = f" of patches of {model.patch_size}" if model.patch_size > 1 else ""
     resolutions = [model.resolution // max(1, model.patch_size) >> pool for pool in range(pools + 1)]
-    k_field, k_given = _chain_steps(mcmc)
-    fewest = 0 if mcmc.start == "tweedie" else 1
-    rules: list[tuple[str, object, str, bool]] = [
+    rules: list[Rule] = [
         (
             "model.patch_size",
             model.patch_size,
@@ -92,84 +91,7 @@ def check_experiment(experiment: Experiment) -> None:
             "0 < first < last < infinity, or none",
             _is_rising(experiment.diffusion.first_noise_to_signal, experiment.diffusion.last_noise_to_signal),
         ),
-        ("mcmc.num_chain_steps", mcmc.num_chain_steps, "at least 0", mcmc.num_chain_steps >= 0),
-        (
-            "mcmc.level_chain_steps",
-            mcmc.level_chain_steps,
-            f"none, or {levels} numbers (one per level), "
-            + ("at least 1: a 0 needs mcmc.start tweedie" if fewest else "at least 0"),
-            not mcmc.level_chain_steps
-            or (len(mcmc.level_chain_steps) == levels and min(mcmc.level_chain_steps) >= fewest),
-        ),
-        (
-            "mcmc.top_level",
-            mcmc.top_level,
-            "conditional, since a marginal top level has no normal approximation (mcmc.num_chain_steps 0, or "
-            f"optim.objective {' and '.join(optim.objectives)})",
-            mcmc.top_level == "conditional"
-            or (
-                (max(mcmc.chain_steps) > 0 or mcmc.start == "tweedie")
-                and not {"normal_likelihood", "dsm"} & set(optim.objectives)
-            ),
-        ),
-        (
-            "mcmc.antithetic",
-            mcmc.antithetic,
-            f"off for chains of Langevin steps ({k_field} {k_given})",
-            not mcmc.antithetic or max(mcmc.chain_steps) == 0,
-        ),
-        ("mcmc.bound_fraction", mcmc.bound_fraction, "a number in (0, 2)", 0 < mcmc.bound_fraction < 2),
-        (
-            "mcmc.level_bound_fractions",
-            mcmc.level_bound_fractions,
-            f"none, or {levels} numbers in (0, 2) (one per level)",
-            not mcmc.level_bound_fractions
-            or (len(mcmc.level_bound_fractions) == levels and all(0 < c < 2 for c in mcmc.level_bound_fractions)),
-        ),
-        (
-            "mcmc.level_bound_fractions",
-            mcmc.level_bound_fractions,
-            f"none, since steps of mcmc.step_rule {mcmc.step_rule} are no fractions of the bound",
-            not mcmc.level_bound_fractions or mcmc.step_rule == "bound",
-        ),
-        (
-            "mcmc.sampling_chain_steps",
-            mcmc.sampling_chain_steps,
-            f"none, or at least {fewest}" + (": a 0 needs mcmc.start tweedie" if fewest else ""),
-            mcmc.sampling_chain_steps is None or mcmc.sampling_chain_steps >= fewest,
-        ),
-        (
-            "mcmc.sampling_bound_fraction",
-            mcmc.sampling_bound_fraction,
-            "none, or a number in (0, 2)",
-            mcmc.sampling_bound_fraction is None or 0 < mcmc.sampling_bound_fraction < 2,
-        ),
-        (
-            "mcmc.sampling_bound_fraction",
-            mcmc.sampling_bound_fraction,
-            f"none, since steps of mcmc.step_rule {mcmc.step_rule} are no fractions of the bound",
-            mcmc.sampling_bound_fraction is None or mcmc.step_rule == "bound",
-        ),
-        ("mcmc.step_scale_squared", mcmc.step_scale_squared, "a positive number", mcmc.step_scale_squared > 0),
-        (
-            "mcmc.level_scale_values",
-            mcmc.level_scale_values,
-            f"none, or {levels} positive numbers (one per level)",
-            not mcmc.level_scale_values
-            or (len(mcmc.level_scale_values) == levels and min(mcmc.level_scale_values) > 0),
-        ),
-        (
-            "mcmc.level_scale_values",
-            mcmc.level_scale_values,
-            "none, since the level scales of mcmc.step_rule bound follow from the ladder",
-            not mcmc.level_scale_values or mcmc.step_rule == "released",
-        ),
-        (
-            "mcmc.level_scale_multiplier",
-            mcmc.level_scale_multiplier,
-            "a positive number",
-            mcmc.level_scale_multiplier > 0,
-        ),
+        *chain_rules(experiment),
         (
             "optim.first_objective",
             optim.first_objective,
@@ -227,7 +149,7 @@ def check_training(experiment: Experiment) -> None:
     """
     mcmc, optim = experiment.mcmc, experiment.optim
     if optim.needs_negatives and mcmc.start == "tweedie" and min(mcmc.chain_steps) == 0:
-        name, given = _chain_steps(mcmc)
+        name, given = chain_steps_field(mcmc)
         raise UserError(
             f"config field {name}",
             got=given,
@@ -244,12 +166,6 @@ def check_training(experiment: Experiment) -> None:
             expected=f"fewer, since the rest is for optim.objective {optim.objective}",
             remedy=(fewer if steps > 1 else "") + f"raise train.num_steps above {optim.first_objective_steps}",
         )
-
-
-def _chain_steps(mcmc: McmcConfig) -> tuple[str, object]:
-    """The field that says what K is, and its value."""
-    name = "level_chain_steps" if mcmc.level_chain_steps else "num_chain_steps"
-    return f"mcmc.{name}", getattr(mcmc, name)
 
 
 def _check_ladder(diffusion: DiffusionConfig) -> None:
@@ -295,7 +211,7 @@ def _is_rising(first: float | None, last: float | None) -> bool:
 def check_without_ray(run: RunConfig) -> None:
     """Raise `UserError` for what a run on one device, without Ray, cannot do; `check_run` has passed."""
     is_array = run.data.endswith(ARRAY_SUFFIX)
-    rules: list[tuple[str, object, str, bool]] = [
+    rules: list[Rule] = [
         ("num_workers", run.num_workers, "1", run.num_workers == 1),
         ("min_workers", run.min_workers, "none", run.min_workers is None),
         ("max_rollbacks", run.max_rollbacks, "0", run.max_rollbacks == 0),
@@ -331,7 +247,7 @@ def check_run(run: RunConfig, *, complete: bool = True) -> None:
         complete: also ask for the data, the run name and the storage, which a dry run may leave out.
     """
     check_training(run.experiment)
-    rules: list[tuple[str, object, str, bool]] = [
+    rules: list[Rule] = [
         ("num_workers", run.num_workers, "at least 1", run.num_workers >= 1),
         (
             "min_workers",

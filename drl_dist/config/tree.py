@@ -115,6 +115,10 @@ class McmcConfig:
     is too large by at most 1 / (1 - c**2 / 4)."""
     level_bound_fractions: tuple[float, ...] = ()
     """c of the rule bound given one by one, T numbers from level 0 up; overrides `bound_fraction`."""
+    step_adaptation: Literal["none", "curvature"] = "none"
+    """none: steps of the rule bound stay as they are; curvature: recovery measures at each level how curved the energy
+    is where its chains move, and where that is more than P_t takes it in place of P_t. Checkpoints keep the curvatures,
+    and images are generated and edited with them. Needs chains of two steps or more."""
     step_scale_squared: float = 2e-4
     """b squared."""
     level_scale_power: float = 0.5

@@ -44,6 +44,14 @@ class Levels:
         precision = self.recovery_precision
         return (precision if self.noise_precision is None else precision + self.noise_precision).rsqrt()
 
+    def shortened(self, curvature: Tensor) -> Levels:
+        """Steps that stay the same fraction of the largest curvature where that was measured to exceed its bound.
+
+        Args:
+            curvature: (T,) largest curvature over the bound that the step sizes were made for.
+        """
+        return replace(self, step_size=self.step_size / curvature.to(self.step_size).clamp(min=1).sqrt())
+
     def at(self, level: Tensor) -> Levels:
         """The values at each sample's level, (B,)."""
         return self._changed(lambda values: values[level])

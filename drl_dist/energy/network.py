@@ -23,6 +23,9 @@ class EnergyNetwork(nn.Module, ABC):
     gradient_uses_all_parameters: bool = False
     """Whether the image gradient depends on every parameter, unlike on a bias behind the last activation. Where it may
     not, score matching on several workers looks at each step for those that it left out."""
+    curvature: Tensor | None
+    """(T,) curvature of the conditional densities over its bound, as training measured it (`mcmc.step_adaptation`): a
+    buffer, which checkpoints keep and the moving average averages. None if training does not measure it."""
 
     @property
     def device(self) -> torch.device:
@@ -33,6 +36,10 @@ class EnergyNetwork(nn.Module, ABC):
     def dtype(self) -> torch.dtype:
         """Of the parameters, and of the raw output."""
         return next(self.parameters()).dtype
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("curvature", None)
 
     def advance_power_iteration(self) -> None:
         """One power iteration of every spectral norm, if there are any; once per training step."""

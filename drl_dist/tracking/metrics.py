@@ -51,6 +51,12 @@ METRICS: tuple[Metric, ...] = (
         "training",
     ),
     Metric(
+        "curvature/level_{t}",
+        "root-mean-square curvature of the conditional log-density along the moves of chains, over its bound",
+        runs="training",
+        page="training.md",
+    ),
+    Metric(
         "noise_error/level_{t}",
         "root-mean-square error per pixel of the noise that the score predicts at noise level t",
         "standard deviations",

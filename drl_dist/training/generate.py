@@ -42,7 +42,7 @@ def draw_together(
     network = state.ema_network()
     device = network.device
     gradients = GradientEngine(network, engine, is_frozen=True)
-    sampler, noise = build_sampler(experiment), PhiloxNoise(experiment.train.seed)
+    sampler, noise = build_sampler(experiment, network.curvature), PhiloxNoise(experiment.train.seed)
     # No larger than a training batch, whose memory is known to be there.
     chunk = max(1, experiment.train.batch_size // world_size)
     share = -(-num_images // world_size)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from torch.distributed import all_reduce, is_initialized
 from torch.nn.parallel import DistributedDataParallel
 
-from drl_dist.build import build_ladder, build_levels, stiff_level
+from drl_dist.build import build_ladder, build_levels, curvature_bound, stiff_level
 from drl_dist.common.batch import Batch
 from drl_dist.common.images import to_unit_range
 from drl_dist.config.rules import check_training
 from drl_dist.config.tree import EngineConfig, Experiment, ObjectiveName
 from drl_dist.diffusion.ladder import Pairs, draw_levels, draw_pairs
 from drl_dist.diffusion.noise import PhiloxNoise, Purpose
+from drl_dist.mcmc.curvature import CurvatureAlongMoves
 from drl_dist.mcmc.kernel import KeyedChainNoise, StepNoise, column, run_chain
 from drl_dist.mcmc.langevin import UnequalChains
 from drl_dist.sampling.progressive import ProgressiveSampler, noise_before
@@ -31,6 +32,8 @@ from drl_dist.training.state import TrainState
 
 MAX_REPORTED_LEVELS = 16
 """Ladders of more levels are reported in this many bands of consecutive levels."""
+CURVATURE_RATE = 0.05
+"""Share of a step's measurement in the curvature of a level that steps are adapted to."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +134,8 @@ class TrainStep:
         self.state, self.experiment, self.request = state, experiment, request
         self.device, self.dtype = state.network.device, state.network.dtype
         self.ladder = build_ladder(experiment.diffusion)
-        self.levels = build_levels(experiment, self.ladder).to(self.device, self.dtype)
+        levels = build_levels(experiment, self.ladder)
+        self.levels = levels.to(self.device, self.dtype)
         stiff = stiff_level(experiment, self.ladder)
         if stiff and not (is_initialized() and torch.distributed.get_rank()):
             warnings.warn(stiff, RuntimeWarning, stacklevel=2)
@@ -143,6 +147,10 @@ class TrainStep:
         )
         self.num_draws = torch.tensor(self.sampler.num_draws, device=self.device)
         """(T,) transitions at each level, after the start."""
+        self._bound: Tensor | None = None
+        if mcmc.step_rule == "bound" and min(mcmc.chain_steps) >= 2:
+            bound = curvature_bound(self.ladder, levels.transition_scale, levels.recovery_precision)
+            self._bound = bound.to(self.device, self.dtype)
         self.noise = PhiloxNoise(experiment.train.seed if noise_seed is None else noise_seed)
         self.gradients = GradientEngine(state.network, engine)
         self._objective_name = experiment.optim.objective_at(state.step)
@@ -158,8 +166,11 @@ class TrainStep:
         self.state.network.advance_power_iteration()
         positions = batch.positions.to(self.device, non_blocking=True)
         pairs = self.draw(batch.images, positions)
-        y_neg = self.run_chain(pairs, positions) if self.objective.needs_negatives else None
-        return self.update(pairs, y_neg, batch.bad_samples)
+        if not self.objective.needs_negatives:
+            return self.update(pairs, None, batch.bad_samples)
+        meter = None if self._bound is None else CurvatureAlongMoves(self.levels.at(pairs.level))
+        y_neg = self.run_chain(pairs, positions, meter)
+        return self.update(pairs, y_neg, batch.bad_samples, meter)
 
     def draw(self, images: Tensor, positions: Tensor) -> Pairs:
         """Levels and pairs for uint8 images (B, C, H, W) at stream positions (B,)."""
@@ -167,7 +178,7 @@ class TrainStep:
         level = draw_levels(self.noise, positions, self.levels.num_levels)
         return draw_pairs(self.noise, positions, x, level, self.ladder, self.levels.transition_scale)
 
-    def run_chain(self, pairs: Pairs, positions: Tensor) -> Tensor:
+    def run_chain(self, pairs: Pairs, positions: Tensor, meter: CurvatureAlongMoves | None = None) -> Tensor:
         """y_neg (B, C, H, W), a sample of y_t given x_noisy: K Langevin steps from x_noisy, exactly K gradients, all
         with respect to y, and one more for a start by Tweedie's formula; for K = 0 one draw from the normal
         approximation, which takes one gradient. Where levels differ in K, a chain stays where it is after its own.
@@ -175,6 +186,11 @@ class TrainStep:
         Antithetic draws come as (2B, C, H, W), the opposite ones behind the others, and deviate from their means as
         the positives do from theirs. Any joint law of y_pos and y_neg will do for the learning gradient, which is a
         difference of two expectations; in this one it has least noise.
+
+        Args:
+            pairs: their x_noisy is where the chains come from.
+            positions: (B,) in the stream of samples, which key the noise.
+            meter: measures the curvature along the chains.
         """
         y, shape = pairs.x_noisy, tuple(pairs.x_noisy.shape[1:])
         if self.sampler.start is not None:
@@ -183,7 +199,12 @@ class TrainStep:
             y = self.sampler.start.draw(self.gradients.raw_at, y, pairs.level, self.sampler.noise_scale * normal)
         averages, purpose = self.sampler.averages_noise, Purpose.TRAIN_BEFORE
         before = noise_before(averages, self.noise, purpose, positions, pairs.level, shape, dtype=self.dtype)
-        kernel = self.sampler.kernel(self.gradients.raw_at(pairs.level), pairs.x_noisy, pairs.level, before)
+        network, sampler = self.gradients.raw_at(pairs.level), self.sampler
+        if meter is not None:
+            network = meter.watching(network)
+        if self.state.network.curvature is not None:
+            sampler = replace(sampler, levels=self.levels.shortened(self.state.network.curvature))
+        kernel = sampler.kernel(network, pairs.x_noisy, pairs.level, before)
         with torch.no_grad():
             if self.experiment.mcmc.antithetic:
                 normal = pairs.standardised_y_pos(self.ladder)
@@ -193,20 +214,25 @@ class TrainStep:
             noise = KeyedChainNoise(self.noise, Purpose.TRAIN_CHAIN, positions, pairs.level, shape, self.dtype)
             most = max(self.sampler.num_draws)
             if min(self.sampler.num_draws) < most:
-                return run_chain(UnequalChains(kernel, self.num_draws[pairs.level]), y, noise, most).y
+                kernel = UnequalChains(kernel, self.num_draws[pairs.level])
             return run_chain(kernel, y, noise, most).y
 
-    def update(self, pairs: Pairs, y_neg: Tensor | None, bad_samples: int = 0) -> StepResult:
+    def update(
+        self, pairs: Pairs, y_neg: Tensor | None, bad_samples: int = 0, meter: CurvatureAlongMoves | None = None
+    ) -> StepResult:
         """One Adam step.
 
         Args:
             y_neg: from `run_chain`; None for an objective without negatives.
             bad_samples: images of this rank that replace damaged ones; reported as they are.
+            meter: that measured the chains' curvature, which is reported, and followed if steps are adapted to it.
         """
         self._follow_schedule()
         here = self.levels.at(pairs.level)
         state, optim = self.state, self.experiment.optim
         loss, reported = self.objective.outcome(self.forward, pairs, y_neg, here)
+        if meter is not None and self._bound is not None:
+            reported = {**reported, "curvature": meter.curvature() / self._bound[pairs.level]}
         if is_initialized():
             # Gradients are averaged over ranks: one with more images than others counts for more. 1 with even shares.
             loss = loss * (len(pairs.level) * torch.distributed.get_world_size() / self.experiment.train.batch_size)
@@ -261,7 +287,7 @@ class TrainStep:
         bad_samples: int,
         interrupt: Interrupt,
     ) -> StepResult:
-        names = self.objective.reports
+        names = (*self.objective.reports, *(("curvature",) if "curvature" in reported else ()))
         rows = torch.stack([*(reported[name] for name in names), torch.ones_like(level, dtype=self.dtype)])
         sums = torch.zeros(len(rows), self.levels.num_levels, dtype=rows.dtype, device=rows.device)
         sums.index_add_(1, level, rows)
@@ -271,4 +297,18 @@ class TrainStep:
             packed = torch.cat([sums.flatten(), torch.stack([mean, bad])])
             all_reduce(packed)
             sums, loss, bad = packed[:-2].reshape(sums.shape), packed[-2], packed[-1]
+        if "curvature" in names and self.state.network.curvature is not None:
+            follow(self.state.network.curvature, sums[names.index("curvature")], sums[-1])
         return StepResult(loss, grad_norm, names, sums, learning_rate, bad, interrupt)
+
+
+def follow(curvature: Tensor, total: Tensor, count: Tensor) -> None:
+    """Move the curvature of each level that was measured in this step towards its mean, in place.
+
+    Args:
+        curvature: (T,) over its bound.
+        total: (T,) what was measured, summed over the samples of each level.
+        count: (T,) how many these are.
+    """
+    mean = torch.where(count > 0, total / count.clamp(min=1), curvature)
+    curvature.lerp_(mean.to(curvature.dtype), CURVATURE_RATE)

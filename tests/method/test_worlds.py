@@ -29,7 +29,7 @@ def one_rank(rank: int, world_size: int, folder: Path, poison: bool) -> None:
     if poison and rank == world_size - 1:
         # One rank alone draws an infinite image.
         original = step.run_chain
-        step.run_chain = lambda pairs, positions: original(pairs, positions) * float("inf")  # type: ignore[method-assign]
+        step.run_chain = lambda *given: original(*given) * float("inf")  # type: ignore[method-assign]
     try:
         result = step(mine)
     except DivergedError:

@@ -40,6 +40,11 @@ class TrainedModel:
     version: ResolvedModel | None
     """What the registry knows of it; its folder is gone."""
 
+    @property
+    def curvature(self) -> Tensor | None:
+        """See `EnergyNetwork.curvature`."""
+        return torch.from_numpy(self.ema["curvature"].copy()) if "curvature" in self.ema else None
+
 
 def load_model(address: str, tracking_uri: str | None) -> TrainedModel:
     """The averaged weights of a registered model version, a checkpoint, or the newest checkpoint of a run.

@@ -56,7 +56,7 @@ def interpolate_run(options: InterpolateOptions) -> int:
         return _nothing_to_do(options, output, names)
     output.begin()
     engine = frozen_engine(experiment, model.ema, device)
-    sampler = build_sampler(experiment)
+    sampler = build_sampler(experiment, model.curvature)
 
     def draw(ids: Tensor, advance: Advance) -> Tensor:
         return to_uint8(
@@ -83,7 +83,7 @@ def inpaint_run(options: InpaintOptions) -> int:
     device = prepare_device(device_name(options.use_gpu))
     model = load_model(options.model, options.tracking_uri)
     experiment = with_chains(model.experiment, options)
-    sampler = build_posterior_sampler(experiment, options.num_rounds)
+    sampler = build_posterior_sampler(experiment, options.num_rounds, model.curvature)
     size = experiment.model.resolution
     task = open_task(options, sampler, (experiment.model.channels, size, size), device)
     fields = ("task", "data", "mask", "noise_std", "factor", "degraded", "num_images", "num_completions", "num_rounds")

@@ -150,7 +150,7 @@ class SampleTasks:
         self._request, self._out, self._aside, self._replaced = request, out, aside, replaced
         self._device = prepare_device(request.device, threads=request.threads)
         self._engine = frozen_engine(experiment, ema, self._device, precision=request.precision)
-        self._sampler = build_sampler(with_chains(experiment, request))
+        self._sampler = build_sampler(with_chains(experiment, request), self._engine.network.curvature)
         self._noise = PhiloxNoise(request.seed)
         self._shape, self._shown = self._engine.network.image_shape, shown_levels(experiment.diffusion.num_levels)
 
