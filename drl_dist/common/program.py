@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import select
 import signal
 import sys
 from collections.abc import Callable
@@ -16,6 +18,8 @@ EXIT_STOPPED = 75
 """Exit status of every command that was stopped and resumes when repeated: "temporary failure" in sysexits.h."""
 EXIT_INTERRUPTED = 130
 """Exit status after Ctrl-C of every command that cannot guarantee to resume, as shells report it."""
+EXIT_NO_READER = 141
+"""Exit status of every command whose output nobody reads any more, as in ``… --help | head``; as shells report it."""
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 """Signals that stop a command: sent by `ray job stop` and Kubernetes, by Ctrl-C, and when a terminal closes."""
 
@@ -37,19 +41,38 @@ class Stopped(BaseException):
 
 def entry_point(command: Callable[[], int]) -> NoReturn:
     """Run a command as a program and exit: on `UserError` and `Stopped` with their message on stderr and status 2 or
-    75, on Ctrl-C with "interrupted" and status 130."""
+    75, on Ctrl-C with "interrupted" and status 130, and without a word and status 141 once nobody reads its output."""
     try:
-        status = command()
-    except UserError as error:
-        print(error, file=sys.stderr, flush=True)
-        status = EXIT_USER_ERROR
-    except Stopped as stop:
-        print(stop, file=sys.stderr, flush=True)
-        status = EXIT_STOPPED
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr, flush=True)
-        status = EXIT_INTERRUPTED
+        try:
+            status = command()
+        except UserError as error:
+            print(error, file=sys.stderr, flush=True)
+            status = EXIT_USER_ERROR
+        except Stopped as stop:
+            print(stop, file=sys.stderr, flush=True)
+            status = EXIT_STOPPED
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr, flush=True)
+            status = EXIT_INTERRUPTED
+        finally:
+            # Here, where it can be answered, not while the interpreter ends.
+            sys.stdout.flush()
+    except BrokenPipeError:
+        unread = [stream for stream in (sys.stdout, sys.stderr) if _has_no_reader(stream.fileno())]
+        if not unread:
+            # Of a connection, not of the output.
+            raise
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in unread:
+            os.dup2(nowhere, stream.fileno())
+        status = EXIT_NO_READER
     sys.exit(status)
+
+
+def _has_no_reader(descriptor: int) -> bool:
+    poll = select.poll()
+    poll.register(descriptor, 0)
+    return any(events & select.POLLERR for _, events in poll.poll(0))
 
 
 def stop_on_signals() -> None:
