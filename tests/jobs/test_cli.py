@@ -62,6 +62,7 @@ def run_job(name: str, *arguments: str, path: Path | None = None) -> subprocess.
         ("train_digits.py", (), "digits"),
         ("train_digits.py", ("--setting", "t6"), "digits"),
         ("train_fashion_mnist.py", (), "fashion_mnist"),
+        ("train_fashion_mnist.py", ("--setting", "t6"), "fashion_mnist"),
     ],
 )
 def test_dry_run_prints_the_preset_as_json(job: str, arguments: tuple[str, ...], name: str, tmp_path: Path) -> None:
@@ -69,7 +70,8 @@ def test_dry_run_prints_the_preset_as_json(job: str, arguments: tuple[str, ...],
         (tmp_path / f"{module}.py").write_text(f"raise ImportError('{module} is not needed for a dry run')")
     done = run_job(job, "--dry-run", *arguments, path=tmp_path)
     run = config_from_dict(RunConfig, json.loads(done.stdout), source="stdout")
-    setting = "unet" if "unet" in arguments or (job, arguments) == ("train_digits.py", ()) else "t6"
+    is_small = job in ("train_digits.py", "train_fashion_mnist.py") and not arguments
+    setting = "unet" if "unet" in arguments or is_small else "t6"
     assert run == RunConfig(experiment=preset(name, setting))
     left = ", ".join(left_to_data(run.experiment))
     told = f"null here, and taken from the statistics of the data: {left}\n" if left else ""
