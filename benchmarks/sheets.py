@@ -1,11 +1,12 @@
-"""Score the images of contact sheets: what is left of models that are gone.
+"""Score the images of contact sheets, which is what is left of models that are gone, and of sampling jobs.
 
-    python -m benchmarks.sheets --data fashion_mnist --out FOLDER SHEET.png ...
+    python -m benchmarks.sheets --data fashion_mnist --out FOLDER SHEET.png SAMPLES ...
 
-A sheet is a grid.png of the sampling job or a samples.png of training, without real images beside it. Its images are
-scored as those of benchmarks.quality are, by the same features, beside as many real ones that neither the features nor
-the reference have seen. FID of few images is far too large, and comparable only between sheets of as many. --out keeps
-the features' network. Needs the extras `evaluation` and `prep`.
+SAMPLES is the folder of a sampling job, all of whose images are scored. A sheet is a grid.png of the sampling job or a
+samples.png of training, without real images beside it. Images are scored as those of benchmarks.quality are, by the
+same features, beside as many real ones that neither the features nor the reference have seen. FID of few images is far
+too large, and comparable only between as many. --out keeps the features' network. Needs the extras `evaluation` and
+`prep`.
 """
 
 from __future__ import annotations
@@ -31,9 +32,11 @@ from drl_dist.common.errors import UserError
 from drl_dist.common.images import enlargement
 from drl_dist.common.program import entry_point, stop_on_signals
 from drl_dist.common.validation import local_of, refuse_broken
+from drl_dist.data.decode import read_images
+from drl_dist.data.index import open_index
 
 _PADDING = 2
-_HEAD = ("sheet", "images", "FID", "recognised", "largest class")
+_HEAD = ("of", "images", "FID", "recognised", "smallest class", "largest class")
 
 
 def cut(sheet: np.ndarray, resolution: int, what: str) -> Tensor:
@@ -75,11 +78,40 @@ def cut(sheet: np.ndarray, resolution: int, what: str) -> Tensor:
     return images[(images < 255).flatten(1).any(1)]
 
 
+def images_of(name: str, resolution: int) -> Tensor:
+    """All images of a sheet, or of the shards in a folder, uint8 (N, 1, H, W).
+
+    Raises:
+        UserError: there is neither, or its images have another size.
+    """
+    path = local_of(name, "SHEET.png")
+    if path.is_dir():
+        index = open_index(str(path))
+        if (index.resolution, index.channels) != (resolution, 1):
+            raise UserError(
+                str(path),
+                got=f"images of {index.resolution} pixels in {index.channels} channels",
+                expected=f"images of {resolution} pixels in one channel",
+                remedy="give --data the images that the samples are like",
+            )
+        return read_images(index, index.num_samples)
+    if not path.is_file():
+        raise UserError(
+            "SHEET.png", got=str(path), expected="a file, or a folder of shards", remedy="name a contact sheet"
+        )
+    try:
+        with Image.open(path) as sheet:
+            return cut(np.asarray(sheet.convert("RGB")), resolution, str(path))
+    except UnidentifiedImageError:
+        raise UserError("SHEET.png", got=str(path), expected="an image", remedy="name a contact sheet") from None
+
+
 def table(scores: Sequence[tuple[str, int, dict[str, Any]]]) -> str:
-    """A line for each sheet: its name, its number of images and their scores."""
+    """A line for each sheet or folder: its name, its number of images and their scores."""
     lines = [_HEAD, ("---",) * len(_HEAD)]
     for name, count, score in scores:
-        numbers = (score["fid"], score["recognised"], max(score["class_shares"]))
+        shares = score["class_shares"]
+        numbers = (score["fid"], score["recognised"], min(shares), max(shares))
         lines.append((name, str(count), *(f"{number:.3g}" for number in numbers)))
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
@@ -97,7 +129,7 @@ def main(words: Sequence[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("sheets", nargs="+", metavar="SHEET.png")
+    parser.add_argument("sheets", nargs="+", metavar="SHEET.png", help="or a folder of generated shards")
     parser.add_argument("--data", default="digits", help=f"the images: {' or '.join(DATA)}")
     parser.add_argument("--out", required=True, help="folder of the features' network")
     parser.add_argument("--source", default=DEBIAN_FOLDER, help="folder of Fashion-MNIST's files")
@@ -107,20 +139,11 @@ def main(words: Sequence[str]) -> int:
     check_source(given.data, given.source)
     data = load_data(given.data, given.source)
     resolution = data.train.shape[-1]
-    images: dict[str, Tensor] = {}
-    for name in given.sheets:
-        path = local_of(name, "SHEET.png")
-        if not path.is_file():
-            raise UserError("SHEET.png", got=str(path), expected="a file", remedy="name a contact sheet")
-        try:
-            with Image.open(path) as sheet:
-                images[name] = cut(np.asarray(sheet.convert("RGB")), resolution, str(path))
-        except UnidentifiedImageError:
-            raise UserError("SHEET.png", got=str(path), expected="an image", remedy="name a contact sheet") from None
+    images = {name: images_of(name, resolution) for name in given.sheets}
     folder = local_of(given.out, "--out")
     folder.mkdir(parents=True, exist_ok=True)
     network, _ = feature_network(data, folder / FEATURES)
-    fewest = min(len(some) for some in images.values())
+    fewest = min(len(data.held_out) // 2, *(len(some) for some in images.values()))
     images = {"held-out images": data.held_out[-fewest:], **images}
     scorer = Scorer.of(network, dataclasses.replace(data, held_out=data.held_out[:-fewest]))
     print(table([(name, len(some), scorer.score(some)) for name, some in images.items()]), end="")

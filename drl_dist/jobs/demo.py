@@ -32,8 +32,9 @@ class DemoOptions:
     """Where everything is kept; what is there is used again."""
     num_images: int = 128
     """Images to generate."""
-    train_options: str = ""
-    """Further options of jobs/train_digits.py, in one string."""
+    train_options: str = "--train.num-steps 680 --optim.first-objective-steps 530"
+    """Further options of jobs/train_digits.py, in one string; by default two thirds of the preset's steps, after which
+    most digits can be read."""
     serve: bool = False
     """Only show the MLflow page of an earlier demonstration."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,8 @@ from torch import Tensor
 
 from benchmarks import digit_features
 from benchmarks.digit_features import digits
-from benchmarks.sheets import cut, main
+from benchmarks.sheets import cut, images_of, main
+from datasets_prep.digits import main as prepare_digits
 from drl_dist.common.errors import UserError
 from drl_dist.common.images import enlargement, grid
 
@@ -50,9 +52,29 @@ def test_real_digits_are_recognised_and_noise_is_not(
     lines = [line.strip("| \n").split(" | ") for line in capsys.readouterr().out.splitlines()]
     scores = {name: [float(number) for number in numbers] for name, *numbers in lines[2:]}
     assert list(scores) == ["held-out images", str(real), str(noise)]
-    (_, fid, recognised, _), (_, fid_of_noise, of_noise, _) = scores[str(real)], scores[str(noise)]
+    (_, fid, recognised, *_), (_, fid_of_noise, of_noise, *_) = scores[str(real)], scores[str(noise)]
     assert recognised > max(0.3, 2 * of_noise)
     assert 3 * fid < fid_of_noise
+
+
+def test_all_images_in_a_folder_of_shards_are_scored(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(digit_features, "_STEPS", 100)
+    for size in (8, 16):
+        arguments = ["digits", "--resolution", str(size), "--out", str(tmp_path / str(size)), "--workers", "1"]
+        monkeypatch.setattr(sys, "argv", arguments)
+        assert prepare_digits() == 0
+    capsys.readouterr()
+    torch.testing.assert_close(images_of(str(tmp_path / "8"), 8).double().mean(), digits()[0].double().mean())
+    assert main([str(tmp_path / "8"), "--out", str(tmp_path / "out")]) == 0
+    *_, line = capsys.readouterr().out.splitlines()
+    _, count, fid, _, smallest, largest = line.strip("| \n").split(" | ")
+    assert int(count) == len(digits()[0])
+    assert float(fid) < 3
+    assert 0.07 < float(smallest) < 0.1 < float(largest) < 0.13
+    with pytest.raises(UserError, match="got images of 16 pixels in 1 channels, expected images of 8 pixels"):
+        main([str(tmp_path / "16"), "--out", str(tmp_path / "out")])
 
 
 @pytest.mark.parametrize(("content", "told"), [(None, "expected a file"), (b"no image", "expected an image")])
