@@ -100,13 +100,14 @@ def ratios(trainee: EnergyTrainee, experiment: Experiment, seed: int) -> list[Ra
     """What the averaged weights have learned, at every level or at some of a long ladder."""
     ladder = build_ladder(experiment.diffusion)
     levels = build_levels(experiment, ladder)
-    engine = GradientEngine(trainee.state.ema_network(), ENGINE, is_frozen=True)
+    network = trainee.state.ema_network()
+    engine = GradientEngine(network, ENGINE, is_frozen=True)
     basis, variances = directions()
     generator = torch.Generator().manual_seed(seed)
     count = min(levels.num_levels, MOST_LEVELS)
     shown = sorted({round(place) for place in torch.linspace(0, levels.num_levels - 1, count).tolist()})
     ids = torch.arange(NUM_DRAWS).split(_TOGETHER)
-    sampler, noise, shape = build_sampler(experiment, engine.network.curvature), PhiloxNoise(seed), (1, SIDE, SIDE)
+    sampler, noise, shape = build_sampler(experiment, network.curvature), PhiloxNoise(seed), (1, SIDE, SIDE)
     # From x_T to x_0; only the levels that are shown are kept.
     parts = [sampler.sample_levels(engine.raw_at, noise, some, shape, keep=shown) for some in ids]
     generated = dict(zip(reversed(shown), torch.cat(parts, dim=1), strict=True))

@@ -128,6 +128,7 @@ SETTINGS: Mapping[str, Setting] = {
         _UNET,
         label="U-Net, steps adapted to the measured curvature",
         overrides={"optim": _ONE_OBJECTIVE, "mcmc": {"step_adaptation": "curvature"}},
+        draws=_k(2, 3),
     ),
     "unet_64": _in_batches(64),
     "unet_128": _in_batches(128),
