@@ -1,4 +1,4 @@
-"""Starting from a checkpoint of another run: same network, batch size and data; anything else may change."""
+"""Starting from a checkpoint of another run: of the same network, step adaptation, batch size and data."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def starting_point(url: str, experiment: Experiment, data_fingerprint: str) -> s
         raise UserError(
             f"--start-from {url}",
             got="; ".join(others) or "a checkpoint of a run on other data",
-            expected="a checkpoint of the same network and batch size on the same data",
+            expected="a checkpoint of the same network, step adaptation and batch size on the same data",
             remedy="give another checkpoint, or start from the beginning",
         )
     step = checkpoint.state.step
