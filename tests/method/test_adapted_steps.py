@@ -21,6 +21,8 @@ from drl_dist.config.tree import DiffusionConfig, Experiment, McmcConfig
 from drl_dist.diffusion.noise import PhiloxNoise
 from drl_dist.diffusion.recovery import Levels
 from drl_dist.jobs.common.model import load_model
+from drl_dist.jobs.edit.driver import inpaint_run, interpolate_run
+from drl_dist.jobs.edit.options import InpaintOptions, InterpolateOptions
 from drl_dist.jobs.sample.task import SampleRequest, SampleTasks
 from drl_dist.mcmc.curvature import CurvatureAlongMoves
 from drl_dist.training.chain import GradientEngine
@@ -135,14 +137,48 @@ def test_images_are_generated_with_the_averaged_curvatures() -> None:
     assert not torch.equal(images[0], to_uint8(plain))
 
 
-def test_jobs_read_them_from_the_checkpoint(tmp_path: Path) -> None:
-    experiment = experiment_of()
+def stored(folder: Path, experiment: Experiment, curvature: list[float] | None) -> TrainState:
+    """A state, whose checkpoint is in the folder."""
     state = TrainState.create(experiment)
     waken(state)
-    state.ema.shadow["curvature"].copy_(torch.tensor([4.0, 1.0, 0.5, 9.0]))
-    folder = tmp_path / "checkpoint-000000007"
+    if curvature is not None:
+        state.ema.shadow["curvature"].copy_(torch.tensor(curvature))
     place = CheckpointState(step=7, images_seen=84, next_position=84, seed=0, data_fingerprint="f00d", world_size=1)
     write_checkpoint(folder, state.tensors(), place, experiment)
+    return state
+
+
+def test_editing_jobs_read_them_from_the_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = {"step_adaptation": "none", "level_bound_fractions": (0.3, 0.6, 0.6, 0.2)}
+    sheets = []
+    for name, experiment, curvature in (
+        ("adapted", experiment_of(), [4.0, 1.0, 0.5, 9.0]),
+        ("given", experiment_of(**given), None),
+        ("one", experiment_of(), [1.0] * 4),
+    ):
+        stored(tmp_path / name, experiment, curvature)
+        out = tmp_path / f"out-{name}"
+        wanted = InterpolateOptions(model=str(tmp_path / name), out=str(out), pairs=1, columns=2, batch_size=2)
+        assert interpolate_run(wanted) == 0
+        sheets.append([path.read_bytes() for path in sorted((out / "images").iterdir())])
+    assert sheets[0] == sheets[1] != sheets[2]
+
+    class Asked(Exception):
+        pass
+
+    def ask(_: Experiment, num_rounds: int, curvature: Tensor | None) -> None:
+        assert curvature is not None and curvature.tolist() == [4.0, 1.0, 0.5, 9.0]
+        raise Asked
+
+    monkeypatch.setattr("drl_dist.jobs.edit.driver.build_posterior_sampler", ask)
+    with pytest.raises(Asked):
+        inpaint_run(InpaintOptions(model=str(tmp_path / "adapted"), out=str(tmp_path / "inpainted")))
+
+
+def test_jobs_read_them_from_the_checkpoint(tmp_path: Path) -> None:
+    experiment = experiment_of()
+    folder = tmp_path / "checkpoint-000000007"
+    state = stored(folder, experiment, [4.0, 1.0, 0.5, 9.0])
     again = TrainState.create(experiment)
     again.load_tensors(read_checkpoint(folder, ("weights", "ema", "optimizer")).tensors, 7)
     assert torch.equal(again.ema.shadow["curvature"], state.ema.shadow["curvature"])
