@@ -1,6 +1,6 @@
 # The front desk. Every target creates the environment first if need be.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast coverage lint types bench clean
+.PHONY: help setup demo test test-fast coverage lint types docs bench clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -18,6 +18,7 @@ help:
 	@echo "make test-fast  run the short tests that start no server, in under two minutes"
 	@echo "make coverage   run all tests and report which lines of drl_dist and datasets_prep they ran"
 	@echo "make lint   style, types, floors"
+	@echo "make docs   build the documentation as a site in var/site, with warnings as errors"
 	@echo "make bench  time the training step against the plain reference and the bare convolutions"
 	@echo "make types  types alone"
 	@echo "make setup  create the environment in $(VENV)"
@@ -58,6 +59,10 @@ lint: $(STAMP)
 
 types: $(STAMP)
 	@$(BIN)/pyright
+
+docs: $(STAMP)
+	@$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet --builder html docs var/site
+	@echo "var/site/index.html"
 
 bench: $(STAMP)
 	@mkdir -p var && $(BIN)/python -m benchmarks.step --json var/bench.json

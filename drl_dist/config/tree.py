@@ -52,8 +52,8 @@ class ModelConfig:
     spectral_norm: bool = True
     """Divide weights by their largest singular value (one power iteration a step)."""
     spectral_norm_rule: Literal["released", "own"] = "own"
-    """released: the two dense layers of the time embedding are normalised too, and a norm is |W v| with v of one power
-    iteration (released code); own: they are not, and it is |W^T u|, as in all networks up to version 0.1.0."""
+    """released: the two dense layers of the time embedding are normalised too, and a norm is `|W v|` with v of one
+    power iteration (released code); own: they are not, and it is `|W^T u|`, as in all networks up to version 0.1.0."""
     head: Literal["inner_product", "dense"] = "inner_product"
     """inner_product with a vector made from the time embedding (released code), or one dense layer (Table 5)."""
     energy: Literal["inner_product", "squared_distance"] = "inner_product"

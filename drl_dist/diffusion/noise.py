@@ -80,7 +80,7 @@ class Noise(Protocol):
         chain_steps: Sequence[int],
         shape: Sequence[int],
     ) -> Tensor:
-        """Standard normals, float32 (len(chain_steps), B, *shape), for B samples.
+        """Standard normals, float32 `(len(chain_steps), B, *shape)`, for B samples.
 
         Args:
             purpose: what the numbers are for.

@@ -129,7 +129,7 @@ def noise_before(
     number: int = 0,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor | None:
-    """The normals before a chain's first step, (B, *shape), if its kernel uses any.
+    """The normals before a chain's first step, `(B, *shape)`, if its kernel uses any.
 
     Args:
         averages_noise: as of `ProgressiveSampler`.

@@ -16,7 +16,7 @@ PROGRAMS = {
 """A line or a piece of inline code that begins with one of these, or with a script of ``jobs/``, is a command."""
 SHELLS = {"sh", "bash", "shell", "console"}
 MARK = re.compile(r"<!-- not run: (\S.*?) -->")
-_FENCE = re.compile(r"^(?P<indent> *)```(?P<language>\w*)\n(?P<body>.*?)^(?P=indent)```", re.MULTILINE | re.DOTALL)
+_FENCE = re.compile(r"^(?P<indent> *)```(?P<language>[\w{}-]*)\n(?P<body>.*?)^(?P=indent)```", re.MULTILINE | re.DOTALL)
 _INLINE = re.compile(r"(?<!`)`(?!`)([^`]+)`(?!`)")
 _SCRIPT = re.compile(r"(jobs|benchmarks|datasets_prep)/\w+\.py")
 
