@@ -130,6 +130,12 @@ SETTINGS: Mapping[str, Setting] = {
         overrides={"optim": _ONE_OBJECTIVE, "mcmc": {"step_adaptation": "curvature"}},
         draws=_k(2, 3),
     ),
+    "unet_longer": dataclasses.replace(
+        _UNET,
+        label="U-Net, longer chains at the four lowest levels",
+        overrides={"optim": _ONE_OBJECTIVE, "mcmc": {"level_chain_steps": (6, 6, 4, 4, 2, 2, 2, 2, 2, 2)}},
+        draws=_k(2, 3),
+    ),
     "unet_64": _in_batches(64),
     "unet_128": _in_batches(128),
     # A new row needs nothing but its line here, for instance
