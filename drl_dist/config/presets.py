@@ -211,13 +211,26 @@ def preset(name: str, setting: str = "t6") -> Experiment:
     Raises:
         UserError: no row, or no setting, has this name.
     """
+    return in_setting(_row(name), setting, UNETS.get(name, UNetRow()))
+
+
+def in_setting(experiment: Experiment, setting: str, unet: UNetRow) -> Experiment:
+    """An experiment of the setting t6 in another setting, by which it is then named too.
+
+    Args:
+        experiment: in the setting t6.
+        setting: one of `SETTINGS`.
+        unet: sizes and schedule of the setting unet; of no meaning for others.
+
+    Raises:
+        UserError: no setting has this name.
+    """
     if setting not in SETTINGS:
         raise UserError("setting", got=setting, expected="one of " + ", ".join(SETTINGS), remedy="choose one of these")
-    experiment = _row(name)
     if setting == "t6":
         return experiment
     # Checkpoints are registered under this name: models of different settings are different models.
-    experiment = replace(experiment, preset=f"{name}_{setting}")
+    experiment = replace(experiment, preset=f"{experiment.preset}_{setting}")
     if setting == "t1":
         return replace(
             experiment,
@@ -225,7 +238,7 @@ def preset(name: str, setting: str = "t6") -> Experiment:
             mcmc=McmcConfig(num_chain_steps=180, level_scale_values=(TOP_LEVEL_SCALE,)),
         )
     if setting == "unet":
-        return _unet(experiment, UNETS.get(name, UNetRow()))
+        return _unet(experiment, unet)
     optim = replace(experiment.optim, objective=_T1K_OBJECTIVES[setting])
     return replace(
         experiment,
@@ -295,8 +308,17 @@ def _unet(experiment: Experiment, row: UNetRow) -> Experiment:
 def _row(name: str) -> Experiment:
     if name not in TABLE_6:
         raise UserError("preset", got=name, expected="one of " + ", ".join(TABLE_6), remedy="choose one of these")
-    row = TABLE_6[name]
-    experiment = Experiment(
+    experiment = experiment_of(name, TABLE_6[name])
+    sections = {
+        section: replace(getattr(experiment, section), **fields)
+        for section, fields in ADJUSTMENTS.get(name, {}).items()
+    }
+    return replace(experiment, **sections)
+
+
+def experiment_of(name: str, row: Row) -> Experiment:
+    """A row's experiment in the setting t6, recorded under a name."""
+    return Experiment(
         preset=name,
         model=ModelConfig(
             resolution=row.resolution,
@@ -315,8 +337,3 @@ def _row(name: str) -> Experiment:
         ),
         train=TrainConfig(batch_size=row.batch_size, num_steps=row.num_steps, horizontal_flip=row.horizontal_flip),
     )
-    sections = {
-        section: replace(getattr(experiment, section), **fields)
-        for section, fields in ADJUSTMENTS.get(name, {}).items()
-    }
-    return replace(experiment, **sections)
