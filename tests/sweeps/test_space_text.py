@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from drl_dist.common.errors import UserError
+from drl_dist.jobs.common.settings_text import MAX_BYTES, SettingsTextError, from_file, from_json
 from drl_dist.jobs.sweep.options import parse_sweep
-from drl_dist.jobs.sweep.space import MAX_BYTES, SpaceTextError, from_file, from_json
 
 DOCUMENTED = b'{\n\t"optim.learning_rate": {"loguniform": [1e-5, 1E-3]},\n\t"optim.beta1": [0.5]\n}'
 
@@ -65,7 +65,7 @@ MANY = b"a: &x [1,1,1,1,1,1,1,1,1,1]\n" + b"\n".join(
     ],
 )
 def test_what_json_could_not_hold_is_refused(data: bytes, got: str) -> None:
-    with pytest.raises(SpaceTextError, match=got):
+    with pytest.raises(SettingsTextError, match=got):
         from_file(data)
 
 
@@ -80,7 +80,7 @@ def test_what_json_could_not_hold_is_refused(data: bytes, got: str) -> None:
     ],
 )
 def test_the_option_is_judged_alike(text: str, got: str) -> None:
-    with pytest.raises(SpaceTextError, match=got):
+    with pytest.raises(SettingsTextError, match=got):
         from_json(text)
 
 

@@ -19,8 +19,9 @@ from drl_dist.config.rules import check_run
 from drl_dist.config.tree import Experiment, RunConfig
 from drl_dist.data.filesystem import Folder
 from drl_dist.jobs.common.options import parse_options
+from drl_dist.jobs.common.settings_text import SettingsTextError, from_file, from_json
 from drl_dist.jobs.sweep.proposals import grid_size
-from drl_dist.jobs.sweep.space import Space, SpaceTextError, default_space, from_file, from_json, parse_space
+from drl_dist.jobs.sweep.space import Space, default_space, parse_space
 from drl_dist.jobs.train.options import (
     ExperimentOptions,
     TrainOptions,
@@ -161,7 +162,7 @@ def _given_space(options: SweepOptions, base: RunConfig) -> object:
     if options.space is not None:
         try:
             return from_json(options.space)
-        except SpaceTextError as error:
+        except SettingsTextError as error:
             raise UserError(
                 "option --space", got=error, expected="a JSON object of fields", remedy="correct the option"
             ) from error
@@ -170,7 +171,7 @@ def _given_space(options: SweepOptions, base: RunConfig) -> object:
     folder, name = file_of(options.space_file, "option --space-file")
     try:
         return from_file(Folder(folder).read(name))
-    except (OSError, SpaceTextError) as error:
+    except (OSError, SettingsTextError) as error:
         raise UserError(
             "option --space-file",
             got=f"{options.space_file}: {' '.join(str(error).split())[:200]}",
@@ -289,6 +290,8 @@ class _SweepRun(TrainOptions):
     min_workers: tyro.conf.Suppress[tyro.conf.Fixed[int | None]] = None
     # A trial that diverges has shown what it was to show.
     max_rollbacks: tyro.conf.Suppress[tyro.conf.Fixed[int]] = 0
+    # Trials have a registered model of their own.
+    model_name: tyro.conf.Suppress[tyro.conf.Fixed[str | None]] = None
     preset: str = ""
     """Row of Table 6, or digits or fashion_mnist: the values that trials start from."""
     sweep: Annotated[SweepOptions, tyro.conf.arg(name="")] = field(default_factory=SweepOptions)
