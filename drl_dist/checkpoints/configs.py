@@ -38,7 +38,8 @@ def config_from_dict(kind: type[Config], values: dict[str, Any], *, source: str)
         field = ".".join(str(name) for name in first["loc"][1:])
         raise UserError(
             f"{source}, field {field}",
-            got=first["input"],
-            expected=first["msg"],
+            # A number in quotation marks is a text, and must be seen to be one.
+            got=repr(first["input"]) if isinstance(first["input"], str) else first["input"],
+            expected=first["msg"].removeprefix("Input should be "),
             remedy=f"use a config that this version of {kind.__name__} understands",
         ) from error

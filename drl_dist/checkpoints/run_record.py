@@ -18,8 +18,10 @@ from drl_dist.data.filesystem import Folder
 from drl_dist.data.substitutes import SUBSTITUTES
 
 RECORD = "experiment.json"
+RUN_CONFIG = "run.json"
+"""How the run was started last; see `drl_dist.checkpoints.run_config`."""
 # What a run writes over, or removes where it is of no use to Ray Train.
-_WRITTEN = {SUBSTITUTES, ROLLBACKS, SNAPSHOT}
+_WRITTEN = {SUBSTITUTES, ROLLBACKS, SNAPSHOT, RUN_CONFIG}
 # A run may be made longer: no step depends on how many follow.
 _MAY_CHANGE = "experiment.train.num_steps"
 

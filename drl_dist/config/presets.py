@@ -205,6 +205,12 @@ def default_setting(name: str) -> str:
     return _DEFAULT_SETTINGS.get(name, "t6")
 
 
+def row_of(registered: str) -> Row | None:
+    """The row whose models, in one of the settings, are registered under this name; None if there is none."""
+    names = TABLE_6 | {f"{name}_{setting}": row for name, row in TABLE_6.items() for setting in SETTINGS}
+    return names.get(registered)
+
+
 def preset(name: str, setting: str = "t6") -> Experiment:
     """The experiment of one row of the table, in one of the settings.
 

@@ -20,6 +20,7 @@ BASE_STEPS = 1000
 """Levels of the base ladder that the t6 ladder is composed of."""
 ARRAY_SUFFIX = ".npy"
 """End of the name of a file that holds all images, which training without Ray takes too."""
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 MAX_SIGNAL = 0.05
 """Share of the data's variance that may be left in x_T."""
 
@@ -42,7 +43,7 @@ def check_experiment(experiment: Experiment) -> None:
         (
             "model.resolution",
             model.resolution,
-            f"a positive multiple of {side} (one halving per level{of_patches})",
+            f"a positive multiple of {side} (one halving per level{of_patches})" + _nearest(model.resolution, side),
             model.resolution > 0 and side > 0 and model.resolution % side == 0,
         ),
         ("model.channels", model.channels, "1 or 3", model.channels in (1, 3)),
@@ -141,6 +142,14 @@ def check_experiment(experiment: Experiment) -> None:
         if not holds:
             raise UserError(f"config field {name}", got=got, expected=expected, remedy="correct the field")
     _check_ladder(experiment.diffusion)
+
+
+def _nearest(number: int, step: int) -> str:
+    """The multiples around a number, for a message."""
+    if step <= 0:
+        return ""
+    below = max(0, number) // step * step
+    return f", such as {below} or {below + step}" if below > 0 else f", such as {step}"
 
 
 def check_training(experiment: Experiment) -> None:
@@ -299,7 +308,13 @@ def check_run(run: RunConfig, *, complete: bool = True) -> None:
             "run_name",
             run.run_name,
             "letters, digits, '.', '_' and '-', beginning with a letter or a digit",
-            not run.run_name or re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", run.run_name) is not None,
+            not run.run_name or _NAME.fullmatch(run.run_name) is not None,
+        ),
+        (
+            "model_name",
+            run.model_name,
+            "none, or letters, digits, '.', '_' and '-', beginning with a letter or a digit",
+            run.model_name is None or _NAME.fullmatch(run.model_name) is not None,
         ),
     ]
     # What is missing is empty; it is refused below where it is needed.

@@ -323,6 +323,8 @@ class RunConfig:
     """The run's name; the same name resumes the run."""
     storage: str = ""
     """URL below which checkpoints are kept."""
+    model_name: str | None = None
+    """Registered model that the checkpoints become versions of; none: that of the preset and its setting."""
     start_from: str | None = None
     """Checkpoint folder of another run on the same data with the same network to continue from, with other settings."""
     num_workers: int = 1
@@ -344,3 +346,8 @@ class RunConfig:
     def url(self) -> str:
         """The run's folder."""
         return joined(self.storage, self.run_name)
+
+    @property
+    def registered_model(self) -> str:
+        """Name of the registered model that the checkpoints become versions of."""
+        return self.model_name or self.experiment.preset

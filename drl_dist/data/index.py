@@ -82,7 +82,8 @@ class ShardIndex:
                 f"data {self.url} ({self.name})",
                 got=_shape(self.resolution, self.channels),
                 expected=f"{_shape(resolution, channels)} as the model has",
-                remedy=f"prepare the data with --resolution {resolution}, or choose the preset made for this data",
+                remedy="choose a model of this shape (jobs/train.py makes one; --model.resolution and --model.channels "
+                f"change a preset's), or prepare the data with --resolution {resolution}",
             )
 
     def _metadata(self) -> dict[str, Any]:

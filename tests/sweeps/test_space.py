@@ -24,12 +24,12 @@ def base(tmp_path: Path) -> SweepPlan:
 @pytest.mark.parametrize(
     ("space", "sentence"),
     [
-        ({"optim.beta1": ["high"]}, "field optim.beta1: got high, expected Input should be a valid number"),
+        ({"optim.beta1": ["high"]}, "field optim.beta1: got 'high', expected a valid number"),
         ({"model.num_res_blocks": [1, 2.5]}, "field model.num_res_blocks: got 2.5, expected"),
         ({"model.num_res_blocks": {"uniform": [1, 3]}}, "field model.num_res_blocks: got 2.41"),
         ({"optim.beta1": [0.5, 1.0]}, r"field optim.beta1: got 1.0, expected a number in \[0, 1\)"),
         ({"optim.beta1": {"uniform": [0.5, 1.5]}}, "field optim.beta1: got 1.5"),
-        ({"model.activation": ["silu", "tanh"]}, "field model.activation: got tanh"),
+        ({"model.activation": ["silu", "tanh"]}, "field model.activation: got 'tanh'"),
         (
             {"optim.beta_1": [0.5]},
             "got the field optim.beta_1, expected a dotted field of the config; write optim.beta1",

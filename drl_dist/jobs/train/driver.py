@@ -15,6 +15,7 @@ from ray.train import RunConfig as RayRunConfig
 
 from drl_dist.checkpoints.retention import remove_orphaned
 from drl_dist.checkpoints.rollbacks import read_rollbacks
+from drl_dist.checkpoints.run_config import write_run_config
 from drl_dist.checkpoints.run_record import check_record, continued, write_record
 from drl_dist.checkpoints.storage import StoredCheckpoint, checkpoint_name, newest_checkpoint
 from drl_dist.checkpoints.verify import newest_to_resume
@@ -38,6 +39,7 @@ from drl_dist.jobs.train.faults.restarts import (
     RestartPolicy,
 )
 from drl_dist.jobs.train.group import COLLECTIVE_SECONDS, GroupConfig, Trainer
+from drl_dist.jobs.train.model_name import check_model_name
 from drl_dist.jobs.train.start import run_task
 from drl_dist.jobs.train.stop import StopFlag, stoppable
 from drl_dist.jobs.train.storage import drop_stale_snapshot, ray_filesystem
@@ -115,6 +117,7 @@ def train_run(run: RunConfig, chosen: Collection[str] = ()) -> int:
             flush=True,
         )
         return 0
+    check_model_name(prepared.run, prepared.index.name)
     try:
         fit_run(prepared)
     except (DivergedError, NoProgressError) as error:
@@ -170,7 +173,7 @@ def fit_run(prepared: PreparedRun, parent: ParentJob | None = None) -> None:
     # Workers may not have the variable that names the server.
     uri = server_uri(run.tracking.uri)
     run = dataclasses.replace(run, tracking=dataclasses.replace(run.tracking, uri=uri))
-    model_name = parent.model_name if parent else experiment.preset
+    model_name = parent.model_name if parent else run.registered_model
     # In the middle of another job the server may be away for a while, which must not cost a run.
     server = in_background(lambda: _ask_server(uri, is_asked=parent is None))
     # The workers have variables of their own: Ray Train sets some.
@@ -183,6 +186,7 @@ def fit_run(prepared: PreparedRun, parent: ParentJob | None = None) -> None:
 
         check_capacity(run.min_workers or run.num_workers, cpus=run.cpus_per_worker, gpus=int(run.use_gpu))
         write_record(run.url, experiment, fingerprint, run.start_from)
+        write_run_config(dataclasses.replace(prepared.run, model_name=model_name), without_ray=False)
         _drop_stale_list(run.url, newest)
         params = {name.removeprefix("experiment."): value for name, value in flatten(to_dict(run)).items()}
         params["data_fingerprint"] = fingerprint

@@ -1,4 +1,4 @@
-"""The options of ``jobs/train_*.py``: a preset's fields, and how the run is made."""
+"""The options of ``jobs/train_*.py``, and what ``jobs/train.py`` shares: a preset's fields, how the run is made."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def parse_train_options(
         UserError: an option, a category or a combination of values that no run can have.
     """
     description = "Train by diffusion recovery likelihood; the same --run-name resumes."
-    argv = _split_workers(argv)
+    argv = split_workers(argv)
     if categories is None:
         setting = setting_option(argv, name)
         default = TrainOptions(experiment=plain(ExperimentOptions, preset(name, setting)), setting=setting)
@@ -102,7 +102,7 @@ def train_command(name: str, categories: Mapping[str, str] | None = None) -> NoR
             tell_what_is_left(run.experiment)
         return (run, options.without_ray, chosen_fields(argv)), options.dry_run
 
-    run_command(parse, _train, as_json=lambda wanted: to_dict(wanted[0]))
+    run_command(parse, train_wanted, as_json=lambda wanted: to_dict(wanted[0]))
 
 
 def tell_what_is_left(experiment: Experiment) -> None:
@@ -117,7 +117,7 @@ def chosen_fields(argv: Sequence[str]) -> tuple[str, ...]:
     return tuple(name for name in NEWER_FIELDS if name in given)
 
 
-def _train(wanted: Wanted) -> int:
+def train_wanted(wanted: Wanted) -> int:
     """Train a run, on Ray or without it; the exit status."""
     run, without_ray, chosen = wanted
     if without_ray:
@@ -130,7 +130,7 @@ def _train(wanted: Wanted) -> int:
     return train_run(run, chosen)
 
 
-def _split_workers(argv: Sequence[str]) -> list[str]:
+def split_workers(argv: Sequence[str]) -> list[str]:
     """``--num-workers MIN:MAX`` in its long form."""
     joined = re.sub(
         r"(^|\0)--num[-_]workers[\0=](\d+):(\d+)(?=\0|$)", r"\1--min-workers\0\2\0--num-workers\0\3", "\0".join(argv)
@@ -155,14 +155,22 @@ def early_option(argv: Sequence[str], option: str, choices: Sequence[str]) -> st
     Raises:
         UserError: it is none of the choices.
     """
-    value = choices[0]
+    value = early_text(argv, option)
+    if value is None:
+        return choices[0]
+    if value not in choices:
+        raise UserError(
+            f"option {option}", got=value, expected="one of " + ", ".join(choices), remedy="choose one of these"
+        )
+    return value
+
+
+def early_text(argv: Sequence[str], option: str) -> str | None:
+    """The last value that is given to an option, before the options are understood; None if there is none."""
+    value = None
     for index, argument in enumerate(argv):
         if argument == option and index + 1 < len(argv):
             value = argv[index + 1]
         elif argument.startswith(option + "="):
             value = argument.partition("=")[2]
-    if value not in choices:
-        raise UserError(
-            f"option {option}", got=value, expected="one of " + ", ".join(choices), remedy="choose one of these"
-        )
     return value

@@ -22,6 +22,7 @@ import torch
 from drl_dist.checkpoints.format import PARTS, CheckpointState, read_checkpoint, write_checkpoint
 from drl_dist.checkpoints.retention import remove_orphaned
 from drl_dist.checkpoints.rollbacks import noise_seed, read_rollbacks
+from drl_dist.checkpoints.run_config import write_run_config
 from drl_dist.checkpoints.run_record import RECORD, check_checkpoint, check_record, continued, write_record
 from drl_dist.checkpoints.storage import StoredCheckpoint, checkpoint_name, fetch_checkpoint, upload_checkpoint
 from drl_dist.checkpoints.verify import newest_verified_checkpoint
@@ -104,6 +105,7 @@ def train_on_one_device(run: RunConfig, chosen: Collection[str] = ()) -> int:
     if began_at is not None:
         _restore(state, run, began_at, data.fingerprint)
     write_record(run_url, experiment, data.fingerprint, run.start_from)
+    write_run_config(run, without_ray=True)
     beginning = f"resuming after step {state.step} from {began_at}" if began_at else "starting"
     print(f"run {run.run_name}: {beginning} on {device}, checkpoints, metrics and samples in {run_url}", flush=True)
     try:
@@ -229,7 +231,8 @@ def _open_data(run: RunConfig) -> _Data:
                 f"data {run.data}",
                 got=f"images of shape {tuple(images.shape[1:])}",
                 expected=f"{(model.channels, model.resolution, model.resolution)}, as the model has",
-                remedy="choose the preset made for this data, or --model.channels and --model.resolution",
+                remedy="choose a model of this shape (jobs/train.py makes one), or --model.channels and "
+                "--model.resolution",
             )
 
         def in_memory(position: int) -> AbstractContextManager[BatchSource]:
