@@ -28,6 +28,39 @@ def tree(root: int) -> list[Process]:
     return list(found.values())
 
 
+def find(pid: int) -> Process | None:
+    """The process of this id; None if there is none, or only a zombie."""
+    return next((process for process in _processes() if process.pid == pid), None)
+
+
+def tree_of(root: Process) -> list[Process]:
+    """As `tree`, of a process that may have ended and whose id may be another's by now; then only its session's.
+
+    The kernel gives no process an id that a session still has, so a session with the id of an ended leader is its own.
+    """
+    now = find(root.pid)
+    if now is not None and now.started != root.started:
+        return []
+    return tree(root.pid)
+
+
+def boot_id() -> str:
+    """Identifies the time since the machine started, in which process ids and start times mean something."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def end_tree(root: Process, seconds: float = 10) -> None:
+    """End a process and everything that it started: SIGTERM to it, and SIGKILL for what is left after `seconds`."""
+    members = tree_of(root)
+    end([member for member in members if member.pid == root.pid], signal.SIGTERM)
+    if not wait_until_gone([root], seconds):
+        end([root], signal.SIGKILL)
+    members = list({*members, *tree_of(root)})
+    if not wait_until_gone(members, 3):
+        end(members, signal.SIGKILL)
+        wait_until_gone(members, 10)
+
+
 def end(processes: list[Process], signum: signal.Signals) -> None:
     """Send a signal to the processes that still run; a process that has taken over an id gets none."""
     for process in running(processes):

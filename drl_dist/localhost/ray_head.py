@@ -54,6 +54,7 @@ class RayHead(RayServer):
         object_store_bytes: size of the shared-memory object store.
         environment: variables of the head, and so of every job and worker, in addition to those of this process.
         start_seconds: seconds within which it must be ready.
+        dashboard_port: port of `address`, by default a free one.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class RayHead(RayServer):
         object_store_bytes: int = 200_000_000,
         environment: Mapping[str, str] | None = None,
         start_seconds: float = 300,
+        dashboard_port: int | None = None,
     ) -> None:
         # Not in $TMPDIR, which may be long: Ray's sockets are deep below this folder, with paths of at most 107 bytes.
         try:
@@ -85,6 +87,8 @@ class RayHead(RayServer):
             "autoscaler-metrics",
         )
         self._ports = dict(zip(names, free_ports(len(names)), strict=True))
+        if dashboard_port is not None:
+            self._ports["dashboard"] = dashboard_port
 
     @property
     def address(self) -> str:

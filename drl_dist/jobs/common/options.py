@@ -27,8 +27,13 @@ from drl_dist.tracking.server.address import choose_option
 Options = TypeVar("Options")
 
 
-def parse_options(kind: type[Options], default: Options, argv: Sequence[str], *, description: str) -> Options:
+def parse_options(
+    kind: type[Options], default: Options, argv: Sequence[str], *, description: str, prog: str | None = None
+) -> Options:
     """Command-line options over a dataclass of defaults.
+
+    Args:
+        prog: the command as help and messages call it, by default the name of the script.
 
     Raises:
         UserError: an unknown option, a missing value, or a value of another type.
@@ -50,7 +55,7 @@ def parse_options(kind: type[Options], default: Options, argv: Sequence[str], *,
             kind,
             default=default,
             args=switches_as_flags(argv, switches),
-            prog=Path(sys.argv[0]).name,
+            prog=prog or Path(sys.argv[0]).name,
             description=description,
             registry=registry(),
         )

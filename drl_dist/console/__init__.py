@@ -1,0 +1,1 @@
+"""``python -m drl_dist``: servers on this machine, and what runs are doing."""
