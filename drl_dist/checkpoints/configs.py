@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from drl_dist.common.errors import UserError
-from drl_dist.config.tree import Experiment, RunConfig
+from drl_dist.config.tree import ENVIRONMENT, Experiment, RunConfig
 
 Config = TypeVar("Config", Experiment, RunConfig)
 
@@ -31,6 +31,8 @@ def config_from_dict(kind: type[Config], values: dict[str, Any], *, source: str)
     Raises:
         UserError: a field that does not exist, lacks, or has a value of another type or outside its range.
     """
+    if kind is RunConfig:
+        values = _with_words(values)
     try:
         return _ADAPTERS[kind].validate_json(json.dumps([values]))[0]
     except ValidationError as error:
@@ -43,3 +45,11 @@ def config_from_dict(kind: type[Config], values: dict[str, Any], *, source: str)
             expected=first["msg"].removeprefix("Input should be "),
             remedy=f"use a config that this version of {kind.__name__} understands",
         ) from error
+
+
+def _with_words(values: dict[str, Any]) -> dict[str, Any]:
+    """A run's config of version 0.1.0, where null stood for the server that the environment names."""
+    tracking = values.get("tracking")
+    if isinstance(tracking, dict) and tracking.get("uri", "") is None:
+        return values | {"tracking": tracking | {"uri": ENVIRONMENT}}
+    return values

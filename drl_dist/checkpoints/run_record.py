@@ -11,6 +11,7 @@ from drl_dist.checkpoints.earlier_records import as_begun, lacking, without
 from drl_dist.checkpoints.format import Checkpoint, parse_json_object
 from drl_dist.checkpoints.retention import SNAPSHOT
 from drl_dist.checkpoints.rollbacks import ROLLBACKS
+from drl_dist.checkpoints.run_status import STATUS
 from drl_dist.common.errors import UserError
 from drl_dist.common.nested import completed, differences, to_dict
 from drl_dist.config.tree import Experiment, RunConfig
@@ -21,7 +22,7 @@ RECORD = "experiment.json"
 RUN_CONFIG = "run.json"
 """How the run was started last; see `drl_dist.checkpoints.run_config`."""
 # What a run writes over, or removes where it is of no use to Ray Train.
-_WRITTEN = {SUBSTITUTES, ROLLBACKS, SNAPSHOT, RUN_CONFIG}
+_WRITTEN = {SUBSTITUTES, ROLLBACKS, SNAPSHOT, RUN_CONFIG, STATUS}
 # A run may be made longer: no step depends on how many follow.
 _MAY_CHANGE = "experiment.train.num_steps"
 

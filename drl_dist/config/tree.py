@@ -274,12 +274,19 @@ class CheckpointConfig:
     """Newest checkpoints kept; all of them if none is given."""
 
 
+ENVIRONMENT, NO_SERVER = "environment", "none"
+"""Values of `TrackingConfig.uri` that are no address."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrackingConfig:
-    """What is logged to MLflow."""
+    """What is logged, and where."""
 
-    uri: str | None = None
-    """MLflow server; by default the environment's MLFLOW_TRACKING_URI."""
+    uri: str = ENVIRONMENT
+    """MLflow server; environment: that of MLFLOW_TRACKING_URI; none: no server, metrics and pictures are files in the
+    run's folder."""
+    tensorboard: bool = False
+    """Write event files for TensorBoard, too, in the run's folder."""
     experiment: str = "drl_dist"
     """MLflow experiment the run belongs to."""
     log_every_steps: int = 1

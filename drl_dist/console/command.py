@@ -32,8 +32,12 @@ class Command:
 
 _LOCAL = "drl_dist.console.local"
 COMMANDS = {
-    "up": Command("start a Ray head and an MLflow server on this machine", f"{_LOCAL}:UpOptions", f"{_LOCAL}:up",
-                  f"{_LOCAL}:check_up"),
+    "up": Command(
+        "start a Ray head and an MLflow server on this machine",
+        f"{_LOCAL}:UpOptions",
+        f"{_LOCAL}:up",
+        f"{_LOCAL}:check_up",
+    ),
     "down": Command("stop what `up` started; data stay", f"{_LOCAL}:FolderOptions", f"{_LOCAL}:down"),
 }
 
@@ -69,9 +73,7 @@ def run(argv: Sequence[str]) -> int:
     from drl_dist.jobs.common.options import parse_options
 
     kind: type[Any] = resolve_name(command.options)
-    options = parse_options(
-        kind, kind(), argv[1:], description=_sentence(command.summary), prog=f"{PROGRAM} {name}"
-    )
+    options = parse_options(kind, kind(), argv[1:], description=_sentence(command.summary), prog=f"{PROGRAM} {name}")
     if command.check is not None:
         resolve_name(command.check)(options)
     work: Callable[[Any], int] = resolve_name(command.work)

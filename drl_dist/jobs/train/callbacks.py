@@ -36,6 +36,7 @@ def build_callbacks(
     damage: Damage,
     checkpoints: Checkpoints,
     clock: Clock,
+    curves: Callback | None = None,
 ) -> list[Callback]:
     """The callbacks of one rank, in the order in which they are called after every step.
 
@@ -59,6 +60,7 @@ def build_callbacks(
         exports: of this run.
         samples, scores, trial, damage, checkpoints: the callbacks; None where the run has none.
         clock: of this worker.
+        curves: draws curves on the first rank, right behind `Samples`; None where files have no part in it.
     """
     callbacks: list[Callback] = []
     if log is not None and exports is not None:
@@ -66,7 +68,7 @@ def build_callbacks(
         if world_size < run.num_workers:
             callbacks.append(ScaleUp(run, world_size, clock))
     callbacks += [RunawayGuard(run.checkpoint.every_steps), samples]
-    callbacks += [one for one in (scores, trial) if one is not None]
+    callbacks += [one for one in (curves, scores, trial) if one is not None]
     return [*callbacks, damage, Stalling(checkpoints, clock)]
 
 
@@ -81,6 +83,7 @@ class Checkpoints:
             only take part in the report.
         gather: returns the log of substitutes on rank 0, None if it is empty; called by all ranks.
         uploaded: called when a checkpoint is complete in storage.
+        before_upload: see `Uploader`.
     """
 
     run: RunConfig
@@ -90,6 +93,7 @@ class Checkpoints:
     register: Callable[[int, Path, Mapping[str, object]], None] | None
     gather: Callable[[torch.device], bytes | None]
     uploaded: Callable[[], None]
+    before_upload: Callable[[], None] = lambda: None
 
     def on_step(self, report: StepReport, state: TrainState) -> None:
         is_due = report.step % self.run.checkpoint.every_steps == 0 or report.step == report.num_steps
@@ -118,5 +122,5 @@ class Checkpoints:
             checkpoint=checkpoint,
             checkpoint_dir_name=name,
             checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
-            checkpoint_upload_fn=Uploader(self.run_url, substitutes, self.uploaded),
+            checkpoint_upload_fn=Uploader(self.run_url, substitutes, self.uploaded, self.before_upload),
         )

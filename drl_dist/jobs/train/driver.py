@@ -7,8 +7,9 @@ import math
 import os
 import sys
 import time
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 from ray.train import CheckpointConfig, ControllerError, FailureConfig, LoggingConfig, ScalingConfig, UserCallback
 from ray.train import RunConfig as RayRunConfig
@@ -16,7 +17,8 @@ from ray.train import RunConfig as RayRunConfig
 from drl_dist.checkpoints.retention import remove_orphaned
 from drl_dist.checkpoints.rollbacks import read_rollbacks
 from drl_dist.checkpoints.run_config import write_run_config
-from drl_dist.checkpoints.run_record import check_record, continued, write_record
+from drl_dist.checkpoints.run_record import RECORD, check_record, continued, write_record
+from drl_dist.checkpoints.run_status import status_recorded
 from drl_dist.checkpoints.storage import StoredCheckpoint, checkpoint_name, newest_checkpoint
 from drl_dist.checkpoints.verify import newest_to_resume
 from drl_dist.checkpoints.warm_start import starting_point
@@ -24,7 +26,7 @@ from drl_dist.common.imports import no_collection
 from drl_dist.common.nested import flatten, to_dict
 from drl_dist.common.places import joined
 from drl_dist.common.program import Stopped
-from drl_dist.config.tree import RunConfig
+from drl_dist.config.tree import NO_SERVER, RunConfig
 from drl_dist.data.filesystem import check_reachable
 from drl_dist.data.index import ShardIndex, open_index
 from drl_dist.data.pixels.scales import scaled_to
@@ -44,6 +46,7 @@ from drl_dist.jobs.train.start import run_task
 from drl_dist.jobs.train.stop import StopFlag, stoppable
 from drl_dist.jobs.train.storage import drop_stale_snapshot, ray_filesystem
 from drl_dist.jobs.train.task import MakeCallback, WorkerTask
+from drl_dist.tracking.files.events import check_tensorboard
 from drl_dist.tracking.server.address import server_uri
 from drl_dist.training.guard import DivergedError
 
@@ -61,6 +64,7 @@ ELASTIC_ENVIRONMENT = {
     # Just after a machine was lost Ray still counts on it; it looks again when this is over.
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "10",
 }
+_WITHOUT_SERVER = f", or --tracking.uri {NO_SERVER} to have metrics and pictures as files beside the checkpoints"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,6 +154,12 @@ def prepare_run(run: RunConfig, chosen: Collection[str] = ()) -> PreparedRun:
     run = continued(run, chosen)
     experiment = run.experiment
     check_record(run.url, experiment, index.fingerprint, run.start_from)
+    if run.tracking.tensorboard:
+        check_tensorboard()
+    if run.tracking.uri == NO_SERVER:
+        from drl_dist.tracking.files.run_files import refuse_other_files
+
+        refuse_other_files(run.url, RECORD)
     newest = newest_to_resume(run.url, experiment.train.num_steps)
     if run.start_from is not None and newest is None:
         run = dataclasses.replace(run, start_from=starting_point(run.start_from, experiment, index.fingerprint))
@@ -171,41 +181,32 @@ def fit_run(prepared: PreparedRun, parent: ParentJob | None = None) -> None:
     run, experiment, started = prepared.run, prepared.run.experiment, time.time()
     newest, fingerprint = prepared.newest, prepared.index.fingerprint
     # Workers may not have the variable that names the server.
-    uri = server_uri(run.tracking.uri)
+    uri = NO_SERVER if run.tracking.uri == NO_SERVER else server_uri(run.tracking.uri, instead=_WITHOUT_SERVER)
     run = dataclasses.replace(run, tracking=dataclasses.replace(run.tracking, uri=uri))
     model_name = parent.model_name if parent else run.registered_model
     # In the middle of another job the server may be away for a while, which must not cost a run.
-    server = in_background(lambda: _ask_server(uri, is_asked=parent is None))
+    server = in_background(lambda: None if uri == NO_SERVER else _ask_server(uri, is_asked=parent is None))
     # The workers have variables of their own: Ray Train sets some.
     with cluster(prestart=False):
         server.result()
         from drl_dist.jobs.train.faults.rollback import fit_with_rollbacks
-        from drl_dist.tracking.runs import describe_by_picture, open_run, status_kept
-        from drl_dist.tracking.server.address import access
-        from drl_dist.tracking.server.client import through_outage
 
         check_capacity(run.min_workers or run.num_workers, cpus=run.cpus_per_worker, gpus=int(run.use_gpu))
         write_record(run.url, experiment, fingerprint, run.start_from)
         write_run_config(dataclasses.replace(prepared.run, model_name=model_name), without_ray=False)
         _drop_stale_list(run.url, newest)
-        params = {name.removeprefix("experiment."): value for name, value in flatten(to_dict(run)).items()}
-        params["data_fingerprint"] = fingerprint
-
-        def opened() -> tuple[str, str]:
-            found = open_run(uri, run.tracking.experiment, run.run_name, params, parent.tags if parent else None)
-            return found, describe_by_picture(uri, found)
-
-        tracking_run, page = through_outage(uri, opened) if parent else opened()
+        tracked = _untracked(run) if uri == NO_SERVER else _open_tracked(run, prepared.index, parent)
+        page = tracked.page
         print(
             f"run {run.run_name}: {_beginning(run, newest)}, "
-            f"{_team(run)} workers, checkpoints in {run.url}, metrics and samples at {page}",
+            f"{_team(run)} workers, checkpoints in {run.url}, metrics and samples {page}",
             flush=True,
         )
         task = WorkerTask(
             run=run,
             fingerprint=fingerprint,
-            tracking_run=tracking_run,
-            access=access(),
+            tracking_run=tracked.run_id,
+            access=tracked.access,
             model_name=model_name,
             started=started,
             first_step=newest.step if newest else 0,
@@ -215,17 +216,69 @@ def fit_run(prepared: PreparedRun, parent: ParentJob | None = None) -> None:
         )
         # The other job may end it from outside at any time, as a sweep does with a trial that is not worth continuing.
         exported = Exporter(run.run_name) if parent else job_exported(run.run_name)
-        with exported as exporter, status_kept(uri, tracking_run):
+        with exported as exporter, _status_kept(run, tracked, model_name):
             callbacks = parent.controller_callbacks if parent else ()
-            exporter.set(mlflow_told_timestamp_seconds=time.time())
+            if tracked.run_id:
+                exporter.set(mlflow_told_timestamp_seconds=time.time())
             fit_with_rollbacks(task, lambda task: _fit(task, exporter, callbacks))
         for stored in remove_orphaned(run.url, run.checkpoint.keep, newest_checkpoint(run.url)):
             print(f"removing {stored.url}, which a kill had left behind", flush=True)
     print(
-        f"run {run.run_name} has made its {experiment.train.num_steps} steps; checkpoints in {run.url}, model "
-        f"{model_name}, metrics and samples at {page}",
+        f"run {run.run_name} has made its {experiment.train.num_steps} steps; checkpoints in {run.url}, "
+        f"{'' if uri == NO_SERVER else f'model {model_name}, '}metrics and samples {page}",
         flush=True,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Tracked:
+    """Where a run's metrics and pictures are."""
+
+    page: str
+    """As a message ends."""
+    run_id: str = ""
+    """Its MLflow run; empty without a server."""
+    access: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)
+    """See `WorkerTask.access`."""
+
+
+def _untracked(run: RunConfig) -> _Tracked:
+    return _Tracked(page=f"in {run.url}")
+
+
+def _open_tracked(run: RunConfig, index: ShardIndex, parent: ParentJob | None) -> _Tracked:
+    """The MLflow run, new or found again, with its parameters and its description."""
+    from drl_dist.tracking.runs import describe_by_picture, open_run
+    from drl_dist.tracking.server.address import access
+    from drl_dist.tracking.server.client import through_outage
+
+    uri = run.tracking.uri
+    params = {name.removeprefix("experiment."): value for name, value in flatten(to_dict(run)).items()}
+    params["data_fingerprint"] = index.fingerprint
+
+    def opened() -> tuple[str, str]:
+        found = open_run(uri, run.tracking.experiment, run.run_name, params, parent.tags if parent else None)
+        return found, describe_by_picture(uri, found)
+
+    run_id, page = through_outage(uri, opened) if parent else opened()
+    return _Tracked(page=f"at {page}", run_id=run_id, access=access())
+
+
+@contextmanager
+def _status_kept(run: RunConfig, tracked: _Tracked, model_name: str) -> Iterator[None]:
+    """Tell the run's folder, and the server if there is one, that it runs, and how it ends."""
+    if not tracked.run_id:
+        with status_recorded(run.url):
+            yield
+        return
+    from drl_dist.tracking.runs import status_kept
+
+    uri = run.tracking.uri
+    with (
+        status_recorded(run.url, tracking_uri=uri, tracking_run=tracked.run_id, model_name=model_name),
+        status_kept(uri, tracked.run_id),
+    ):
+        yield
 
 
 def _ask_server(uri: str, *, is_asked: bool) -> None:

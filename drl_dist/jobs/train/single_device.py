@@ -24,6 +24,7 @@ from drl_dist.checkpoints.retention import remove_orphaned
 from drl_dist.checkpoints.rollbacks import noise_seed, read_rollbacks
 from drl_dist.checkpoints.run_config import write_run_config
 from drl_dist.checkpoints.run_record import RECORD, check_checkpoint, check_record, continued, write_record
+from drl_dist.checkpoints.run_status import status_recorded
 from drl_dist.checkpoints.storage import StoredCheckpoint, checkpoint_name, fetch_checkpoint, upload_checkpoint
 from drl_dist.checkpoints.verify import newest_verified_checkpoint
 from drl_dist.checkpoints.warm_start import starting_point
@@ -41,7 +42,9 @@ from drl_dist.data.pixels.scales import scaled_to
 from drl_dist.data.pixels.statistics import PixelStatistics, measure_images
 from drl_dist.data.stream import ShardStream
 from drl_dist.jobs.common.device import device_name, prepare_device
-from drl_dist.jobs.train.run_files import WRITTEN, Curves, RunFiles
+from drl_dist.jobs.train.run_files import Curves
+from drl_dist.tracking.files.events import check_tensorboard
+from drl_dist.tracking.files.run_files import RunFiles, refuse_other_files
 from drl_dist.training.callbacks import Metrics, Progress, Samples, ScoreImages, Scores
 from drl_dist.training.guard import DivergedError, Interrupt
 from drl_dist.training.in_memory import InMemoryBatches
@@ -88,7 +91,9 @@ def train_on_one_device(run: RunConfig, chosen: Collection[str] = ()) -> int:
     run = continued(run, chosen)
     experiment = run.experiment
     check_record(run_url, experiment, data.fingerprint, run.start_from)
-    _refuse_other_files(run_url)
+    refuse_other_files(run_url, RECORD)
+    if run.tracking.tensorboard:
+        check_tensorboard()
     newest = newest_verified_checkpoint(run_url)
     if newest is not None and newest.step >= experiment.train.num_steps:
         print(
@@ -109,13 +114,14 @@ def train_on_one_device(run: RunConfig, chosen: Collection[str] = ()) -> int:
     beginning = f"resuming after step {state.step} from {began_at}" if began_at else "starting"
     print(f"run {run.run_name}: {beginning} on {device}, checkpoints, metrics and samples in {run_url}", flush=True)
     try:
-        cause = _train(run, run_url, data, state, score)
+        with status_recorded(run_url):
+            cause = _train(run, run_url, data, state, score)
+            if state.step < experiment.train.num_steps:
+                assert cause is not None, "training ends early for a signal alone"
+                raise Stopped(cause, f"after step {state.step}, whose checkpoint is written")
     except DivergedError as error:
         print(error, file=sys.stderr, flush=True)
         return 1
-    if state.step < experiment.train.num_steps:
-        assert cause is not None, "training ends early for a signal alone"
-        raise Stopped(cause, f"after step {state.step}, whose checkpoint is written")
     print(f"run {run.run_name} has made its {state.step} steps; all of it is in {run_url}", flush=True)
     return 0
 
@@ -126,7 +132,7 @@ def _train(run: RunConfig, run_url: str, data: _Data, state: TrainState, score: 
     seed = noise_seed(experiment.train.seed, len(read_rollbacks(run_url)))
     with (
         StopSignals() as stop,
-        RunFiles(Path(run_url), state.step) as files,
+        RunFiles(run_url, state.step, has_events=tracking.tensorboard) as files,
         data.batches(state.step * experiment.train.batch_size) as batches,
     ):
         samples = Samples(
@@ -151,7 +157,10 @@ def _train(run: RunConfig, run_url: str, data: _Data, state: TrainState, score: 
                     log=files.log_metrics,
                 )
             )
-        callbacks += [Curves(files, tracking.sample_every_steps), LocalCheckpoints(run, run_url, data.fingerprint)]
+        callbacks += [
+            Curves(files, tracking.sample_every_steps),
+            LocalCheckpoints(run, run_url, data.fingerprint, files),
+        ]
         if state.step == 0:
             samples.draw(0, state)
         train(TrainStep(state, experiment, run.engine, stop, seed), state, experiment, batches, callbacks)
@@ -166,11 +175,13 @@ class LocalCheckpoints:
         run: the run.
         run_url: its folder.
         fingerprint: of its data.
+        files: its metrics and pictures, which are written before a checkpoint counts.
     """
 
     run: RunConfig
     run_url: str
     fingerprint: str
+    files: RunFiles
 
     def on_step(self, report: StepReport, state: TrainState) -> None:
         """See `drl_dist.training.loop.Callback`.
@@ -183,6 +194,7 @@ class LocalCheckpoints:
             return
         experiment, url = self.run.experiment, joined(self.run_url, checkpoint_name(report.step))
         reached = CheckpointState.after(report.step, experiment, self.fingerprint, world_size=1)
+        self.files.write(is_sealed=True)
         with tempfile.TemporaryDirectory(prefix="drl-checkpoint-") as folder:
             write_checkpoint(Path(folder), state.tensors(), reached, experiment)
             upload_checkpoint(Path(folder), url)
@@ -286,18 +298,6 @@ def _scorer(run: RunConfig, data: _Data, device: torch.device) -> ScoreImages | 
     from drl_dist.evaluation.scores import image_scorer
 
     return image_scorer(run.tracking.score_features, data.index, run.tracking.score_num_images, device)
-
-
-def _refuse_other_files(run_url: str) -> None:
-    """Raise `UserError` where files of the names that are written here lie in a folder that is no run's."""
-    names = Folder(run_url).sizes().keys()
-    if RECORD not in names and (found := sorted(WRITTEN & names)):
-        raise UserError(
-            f"run {run_url}",
-            got=f"{', '.join(found)} of something else, without {RECORD}",
-            expected="a new folder, or one of this run",
-            remedy="give the run another name, or another --storage",
-        )
 
 
 def _restore(state: TrainState, run: RunConfig, url: str, fingerprint: str) -> None:

@@ -56,12 +56,17 @@ class Uploader:
         run_url: folder of the run.
         substitutes: the log of its damaged samples up to this checkpoint, if any; written before the checkpoint.
         uploaded: called when a checkpoint is complete in storage.
+        before: writes what must be in storage before the checkpoint; may raise `UserError`, and is called again.
     """
 
     def __init__(
-        self, run_url: str, substitutes: bytes | None = None, uploaded: Callable[[], None] = lambda: None
+        self,
+        run_url: str,
+        substitutes: bytes | None = None,
+        uploaded: Callable[[], None] = lambda: None,
+        before: Callable[[], None] = lambda: None,
     ) -> None:
-        self.run_url, self._substitutes, self.uploaded = run_url, substitutes, uploaded
+        self.run_url, self._substitutes, self.uploaded, self._before = run_url, substitutes, uploaded, before
 
     def __call__(self, checkpoint: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
         self.upload(Path(checkpoint.path), name)
@@ -78,6 +83,7 @@ class Uploader:
         """
         for pause in (*UPLOAD_PAUSES, None):
             try:
+                self._before()
                 if self._substitutes is not None:
                     Folder(self.run_url).write(SUBSTITUTES, self._substitutes)
                 upload_checkpoint(local, f"{self.run_url}/{name}")

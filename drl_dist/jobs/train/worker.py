@@ -12,6 +12,7 @@ from pathlib import Path
 import ray.train
 
 from drl_dist.checkpoints.rollbacks import noise_seed
+from drl_dist.checkpoints.run_status import count_worker_start
 from drl_dist.common.batch import BatchSource
 from drl_dist.common.errors import UserError
 from drl_dist.config.tree import RunConfig
@@ -25,6 +26,8 @@ from drl_dist.jobs.train.faults.damage import Damage
 from drl_dist.jobs.train.faults.restore import broadcast, restore
 from drl_dist.jobs.train.group import process_group
 from drl_dist.jobs.train.metrics import Clock, Exports
+from drl_dist.jobs.train.records import open_records
+from drl_dist.jobs.train.run_files import Curves
 from drl_dist.jobs.train.stop import StopRequests
 from drl_dist.jobs.train.task import ScoreCallback, WorkerTask
 from drl_dist.training.callbacks import Samples, Scores
@@ -79,19 +82,17 @@ def _train(task: WorkerTask, index: ShardIndex, state: TrainState) -> None:
         stop_requests = stack.enter_context(StopRequests(task.stop_flag if rank == 0 else None))
         seed = noise_seed(experiment.train.seed, task.num_rollbacks)
         step = TrainStep(state, experiment, run.engine, stop_requests, seed)
-        show, register, log, exports = None, None, None, None
+        show, register, log, exports, curves = None, None, None, None, None
+        before_upload: Callable[[], None] = _nothing
         clock, exporter = Clock(), stack.enter_context(Exporter(run.run_name))
         exporter.set(workers=1)
         if rank == 0:
-            # Only here: the other ranks have no use for MLflow, and need not have it.
-            from drl_dist.tracking.server.address import take_access
-            from drl_dist.tracking.tracker import Tracker
-
-            take_access(task.access)
-            tracker = Tracker(run.tracking.uri, task.tracking_run)
-            stack.callback(tracker.close)
-            show, log = tracker.log_image, tracker.log_metrics
-            register = partial(tracker.register_checkpoint, task.model_name)
+            count_worker_start(run.url)
+            records = open_records(task, state.step, stack)
+            show, log, register = records.log_image, records.log_metrics, records.register_checkpoint
+            if records.files is not None:
+                before_upload = partial(records.files.write, is_sealed=True)
+                curves = Curves(records.files, run.tracking.sample_every_steps)
             if task.num_rollbacks:
                 log(state.step, {"rollbacks": task.num_rollbacks})
             exports = Exports(
@@ -99,10 +100,7 @@ def _train(task: WorkerTask, index: ShardIndex, state: TrainState) -> None:
                 clock,
                 started=task.started,
                 first_step=task.first_step,
-                backlog=lambda: {
-                    "spool_unsent_bytes": tracker.unsent_bytes,
-                    "mlflow_told_timestamp_seconds": tracker.told_at,
-                },
+                backlog=records.backlog,
                 log=log,
                 log_every=run.tracking.log_every_steps,
             )
@@ -115,7 +113,9 @@ def _train(task: WorkerTask, index: ShardIndex, state: TrainState) -> None:
             trial = task.make_callback(run, rank=rank, step=state.step)
         if tracking.score_every_steps is not None:
             scores = _scores(run, index, state, rank, world_size, log, trial)
-        checkpoints = Checkpoints(run, run.url, task.fingerprint, world_size, register, damage.gather, clock.uploaded)
+        checkpoints = Checkpoints(
+            run, run.url, task.fingerprint, world_size, register, damage.gather, clock.uploaded, before_upload
+        )
         callbacks = build_callbacks(
             run,
             world_size=world_size,
@@ -127,6 +127,7 @@ def _train(task: WorkerTask, index: ShardIndex, state: TrainState) -> None:
             damage=damage,
             checkpoints=checkpoints,
             clock=clock,
+            curves=curves,
         )
         stack.enter_context(stream)
         if state.step == 0:
@@ -134,6 +135,10 @@ def _train(task: WorkerTask, index: ShardIndex, state: TrainState) -> None:
             samples.draw(0, state)
         batches = _audited(run, stream, rank, world_size)
         train(step, state, experiment, batches, callbacks, bad_samples=damage.count)
+
+
+def _nothing() -> None:
+    """Of ranks that write no files."""
 
 
 def _index(task: WorkerTask) -> ShardIndex:

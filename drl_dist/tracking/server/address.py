@@ -7,20 +7,32 @@ from collections.abc import Iterable, Mapping
 from urllib.parse import urlsplit
 
 from drl_dist.common.errors import UserError
+from drl_dist.config.tree import ENVIRONMENT, NO_SERVER
 
 
-def server_uri(uri: str | None) -> str:
-    """`uri`, by default the environment's MLFLOW_TRACKING_URI; checked.
+def server_uri(uri: str | None, *, instead: str = "") -> str:
+    """`uri`, by default (None, or the word ``environment``) the environment's MLFLOW_TRACKING_URI; checked.
+
+    Args:
+        instead: what a command can do without a server, as the end of the message's remedy.
 
     Raises:
         UserError: no server is named, or this is not the address of one.
     """
-    found = (uri or os.environ.get("MLFLOW_TRACKING_URI") or "").strip()
+    named = None if uri == ENVIRONMENT else uri
+    found = (named or os.environ.get("MLFLOW_TRACKING_URI") or "").strip()
     if not found:
         raise UserError(
             "MLflow server",
             got="no address",
             expected="the address of a running server",
+            remedy=f"give {address_option()} http://HOST:PORT or set MLFLOW_TRACKING_URI{instead}",
+        )
+    if found == NO_SERVER:
+        raise UserError(
+            "MLflow server",
+            got=NO_SERVER,
+            expected="the address of a running server, which this command cannot do without",
             remedy=f"give {address_option()} http://HOST:PORT or set MLFLOW_TRACKING_URI",
         )
     try:

@@ -11,7 +11,6 @@ from drl_dist.checkpoints.verify import newest_verified_checkpoint
 from drl_dist.common.errors import UserError
 from drl_dist.jobs.train.storage import drop_stale_snapshot
 from drl_dist.jobs.train.task import WorkerTask
-from drl_dist.tracking.runs import set_tags
 from drl_dist.training.guard import DivergedError
 
 TAG = "drl_dist.rollbacks"
@@ -46,6 +45,10 @@ def _rolled_back(task: WorkerTask, error: DivergedError) -> WorkerTask:
         f"at most {task.run.max_rollbacks})",
         flush=True,
     )
+    if not task.tracking_run:
+        return dataclasses.replace(task, num_rollbacks=len(known))
+    from drl_dist.tracking.runs import set_tags
+
     history = "; ".join(f"{one.diverged_at} to {one.back_to}: {one.reason}" for one in known)
     try:
         set_tags(task.run.tracking.uri, task.tracking_run, {TAG: history})

@@ -1,0 +1,111 @@
+"""Whether a run is at work, and who tracks it, as recorded in the run's folder."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, get_args
+
+from drl_dist.checkpoints.format import parse_json_object
+from drl_dist.common.errors import UserError
+from drl_dist.common.program import Stopped
+from drl_dist.data.filesystem import Folder
+
+STATUS = "run_status.json"
+State = Literal["running", "finished", "failed", "stopped"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunStatus:
+    """What a run's folder says of it."""
+
+    state: State
+    """running also stands for a run whose job was killed with all its processes."""
+    since: float
+    """When that began, in seconds since 1970."""
+    starts: int
+    """Starts of its job so far."""
+    worker_starts: int = 0
+    """Starts of its workers so far; those beyond `starts` are restarts."""
+    tracking_uri: str = ""
+    """MLflow server that tracks it; empty if none does."""
+    tracking_run: str = ""
+    """Id of its MLflow run."""
+    model_name: str = ""
+    """Registered model that its checkpoints are versions of."""
+
+
+def read_status(run_url: str) -> RunStatus | None:
+    """What is recorded; None if nothing is, as for runs of earlier versions.
+
+    Raises:
+        UserError: the storage does not answer, or the record is damaged.
+    """
+    folder = Folder(run_url)
+    try:
+        text = folder.read(STATUS)
+    except FileNotFoundError:
+        return None
+    values: dict[str, Any] = parse_json_object(text, source=f"record {folder.url_of(STATUS)}")
+    try:
+        status = RunStatus(**values)
+        if status.state not in get_args(State) or not all(
+            isinstance(number, int | float) for number in (status.since, status.starts, status.worker_starts)
+        ):
+            raise ValueError(f"state {status.state!r}")
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"record {folder.url_of(STATUS)}",
+            got=str(error),
+            expected="the status of a run",
+            remedy="delete it; the next start of the run writes it anew",
+        ) from error
+    return status
+
+
+def write_status(run_url: str, status: RunStatus) -> None:
+    """Record it; errors as `Folder.write`."""
+    Folder(run_url).write(STATUS, (json.dumps(asdict(status), indent=2) + "\n").encode())
+
+
+@contextmanager
+def status_recorded(run_url: str, **tracking: str) -> Iterator[None]:
+    """Record a start of a run, and how it ends. A stop of the job is an exception here.
+
+    Args:
+        tracking: `RunStatus`'s `tracking_uri`, `tracking_run` and `model_name`; those left out stay.
+
+    Raises:
+        UserError: the storage does not take the start, or holds a damaged record.
+    """
+    before = read_status(run_url) or RunStatus(state="running", since=0.0, starts=0)
+    begun = replace(before, state="running", since=time.time(), starts=before.starts + 1, **tracking)
+    write_status(run_url, begun)
+    state: State = "stopped"
+    try:
+        yield
+        state = "finished"
+    except Stopped:
+        raise
+    except Exception:
+        state = "failed"
+        raise
+    finally:
+        try:
+            write_status(run_url, replace(read_status(run_url) or begun, state=state, since=time.time()))
+        except UserError as error:
+            print(f"the run's folder could not be told that it has {state}: {error}", file=sys.stderr, flush=True)
+
+
+def count_worker_start(run_url: str) -> None:
+    """Record a start of the run's workers; a line on stderr says so if the storage does not take it."""
+    try:
+        status = read_status(run_url)
+        if status is not None:
+            write_status(run_url, replace(status, worker_starts=status.worker_starts + 1))
+    except UserError as error:
+        print(f"a start of the workers could not be counted: {error}", file=sys.stderr, flush=True)
