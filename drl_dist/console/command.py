@@ -30,15 +30,29 @@ class Command:
     """``module:function`` that raises `UserError` for options that cannot be used."""
 
 
-_LOCAL = "drl_dist.console.local"
+_HERE = "drl_dist.console"
 COMMANDS = {
     "up": Command(
         "start a Ray head and an MLflow server on this machine",
-        f"{_LOCAL}:UpOptions",
-        f"{_LOCAL}:up",
-        f"{_LOCAL}:check_up",
+        f"{_HERE}.options:UpOptions",
+        f"{_HERE}.local:up",
+        f"{_HERE}.options:check_up",
     ),
-    "down": Command("stop what `up` started; data stay", f"{_LOCAL}:FolderOptions", f"{_LOCAL}:down"),
+    "down": Command("stop what `up` started; data stay", f"{_HERE}.options:FolderOptions", f"{_HERE}.local:down"),
+    "status": Command(
+        "say what a run is doing, or what `up` runs", f"{_HERE}.options:StatusOptions", f"{_HERE}.status:status"
+    ),
+    "list": Command("list the runs of a storage", f"{_HERE}.options:ListOptions", f"{_HERE}.status:list_runs"),
+    "compare": Command(
+        "show in which settings two runs differ, and their curves in one picture",
+        f"{_HERE}.options:CompareOptions",
+        f"{_HERE}.compare:compare",
+    ),
+    "delete": Command(
+        "remove a run: its checkpoints and files, its MLflow run and its model versions",
+        f"{_HERE}.options:DeleteOptions",
+        f"{_HERE}.delete:delete",
+    ),
 }
 
 

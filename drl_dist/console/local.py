@@ -13,59 +13,21 @@ import sys
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from drl_dist.common.durations import duration
 from drl_dist.common.errors import UserError
-from drl_dist.common.validation import local_of, refuse_broken
+from drl_dist.common.validation import local_of
+from drl_dist.console.options import FolderOptions, UpOptions
 from drl_dist.console.servers import MLFLOW, RAY, RECORD, Running, locked, read_servers, write_servers
 from drl_dist.data.filesystem import write_local
 from drl_dist.localhost import MlflowServer, RayHead, StartError, end_on_signals
 from drl_dist.localhost.jobs import STOP_SECONDS
 from drl_dist.localhost.server import HOST
 
-DEFAULT_FOLDER = "var/local"
 # File with the port that the MLflow server had last.
 _PORT = "mlflow_port"
-
-
-@dataclass(frozen=True, kw_only=True)
-class FolderOptions:
-    """Options of ``python -m drl_dist down``."""
-
-    folder: str = DEFAULT_FOLDER
-    """Where `up` keeps MLflow's data and the record of what it started."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class UpOptions(FolderOptions):
-    """Options of ``python -m drl_dist up``."""
-
-    num_cpus: int | None = None
-    """CPUs that Ray schedules; by default those of this machine that this process may use."""
-    mlflow_port: int | None = None
-    """Port of the MLflow server; by default the one that it had before, or a free one."""
-    dashboard_port: int | None = None
-    """Port of the Ray head's page, to which jobs are submitted; by default a free one."""
-
-
-def check_up(options: UpOptions) -> None:
-    """Raise `UserError` for options with which nothing can be started."""
-    ports = {"--mlflow-port": options.mlflow_port, "--dashboard-port": options.dashboard_port}
-    refuse_broken(
-        [
-            ("--num-cpus", options.num_cpus, "at least 1", options.num_cpus is None or options.num_cpus >= 1),
-            *((name, port, "1024 to 65535", port is None or 1024 <= port <= 65535) for name, port in ports.items()),
-            (
-                "--dashboard-port",
-                options.dashboard_port,
-                "another port than --mlflow-port",
-                options.dashboard_port is None or options.dashboard_port != options.mlflow_port,
-            ),
-        ]
-    )
 
 
 def up(options: UpOptions) -> int:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 Exported = Literal["gauge", "counter"]
+HEALTH_TAG = "drl_dist.health"
+"""Tag of a training run that says in words how it does."""
 # What Ray puts behind a name.
 _SUFFIX: dict[Exported, str] = {"gauge": "", "counter": "_total"}
 _PLACEHOLDERS = ((re.compile(r"level_[\d-]+$"), "level_{t}"), (re.compile(r"_(lower|upper)$"), "_{side}"))
@@ -103,6 +105,24 @@ METRICS: tuple[Metric, ...] = (
         runs="training",
         exported="gauge",
         page="data.md",
+    ),
+    Metric(
+        "saturated_fraction",
+        "share of the pixels of the sample grid at 0 or 255",
+        runs="training",
+        page="health.md",
+    ),
+    Metric(
+        "data_saturated_fraction",
+        "the same of the first batch of real images since the workers' start",
+        runs="training",
+        page="health.md",
+    ),
+    Metric(
+        "health",
+        "0 healthy or too early to say, 1 data-bound, 3 saturating, 4 diverging",
+        runs="training",
+        page="health.md",
     ),
     Metric("rollbacks", "how often the run has gone back to a checkpoint", runs="training", page="training.md"),
     Metric("spool_unsent_bytes", "what is still to be sent to MLflow", "bytes", exported="gauge"),

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Iterator
 
 import requests
-from mlflow.entities import Metric
+from mlflow.entities import Metric, RunTag
 from mlflow.exceptions import MlflowException
 from PIL import Image
 
@@ -21,6 +21,7 @@ from drl_dist.tracking.spool import (
     ServerAway,
     Spool,
     StatusRecord,
+    TagsRecord,
 )
 
 log = logging.getLogger(__name__)
@@ -92,6 +93,8 @@ class Sender:
                         self._spool.payload / record.payload,
                         record.metadata,
                     )
+                case TagsRecord():
+                    self._client.log_batch(self._run_id, tags=[RunTag(*tag) for tag in record.values.items()])
                 case StatusRecord("RUNNING"):
                     self._client.update_run(self._run_id, status="RUNNING")
                 case StatusRecord():

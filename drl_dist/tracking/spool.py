@@ -64,12 +64,20 @@ class StatusRecord:
     status: str
 
 
-Record = MetricsRecord | ImageRecord | CheckpointRecord | StatusRecord
+@dataclass(frozen=True)
+class TagsRecord:
+    """Tags of the run."""
+
+    values: dict[str, str]
+
+
+Record = MetricsRecord | ImageRecord | CheckpointRecord | StatusRecord | TagsRecord
 _KINDS: dict[str, type[Record]] = {
     "metrics": MetricsRecord,
     "image": ImageRecord,
     "checkpoint": CheckpointRecord,
     "status": StatusRecord,
+    "tags": TagsRecord,
 }
 _NAMES = {kind: name for name, kind in _KINDS.items()}
 
@@ -178,7 +186,7 @@ class Spool:
 
     def drop_payload(self, record: Record) -> None:
         """Remove the files of a record that was sent, if `new_payload` named them."""
-        if isinstance(record, MetricsRecord | StatusRecord) or not _PAYLOAD.fullmatch(record.payload):
+        if isinstance(record, MetricsRecord | StatusRecord | TagsRecord) or not _PAYLOAD.fullmatch(record.payload):
             return
         if isinstance(record, ImageRecord):
             (self.payload / record.payload).unlink(missing_ok=True)

@@ -29,6 +29,7 @@ from drl_dist.tracking.spool import (
     ServerAway,
     Spool,
     StatusRecord,
+    TagsRecord,
 )
 
 if TYPE_CHECKING:
@@ -110,6 +111,10 @@ class Tracker:
         path = self._spool.new_payload(".png")
         Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image).save(path)
         self._append(ImageRecord(name, step, _now_ms(), path.name))
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Tags of the run, of at most 8000 characters each; the newest counts."""
+        self._append(TagsRecord(dict(tags)))
 
     def register_checkpoint(self, model_name: str, step: int, folder: Path, metadata: Mapping[str, object]) -> None:
         """See `drl_dist.tracking.registry.register_checkpoint`. The folder may be removed after the call."""

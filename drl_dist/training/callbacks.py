@@ -21,6 +21,7 @@ from drl_dist.training.generate import draw_together
 from drl_dist.training.guard import Interrupt
 from drl_dist.training.loop import StepReport
 from drl_dist.training.state import TrainState
+from drl_dist.training.watch import saturated_share
 
 PROGRESS_SECONDS = 10.0
 """Seconds between lines of `Progress`."""
@@ -106,6 +107,7 @@ class Samples:
         num_samples: images in a sheet.
         rank, world_size: this rank, and how many there are.
         show: gets ``samples`` or ``progression``, the step and the sheet; None on ranks that only help to draw.
+        log: gets the share of the samples' pixels at 0 or 255.
     """
 
     experiment: Experiment
@@ -115,6 +117,7 @@ class Samples:
     rank: int = 0
     world_size: int = 1
     show: LogImage | None = None
+    log: LogMetrics | None = None
 
     def on_step(self, report: StepReport, state: TrainState) -> None:
         """See `drl_dist.training.loop.Callback`."""
@@ -132,6 +135,8 @@ class Samples:
             world_size=self.world_size,
             whole_way=True,
         )
+        if self.log is not None:
+            self.log(step, {"saturated_fraction": saturated_share(stages[-1])})
         if self.show is not None:
             enlarge = enlargement(self.experiment.model.resolution)
             self.show("samples", step, grid(stages[-1], enlarge=enlarge))

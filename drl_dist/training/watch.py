@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from drl_dist.common.batch import Batch, BatchSource
 from drl_dist.training.guard import REMEDY, DivergedError, Interrupt
 from drl_dist.training.loop import StepReport
 from drl_dist.training.state import TrainState
@@ -138,6 +139,25 @@ class RunawayGuard:
             raise RunawayError(
                 report.step, f"chains move by {max(moves):.3g} per pixel, more than {MAX_MOVE:g}; {REMEDY}"
             )
+
+
+class FirstBatch:
+    """Batches that pass through; of the first of them, the share of pixels at 0 or 255 is told.
+
+    Args:
+        batches: of this rank.
+        tell: gets the share.
+    """
+
+    def __init__(self, batches: BatchSource, tell: Callable[[float], None]) -> None:
+        self._batches, self._tell = batches, tell
+
+    def __iter__(self) -> Iterator[Batch]:
+        stream = iter(self._batches)
+        first = next(stream)
+        self._tell(saturated_share(first.images))
+        yield first
+        yield from stream
 
 
 def saturated_share(images: Tensor) -> float:

@@ -37,6 +37,7 @@ def build_callbacks(
     checkpoints: Checkpoints,
     clock: Clock,
     curves: Callback | None = None,
+    health: Callback | None = None,
 ) -> list[Callback]:
     """The callbacks of one rank, in the order in which they are called after every step.
 
@@ -60,11 +61,13 @@ def build_callbacks(
         exports: of this run.
         samples, scores, trial, damage, checkpoints: the callbacks; None where the run has none.
         clock: of this worker.
+        health: judges the run on the first rank, right behind what logs its numbers.
         curves: draws curves on the first rank, right behind `Samples`; None where files have no part in it.
     """
     callbacks: list[Callback] = []
     if log is not None and exports is not None:
         callbacks += [Progress(), Metrics(log, run.tracking.log_every_steps), exports]
+        callbacks += [] if health is None else [health]
         if world_size < run.num_workers:
             callbacks.append(ScaleUp(run, world_size, clock))
     callbacks += [RunawayGuard(run.checkpoint.every_steps), samples]

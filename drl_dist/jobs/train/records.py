@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from drl_dist.config.tree import NO_SERVER
 from drl_dist.jobs.train.task import WorkerTask
 from drl_dist.tracking.files.run_files import RunFiles
+from drl_dist.tracking.metrics import HEALTH_TAG
 
 if TYPE_CHECKING:
     # It needs MLflow, which a run without a server need not have.
@@ -52,6 +53,11 @@ class Records:
         """Make a checkpoint in a local folder a version of the model; nothing without a server, which keeps models."""
         if self.tracker is not None:
             self.tracker.register_checkpoint(self.model_name, step, folder, metadata)
+
+    def tell_health(self, text: str) -> None:
+        """How the run does, in words: a tag of the tracked run."""
+        if self.tracker is not None:
+            self.tracker.set_tags({HEALTH_TAG: text})
 
     def backlog(self) -> dict[str, float]:
         """What is still to be sent to MLflow, for `drl_dist.jobs.train.metrics.Exports`."""

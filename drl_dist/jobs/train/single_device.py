@@ -47,11 +47,12 @@ from drl_dist.tracking.files.events import check_tensorboard
 from drl_dist.tracking.files.run_files import RunFiles, refuse_other_files
 from drl_dist.training.callbacks import Metrics, Progress, Samples, ScoreImages, Scores
 from drl_dist.training.guard import DivergedError, Interrupt
+from drl_dist.training.health_watch import HealthWatch, seen_by
 from drl_dist.training.in_memory import InMemoryBatches
 from drl_dist.training.loop import Callback, StepReport, train
 from drl_dist.training.state import TrainState
 from drl_dist.training.step import TrainStep
-from drl_dist.training.watch import RunawayGuard
+from drl_dist.training.watch import FirstBatch, RunawayGuard
 
 
 @dataclass(frozen=True)
@@ -135,13 +136,16 @@ def _train(run: RunConfig, run_url: str, data: _Data, state: TrainState, score: 
         RunFiles(run_url, state.step, has_events=tracking.tensorboard) as files,
         data.batches(state.step * experiment.train.batch_size) as batches,
     ):
+        health = HealthWatch(files.log_metrics, tracking.log_every_steps)
+        log = seen_by(health, files.log_metrics)
         samples = Samples(
-            experiment, run.engine, tracking.sample_every_steps, tracking.num_samples, show=files.log_image
+            experiment, run.engine, tracking.sample_every_steps, tracking.num_samples, show=files.log_image, log=log
         )
         # In the order of the Ray job; see `drl_dist.jobs.train.callbacks.build_callbacks`.
         callbacks: list[Callback] = [
             Progress(),
             Metrics(files.log_metrics, tracking.log_every_steps),
+            health,
             RunawayGuard(run.checkpoint.every_steps),
             samples,
         ]
@@ -163,7 +167,9 @@ def _train(run: RunConfig, run_url: str, data: _Data, state: TrainState, score: 
         ]
         if state.step == 0:
             samples.draw(0, state)
-        train(TrainStep(state, experiment, run.engine, stop, seed), state, experiment, batches, callbacks)
+        first = state.step
+        watched = FirstBatch(batches, lambda share: log(first, {"data_saturated_fraction": share}))
+        train(TrainStep(state, experiment, run.engine, stop, seed), state, experiment, watched, callbacks)
         return stop.cause
 
 

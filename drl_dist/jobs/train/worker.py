@@ -31,9 +31,11 @@ from drl_dist.jobs.train.run_files import Curves
 from drl_dist.jobs.train.stop import StopRequests
 from drl_dist.jobs.train.task import ScoreCallback, WorkerTask
 from drl_dist.training.callbacks import Samples, Scores
+from drl_dist.training.health_watch import HealthWatch, seen_by
 from drl_dist.training.loop import train
 from drl_dist.training.state import TrainState
 from drl_dist.training.step import TrainStep
+from drl_dist.training.watch import FirstBatch
 
 
 def train_worker(task: WorkerTask) -> int:
@@ -82,14 +84,16 @@ def _train(task: WorkerTask, index: ShardIndex, state: TrainState) -> None:
         stop_requests = stack.enter_context(StopRequests(task.stop_flag if rank == 0 else None))
         seed = noise_seed(experiment.train.seed, task.num_rollbacks)
         step = TrainStep(state, experiment, run.engine, stop_requests, seed)
-        show, register, log, exports, curves = None, None, None, None, None
+        show, register, log, exports, curves, health = None, None, None, None, None, None
         before_upload: Callable[[], None] = _nothing
         clock, exporter = Clock(), stack.enter_context(Exporter(run.run_name))
         exporter.set(workers=1)
         if rank == 0:
             count_worker_start(run.url)
             records = open_records(task, state.step, stack)
-            show, log, register = records.log_image, records.log_metrics, records.register_checkpoint
+            show, register = records.log_image, records.register_checkpoint
+            health = HealthWatch(records.log_metrics, run.tracking.log_every_steps, tell=records.tell_health)
+            log = seen_by(health, records.log_metrics)
             if records.files is not None:
                 before_upload = partial(records.files.write, is_sealed=True)
                 curves = Curves(records.files, run.tracking.sample_every_steps)
@@ -106,7 +110,7 @@ def _train(task: WorkerTask, index: ShardIndex, state: TrainState) -> None:
             )
         tracking = run.tracking
         samples = Samples(
-            experiment, run.engine, tracking.sample_every_steps, tracking.num_samples, rank, world_size, show
+            experiment, run.engine, tracking.sample_every_steps, tracking.num_samples, rank, world_size, show, log
         )
         trial, scores = None, None
         if task.make_callback is not None:
@@ -128,13 +132,20 @@ def _train(task: WorkerTask, index: ShardIndex, state: TrainState) -> None:
             checkpoints=checkpoints,
             clock=clock,
             curves=curves,
+            health=health,
         )
         stack.enter_context(stream)
         if state.step == 0:
             # Show where training began, before there is anything else to see.
             samples.draw(0, state)
         batches = _audited(run, stream, rank, world_size)
+        if log is not None:
+            batches = FirstBatch(batches, partial(_log_data_share, log, state.step))
         train(step, state, experiment, batches, callbacks, bad_samples=damage.count)
+
+
+def _log_data_share(log: Callable[[int, dict[str, float]], None], step: int, share: float) -> None:
+    log(step, {"data_saturated_fraction": share})
 
 
 def _nothing() -> None:

@@ -52,25 +52,22 @@ class History:
         return {step: value for step, value in self.values.items() if value is not None}
 
 
-def read_table(run_url: str, names: Collection[str] | None = None, *, last_segments: int | None = None) -> pa.Table:
+def read_table(run_url: str, names: Collection[str] | None = None, *, ends_only: bool = False) -> pa.Table:
     """The metrics of a run, as `SCHEMA` has them, in the order in which they were logged; empty if there are none.
 
     Args:
         run_url: the run's folder.
         names: metrics that are wanted; all if None.
-        last_segments: read only so many, the newest; all if None.
+        ends_only: read only the first and the two newest segments, which say how a run began and how it does.
 
     Raises:
         UserError: the storage does not answer, or a segment is damaged.
     """
     folder = Folder(joined(run_url, TABLE))
     segments = _segments(folder)
-    if last_segments is not None:
-        segments = segments[-last_segments:]
-    tables = [_read(folder, name) for name in segments]
-    if last_segments is None or len(segments) < last_segments:
-        tables.insert(0, _table(_earlier_rows(run_url)))
-    table = pa.concat_tables(tables) if tables else SCHEMA.empty_table()
+    if ends_only:
+        segments = [*segments[:1], *segments[1:][-2:]]
+    table = pa.concat_tables([_table(_earlier_rows(run_url)), *(_read(folder, name) for name in segments)])
     if names is None:
         return table
     return table.filter(pyarrow.compute.is_in(table["name"], value_set=pa.array(sorted(names), pa.string())))

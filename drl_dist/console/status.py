@@ -1,0 +1,125 @@
+"""``python -m drl_dist status`` and ``python -m drl_dist list``: what runs are doing; no Ray is needed."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from drl_dist.common.durations import duration
+from drl_dist.common.errors import UserError
+from drl_dist.common.validation import refuse_missing
+from drl_dist.console.local import local_status
+from drl_dist.console.options import ListOptions, StatusOptions
+from drl_dist.console.runs import RunView, run_folders, view_run
+
+_THREADS = 8
+
+
+def status(options: StatusOptions) -> int:
+    """Say what a run does, or what `up` runs; the exit status: 1 of a run that failed, is stale or ill.
+
+    Raises:
+        UserError: the storage does not answer, or the folder is no run's.
+    """
+    if not options.run:
+        return local_status(options)
+    run = view_run(options.run, options.tracking_uri)
+    print("\n".join(status_lines(run, time.time())))
+    for note in run.notes:
+        print(f"note: {note}", file=sys.stderr)
+    return int(run.state in ("failed", "stale") or "diverging" in run.health)
+
+
+def list_runs(options: ListOptions) -> int:
+    """Print a table of a storage's runs; the exit status.
+
+    Raises:
+        UserError: the storage does not answer.
+    """
+    refuse_missing({"STORAGE": options.storage})
+    urls = run_folders(options.storage)
+    if not urls:
+        print(f"no runs in {options.storage}")
+        return 0
+    if len(urls) > _THREADS:
+        print(f"looking at {len(urls)} runs", file=sys.stderr, flush=True)
+    with ThreadPoolExecutor(_THREADS) as threads:
+        rows = list(threads.map(lambda url: _row(url, options.tracking_uri), urls))
+    print(table(["run", "state", "step", "of", "preset", "last sign", "health"], rows))
+    return 0
+
+
+def status_lines(run: RunView, now: float) -> list[str]:
+    """What is said of a run.
+
+    Args:
+        now: seconds since 1970.
+    """
+    lines = [f"run {run.name} ({run.record['experiment']['preset']}): {run.state}{_since(run, now)}{_restarts(run)}"]
+    if run.step is None:
+        lines.append(f"no step of {run.num_steps} is made yet")
+    else:
+        parts = [f"step {run.step} of {run.num_steps} ({run.step / run.num_steps:.1%})"]
+        if run.images_per_second is not None:
+            parts.append(f"{run.images_per_second:.1f} images/s")
+        if run.seconds_left is not None:
+            parts.append(f"{duration(run.seconds_left)} left")
+        lines.append(", ".join(parts))
+    if run.checkpoint is None:
+        lines.append("no checkpoint yet")
+    else:
+        age = "" if run.checkpoint_at is None else f", {duration(max(0.0, now - run.checkpoint_at))} old"
+        lines.append(f"newest checkpoint: step {run.checkpoint.step}{age}, {run.checkpoint.url}")
+    lines += [
+        f"went back from step {one.diverged_at} to step {one.back_to}: {one.reason}" for one in run.rollbacks[-3:]
+    ]
+    lines.append(f"health: {run.health}")
+    if run.page is not None:
+        lines.append(f"page: {run.page}")
+    return lines
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Rows below a heading, in columns as wide as their longest entry."""
+    widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
+    return "\n".join(
+        "  ".join(f"{text:{width}}" for text, width in zip(row, widths, strict=True)).rstrip() for row in [head, *rows]
+    )
+
+
+def _row(url: str, tracking_uri: str | None) -> list[str]:
+    try:
+        run = view_run(url, tracking_uri)
+    except UserError as error:
+        # One damaged run must not hide the others.
+        return [url.rpartition("/")[2], "damaged", "", "", "", "", str(error)]
+    seen = max((moment for moment in (run.seen_at, run.checkpoint_at) if moment is not None), default=None)
+    return [
+        run.name,
+        run.state,
+        "-" if run.step is None else str(run.step),
+        str(run.num_steps),
+        str(run.record["experiment"]["preset"]),
+        "-" if seen is None else f"{duration(max(0.0, time.time() - seen))} ago",
+        run.health,
+    ]
+
+
+def _since(run: RunView, now: float) -> str:
+    if run.status is None:
+        return ""
+    return f", {'for' if run.state == 'running' else 'since'} {duration(max(0.0, now - run.status.since))}"
+
+
+def _restarts(run: RunView) -> str:
+    if run.status is None:
+        return ""
+    restarts = max(0, run.status.worker_starts - run.status.starts)
+    parts = [_count(run.status.starts, "start"), _count(restarts, "restart of its workers", "restarts of its workers")]
+    return f" ({', '.join([*parts, _count(len(run.rollbacks), 'roll-back')])})"
+
+
+def _count(number: int, what: str, plural: str = "") -> str:
+    return f"{number} {what if number == 1 else plural or what + 's'}"
