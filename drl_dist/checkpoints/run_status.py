@@ -31,6 +31,8 @@ class RunStatus:
     """Starts of its job so far."""
     worker_starts: int = 0
     """Starts of its workers so far; those beyond `starts` are restarts."""
+    first_start: float = 0.0
+    """When its job was started for the first time, in seconds since 1970."""
     tracking_uri: str = ""
     """MLflow server that tracks it; empty if none does."""
     tracking_run: str = ""
@@ -82,7 +84,7 @@ def status_recorded(run_url: str, **tracking: str) -> Iterator[None]:
     Raises:
         UserError: the storage does not take the start, or holds a damaged record.
     """
-    before = read_status(run_url) or RunStatus(state="running", since=0.0, starts=0)
+    before = read_status(run_url) or RunStatus(state="running", since=0.0, starts=0, first_start=time.time())
     begun = replace(before, state="running", since=time.time(), starts=before.starts + 1, **tracking)
     write_status(run_url, begun)
     state: State = "stopped"
@@ -101,11 +103,17 @@ def status_recorded(run_url: str, **tracking: str) -> Iterator[None]:
             print(f"the run's folder could not be told that it has {state}: {error}", file=sys.stderr, flush=True)
 
 
-def count_worker_start(run_url: str) -> None:
-    """Record a start of the run's workers; a line on stderr says so if the storage does not take it."""
+def count_worker_start(run_url: str) -> RunStatus | None:
+    """Record a start of the run's workers; what the record says.
+
+    None if there is none, or, with a line on stderr, if the storage does not answer.
+    """
     try:
         status = read_status(run_url)
         if status is not None:
-            write_status(run_url, replace(status, worker_starts=status.worker_starts + 1))
+            status = replace(status, worker_starts=status.worker_starts + 1)
+            write_status(run_url, status)
+        return status
     except UserError as error:
         print(f"a start of the workers could not be counted: {error}", file=sys.stderr, flush=True)
+        return None

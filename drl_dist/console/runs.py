@@ -20,7 +20,7 @@ from drl_dist.checkpoints.storage import StoredCheckpoint, newest_checkpoint
 from drl_dist.common.errors import UserError
 from drl_dist.data.filesystem import REACH_DEADLINE, Folder, check_reachable, open_filesystem, within
 from drl_dist.tracking.files.table import History, histories, read_table
-from drl_dist.tracking.metrics import HEALTH_TAG
+from drl_dist.tracking.metrics import HEALTH_TAG, page_name
 from drl_dist.training.health import Health, is_watched, judge
 
 # Newest logged steps that a rate is the median of.
@@ -204,7 +204,11 @@ def _from_server(url: str, status: RunStatus | None, tracking_uri: str | None, n
         notes.append(f"the MLflow server {uri} does not know it")
         return _Numbers()
     latest = run.latest
-    rate, seconds, loss = latest.get("images_per_second"), latest.get("step_seconds"), latest.get("loss")
+    rate, seconds, loss = (
+        latest.get(page_name("images_per_second")),
+        latest.get(page_name("step_seconds")),
+        latest.get("loss"),
+    )
     return _Numbers(
         step=loss.step if loss else None,
         seen_at=max((metric.time for metric in latest.values()), default=None),

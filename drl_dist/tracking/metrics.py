@@ -33,6 +33,9 @@ class Metric:
     """How it is exported for Prometheus; None if it is not."""
     page: str = ""
     """Page of the documentation that says more."""
+    section: str = ""
+    """Section of MLflow's page that its chart stands in, as a prefix of its name there; without one, it stands at the
+    top, or below its own name where each noise level has a chart."""
 
     @property
     def description(self) -> str:
@@ -74,24 +77,50 @@ METRICS: tuple[Metric, ...] = (
     Metric("learning_rate", "learning rate, with warm-up", runs="training"),
     Metric("step", "training steps made", exported="gauge"),
     Metric("step_timestamp_seconds", "when the last step was made; at first the job's start", _EPOCH, exported="gauge"),
-    Metric("step_seconds", "duration of a step, the waiting for data included", "seconds", "training", "gauge"),
-    Metric("images_seen", "images trained on since the start of the run, over all workers", runs="training"),
-    Metric("images_per_second", "images trained on, over all workers", "images per second", "training", "gauge"),
     Metric(
-        "chain_steps_per_second", "Langevin steps times images, over all workers", "chain steps per second", "training"
+        "step_seconds",
+        "duration of a step, the waiting for data included",
+        "seconds",
+        "training",
+        "gauge",
+        section="speed",
     ),
-    Metric("data_wait_fraction", "share of the time that steps waited for data", runs="training", exported="gauge"),
+    Metric("images_seen", "images trained on since the start of the run, over all workers", runs="training"),
+    Metric(
+        "images_per_second",
+        "images trained on, over all workers",
+        "images per second",
+        "training",
+        "gauge",
+        section="speed",
+    ),
+    Metric(
+        "chain_steps_per_second",
+        "Langevin steps times images, over all workers",
+        "chain steps per second",
+        "training",
+        section="speed",
+    ),
+    Metric(
+        "data_wait_fraction",
+        "share of the time that steps waited for data",
+        runs="training",
+        exported="gauge",
+        section="speed",
+    ),
     Metric(
         "goodput",
         "time that the steps made since the job's start take undisturbed, over the time since its start",
         runs="training",
         exported="gauge",
+        section="speed",
     ),
     Metric(
         "checkpoint_stall_fraction",
         "share of the time since the workers' start in which training waited for checkpoints",
         runs="training",
         exported="gauge",
+        section="speed",
     ),
     Metric(
         "checkpoint_timestamp_seconds",
@@ -105,18 +134,21 @@ METRICS: tuple[Metric, ...] = (
         runs="training",
         exported="gauge",
         page="data.md",
+        section="faults",
     ),
     Metric(
         "saturated_fraction",
         "share of the pixels of the sample grid at 0 or 255",
         runs="training",
         page="health.md",
+        section="pixels",
     ),
     Metric(
         "data_saturated_fraction",
         "the same of the first batch of real images since the workers' start",
         runs="training",
         page="health.md",
+        section="pixels",
     ),
     Metric(
         "health",
@@ -124,7 +156,13 @@ METRICS: tuple[Metric, ...] = (
         runs="training",
         page="health.md",
     ),
-    Metric("rollbacks", "how often the run has gone back to a checkpoint", runs="training", page="training.md"),
+    Metric(
+        "rollbacks",
+        "how often the run has gone back to a checkpoint",
+        runs="training",
+        page="training.md",
+        section="faults",
+    ),
     Metric("spool_unsent_bytes", "what is still to be sent to MLflow", "bytes", exported="gauge"),
     Metric("mlflow_told_timestamp_seconds", "when MLflow last took what it was sent", _EPOCH, exported="gauge"),
     Metric("workers", "1 of each living training worker, 0 of their job: the sum is their number", exported="gauge"),
@@ -177,8 +215,17 @@ METRICS: tuple[Metric, ...] = (
 _BY_NAME = {metric.name: metric for metric in METRICS}
 
 
+def page_name(name: str) -> str:
+    """A metric's name in MLflow, with its section, by which the page groups and orders charts."""
+    metric = _BY_NAME.get(name)
+    return f"{metric.section}/{name}" if metric is not None and metric.section else name
+
+
 def find_metric(name: str) -> Metric | None:
     """The row of a metric by its name in MLflow, None if it is not in the table."""
+    section, _, plain = name.partition("/")
+    if plain in _BY_NAME and _BY_NAME[plain].section == section:
+        return _BY_NAME[plain]
     for pattern, placeholder in _PLACEHOLDERS:
         name = pattern.sub(placeholder, name)
     return _BY_NAME.get(name)
@@ -192,11 +239,12 @@ def describe(name: str) -> str | None:
 
 def markdown_table() -> str:
     """The table as docs/tracking.md has it."""
-    lines = ["| metric | meaning | unit | MLflow runs | Prometheus |", "|---|---|---|---|---|"]
+    lines = ["| metric | meaning | unit | MLflow runs | section | Prometheus |", "|---|---|---|---|---|---|"]
     for metric in METRICS:
         page = f" ([{metric.page}]({metric.page}))" if metric.page else ""
         exported = f"`ray_drl_{metric.name}{_SUFFIX[metric.exported]}`" if metric.exported else ""
-        lines.append(f"| `{metric.name}` | {metric.meaning}{page} | {metric.unit} | {metric.runs} | {exported} |")
+        cells = (f"`{metric.name}`", f"{metric.meaning}{page}", metric.unit, metric.runs, metric.section, exported)
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 

@@ -17,6 +17,7 @@ from mlflow.exceptions import MlflowException
 from drl_dist.checkpoints.format import CHECKSUMS, MODEL_FILES, part_file, read_checkpoint
 from drl_dist.common.errors import UserError
 from drl_dist.tracking.job_runs import RegisteredVersion
+from drl_dist.tracking.page import alias_of, model_description, version_description
 from drl_dist.tracking.server.client import connect, every, is_duplicate, is_missing, user_errors
 
 EMA = part_file("ema")
@@ -66,13 +67,22 @@ def register_checkpoint(
     for name in MODEL_FILES:
         client.log_artifact(run_id, str(folder / name), path)
     try:
-        client.create_registered_model(model_name)
+        client.create_registered_model(model_name, description=model_description(model_name))
     except MlflowException as error:
         if not is_duplicate(error):
             raise
     tags = {**metadata, "step": str(step), "ema_sha256": checksums[EMA]["sha256"]}
     # The files are there before the version is: a version that is found can be used.
-    made = client.create_model_version(model_name, f"runs:/{run_id}/{path}", run_id, tags=tags, await_creation_for=0)
+    made = client.create_model_version(
+        model_name,
+        f"runs:/{run_id}/{path}",
+        run_id,
+        tags=tags,
+        description=version_description(step, metadata),
+        await_creation_for=0,
+    )
+    if (alias := alias_of(metadata.get("run_name", ""))) is not None:
+        client.set_registered_model_alias(model_name, alias, str(made.version))
     return int(made.version)
 
 

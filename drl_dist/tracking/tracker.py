@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image
 
 from drl_dist.checkpoints.format import MODEL_FILES
+from drl_dist.tracking.metrics import page_name
 from drl_dist.tracking.server.address import server_uri
 from drl_dist.tracking.spool import (
     CheckpointRecord,
@@ -31,6 +32,7 @@ from drl_dist.tracking.spool import (
     StatusRecord,
     TagsRecord,
 )
+from drl_dist.tracking.system_metrics import SYSTEM_SECONDS, SystemMetrics
 
 if TYPE_CHECKING:
     from drl_dist.tracking.runs import RunStatus
@@ -55,13 +57,17 @@ class Tracker:
         run_id: from `open_run`.
         spools: local folder with a spool per run, by default in the system's temporary folder; what an earlier process
             on this machine left unsent there is sent first.
+        system_since: log the load of this machine, under the seconds since this time, itself in seconds since 1970;
+            not at all if it is None.
 
     Raises:
         UserError: no server is named, or another process has the spool open.
         ModuleNotFoundError: MLflow is not installed.
     """
 
-    def __init__(self, uri: str | None, run_id: str, spools: Path | None = None) -> None:
+    def __init__(
+        self, uri: str | None, run_id: str, spools: Path | None = None, *, system_since: float | None = None
+    ) -> None:
         if find_spec("mlflow") is None:
             raise ModuleNotFoundError("No module named 'mlflow'", name="mlflow")
         self._uri, self.run_id = server_uri(uri), run_id
@@ -69,6 +75,9 @@ class Tracker:
         (self._spool.folder / "run.json").write_text(json.dumps({"uri": self._uri, "run_id": run_id}))
         self._sender: Sender | None = None
         self._told_at = 0.0
+        self._samples_system, self._epoch = system_since is not None, system_since or 0.0
+        self._system: SystemMetrics | None = None
+        self._system_at = 0.0
         # An earlier process may have left a status to be sent; the run runs again.
         self._spool.append(StatusRecord("RUNNING"))
         self._wake, self._closing, self._abandoned = threading.Event(), threading.Event(), threading.Event()
@@ -95,7 +104,7 @@ class Tracker:
         """Numbers of a step; one that is not finite shows as a gap. A step may be logged again after a restart."""
         for name in values:
             _check_name(name)
-        self._append(MetricsRecord(step, _now_ms(), {name: float(value) for name, value in values.items()}))
+        self._append(MetricsRecord(step, _now_ms(), {page_name(name): float(value) for name, value in values.items()}))
 
     def log_image(self, name: str, step: int, image: np.ndarray) -> None:
         """A picture of a step.
@@ -164,6 +173,7 @@ class Tracker:
             self._wake.wait(0.2 if self._closing.is_set() else pause)
             self._wake.clear()
             try:
+                self._sample_system()
                 self._spool.sync()
                 self._send(after_trouble=is_away)
             except ServerAway as trouble:
@@ -183,6 +193,19 @@ class Tracker:
                 if self._closing.is_set() and not self._spool.unsent_bytes:
                     break
         self._spool.close()
+
+    def _sample_system(self) -> None:
+        """Log the machine's load from time to time."""
+        now = time.monotonic()
+        if not self._samples_system or self._closing.is_set() or now < self._system_at:
+            return
+        if self._system is None:
+            # What it measures first is since now.
+            self._system, self._system_at = SystemMetrics(), now + SYSTEM_SECONDS / 3
+            return
+        self._system_at = now + SYSTEM_SECONDS
+        if values := self._system.sample():
+            self._append(MetricsRecord(round(time.time() - self._epoch), _now_ms(), values))
 
     def _send(self, *, after_trouble: bool) -> None:
         from drl_dist.tracking.sender import Sender

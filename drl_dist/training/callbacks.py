@@ -195,3 +195,21 @@ class Scores:
                 f"{duration(time.monotonic() - began)}",
                 flush=True,
             )
+
+
+@dataclass(frozen=True)
+class Curves:
+    """Draws curves where samples are drawn; stands behind what logs the numbers of a step.
+
+    Args:
+        draw: draws them all.
+        every_steps: steps between two sheets of samples.
+    """
+
+    draw: Callable[[], None]
+    every_steps: int
+
+    def on_step(self, report: StepReport, state: TrainState) -> None:
+        """See `drl_dist.training.loop.Callback`."""
+        if report.step % self.every_steps == 0 or report.step == report.num_steps:
+            self.draw()

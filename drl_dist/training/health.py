@@ -171,7 +171,8 @@ def _wrong(series: Mapping[str, Mapping[int, float | None]], recent: set[int], l
 
 
 def _saturated(series: Mapping[str, Mapping[int, float | None]], limits: HealthLimits) -> str | None:
-    drawn = series.get("saturated_fraction", {})
+    # Those before the first step are of an untrained network.
+    drawn = {step: share for step, share in series.get("saturated_fraction", {}).items() if step > 0}
     if not drawn:
         return None
     share = drawn[max(drawn)]

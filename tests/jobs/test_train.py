@@ -59,13 +59,21 @@ def test_the_tracker_knows_parameters_metrics_pictures_and_models(
         "loss",
         "grad_norm",
         "learning_rate",
-        "images_per_second",
-        "chain_steps_per_second",
-        "data_wait_fraction",
+        "speed/images_per_second",
+        "speed/chain_steps_per_second",
+        "speed/data_wait_fraction",
         "images_seen",
     ):
         history = client.get_metric_history(told.info.run_id, name)
         assert sorted(metric.step for metric in history) == list(range(1, STEPS + 1)), name
+    assert {"pixels/saturated_fraction", "pixels/data_saturated_fraction", "health"} < told.data.metrics.keys()
+    tags = told.data.tags
+    assert tags["mlflow.source.name"] == "train_digits.py" and tags["mlflow.user"]
+    (data,) = told.inputs.dataset_inputs
+    assert data.dataset.name == "digits-train" and told.data.params["data_fingerprint"].startswith(data.dataset.digest)
+    assert "samples" in client.get_experiment(told.info.experiment_id).tags["mlflow.note.content"]
+    newest = client.get_model_version_by_alias("digits", "straight")
+    assert newest.run_id == told.info.run_id and f"after step {STEPS}" in newest.description
     for level in range(6):
         for name in ("log_density_pos", "log_density_neg", "log_density_gap", "displacement"):
             assert f"{name}/level_{level}" in told.data.metrics

@@ -6,9 +6,11 @@ import dataclasses
 import json
 import os
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import numpy as np
 import pytest
@@ -16,14 +18,15 @@ import torch
 from PIL import Image
 
 from drl_dist.checkpoints.format import PARTS, read_checkpoint
+from drl_dist.checkpoints.run_status import RunStatus, read_status
 from drl_dist.common.errors import UserError
 from drl_dist.common.program import Stopped
 from drl_dist.config.tree import RunConfig
 from drl_dist.data.pixels.array_file import read_array_file
-from drl_dist.jobs.train import run_files as train_run_files
 from drl_dist.jobs.train import single_device as train_single_device
 from drl_dist.jobs.train.options import parse_train_options
 from drl_dist.jobs.train.single_device import LocalCheckpoints, train_on_one_device
+from drl_dist.tracking.files.table import histories, read_table
 from drl_dist.training.in_memory import InMemoryBatches
 from drl_dist.training.loop import StepReport
 from drl_dist.training.state import TrainState
@@ -77,7 +80,8 @@ def straight(array_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 def logged(folder: Path) -> list[int]:
-    return [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    """Steps of the loss, in the order in which they were logged."""
+    return read_table(str(folder), ["loss"])["step"].to_pylist()
 
 
 def tensors(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
@@ -103,9 +107,11 @@ def test_a_run_writes_metrics_pictures_curves_and_checkpoints(
     assert "run a: starting on cpu" in printed and "images/s" in printed and " left" in printed
     folder = tmp_path / "a"
     assert logged(folder) == [1, 2, 3, 4]
-    last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
-    assert {"loss", "grad_norm", "images_per_second", "images_seen"} < last.keys()
-    assert last["images_seen"] == STEPS * BATCH
+    found = histories(read_table(str(folder)))
+    assert {"loss", "grad_norm", "images_per_second", "images_seen", "saturated_fraction"} < found.keys()
+    assert found["images_seen"].values[STEPS] == STEPS * BATCH
+    assert found["loss"].times.keys() == {1, 2, 3, 4} and abs(found["loss"].times[4] - time.time()) < 300
+    assert read_status(str(folder)) == RunStatus(state="finished", since=ANY, starts=1, first_start=ANY)
     pictures = {str(path.relative_to(folder)) for path in folder.rglob("*.png")}
     each = {f"pictures/{name}/step_{step:08d}.png" for name in ("samples", "progression") for step in (0, 2, 4)}
     assert pictures == {"samples.png", "progression.png", "curves.png"} | each
@@ -151,10 +157,9 @@ def test_a_killed_run_resumes_with_the_same_bits_and_logs_no_step_twice(
     with monkeypatch.context() as patch, pytest.raises(Killed):
         interrupted(patch, 3, kill)
         train_on_one_device(run)
-    place = tmp_path / "killed" / "metrics.jsonl"
     assert logged(tmp_path / "killed") == [1, 2, 3]
-    # What a kill leaves in the middle of a line.
-    place.write_text(place.read_text() + '{"step": 4, "lo')
+    status = read_status(str(tmp_path / "killed"))
+    assert status is not None and (status.state, status.starts) == ("stopped", 1)
     capsys.readouterr()
     assert train_on_one_device(run) == 0
     assert "run killed: resuming after step 2 from " in capsys.readouterr().out
@@ -233,25 +238,8 @@ def test_scores_are_logged_with_the_other_numbers(
     more = ("--tracking.score-every-steps", "2", "--tracking.score-num-images", "10")
     assert train_on_one_device(parsed(shards, tmp_path, "scored", *more)) == 0
     assert seen == [10, 10]
-    lines = [json.loads(line) for line in (tmp_path / "scored" / "metrics.jsonl").read_text().splitlines()]
-    assert [line for line in lines if "score/fid" in line] == [{"step": step, "score/fid": 2.5} for step in (2, 4)]
-
-
-def test_numbers_that_are_not_finite_are_gaps_and_curves_are_optional(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with train_run_files.RunFiles(tmp_path, 0) as files:
-        files.log_metrics(1, {"loss": float("nan"), "grad_norm": 2.0})
-        monkeypatch.setattr(train_run_files, "find_spec", lambda name: None)
-        files.draw_curves()
-        assert not (tmp_path / "curves.png").exists()
-        monkeypatch.undo()
-        files.draw_curves()
-        assert (tmp_path / "curves.png").exists()
-    assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"step": 1, "loss": None, "grad_norm": 2.0}
-    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n[1]\n')
-    with pytest.raises(UserError, match=r"metrics\.jsonl: got line 2 without a step"):
-        train_run_files.RunFiles(tmp_path, 1)
+    scores = histories(read_table(str(tmp_path / "scored"), ["score/fid"]))
+    assert scores["score/fid"].values == {2: 2.5, 4: 2.5}
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,8 @@ import math
 import os
 import sys
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 
 from ray.train import CheckpointConfig, ControllerError, FailureConfig, LoggingConfig, ScalingConfig, UserCallback
 from ray.train import RunConfig as RayRunConfig
@@ -18,12 +17,10 @@ from drl_dist.checkpoints.retention import remove_orphaned
 from drl_dist.checkpoints.rollbacks import read_rollbacks
 from drl_dist.checkpoints.run_config import write_run_config
 from drl_dist.checkpoints.run_record import RECORD, check_record, continued, write_record
-from drl_dist.checkpoints.run_status import status_recorded
 from drl_dist.checkpoints.storage import StoredCheckpoint, checkpoint_name, newest_checkpoint
 from drl_dist.checkpoints.verify import newest_to_resume
 from drl_dist.checkpoints.warm_start import starting_point
 from drl_dist.common.imports import no_collection
-from drl_dist.common.nested import flatten, to_dict
 from drl_dist.common.places import joined
 from drl_dist.common.program import Stopped
 from drl_dist.config.tree import NO_SERVER, RunConfig
@@ -46,6 +43,7 @@ from drl_dist.jobs.train.start import run_task
 from drl_dist.jobs.train.stop import StopFlag, stoppable
 from drl_dist.jobs.train.storage import drop_stale_snapshot, ray_filesystem
 from drl_dist.jobs.train.task import MakeCallback, WorkerTask
+from drl_dist.jobs.train.tracked import open_tracked, run_status_kept, untracked
 from drl_dist.tracking.files.events import check_tensorboard
 from drl_dist.tracking.server.address import server_uri
 from drl_dist.training.guard import DivergedError
@@ -195,7 +193,8 @@ def fit_run(prepared: PreparedRun, parent: ParentJob | None = None) -> None:
         write_record(run.url, experiment, fingerprint, run.start_from)
         write_run_config(dataclasses.replace(prepared.run, model_name=model_name), without_ray=False)
         _drop_stale_list(run.url, newest)
-        tracked = _untracked(run) if uri == NO_SERVER else _open_tracked(run, prepared.index, parent)
+        no_server = uri == NO_SERVER
+        tracked = untracked(run) if no_server else open_tracked(run, prepared.index, parent.tags if parent else None)
         page = tracked.page
         print(
             f"run {run.run_name}: {_beginning(run, newest)}, "
@@ -216,7 +215,7 @@ def fit_run(prepared: PreparedRun, parent: ParentJob | None = None) -> None:
         )
         # The other job may end it from outside at any time, as a sweep does with a trial that is not worth continuing.
         exported = Exporter(run.run_name) if parent else job_exported(run.run_name)
-        with exported as exporter, _status_kept(run, tracked, model_name):
+        with exported as exporter, run_status_kept(run, tracked, model_name):
             callbacks = parent.controller_callbacks if parent else ()
             if tracked.run_id:
                 exporter.set(mlflow_told_timestamp_seconds=time.time())
@@ -228,57 +227,6 @@ def fit_run(prepared: PreparedRun, parent: ParentJob | None = None) -> None:
         f"{'' if uri == NO_SERVER else f'model {model_name}, '}metrics and samples {page}",
         flush=True,
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Tracked:
-    """Where a run's metrics and pictures are."""
-
-    page: str
-    """As a message ends."""
-    run_id: str = ""
-    """Its MLflow run; empty without a server."""
-    access: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)
-    """See `WorkerTask.access`."""
-
-
-def _untracked(run: RunConfig) -> _Tracked:
-    return _Tracked(page=f"in {run.url}")
-
-
-def _open_tracked(run: RunConfig, index: ShardIndex, parent: ParentJob | None) -> _Tracked:
-    """The MLflow run, new or found again, with its parameters and its description."""
-    from drl_dist.tracking.runs import describe_by_picture, open_run
-    from drl_dist.tracking.server.address import access
-    from drl_dist.tracking.server.client import through_outage
-
-    uri = run.tracking.uri
-    params = {name.removeprefix("experiment."): value for name, value in flatten(to_dict(run)).items()}
-    params["data_fingerprint"] = index.fingerprint
-
-    def opened() -> tuple[str, str]:
-        found = open_run(uri, run.tracking.experiment, run.run_name, params, parent.tags if parent else None)
-        return found, describe_by_picture(uri, found)
-
-    run_id, page = through_outage(uri, opened) if parent else opened()
-    return _Tracked(page=f"at {page}", run_id=run_id, access=access())
-
-
-@contextmanager
-def _status_kept(run: RunConfig, tracked: _Tracked, model_name: str) -> Iterator[None]:
-    """Tell the run's folder, and the server if there is one, that it runs, and how it ends."""
-    if not tracked.run_id:
-        with status_recorded(run.url):
-            yield
-        return
-    from drl_dist.tracking.runs import status_kept
-
-    uri = run.tracking.uri
-    with (
-        status_recorded(run.url, tracking_uri=uri, tracking_run=tracked.run_id, model_name=model_name),
-        status_kept(uri, tracked.run_id),
-    ):
-        yield
 
 
 def _ask_server(uri: str, *, is_asked: bool) -> None:

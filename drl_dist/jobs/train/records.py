@@ -69,13 +69,14 @@ class Records:
         }
 
 
-def open_records(task: WorkerTask, step: int, stack: ExitStack) -> Records:
+def open_records(task: WorkerTask, step: int, stack: ExitStack, *, first_start: float) -> Records:
     """The records of a run; only for the first rank.
 
     Args:
         task: of this worker.
         step: steps made, with which the run continues.
         stack: closes them.
+        first_start: when the run was started for the first time, in seconds since 1970.
 
     Raises:
         UserError: the run's folder cannot be written, or another process has the run's spool open.
@@ -91,6 +92,6 @@ def open_records(task: WorkerTask, step: int, stack: ExitStack) -> Records:
         from drl_dist.tracking.tracker import Tracker
 
         take_access(task.access)
-        tracker = Tracker(run.tracking.uri, task.tracking_run)
+        tracker = Tracker(run.tracking.uri, task.tracking_run, system_since=first_start)
         stack.callback(tracker.close)
     return Records(model_name=task.model_name, tracker=tracker, files=files)

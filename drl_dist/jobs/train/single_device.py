@@ -42,10 +42,9 @@ from drl_dist.data.pixels.scales import scaled_to
 from drl_dist.data.pixels.statistics import PixelStatistics, measure_images
 from drl_dist.data.stream import ShardStream
 from drl_dist.jobs.common.device import device_name, prepare_device
-from drl_dist.jobs.train.run_files import Curves
 from drl_dist.tracking.files.events import check_tensorboard
 from drl_dist.tracking.files.run_files import RunFiles, refuse_other_files
-from drl_dist.training.callbacks import Metrics, Progress, Samples, ScoreImages, Scores
+from drl_dist.training.callbacks import Curves, Metrics, Progress, Samples, ScoreImages, Scores
 from drl_dist.training.guard import DivergedError, Interrupt
 from drl_dist.training.health_watch import HealthWatch, seen_by
 from drl_dist.training.in_memory import InMemoryBatches
@@ -162,7 +161,7 @@ def _train(run: RunConfig, run_url: str, data: _Data, state: TrainState, score: 
                 )
             )
         callbacks += [
-            Curves(files, tracking.sample_every_steps),
+            Curves(files.draw_curves, tracking.sample_every_steps),
             LocalCheckpoints(run, run_url, data.fingerprint, files),
         ]
         if state.step == 0:

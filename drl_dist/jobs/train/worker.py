@@ -27,10 +27,9 @@ from drl_dist.jobs.train.faults.restore import broadcast, restore
 from drl_dist.jobs.train.group import process_group
 from drl_dist.jobs.train.metrics import Clock, Exports
 from drl_dist.jobs.train.records import open_records
-from drl_dist.jobs.train.run_files import Curves
 from drl_dist.jobs.train.stop import StopRequests
 from drl_dist.jobs.train.task import ScoreCallback, WorkerTask
-from drl_dist.training.callbacks import Samples, Scores
+from drl_dist.training.callbacks import Curves, Samples, Scores
 from drl_dist.training.health_watch import HealthWatch, seen_by
 from drl_dist.training.loop import train
 from drl_dist.training.state import TrainState
@@ -89,14 +88,15 @@ def _train(task: WorkerTask, index: ShardIndex, state: TrainState) -> None:
         clock, exporter = Clock(), stack.enter_context(Exporter(run.run_name))
         exporter.set(workers=1)
         if rank == 0:
-            count_worker_start(run.url)
-            records = open_records(task, state.step, stack)
+            status = count_worker_start(run.url)
+            first_start = status.first_start if status else task.started
+            records = open_records(task, state.step, stack, first_start=first_start)
             show, register = records.log_image, records.register_checkpoint
             health = HealthWatch(records.log_metrics, run.tracking.log_every_steps, tell=records.tell_health)
             log = seen_by(health, records.log_metrics)
             if records.files is not None:
                 before_upload = partial(records.files.write, is_sealed=True)
-                curves = Curves(records.files, run.tracking.sample_every_steps)
+                curves = Curves(records.files.draw_curves, run.tracking.sample_every_steps)
             if task.num_rollbacks:
                 log(state.step, {"rollbacks": task.num_rollbacks})
             exports = Exports(
