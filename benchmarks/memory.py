@@ -1,29 +1,131 @@
-"""Peak memory of a call."""
+"""Compare what a training step is said to need with what it allocates.
+
+    python -m benchmarks.memory [--cases digits,fashion_mnist:unet,cifar10:t6:2 --json FILE]
+
+A case is PRESET:SETTING:BATCH; setting and batch size may be left out. Every case is measured in a process of its own: a
+real step on the CPU, whose allocations torch's profiler counts, against the estimate that
+`jobs/train_*.py --estimate` prints. Ends with status 1 if they differ by more than a tenth.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import argparse
+import dataclasses
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import Any
 
-import torch
-from torch.profiler import ProfilerActivity, profile
+from drl_dist.common.amounts import mebibytes
+from drl_dist.common.errors import UserError
+from drl_dist.common.places import path_here
+from drl_dist.common.program import entry_point
+from drl_dist.config.presets import SETTINGS, TABLE_6, preset
+from drl_dist.config.tree import EngineConfig, Experiment
+
+CASES = "digits,digits:t6,fashion_mnist:t6,fashion_mnist:t1k:16,fashion_mnist:unet,cifar10:t6:2"
+TOLERANCE = 0.1
 
 
-def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
-    """Most bytes allocated during a call, beyond those allocated before it."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        run()
-        torch.cuda.synchronize()
-        return torch.cuda.max_memory_allocated() - before
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        run()
-    results = profiler.profiler
-    assert results is not None and results.kineto_results is not None
-    held = peak = 0
-    records = [event for event in results.kineto_results.events() if event.name() == "[memory]"]
-    for event in sorted(records, key=lambda event: event.start_ns()):
-        held += event.nbytes()  # pyright: ignore[reportAttributeAccessIssue]
-        peak = max(peak, held)
-    return peak
+def main(words: Sequence[str]) -> int:
+    """Parse, measure, print; the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="benchmarks.memory", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--cases", default=CASES, help="separated by commas")
+    parser.add_argument("--json", type=path_here, help="write the figures to this file, too")
+    parser.add_argument("--measure", help=argparse.SUPPRESS)
+    given = parser.parse_args(words)
+    if given.measure:
+        print(json.dumps(measured(case_of(given.measure))))
+        return 0
+    cases = [name for name in given.cases.split(",") if name]
+    for name in cases:
+        case_of(name)
+    figures: dict[str, Any] = {}
+    print(f"{'preset:setting:batch':<26}{'chain, estimated':>18}{'real':>10}{'update, estimated':>20}{'real':>10}")
+    for name in cases:
+        command = [sys.executable, "-m", "benchmarks.memory", "--measure", name]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        found = figures[name] = json.loads(done.stdout)
+        cells = [
+            text
+            for part in ("chain", "update")
+            for text in (mebibytes(found[part]["estimated"]), mebibytes(found[part]["real"]))
+        ]
+        print(f"{name:<26}{cells[0]:>18}{cells[1]:>10}{cells[2]:>20}{cells[3]:>10}", flush=True)
+    worst = max(abs(part["estimated"] / part["real"] - 1) for found in figures.values() for part in found.values())
+    print(f"largest difference: {100 * worst:.1f} %")
+    if given.json:
+        given.json.write_text(json.dumps(figures, indent=2) + "\n")
+    return int(worst > TOLERANCE)
+
+
+def case_of(name: str) -> Experiment:
+    """The experiment of a case.
+
+    Raises:
+        UserError: it names none.
+    """
+    preset_name, setting, batch = (*name.split(":"), "", "")[:3]
+    is_known = preset_name in TABLE_6 and setting in ("", *SETTINGS) and (not batch or batch.isdigit())
+    if not is_known or batch == "0" or name.count(":") > 2:
+        raise UserError(
+            "option --cases",
+            got=name,
+            expected="PRESET[:SETTING[:BATCH]] such as cifar10:t6:2",
+            remedy=f"choose a preset of {', '.join(TABLE_6)}, and a setting of {', '.join(SETTINGS)}",
+        )
+    experiment = preset(preset_name, setting) if setting else preset(preset_name)
+    if batch:
+        train = dataclasses.replace(experiment.train, batch_size=int(batch))
+        experiment = dataclasses.replace(experiment, train=train)
+    return experiment
+
+
+def measured(experiment: Experiment) -> dict[str, dict[str, int]]:
+    """Bytes held at most in chain and update of one worker's step, estimated and real; of a run's last objective."""
+    import torch
+
+    from benchmarks.peaks import peak_bytes
+    from drl_dist.common.batch import Batch
+    from drl_dist.training.cost import phases, step_cost, with_numbers
+    from drl_dist.training.state import TrainState
+    from drl_dist.training.step import TrainStep
+
+    experiment = with_numbers(phases(experiment)[-1][1])
+    cost = step_cost(experiment)
+    state = TrainState.create(experiment)
+    step = TrainStep(state, experiment, EngineConfig(compile="never"))
+    model, count = experiment.model, experiment.train.batch_size
+    images = torch.randint(0, 256, (count, model.channels, model.resolution, model.resolution), dtype=torch.uint8)
+    batch = Batch(images, torch.arange(count))
+    # The first step makes the optimiser's moments and the gradients, which the second one finds.
+    step(batch)
+    gradients = [parameter.grad for parameter in state.network.parameters() if parameter.grad is not None]
+    held = [*(value for part in state.tensors().values() for value in part.values()), *gradients, images]
+    before = sum(value.nbytes for value in held)
+    ends: list[Any] = []
+    chain = before + peak_bytes(lambda: ends.extend(step.negatives(batch)), torch.device("cpu"))
+    pairs, y_neg, meter = ends
+    between = before + sum(value.nbytes for value in (*vars_of(pairs), y_neg) if isinstance(value, torch.Tensor))
+
+    def update() -> None:
+        _, grad_norm, _ = step.backward(pairs, y_neg, meter)
+        step.advance(grad_norm)
+
+    real = between + peak_bytes(update, torch.device("cpu"))
+    return {
+        "chain": {"estimated": cost.chain_bytes, "real": chain},
+        "update": {"estimated": cost.update_bytes, "real": real},
+    }
+
+
+def vars_of(pairs: Any) -> list[object]:
+    """The values of the fields of a dataclass or a named tuple."""
+    return list(pairs) if isinstance(pairs, tuple) else list(vars(pairs).values())
+
+
+if __name__ == "__main__":
+    entry_point(lambda: main(sys.argv[1:]))

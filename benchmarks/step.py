@@ -22,15 +22,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.floor import BareConvolutions, convolutions_of
-from benchmarks.memory import peak_bytes
+from benchmarks.peaks import peak_bytes
 from drl_dist.common.batch import Batch
 from drl_dist.common.places import path_here
 from drl_dist.config.presets import SETTINGS, TABLE_6, preset
 from drl_dist.config.tree import EngineConfig, Experiment
 from drl_dist.diffusion.ladder import Pairs
+from drl_dist.training.cost import count_flop
 from drl_dist.training.state import TrainState
 from drl_dist.training.step import TrainStep
 from tests.reference import ReferenceStep
@@ -154,9 +154,7 @@ def engine_name(arguments: argparse.Namespace, precision: str, choice: str) -> s
 def gradient_flop(state: TrainState, experiment: Experiment, level: Tensor, y: Tensor) -> int:
     """Floating-point operations of one image gradient of the whole batch."""
     plain = TrainStep(state, experiment, EngineConfig(compile="never", cuda_graph=False))
-    with FlopCounterMode(display=False) as counter:
-        plain.gradients.raw_at(level)(y)
-    return counter.get_total_flops()
+    return count_flop(lambda: plain.gradients.raw_at(level)(y))
 
 
 def add_step(

@@ -26,13 +26,14 @@ from benchmarks.quality.record import FEATURES, REFERENCE, TABLE, Record, write_
 from benchmarks.quality.runs import Run, schedule_of
 from benchmarks.quality.scores import Scorer
 from benchmarks.quality.settings import SETTINGS
-from benchmarks.quality.trainees import ENGINE, count_flop, start
+from benchmarks.quality.trainees import ENGINE, start
 from drl_dist.build import build_ladder, build_levels
 from drl_dist.common.images import to_unit_range
 from drl_dist.common.progress import progress
 from drl_dist.config.tree import Experiment
 from drl_dist.diffusion.noise import PhiloxNoise
 from drl_dist.training.chain import GradientEngine
+from drl_dist.training.cost import count_flop
 from drl_dist.training.state import TrainState
 
 NAME = "unet"

@@ -15,9 +15,10 @@ from benchmarks.quality.record import SHEETS, Record
 from benchmarks.quality.schedule import Schedule
 from benchmarks.quality.scores import Scorer
 from benchmarks.quality.settings import SETTINGS, Setting
-from benchmarks.quality.trainees import Trainee, count_flop, start, step_flop
+from benchmarks.quality.trainees import Trainee, start, step_flop
 from drl_dist.common.images import enlargement, grid
 from drl_dist.common.progress import Advance, progress
+from drl_dist.training.cost import count_flop
 from drl_dist.training.guard import DivergedError
 from drl_dist.training.in_memory import InMemoryBatches
 

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable
 from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.quality.cooperative import CooperativeTrainee
 from benchmarks.quality.ddpm import Ddpm
@@ -18,6 +16,7 @@ from benchmarks.quality.unet import NoiseUNet
 from drl_dist.common.batch import Batch
 from drl_dist.common.images import to_uint8, to_unit_range
 from drl_dist.config.tree import EngineConfig, Experiment
+from drl_dist.training.cost import count_flop
 from drl_dist.training.ema import Ema
 from drl_dist.training.generate import draw_together
 from drl_dist.training.guard import DivergedError
@@ -127,13 +126,6 @@ class DdpmTrainee:
         model = Ddpm(averaged.requires_grad_(False), self._seed)
         parts = torch.arange(count).split(_DRAWN_TOGETHER)
         return torch.cat([to_uint8(model.draw(ids, self._shape, how)) for ids in parts])
-
-
-def count_flop(work: Callable[[], object]) -> int:
-    """Floating-point operations of the products and convolutions that some work makes, two for each multiply-add."""
-    with FlopCounterMode(display=False) as counter:
-        work()
-    return counter.get_total_flops()
 
 
 def step_flop(setting: Setting, experiment: Experiment) -> float:

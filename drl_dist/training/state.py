@@ -34,7 +34,11 @@ class TrainState:
         cls, experiment: Experiment, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
     ) -> TrainState:
         """The state before the first step; the seed determines it."""
-        network = build_network(experiment, dtype).to(device)
+        return cls.of(build_network(experiment, dtype).to(device), experiment)
+
+    @classmethod
+    def of(cls, network: EnergyNetwork, experiment: Experiment) -> TrainState:
+        """The state before the first step of this network, which is not copied."""
         optim = experiment.optim
         optimizer = torch.optim.Adam(
             network.parameters(),

@@ -162,15 +162,20 @@ class TrainStep:
         Raises:
             DivergedError: loss or gradient is not finite on some rank; nothing was updated on any.
         """
+        pairs, y_neg, meter = self.negatives(batch)
+        return self.update(pairs, y_neg, batch.bad_samples, meter)
+
+    def negatives(self, batch: Batch) -> tuple[Pairs, Tensor | None, CurvatureAlongMoves | None]:
+        """The first part of a step: pairs, the ends of their chains as `run_chain` gives them, and what was measured
+        along them; None for what the objective does without."""
         self._follow_schedule()
         self.state.network.advance_power_iteration()
         positions = batch.positions.to(self.device, non_blocking=True)
         pairs = self.draw(batch.images, positions)
         if not self.objective.needs_negatives:
-            return self.update(pairs, None, batch.bad_samples)
+            return pairs, None, None
         meter = None if self._bound is None else CurvatureAlongMoves(self.levels.at(pairs.level))
-        y_neg = self.run_chain(pairs, positions, meter)
-        return self.update(pairs, y_neg, batch.bad_samples, meter)
+        return pairs, self.run_chain(pairs, positions, meter), meter
 
     def draw(self, images: Tensor, positions: Tensor) -> Pairs:
         """Levels and pairs for uint8 images (B, C, H, W) at stream positions (B,)."""
@@ -227,31 +232,51 @@ class TrainStep:
             bad_samples: images of this rank that replace damaged ones; reported as they are.
             meter: that measured the chains' curvature, which is reported, and followed if steps are adapted to it.
         """
+        loss, grad_norm, reported = self.backward(pairs, y_neg, meter)
+        is_finite, interrupt = agree(torch.stack([loss, grad_norm]), self.request())
+        if not is_finite:
+            raise DivergedError(self.state.step, float(loss), float(grad_norm))
+        learning_rate = self.advance(grad_norm)
+        return self._result(pairs.level, reported, loss, grad_norm, learning_rate, bad_samples, interrupt)
+
+    def backward(
+        self, pairs: Pairs, y_neg: Tensor | None, meter: CurvatureAlongMoves | None = None
+    ) -> tuple[Tensor, Tensor, Mapping[str, Tensor]]:
+        """The first half of `update`: the gradient of every parameter.
+
+        Returns:
+            the loss () without its gradient, the norm () of the gradient, and what is reported of each sample, (B,).
+        """
         self._follow_schedule()
         here = self.levels.at(pairs.level)
-        state, optim = self.state, self.experiment.optim
         loss, reported = self.objective.outcome(self.forward, pairs, y_neg, here)
         if meter is not None and self._bound is not None:
             reported = {**reported, "curvature": meter.curvature() / self._bound[pairs.level]}
         if is_initialized():
             # Gradients are averaged over ranks: one with more images than others counts for more. 1 with even shares.
             loss = loss * (len(pairs.level) * torch.distributed.get_world_size() / self.experiment.train.batch_size)
-        state.optimizer.zero_grad(set_to_none=True)
+        self.state.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        parameters = list(state.network.parameters())
+        parameters = self.state.network.parameters()
         grad_norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        is_finite, interrupt = agree(torch.stack([loss.detach(), grad_norm]), self.request())
-        if not is_finite:
-            raise DivergedError(state.step, float(loss.detach()), float(grad_norm))
+        return loss.detach(), grad_norm, reported
+
+    def advance(self, grad_norm: Tensor) -> float:
+        """The second half of `update`: clip the gradient of norm `grad_norm`, (), and move weights and their average.
+
+        Returns:
+            the learning rate.
+        """
+        state, optim = self.state, self.experiment.optim
         if optim.max_grad_norm is not None:
-            torch.nn.utils.clip_grads_with_norm_(parameters, optim.max_grad_norm, grad_norm)
+            torch.nn.utils.clip_grads_with_norm_(list(state.network.parameters()), optim.max_grad_norm, grad_norm)
         learning_rate = learning_rate_at(self.experiment, state.step)
         for group in state.optimizer.param_groups:
             group["lr"] = learning_rate
         state.optimizer.step()
         state.ema.update(state.network)
         state.step += 1
-        return self._result(pairs.level, reported, loss.detach(), grad_norm, learning_rate, bad_samples, interrupt)
+        return learning_rate
 
     def _follow_schedule(self) -> None:
         """Take up the objective of the step to come; where it is another one, all ranks do so at the same step."""

@@ -25,7 +25,7 @@ from benchmarks.quality.record import Record
 from benchmarks.quality.schedule import Schedule
 from benchmarks.quality.scores import classes, compared, nearest, precision_recall
 from benchmarks.quality.settings import DATA, SETTINGS, Phase, Setting, applied
-from benchmarks.quality.trainees import EnergyTrainee, count_flop, start, step_flop
+from benchmarks.quality.trainees import EnergyTrainee, start, step_flop
 from benchmarks.quality.unet import NoiseUNet
 from drl_dist.build import build_ladder, build_levels
 from drl_dist.common.batch import Batch
@@ -36,6 +36,7 @@ from drl_dist.config.tree import ModelConfig
 from drl_dist.diffusion.recovery import LogDensityAndGrad
 from drl_dist.evaluation.features import Features
 from drl_dist.training import ema
+from drl_dist.training.cost import count_flop
 
 TINY: dict[str, dict[str, Any]] = {
     "model": {"width": 4, "width_multipliers": (1, 2), "time_embedding_dim": 8, "time_hidden_dim": 8},

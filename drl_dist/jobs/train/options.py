@@ -14,6 +14,7 @@ import tyro
 from drl_dist.common.errors import UserError
 from drl_dist.common.imports import no_collection
 from drl_dist.common.nested import to_dict
+from drl_dist.common.validation import refuse_broken
 from drl_dist.config.from_data import left_to_data
 from drl_dist.config.presets import NEWER_FIELDS, SETTINGS, default_setting, preset
 from drl_dist.config.rules import check_run, check_without_ray
@@ -47,6 +48,10 @@ class TrainOptions(RunConfig):
     folder; --data may also be a .npy file of images."""
     dry_run: bool = False
     """Print the fully resolved config as JSON and start nothing."""
+    estimate: bool = False
+    """As dry_run, and tell parameters, FLOP, memory, epochs and hours on stderr, which takes seconds."""
+    tflops: float | None = None
+    """Operations that a worker makes in a second, in 10**12; with it, estimate tells how long the run takes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +92,10 @@ def parse_train_options(
         default = _CategoryOptions(experiment=experiment, category=category, setting=setting)
         options = parse_options(_CategoryOptions, default, argv, description=description)
     run = dataclasses.replace(plain(RunConfig, options), experiment=plain(Experiment, options.experiment))
-    check_run(run, complete=not options.dry_run)
+    starts_nothing = options.dry_run or options.estimate or options.tflops is not None
+    options = dataclasses.replace(options, dry_run=starts_nothing)
+    refuse_broken([("--tflops", options.tflops, "a positive number", options.tflops is None or options.tflops > 0)])
+    check_run(run, complete=not starts_nothing)
     if options.without_ray:
         check_without_ray(run)
     return run, options
@@ -100,6 +108,7 @@ def train_command(name: str, categories: Mapping[str, str] | None = None) -> NoR
         run, options = parse_train_options(name, argv, categories)
         if options.dry_run:
             tell_what_is_left(run.experiment)
+            tell_estimate(run, options)
         return (run, options.without_ray, chosen_fields(argv)), options.dry_run
 
     run_command(parse, train_wanted, as_json=lambda wanted: to_dict(wanted[0]))
@@ -109,6 +118,20 @@ def tell_what_is_left(experiment: Experiment) -> None:
     """Say, beside a resolved config, which of its fields are null because the data give them their numbers."""
     if names := left_to_data(experiment):
         print(f"null here, and taken from the statistics of the data: {', '.join(names)}", file=sys.stderr)
+
+
+def tell_estimate(run: RunConfig, options: TrainOptions) -> None:
+    """Say beside a resolved config what the run takes, or how to ask for it.
+
+    Raises:
+        UserError: it cannot be told.
+    """
+    if not options.estimate and options.tflops is None:
+        print("--estimate also tells parameters, FLOP, memory, epochs and hours", file=sys.stderr)
+        return
+    from drl_dist.jobs.common.estimate import estimate_lines
+
+    print(*estimate_lines(run, tflops=options.tflops), sep="\n", file=sys.stderr)
 
 
 def chosen_fields(argv: Sequence[str]) -> tuple[str, ...]:

@@ -1,0 +1,79 @@
+"""A table of what every preset costs, as in docs/performance.md: nothing is trained.
+
+    python -m benchmarks.presets [--presets cifar10,digits:unet --num-workers 1 --tflops 100]
+
+A preset may name one of its settings behind a colon; by default all presets of Table 6 in the paper's setting, and ours
+in theirs. Rows of a run that begins with another objective are of its last one, its FLOP those of the whole run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from drl_dist.common.amounts import mebibytes, short
+from drl_dist.common.durations import duration
+from drl_dist.common.errors import UserError
+from drl_dist.common.program import entry_point
+from drl_dist.common.validation import refuse_broken
+from drl_dist.config.presets import SETTINGS, TABLE_6, default_setting, preset
+from drl_dist.config.tree import RunConfig
+
+
+def main(words: Sequence[str]) -> int:
+    """Parse, count, print; the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="benchmarks.presets", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--presets", default=",".join(TABLE_6), help="separated by commas")
+    parser.add_argument("--num-workers", type=int, default=1, help="that share a batch")
+    parser.add_argument("--tflops", type=float, help="operations that a worker makes in a second, in 10**12")
+    given = parser.parse_args(words)
+    refuse_broken(
+        [
+            ("--num-workers", given.num_workers, "1 or more", given.num_workers >= 1),
+            ("--tflops", given.tflops, "a positive number", given.tflops is None or given.tflops > 0),
+        ]
+    )
+    runs = [(name, run_of(name, given.num_workers)) for name in given.presets.split(",") if name]
+    hours = f" time at {given.tflops:g} TFLOP/s |" if given.tflops else ""
+    print(
+        "| preset, setting | parameters | images of a worker | gradients + forwards a step | FLOP a step "
+        f"| memory: state / chain / update | FLOP of the run |{hours}"
+    )
+    print("|---|---|---|---|---|---|---|" + ("---|" if hours else ""))
+    from drl_dist.training.estimate import estimate
+
+    for name, run in runs:
+        made = estimate(run)
+        cost = made.phases[-1].cost
+        chain = mebibytes(cost.chain_bytes) if cost.chain_gradients else "–"
+        row = (
+            f"| {name.replace(':', ', ')} | {short(cost.num_parameters)} | {cost.images_per_worker} "
+            f"| {cost.chain_gradients} + 1 | {short(cost.flop, 'FLOP')} "
+            f"| {mebibytes(cost.state_bytes)} / {chain} / {mebibytes(cost.update_bytes)} | {short(made.flop, 'FLOP')} |"
+        )
+        print(row + (f" {duration(made.seconds(given.tflops))} |" if hours else ""), flush=True)
+    return 0
+
+
+def run_of(name: str, num_workers: int) -> RunConfig:
+    """The run of ``PRESET`` or ``PRESET:SETTING``.
+
+    Raises:
+        UserError: there is none of this name.
+    """
+    preset_name, colon, setting = name.partition(":")
+    if preset_name not in TABLE_6 or (colon and setting not in SETTINGS):
+        raise UserError(
+            "option --presets",
+            got=name,
+            expected=f"some of {', '.join(TABLE_6)}, each maybe with :SETTING",
+            remedy=f"choose of these, and a setting of {', '.join(SETTINGS)}",
+        )
+    return RunConfig(experiment=preset(preset_name, setting or default_setting(preset_name)), num_workers=num_workers)
+
+
+if __name__ == "__main__":
+    entry_point(lambda: main(sys.argv[1:]))

@@ -1,0 +1,218 @@
+"""What a training step costs, before it is made: parameters, forwards of the network, FLOP, memory.
+
+A step is traced on tensors that have shapes but no numbers, chain and update as they are, so nothing here knows how a
+network, a kernel or an objective is made.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+    UnsupportedFakeTensorException,
+    UnsupportedOperatorException,
+)
+from torch.utils.flop_counter import FlopCounterMode
+
+from drl_dist.build import build_network
+from drl_dist.common.batch import Batch
+from drl_dist.common.errors import UserError
+from drl_dist.config.from_data import left_to_data
+from drl_dist.config.tree import EngineConfig, Experiment
+from drl_dist.training.allocated import AllocatedBytes
+from drl_dist.training.chain import GradientEngine
+from drl_dist.training.state import TrainState
+from drl_dist.training.step import TrainStep
+
+UNTRACEABLE = (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    UnsupportedFakeTensorException,
+    UnsupportedOperatorException,
+)
+"""What torch raises where the result of an operation depends on numbers that a traced tensor does not have."""
+_PLACEHOLDERS = {
+    "model.data_std": 0.5,
+    "diffusion.first_noise_to_signal": 1e-4,
+    "diffusion.last_noise_to_signal": 140.0,
+}
+"""For fields that are left to the data: nothing that is counted depends on them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepCost:
+    """The cost of one training step; bytes are those of tensors, without what libraries take for themselves."""
+
+    num_parameters: int
+    images_per_worker: int
+    """Images of the largest share of a batch."""
+    chain_gradients: int
+    """Forwards of the network in the chain, each followed by its image gradient; 0 for objectives without negatives.
+    The update makes one more forward, of both ends of the chains."""
+    chain_flop: int
+    """Floating-point operations of products and convolutions in the chain, of one worker, two for each multiply-add."""
+    update_flop: int
+    """The same in the update."""
+    state_bytes: int
+    """Weights, their average, and the optimiser's moments, which a worker holds all the time."""
+    chain_bytes: int
+    """Most that is held at once during the chain, the state included."""
+    update_bytes: int
+    """Most that is held at once during the update, the state included."""
+
+    @property
+    def flop(self) -> int:
+        """Floating-point operations of one worker in one step."""
+        return self.chain_flop + self.update_flop
+
+    @property
+    def peak_bytes(self) -> int:
+        """Most that a worker holds at once."""
+        return max(self.chain_bytes, self.update_bytes)
+
+
+def count_flop(work: Callable[[], object]) -> int:
+    """Floating-point operations of the products and convolutions that some work makes, two for each multiply-add."""
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return counter.get_total_flops()
+
+
+def step_cost(
+    experiment: Experiment, *, num_workers: int = 1, precision: Literal["float32", "bfloat16"] = "float32"
+) -> StepCost:
+    """What a step of the experiment's last objective costs each worker; takes seconds, more for large networks.
+
+    Args:
+        experiment: the science; what it leaves to the data need not be known.
+        num_workers: workers that share a batch.
+        precision: of convolutions, as in `EngineConfig`.
+
+    Raises:
+        UserError: the experiment can only be sampled from, or its network cannot be traced without numbers.
+    """
+    experiment = with_numbers(experiment)
+    experiment = replace(experiment, optim=replace(experiment.optim, first_objective=None, first_objective_steps=0))
+    share = math.ceil(experiment.train.batch_size / num_workers)
+    try:
+        # Warnings are for whoever trains.
+        with warnings.catch_warnings(action="ignore"):
+            return _traced(experiment, share, EngineConfig(precision=precision, compile="never", cuda_graph=False))
+    except UNTRACEABLE as error:
+        raise UserError(
+            f"network {experiment.model.network}",
+            got=f"an operation whose result depends on numbers ({' '.join(str(error).split())[:100]})",
+            expected="operations that can be traced with shapes alone",
+            remedy="start without an estimate, or leave .item() and the like out of the network",
+        ) from error
+
+
+def phases(experiment: Experiment) -> list[tuple[int, Experiment]]:
+    """The objectives of a run one after the other: how many steps, and an experiment with this objective alone."""
+    optim, total = experiment.optim, experiment.train.num_steps
+    first = min(optim.first_objective_steps, total) if optim.first_objective is not None else 0
+    found: list[tuple[int, Experiment]] = []
+    for steps, objective in ((first, optim.first_objective), (total - first, optim.objective)):
+        if steps and objective is not None:
+            alone = replace(optim, objective=objective, first_objective=None, first_objective_steps=0)
+            found.append((steps, replace(experiment, optim=alone)))
+    return found
+
+
+def with_numbers(experiment: Experiment) -> Experiment:
+    """The experiment with numbers of no meaning for what it leaves to the data: nothing counted here depends on them."""
+    for name in left_to_data(experiment):
+        part, _, field = name.partition(".")
+        changed = replace(getattr(experiment, part), **{field: _PLACEHOLDERS[name]})
+        experiment = replace(experiment, **{part: changed})
+    return experiment
+
+
+def _traced(experiment: Experiment, share: int, engine: EngineConfig) -> StepCost:
+    # Constants, such as the noise of each level, stay real.
+    mode, model = FakeTensorMode(allow_non_fake_inputs=True), experiment.model
+    network = build_network(experiment)
+    memory = AllocatedBytes()
+    with memory, mode:
+        images = torch.empty(share, model.channels, model.resolution, model.resolution, dtype=torch.uint8)
+        batch = Batch(images, torch.empty(share, dtype=torch.int64))
+        _forget_numbers(network)
+    with memory:
+        state = TrainState.of(network, experiment)
+        step = TrainStep(state, experiment, engine)
+        # What the step before has left: gradients, and the optimiser's moments.
+        for parameter in network.parameters():
+            parameter.grad = torch.empty_like(parameter)
+        state.optimizer.step()
+        memory.begin()
+        with FlopCounterMode(display=False) as chain:
+            forwards = _Forwards(step.gradients, chain.get_total_flops)
+            pairs, y_neg, meter = step.negatives(batch)
+        chain_bytes, chain_gradients = memory.peak, forwards.end()
+        memory.begin()
+        with FlopCounterMode(display=False) as update:
+            _, grad_norm, _ = step.backward(pairs, y_neg, meter)
+            step.advance(grad_norm)
+        return StepCost(
+            num_parameters=sum(parameter.numel() for parameter in network.parameters()),
+            images_per_worker=share,
+            chain_gradients=chain_gradients,
+            chain_flop=chain.get_total_flops() + forwards.flop_left_out,
+            update_flop=update.get_total_flops(),
+            state_bytes=sum(value.nbytes for part in state.tensors().values() for value in part.values()),
+            chain_bytes=chain_bytes,
+            update_bytes=memory.peak,
+        )
+
+
+def _forget_numbers(network: nn.Module) -> None:
+    """Give every parameter and buffer, in place, a tensor of its shape and layout without numbers."""
+
+    def empty(value: Tensor) -> Tensor:
+        return torch.empty_strided(value.size(), value.stride(), dtype=value.dtype)
+
+    for module in network.modules():
+        for name, value in module.named_parameters(recurse=False):
+            setattr(module, name, nn.Parameter(empty(value), requires_grad=value.requires_grad))
+        for name, value in module.named_buffers(recurse=False):
+            setattr(module, name, empty(value))
+
+
+class _Forwards:
+    """Counts the forwards of an engine in a chain, and makes the first two of them: every gradient costs what the first
+    one does, and has its memory when that of the one before is free.
+
+    Args:
+        engine: its forward is replaced until `end`.
+        flop_so_far: floating-point operations counted until now.
+    """
+
+    def __init__(self, engine: GradientEngine, flop_so_far: Callable[[], int]) -> None:
+        self._engine, self._evaluate, self._flop_so_far = engine, engine.evaluate, flop_so_far
+        self._flop_before: list[int] = []
+        engine.evaluate = self
+
+    def __call__(self, prepared: Any, y: Tensor) -> Tensor:
+        self._flop_before.append(self._flop_so_far())
+        return self._evaluate(prepared, y) if len(self._flop_before) <= 2 else y.flatten(1).sum(1)
+
+    def end(self) -> int:
+        """Give the engine its forward back; how many there were."""
+        self._engine.evaluate = self._evaluate
+        return len(self._flop_before)
+
+    @property
+    def flop_left_out(self) -> int:
+        """Floating-point operations of the gradients that were not made."""
+        if len(self._flop_before) <= 2:
+            return 0
+        return (len(self._flop_before) - 2) * (self._flop_before[2] - self._flop_before[1])
