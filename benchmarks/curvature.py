@@ -24,7 +24,8 @@ from drl_dist.config.tree import EngineConfig, Experiment
 from drl_dist.diffusion.noise import PhiloxNoise, Purpose
 from drl_dist.diffusion.recovery import conditional_density, scaled_density
 from drl_dist.energy.network import EnergyNetwork
-from drl_dist.jobs.common.model import averaged_network, load_model
+from drl_dist.library.engine import averaged_network
+from drl_dist.library.stored import load_model
 from drl_dist.mcmc.kernel import KeyedChainNoise, column
 from drl_dist.mcmc.mala import Mala
 from drl_dist.training.chain import GradientEngine

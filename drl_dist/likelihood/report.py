@@ -98,7 +98,7 @@ def report(
         levels: levels of the model.
         ladder: ladder of the model.
         num_dims: D.
-        of_model: warnings that follow from the model alone, of `drl_dist.jobs.common.trust.model_warnings`.
+        of_model: warnings that follow from the model alone, of `drl_dist.likelihood.trust.model_warnings`.
     """
     estimates = tuple(
         _estimate(length, *chains[length], levels=levels, ladder=ladder, num_dims=num_dims) for length in sorted(chains)

@@ -11,10 +11,10 @@ from drl_dist.common.errors import UserError
 from drl_dist.config.presets import preset
 from drl_dist.config.rules import check_experiment
 from drl_dist.jobs.common.chains import CHAIN_FIELDS, with_chains
-from drl_dist.jobs.common.model import TrainedModel
 from drl_dist.jobs.edit.options import InterpolateOptions
 from drl_dist.jobs.sample.driver import sample_request
 from drl_dist.jobs.sample.options import SampleOptions
+from drl_dist.library.stored import TrainedModel
 
 
 @pytest.mark.parametrize("options", [SampleOptions, InterpolateOptions])

@@ -21,7 +21,6 @@ from drl_dist.common.errors import UserError
 from drl_dist.common.images import to_uint8
 from drl_dist.config.tree import EngineConfig, Experiment, McmcConfig, ModelConfig
 from drl_dist.diffusion.noise import PhiloxNoise
-from drl_dist.jobs.common.model import averaged_network, load_model
 from drl_dist.jobs.edit.driver import inpaint_run, interpolate_run
 from drl_dist.jobs.edit.masks import hidden_pixels
 from drl_dist.jobs.edit.options import (
@@ -31,6 +30,8 @@ from drl_dist.jobs.edit.options import (
     check_interpolate,
 )
 from drl_dist.jobs.edit.pixels import block_means, with_block_means
+from drl_dist.library.engine import averaged_network
+from drl_dist.library.stored import load_model
 from drl_dist.training.chain import GradientEngine
 from drl_dist.training.state import TrainState
 from tests.data.sets import pixels_of, write_set

@@ -19,13 +19,13 @@ from drl_dist.checkpoints.format import read_checkpoint
 from drl_dist.common.errors import UserError
 from drl_dist.config.tree import EngineConfig
 from drl_dist.data.index import open_index
-from drl_dist.jobs.common.model import TrainedModel, load_model
 from drl_dist.jobs.common.step_sizes import write_step_sizes
-from drl_dist.jobs.common.trust import TOO_SHARP
 from drl_dist.jobs.likelihood.driver import likelihood_request, likelihood_run
 from drl_dist.jobs.likelihood.options import LikelihoodOptions, check_options
 from drl_dist.jobs.likelihood.output import FIGURE_NAME, REPORT_NAME, WEIGHTS_NAME, LikelihoodOutput
 from drl_dist.jobs.likelihood.task import LikelihoodTasks, StepSizeTasks, TaskResult
+from drl_dist.library.stored import TrainedModel, load_model
+from drl_dist.likelihood.trust import TOO_SHARP
 from drl_dist.localhost import MlflowServer
 from drl_dist.mcmc.adaptation import AdaptationConfig, StepSizes
 from drl_dist.training.chain import GradientEngine

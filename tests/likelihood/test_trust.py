@@ -9,7 +9,7 @@ import torch
 
 from drl_dist.config.presets import preset
 from drl_dist.config.tree import Experiment
-from drl_dist.jobs.common.trust import TOO_SHARP, model_warnings
+from drl_dist.likelihood.trust import TOO_SHARP, model_warnings
 from tests.likelihood.short_chains import end_variance, precision_ratios
 
 

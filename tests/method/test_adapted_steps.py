@@ -20,10 +20,10 @@ from drl_dist.common.images import to_uint8
 from drl_dist.config.tree import DiffusionConfig, Experiment, McmcConfig
 from drl_dist.diffusion.noise import PhiloxNoise
 from drl_dist.diffusion.recovery import Levels
-from drl_dist.jobs.common.model import load_model
 from drl_dist.jobs.edit.driver import inpaint_run, interpolate_run
 from drl_dist.jobs.edit.options import InpaintOptions, InterpolateOptions
 from drl_dist.jobs.sample.task import SampleRequest, SampleTasks
+from drl_dist.library.stored import load_model
 from drl_dist.mcmc.curvature import CurvatureAlongMoves
 from drl_dist.training.chain import GradientEngine
 from drl_dist.training.generate import draw_together

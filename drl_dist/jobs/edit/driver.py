@@ -16,10 +16,11 @@ from drl_dist.diffusion.noise import PhiloxNoise
 from drl_dist.diffusion.recovery import LogDensityAndGrad
 from drl_dist.jobs.common.chains import CHAIN_FIELDS, with_chains
 from drl_dist.jobs.common.device import device_name, prepare_device
-from drl_dist.jobs.common.model import TrainedModel, check_finite, frozen_engine, load_model
 from drl_dist.jobs.edit.options import EditOptions, InpaintOptions, InterpolateOptions
 from drl_dist.jobs.edit.output import IMAGES_FOLDER, EditOutput
 from drl_dist.jobs.edit.tasks import open_task
+from drl_dist.library.engine import check_finite, frozen_engine
+from drl_dist.library.stored import TrainedModel, load_model
 from drl_dist.sampling.interpolation import InterpolatedNoise
 from drl_dist.sampling.progressive import RawAtLevel
 

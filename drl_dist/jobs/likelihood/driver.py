@@ -15,12 +15,10 @@ from drl_dist.data.subset import check_count
 from drl_dist.jobs.common.actor_pool import WorkerPool
 from drl_dist.jobs.common.cluster import check_capacity, cluster
 from drl_dist.jobs.common.device import device_name
-from drl_dist.jobs.common.model import TrainedModel, load_model
 from drl_dist.jobs.common.output.job_records import digest_of
 from drl_dist.jobs.common.output.report import report_bytes
 from drl_dist.jobs.common.prometheus import job_exported
 from drl_dist.jobs.common.step_sizes import STEP_SIZES_NAME, check_leapfrogs, read_step_sizes
-from drl_dist.jobs.common.trust import model_warnings
 from drl_dist.jobs.likelihood.options import LikelihoodOptions
 from drl_dist.jobs.likelihood.output import (
     FIGURE_NAME,
@@ -39,7 +37,9 @@ from drl_dist.jobs.likelihood.task import (
     TaskResult,
     num_adapted,
 )
+from drl_dist.library.stored import TrainedModel, load_model
 from drl_dist.likelihood.report import Report, level_metrics, report, summary, unknown_first, whole_metrics
+from drl_dist.likelihood.trust import model_warnings
 from drl_dist.mcmc.adaptation import StepSizes
 from drl_dist.tracking.job_runs import JobRun, job_run_name, log_or_warn
 

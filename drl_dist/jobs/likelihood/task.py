@@ -19,9 +19,9 @@ from drl_dist.data.index import ShardIndex
 from drl_dist.data.subset import images_at, spread
 from drl_dist.diffusion.noise import PhiloxNoise
 from drl_dist.jobs.common.device import prepare_device
-from drl_dist.jobs.common.model import check_finite, frozen_engine
 from drl_dist.jobs.common.output.job_records import digest_of, read_arrays
 from drl_dist.jobs.likelihood.options import MAX_CHAINS
+from drl_dist.library.engine import check_finite, frozen_engine
 from drl_dist.likelihood.adaptation import LIKELIHOOD_IDS, AdaptedLevel, MarginalAdaptation, adapted_levels
 from drl_dist.likelihood.bits import dequantise, noisy_x_0
 from drl_dist.likelihood.marginals import Marginals

@@ -17,7 +17,6 @@ from drl_dist.common.progress import progress
 from drl_dist.diffusion.noise import PhiloxNoise
 from drl_dist.diffusion.recovery import Levels
 from drl_dist.jobs.common.device import device_name, prepare_device
-from drl_dist.jobs.common.model import TrainedModel, check_finite, frozen_engine, load_model
 from drl_dist.jobs.common.output.job_folder import JobFolder
 from drl_dist.jobs.common.output.job_records import digest_of
 from drl_dist.jobs.common.output.report import evenly_spread
@@ -27,6 +26,8 @@ from drl_dist.jobs.long_run.options import LongRunOptions
 from drl_dist.jobs.long_run.output import DIAGNOSTICS_NAME, LongRunOutput, level_table
 from drl_dist.jobs.long_run.progress import Batch, LongRunProgress, Watch
 from drl_dist.jobs.long_run.request import clean_up, known_request, open_folder, whole_request
+from drl_dist.library.engine import check_finite, frozen_engine
+from drl_dist.library.stored import TrainedModel, load_model
 from drl_dist.mcmc.adaptation import StepSizes
 from drl_dist.mcmc.kernels import KERNELS, adapted_with, kernel_named
 from drl_dist.mcmc.record import ChainSummary, summarise

@@ -11,7 +11,6 @@ from drl_dist.common.places import joined
 from drl_dist.data.filesystem import Folder
 from drl_dist.data.index import INDEX_NAME
 from drl_dist.jobs.common.device import device_name
-from drl_dist.jobs.common.model import TrainedModel
 from drl_dist.jobs.common.output.job_folder import JobFolder
 from drl_dist.jobs.common.output.job_records import as_json, digest_of
 from drl_dist.jobs.common.step_sizes import STEP_SIZES_NAME
@@ -25,6 +24,7 @@ from drl_dist.jobs.long_run.output import (
     shards_folder,
 )
 from drl_dist.jobs.long_run.progress import record_files, record_names
+from drl_dist.library.stored import TrainedModel
 from drl_dist.mcmc.adaptation import StepSizes
 from drl_dist.mcmc.kernels import KERNELS, adapted_with
 from drl_dist.sampling.long_run import Start

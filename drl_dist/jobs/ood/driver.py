@@ -17,13 +17,15 @@ from drl_dist.data.index import ShardIndex, open_index
 from drl_dist.data.subset import check_count, image_batches
 from drl_dist.diffusion.noise import PhiloxNoise
 from drl_dist.jobs.common.device import device_name, prepare_device
-from drl_dist.jobs.common.model import averaged_network, check_finite, load_model
 from drl_dist.jobs.common.output.job_folder import JobFolder
 from drl_dist.jobs.common.output.job_records import Record, SaveClock, digest_of
 from drl_dist.jobs.common.output.report import figure_png, new_figure, report_bytes
-from drl_dist.jobs.common.trust import model_warnings
-from drl_dist.jobs.ood.log_density import auroc, log_densities
+from drl_dist.jobs.ood.auroc import auroc
 from drl_dist.jobs.ood.options import OodOptions
+from drl_dist.library.engine import averaged_network, check_finite
+from drl_dist.library.log_density import log_densities
+from drl_dist.library.stored import load_model
+from drl_dist.likelihood.trust import model_warnings
 
 if TYPE_CHECKING:
     from drl_dist.config.tree import Experiment

@@ -13,11 +13,11 @@ from drl_dist.jobs.common.actor_pool import WorkerPool
 from drl_dist.jobs.common.chains import with_chains
 from drl_dist.jobs.common.cluster import check_capacity, cluster
 from drl_dist.jobs.common.device import device_name
-from drl_dist.jobs.common.model import TrainedModel, load_model
 from drl_dist.jobs.common.prometheus import job_exported
 from drl_dist.jobs.sample.options import SampleOptions
 from drl_dist.jobs.sample.output import DEVICES_BETWEEN, GRID_NAME, SampleOutput
 from drl_dist.jobs.sample.task import PROGRESSION_NAME, SampleRequest, SampleTasks, TaskRecord
+from drl_dist.library.stored import TrainedModel, load_model
 from drl_dist.tracking.job_runs import PICTURE_NAME, JobRun, is_logged, job_run_name, log_or_warn
 
 

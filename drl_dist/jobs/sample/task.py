@@ -22,9 +22,9 @@ from drl_dist.data.shards import Sample, ShardRow, encode_png, pack_shard, shard
 from drl_dist.diffusion.noise import PhiloxNoise
 from drl_dist.jobs.common.chains import CHAIN_FIELDS, ChainKernelName, with_chains
 from drl_dist.jobs.common.device import prepare_device
-from drl_dist.jobs.common.model import check_finite, frozen_engine
 from drl_dist.jobs.common.output.job_records import digest_of
 from drl_dist.jobs.common.output.report import sheet_png
+from drl_dist.library.engine import check_finite, frozen_engine
 from drl_dist.sampling.progressive import shown_levels
 
 if TYPE_CHECKING:

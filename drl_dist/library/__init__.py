@@ -1,0 +1,1 @@
+"""What `import drl_dist` offers: loading, training and using a model in a few lines."""

@@ -1,0 +1,70 @@
+"""A trained model as arrays on this machine, from the registry, a checkpoint or a run's folder.
+
+Jobs hand these arrays to their workers; `drl_dist.library.load` makes a `Model` of them.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from drl_dist.checkpoints.format import CHECKSUMS, CONFIG, part_file, read_checkpoint
+from drl_dist.checkpoints.storage import fetch_checkpoint
+from drl_dist.config.tree import Experiment
+
+if TYPE_CHECKING:
+    # mlflow takes seconds to import, and a checkpoint given by its URL does not need it.
+    from drl_dist.tracking.registry import ResolvedModel
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A model on this machine."""
+
+    experiment: Experiment
+    step: int
+    ema: dict[str, NDArray[np.float32]]
+    ema_sha256: str
+    config_sha256: str
+    version: ResolvedModel | None
+    """What the registry knows of it; its folder is gone."""
+
+    @property
+    def curvature(self) -> Tensor | None:
+        """See `EnergyNetwork.curvature`."""
+        return torch.from_numpy(self.ema["curvature"].copy()) if "curvature" in self.ema else None
+
+
+def load_model(address: str, tracking_uri: str | None) -> TrainedModel:
+    """The averaged weights of a registered model version, a checkpoint, or the newest checkpoint of a run.
+
+    Raises:
+        UserError: the server or the storage does not answer, or there is no such model.
+    """
+    with tempfile.TemporaryDirectory(prefix="drl-model-") as temporary:
+        version = _registered(address, tracking_uri, Path(temporary)) if address.startswith("models:/") else None
+        folder = version.folder if version else fetch_checkpoint(address, into=Path(temporary))
+        checkpoint = read_checkpoint(folder)
+        checksums: dict[str, Any] = json.loads((folder / CHECKSUMS).read_text())
+        return TrainedModel(
+            experiment=checkpoint.experiment,
+            step=checkpoint.state.step,
+            ema={name: tensor.numpy() for name, tensor in checkpoint.tensors["ema"].items()},
+            ema_sha256=checksums[part_file("ema")]["sha256"],
+            config_sha256=checksums[CONFIG]["sha256"],
+            version=version,
+        )
+
+
+def _registered(address: str, tracking_uri: str | None, into: Path) -> ResolvedModel:
+    from drl_dist.tracking.registry import resolve_model
+
+    return resolve_model(address, tracking_uri, into)
