@@ -108,12 +108,23 @@ def _level_scale(mcmc: McmcConfig, ladder: NoiseLadder) -> Tensor:
 
 def build_network(experiment: Experiment, dtype: torch.dtype = torch.float32) -> EnergyNetwork:
     """The network at its initial weights, which the seed determines."""
-    generator = torch.Generator().manual_seed(experiment.train.seed)
+    network = _made(experiment, torch.Generator().manual_seed(experiment.train.seed))
+    network.to(dtype=dtype, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    return network
+
+
+def weight_shapes(experiment: Experiment) -> dict[str, tuple[int, ...]]:
+    """The shape of everything that a checkpoint keeps of this network, by name; no memory is taken for it."""
+    with torch.device("meta"):
+        network = _made(experiment, None)
+    return {name: tuple(value.shape) for name, value in network.state_dict().items()}
+
+
+def _made(experiment: Experiment, generator: torch.Generator | None) -> EnergyNetwork:
     build = build_unet if experiment.model.network == "unet" else build_wide_resnet
     network = build(experiment, generator)
     if experiment.mcmc.step_adaptation == "curvature":
         network.curvature = torch.ones(experiment.diffusion.num_levels)
-    network.to(dtype=dtype, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     return network
 
 

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from drl_dist.jobs.demo import RUN_NAME, DemoOptions
+from tests.support import write_tiny_checkpoint
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 
@@ -16,11 +19,17 @@ def test_it_opens_with_the_two_commands() -> None:
     assert "make demo" in opening and "make test" in opening
 
 
-def test_its_python_runs() -> None:
+def test_its_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (block,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    # The run that `make demo` leaves there.
+    assert f'"{DemoOptions.folder}/runs/{RUN_NAME}"' in block
+    write_tiny_checkpoint(
+        tmp_path / DemoOptions.folder / "runs" / RUN_NAME / "checkpoint_000000003", width=4, num_chain_steps=2
+    )
+    monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
     exec(block, names)
-    assert names["images"].shape == (4, 1, 8, 8)  # type: ignore[attr-defined]
+    assert names["images"].shape == (16, 1, 8, 8)  # type: ignore[attr-defined]
 
 
 DOCUMENTS = ["README.md", "SECURITY.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]

@@ -59,7 +59,8 @@ class Layer(nn.Module):
             self.register_buffer("u", None)
         else:
             self.register_buffer("u", functional.normalize(torch.randn(shape[0], generator=generator), dim=0))
-            for _ in range(15):  # so that the first steps do not use far too small a singular value
+            # So that the first steps do not use far too small a singular value; a layer of shapes alone has none.
+            for _ in range(0 if self.weight.is_meta else 15):
                 self.advance_power_iteration()
 
     @torch.no_grad()

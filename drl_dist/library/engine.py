@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -12,18 +12,21 @@ from torch import Tensor
 
 from drl_dist.build import build_network
 from drl_dist.common.errors import UserError
+from drl_dist.common.progress import Advance
 from drl_dist.config.tree import EngineConfig, Experiment
+from drl_dist.diffusion.recovery import LogDensityAndGrad, RawAtLevel
 from drl_dist.energy.network import EnergyNetwork
 from drl_dist.training.chain import GradientEngine
 from drl_dist.training.ema import load_averaged
 
+Weights: TypeAlias = Mapping[str, NDArray[Any]] | Mapping[str, Tensor]
+"""Averaged weights by name, on the CPU."""
 
-def averaged_network(
-    experiment: Experiment, ema: Mapping[str, NDArray[np.float32]], device: torch.device
-) -> EnergyNetwork:
+
+def averaged_network(experiment: Experiment, ema: Weights, device: torch.device) -> EnergyNetwork:
     """The network at its averaged weights, for sampling."""
     # Copies: arrays from elsewhere, such as Ray's object store, cannot be written to.
-    averaged = {name: torch.from_numpy(values.copy()) for name, values in ema.items()}
+    averaged = {name: torch.from_numpy(np.array(values)) for name, values in ema.items()}
     # Settled on the CPU, so that every device samples the same network.
     network = load_averaged(build_network(experiment), averaged)
     network.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
@@ -32,7 +35,7 @@ def averaged_network(
 
 def frozen_engine(
     experiment: Experiment,
-    ema: Mapping[str, NDArray[np.float32]],
+    ema: Weights,
     device: torch.device,
     *,
     precision: Literal["float32", "bfloat16"] = "float32",
@@ -67,3 +70,19 @@ def check_finite(values: Tensor, what: str, *, remedy: str, expected: str = "fin
     """
     if not bool(values.isfinite().all()):
         raise UserError(what, got="values that are not finite", expected=expected, remedy=remedy)
+
+
+def counted(raw_at_level: RawAtLevel, advance: Advance) -> RawAtLevel:
+    """The network, reporting after each chain step how many images made it."""
+
+    def raw_at(level: Tensor) -> LogDensityAndGrad:
+        raw = raw_at_level(level)
+
+        def density(y: Tensor) -> tuple[Tensor, Tensor]:
+            result = raw(y)
+            advance(len(y))
+            return result
+
+        return density
+
+    return raw_at

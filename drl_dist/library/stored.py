@@ -36,6 +36,8 @@ class TrainedModel:
     config_sha256: str
     version: ResolvedModel | None
     """What the registry knows of it; its folder is gone."""
+    data_fingerprint: str = ""
+    """Of the data that it was trained on."""
 
     @property
     def curvature(self) -> Tensor | None:
@@ -61,6 +63,7 @@ def load_model(address: str, tracking_uri: str | None) -> TrainedModel:
             ema_sha256=checksums[part_file("ema")]["sha256"],
             config_sha256=checksums[CONFIG]["sha256"],
             version=version,
+            data_fingerprint=checkpoint.state.data_fingerprint,
         )
 
 

@@ -22,8 +22,9 @@ PAGES = pages()
 PYTHON = [
     (page, line, body) for page, text in PAGES.items() for line, language, body in blocks(text) if language == "python"
 ]
-EXECUTED = {"README.md": 1, "docs/data.md": 1, "docs/training.md": 2}
-"""Blocks of each page that a test runs: here, in tests/test_readme.py, and in tests/method/test_torch_alone.py."""
+EXECUTED = {"README.md": 1, "docs/data.md": 1, "docs/library.md": 2, "docs/training.md": 2}
+"""Blocks of each page that a test runs: here, in tests/test_readme.py, in tests/library/test_page.py, and in
+tests/method/test_torch_alone.py."""
 
 
 def test_each_block_is_run_by_a_test() -> None:

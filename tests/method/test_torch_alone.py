@@ -61,6 +61,16 @@ engine = GradientEngine(state.ema_network(), EngineConfig())
 images = build_sampler(e).sample(engine.raw_at, PhiloxNoise(0), torch.arange(2), (1, 8, 8))
 print(state.step, tuple(images.shape), bool(images.isfinite().all()))
 
+import drl_dist
+import numpy
+model = drl_dist.train(numpy.zeros((4, 8, 8), numpy.uint8), e, device="cpu", show_progress=False)
+print(model.sample(2).shape, model.log_density(numpy.zeros((1, 8, 8), numpy.uint8)).shape)
+for use in (lambda: model.save("saved"), lambda: drl_dist.load("saved")):
+    try:
+        use()
+    except drl_dist.common.errors.UserError as error:
+        print(error)
+
 # The script of the page, but for a smaller experiment.
 import drl_dist.config.presets
 sys.modules.pop("PIL")
@@ -105,7 +115,11 @@ def test_training_and_sampling_without_the_extras(tmp_path: Path) -> None:
     assert ran.returncode == 0, ran.stderr
     lines = ran.stdout.splitlines()
     assert lines[0] == "2 (2, 1, 8, 8) True"
-    assert lines[1] == "step 1/2: under way" and lines[2].startswith("step 2/2: loss ") and lines[3] == "script"
+    assert lines[1] == "torch.Size([2, 1, 8, 8]) torch.Size([1])"
+    missing = "expected what the extra files installs; pip install 'drl_dist[files]'."
+    assert lines[2].startswith("saving a model: got no package ") and lines[2].endswith(missing)
+    assert lines[3].startswith("loading a model: got no package ") and lines[3].endswith(missing)
+    assert lines[4] == "step 1/2: under way" and lines[5].startswith("step 2/2: loss ") and lines[6] == "script"
     logged = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [numbers["step"] for numbers in logged] == [1, 2]
     assert {path.name for path in tmp_path.glob("*.png")} == {"samples-2.png", "progression-2.png"}

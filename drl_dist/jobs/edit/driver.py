@@ -13,16 +13,14 @@ from drl_dist.build import build_posterior_sampler, build_sampler
 from drl_dist.common.images import to_uint8
 from drl_dist.common.progress import Advance, progress
 from drl_dist.diffusion.noise import PhiloxNoise
-from drl_dist.diffusion.recovery import LogDensityAndGrad
 from drl_dist.jobs.common.chains import CHAIN_FIELDS, with_chains
 from drl_dist.jobs.common.device import device_name, prepare_device
 from drl_dist.jobs.edit.options import EditOptions, InpaintOptions, InterpolateOptions
 from drl_dist.jobs.edit.output import IMAGES_FOLDER, EditOutput
 from drl_dist.jobs.edit.tasks import open_task
-from drl_dist.library.engine import check_finite, frozen_engine
+from drl_dist.library.engine import check_finite, counted, frozen_engine
 from drl_dist.library.stored import TrainedModel, load_model
 from drl_dist.sampling.interpolation import InterpolatedNoise
-from drl_dist.sampling.progressive import RawAtLevel
 
 if TYPE_CHECKING:
     from drl_dist.config.tree import Experiment
@@ -61,7 +59,7 @@ def interpolate_run(options: InterpolateOptions) -> int:
 
     def draw(ids: Tensor, advance: Advance) -> Tensor:
         return to_uint8(
-            _finite(sampler.sample(_counted(engine.raw_at, advance), noise, ids, engine.network.image_shape))
+            _finite(sampler.sample(counted(engine.raw_at, advance), noise, ids, engine.network.image_shape))
         )
 
     images = _draw_all(output, batches, draw, "interpolating", sampler.num_gradients)
@@ -102,7 +100,7 @@ def inpaint_run(options: InpaintOptions) -> int:
 
     def draw(numbers: Tensor, advance: Advance) -> Tensor:
         chosen, completion = numbers // completions, numbers % completions
-        results = task.draw(_counted(engine.raw_at, advance), chosen, (completion << _COMPLETION) + chosen)
+        results = task.draw(counted(engine.raw_at, advance), chosen, (completion << _COMPLETION) + chosen)
         return task.finish(_finite(results), chosen)
 
     shown_as = [tensor.cpu().numpy() for tensor in (task.given, task.original) if tensor is not None]
@@ -169,22 +167,6 @@ def _nothing_to_do(options: EditOptions, output: EditOutput, names: Collection[s
     output.clean_up(names)
     print(f"{options.out} already holds these images; nothing to do", flush=True)
     return 0
-
-
-def _counted(raw_at_level: RawAtLevel, advance: Advance) -> RawAtLevel:
-    """The network, reporting after each chain step how many images made it."""
-
-    def raw_at(level: Tensor) -> LogDensityAndGrad:
-        raw = raw_at_level(level)
-
-        def density(y: Tensor) -> tuple[Tensor, Tensor]:
-            result = raw(y)
-            advance(len(y))
-            return result
-
-        return density
-
-    return raw_at
 
 
 def _finite(images: Tensor) -> Tensor:

@@ -1,0 +1,85 @@
+"""A trained model from wherever it is kept."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import torch
+
+from drl_dist.common.errors import UserError
+from drl_dist.library.extras import needing
+from drl_dist.library.model import Model, usable_device
+
+
+def load(
+    address: str | os.PathLike[str], *, device: torch.device | str = "cpu", tracking_uri: str | None = None
+) -> Model:
+    """A trained model.
+
+    Args:
+        address: ``models:/NAME@latest``, ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION`` in an MLflow registry; or
+            a folder, by its path or its file://, gs:// or s3:// URL: a checkpoint, a run, of which the newest complete
+            checkpoint is taken, or a saved model, as `Model.save` writes it and model hubs keep it.
+        device: where it computes; `Model.to` moves it.
+        tracking_uri: MLflow server of ``models:/`` addresses, by default that of MLFLOW_TRACKING_URI.
+
+    Raises:
+        UserError: there is no such model, a file of it is missing or damaged, the server or the storage does not
+            answer, the device cannot be used, or a package that this address needs is not installed.
+    """
+    place = os.fspath(address)
+    chosen = usable_device(device)
+    with needing("files", "loading a model"):
+        import safetensors  # noqa: F401
+
+        import drl_dist.checkpoints.format
+    if place.startswith("models:/"):
+        with needing("tracking", f"model {place}"):
+            import drl_dist.tracking.registry  # noqa: F401
+        return _stored(place, tracking_uri, chosen)
+    extra = "data" if "://" in place and not place.startswith("file:") else "files"
+    with needing(extra, f"model {place}"):
+        return _saved(place, chosen) or _stored(place, tracking_uri, chosen)
+
+
+def _saved(place: str, device: torch.device) -> Model | None:
+    """The saved model in a folder; None if the folder holds none."""
+    from drl_dist.data.filesystem import Folder, check_reachable
+    from drl_dist.library.folder import CONFIG, MAX_CONFIG_BYTES, WEIGHTS, read_model
+
+    check_reachable(place)
+    folder = Folder(place)
+    if (local := folder.local) is not None:
+        if not local.exists():
+            raise UserError(
+                f"model {place}",
+                got="no such folder",
+                expected="a checkpoint, a run, a saved model, or models:/NAME@latest",
+                remedy="correct the address",
+            )
+        # Also where it is a link, as in the cache of a model hub.
+        if not (local / WEIGHTS).exists():
+            return None
+        found = read_model(local)
+    else:
+        sizes = folder.sizes()
+        if WEIGHTS not in sizes:
+            return None
+        with tempfile.TemporaryDirectory(prefix="drl-model-") as temporary:
+            for name in (CONFIG, WEIGHTS):
+                # A missing file is not an error here: reading the folder says which one it is.
+                if name in sizes and (name != CONFIG or sizes[name] <= MAX_CONFIG_BYTES):
+                    (Path(temporary) / name).write_bytes(folder.read(name))
+            found = read_model(Path(temporary))
+    return Model(found.experiment, found.weights, step=found.step, device=device, data=found.data)
+
+
+def _stored(place: str, tracking_uri: str | None, device: torch.device) -> Model:
+    """The model of a checkpoint."""
+    from drl_dist.library.stored import load_model
+
+    stored = load_model(place, tracking_uri)
+    data = {"fingerprint": stored.data_fingerprint}
+    return Model(stored.experiment, stored.ema, step=stored.step, device=device, data=data)

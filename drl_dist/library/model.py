@@ -1,0 +1,375 @@
+"""A trained model that samples, scores, edits and saves."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from torch import Tensor
+
+from drl_dist.build import build_posterior_sampler, build_sampler
+from drl_dist.common.errors import UserError
+from drl_dist.common.images import to_uint8, to_unit_range
+from drl_dist.common.progress import progress
+from drl_dist.diffusion.noise import PhiloxNoise
+from drl_dist.library.engine import Weights, check_finite, counted, frozen_engine
+from drl_dist.library.images import Images, given_images, given_mask, given_noisy
+from drl_dist.library.log_density import log_densities
+from drl_dist.likelihood.trust import model_warnings
+from drl_dist.sampling.inpainting import ObservedPixels, PosteriorSampler
+from drl_dist.sampling.interpolation import InterpolatedNoise
+from drl_dist.sampling.progressive import RawAtLevel
+
+if TYPE_CHECKING:
+    from drl_dist.config.tree import Experiment
+    from drl_dist.energy.network import EnergyNetwork
+    from drl_dist.training.state import TrainState
+
+GREY_LEVELS = 127.5
+"""Grey levels in a unit of the data's scale, which is [-1, 1]."""
+
+Draw = Callable[[RawAtLevel, Tensor], Tensor]
+"""(network, sample ids (B,)) -> images (B, C, H, W) of about [-1, 1]."""
+
+
+class Model:
+    """A trained energy-based model, from `drl_dist.load` or `drl_dist.train`.
+
+    Images go in as tensors or arrays (N, C, H, W), or (N, H, W) of one channel, uint8 or floating point in [0, 1], and
+    come out as uint8 tensors (N, C, H, W) on the CPU. Every image is a function of the seed and of its number alone; on
+    one kind of device, with the same `batch_size` and number of threads, it is the same bit for bit.
+
+    Args:
+        experiment: that the model was trained by.
+        weights: averaged weights by name, float32 tensors or arrays, as a checkpoint keeps them.
+        step: training steps made.
+        device: where it computes.
+        data: what is known of the data that it was trained on, for its model card.
+
+    Raises:
+        UserError: the device cannot be used.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        weights: Weights,
+        *,
+        step: int,
+        device: torch.device | str = "cpu",
+        data: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._experiment, self._step, self._data = experiment, step, dict(data or {})
+        # As they are stored: the network's own are settled (see `load_averaged`), and would settle further each time.
+        self._weights = {name: torch.as_tensor(value).detach().cpu().clone() for name, value in weights.items()}
+        self._engine = frozen_engine(experiment, self._weights, usable_device(device))
+
+    @classmethod
+    def of_state(cls, experiment: Experiment, state: TrainState, *, data: Mapping[str, Any] | None = None) -> Self:
+        """The model that a training state has come to, for example in a callback of `drl_dist.train`."""
+        return cls(experiment, state.ema.shadow, step=state.step, device=state.network.device, data=data)
+
+    @property
+    def experiment(self) -> Experiment:
+        """What it was trained by."""
+        return self._experiment
+
+    @property
+    def step(self) -> int:
+        """Training steps made."""
+        return self._step
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """Copies of the averaged weights by name, on the CPU."""
+        return {name: value.clone() for name, value in self._weights.items()}
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """What is known of the data that it was trained on."""
+        return dict(self._data)
+
+    @property
+    def network(self) -> EnergyNetwork:
+        """The network at its averaged weights, on the model's device; its parameters take no gradients."""
+        return self._engine.network
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        return self._engine.network.image_shape
+
+    @property
+    def num_levels(self) -> int:
+        """T, the number of noise levels."""
+        return self._experiment.diffusion.num_levels
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self._engine.network.device
+
+    def to(self, device: torch.device | str) -> Self:
+        """Move the model to a device, such as ``"cuda"``, in place; the model.
+
+        Raises:
+            UserError: torch cannot use this device.
+        """
+        self._engine = frozen_engine(self._experiment, self._weights, usable_device(device))
+        return self
+
+    def sample(
+        self, num_images: int, *, seed: int = 0, num_chain_steps: int | None = None, batch_size: int = 64
+    ) -> Tensor:
+        """Generated images, uint8 (num_images, C, H, W): image i is the one that ``jobs/sample.py --seed`` makes.
+
+        Args:
+            num_images: how many.
+            seed: keys all noise, in [0, 2**63).
+            num_chain_steps: K, chain steps of every level; by default the model's own.
+            batch_size: images that are computed together.
+
+        Raises:
+            UserError: an argument cannot be used, or the model makes images that are not finite.
+        """
+        _check("num_images", num_images, "at least 1", num_images >= 1)
+        sampler, noise = build_sampler(self._with_steps(num_chain_steps), self.network.curvature), _noise(seed)
+
+        def draw(raw_at: RawAtLevel, ids: Tensor) -> Tensor:
+            return sampler.sample(raw_at, noise, ids, self.image_shape)
+
+        return self._draw("sampling", torch.arange(num_images), draw, sampler.num_gradients, batch_size)
+
+    def interpolate(
+        self,
+        first: int,
+        second: int,
+        num_images: int,
+        *,
+        seed: int = 0,
+        num_chain_steps: int | None = None,
+        batch_size: int = 64,
+    ) -> Tensor:
+        """A row of images from one generated image to another, uint8 (num_images, C, H, W).
+
+        Every image between the two has exactly the distribution of a generated image. The ends are the images of
+        `sample` with these numbers, and with 0 and 1 the row is the first one of ``jobs/interpolate.py``.
+
+        Args:
+            first, second: numbers of the two images of this seed, 0 or more.
+            num_images: images of the row, both ends included; at least 2.
+            seed, num_chain_steps, batch_size: as of `sample`.
+
+        Raises:
+            UserError: as `sample`.
+        """
+        _check("first and second", (first, second), "two different numbers from 0", 0 <= first != second >= 0)
+        _check("num_images", num_images, "at least 2, for both ends", num_images >= 2)
+        sampler = build_sampler(self._with_steps(num_chain_steps), self.network.curvature)
+        ends = torch.tensor([first, second], device=self.device)
+        weights = torch.linspace(0, 1, num_images, dtype=torch.float64, device=self.device)
+        noise = InterpolatedNoise(_noise(seed), ends[:1], ends[1:], weights)
+
+        def draw(raw_at: RawAtLevel, ids: Tensor) -> Tensor:
+            return sampler.sample(raw_at, noise, ids, self.image_shape)
+
+        return self._draw("interpolating", torch.arange(num_images), draw, sampler.num_gradients, batch_size)
+
+    def inpaint(
+        self,
+        images: Images,
+        mask: Images,
+        *,
+        seed: int = 0,
+        num_rounds: int = 4,
+        num_chain_steps: int | None = None,
+        batch_size: int = 64,
+    ) -> Tensor:
+        """Images whose hidden pixels are filled in, uint8 (N, C, H, W); the others are those of the images.
+
+        The results are the first ones of ``jobs/inpaint.py``; another seed gives other ones.
+
+        Args:
+            images: (N, C, H, W) or (N, H, W); hidden pixels are not looked at.
+            mask: bool (H, W), (N, H, W) or (N, 1, H, W), true where a pixel is to be filled in.
+            seed: keys all noise.
+            num_rounds: runs of each level's chain; 1 is the paper's procedure, more are nearer to the right
+                distribution.
+            num_chain_steps, batch_size: as of `sample`.
+
+        Raises:
+            UserError: as `sample`.
+        """
+        given = given_images(images, shape=self.image_shape).to(self.device)
+        hidden = given_mask(mask, count=len(given), resolution=self.image_shape[1]).to(self.device)
+        observed = (~hidden).expand(len(given), -1, -1, -1)
+        sampler, noise = self._posterior_sampler(num_rounds, num_chain_steps), _noise(seed)
+
+        def draw(raw_at: RawAtLevel, ids: Tensor) -> Tensor:
+            return sampler.complete(raw_at, noise, ids, to_unit_range(given[ids]), ObservedPixels(observed[ids]))
+
+        return self._draw("inpainting", torch.arange(len(given)), draw, sampler.num_gradients(), batch_size)
+
+    def denoise(
+        self,
+        images: Images,
+        noise_std: float,
+        *,
+        seed: int = 0,
+        num_chain_steps: int | None = None,
+        batch_size: int = 64,
+    ) -> Tensor:
+        """Draws of images given the same with white Gaussian noise, uint8 (N, C, H, W).
+
+        Args:
+            images: (N, C, H, W) or (N, H, W) with the noise. Floating-point pixels may lie outside [0, 1]: clipping
+                them would change the noise.
+            noise_std: standard deviation of the noise, in grey levels of 255.
+            seed, num_chain_steps, batch_size: as of `sample`.
+
+        Raises:
+            UserError: as `sample`; or there is less noise than at the lowest level of the model, or more than in its
+                prior.
+        """
+        noisy = given_noisy(images, what="images", shape=self.image_shape).to(self.device)
+        sampler, noise, std = self._posterior_sampler(1, num_chain_steps), _noise(seed), noise_std / GREY_LEVELS
+        smallest, largest = sampler.noise_range
+        _check(
+            "noise_std",
+            noise_std,
+            f"more than {smallest * GREY_LEVELS:.3g} and less than {largest * GREY_LEVELS:.4g} grey levels, the noise "
+            "of the model's lowest level and of its prior",
+            smallest < std < largest,
+        )
+
+        def draw(raw_at: RawAtLevel, ids: Tensor) -> Tensor:
+            return sampler.denoise(raw_at, noise, ids, noisy[ids], std)
+
+        return self._draw("denoising", torch.arange(len(noisy)), draw, sampler.num_gradients(std), batch_size)
+
+    def log_density(self, images: Images, *, level: int = 0, seed: int = 0, batch_size: int = 64) -> Tensor:
+        """f(y_t, t) of images, in nats up to a constant of the level; float64 (N,) on the CPU.
+
+        y_t is the image with the noise of the level, whose draw the seed and the image's place key. At level 0, the
+        least noise, they are the log-densities of ``jobs/ood.py``. A model whose energies are too sharp to be
+        densities gives a `UserWarning`.
+
+        Args:
+            images: (N, C, H, W) or (N, H, W).
+            level: t, from 0 to T - 1.
+            seed: keys the noise.
+            batch_size: images that are computed together.
+
+        Raises:
+            UserError: an argument cannot be used, or a log-density is not finite.
+        """
+        given, noise = given_images(images, shape=self.image_shape), _noise(seed)
+        _check("level", level, f"0 to {self.num_levels - 1}", 0 <= level < self.num_levels)
+        _check("batch_size", batch_size, "at least 1", batch_size >= 1)
+        for text in model_warnings(self._experiment):
+            warnings.warn(text, UserWarning, stacklevel=2)
+        values: list[Tensor] = []
+        with _fixed_sums(), progress("log-densities", len(given), 0, "images") as advance:
+            for ids in torch.arange(len(given), device=self.device).split(batch_size):
+                batch = given[ids.to(given.device)].to(self.device)
+                values.append(log_densities(self.network, self._experiment, noise, batch, ids, level))
+                advance(len(ids))
+        found = torch.cat(values)
+        check_finite(found, "log-densities", expected="finite numbers", remedy="use an earlier checkpoint")
+        return found
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write the model into a folder that `drl_dist.load` reads anywhere: ``model.safetensors``, ``config.json`` and
+        a model card, ``README.md``, the layout of a model hub.
+
+        Args:
+            folder: a new or an empty one on this machine, or one that holds a saved model, which is replaced; a model
+                card that was edited since stays.
+
+        Raises:
+            UserError: something else is there, or it cannot be written; nothing is left half-written.
+        """
+        from drl_dist.library.extras import needing
+
+        with needing("files", "saving a model"):
+            from drl_dist.library.folder import write_model
+
+            write_model(folder, self._experiment, self._weights, step=self._step, data=self._data)
+
+    def __repr__(self) -> str:
+        return (
+            f"Model({self._experiment.preset}, step {self._step}, images of {self.image_shape}, {self.num_levels} "
+            f"levels, on {self.device})"
+        )
+
+    def _posterior_sampler(self, num_rounds: int, num_chain_steps: int | None) -> PosteriorSampler:
+        _check("num_rounds", num_rounds, "at least 1", num_rounds >= 1)
+        return build_posterior_sampler(self._with_steps(num_chain_steps), num_rounds, self.network.curvature)
+
+    def _with_steps(self, num_chain_steps: int | None) -> Experiment:
+        """The experiment, whose config is checked anew, with K as it was asked for."""
+        if num_chain_steps is None:
+            return self._experiment
+        mcmc = dataclasses.replace(self._experiment.mcmc, sampling_chain_steps=num_chain_steps)
+        return dataclasses.replace(self._experiment, mcmc=mcmc)
+
+    def _draw(self, what: str, ids: Tensor, draw: Draw, num_gradients: int, batch_size: int) -> Tensor:
+        """The images of these ids, batch by batch; uint8 on the CPU."""
+        _check("batch_size", batch_size, "at least 1", batch_size >= 1)
+        made: list[Tensor] = []
+        with _fixed_sums(), progress(what, len(ids) * num_gradients, 0, "chain steps") as advance:
+            raw_at = counted(self._engine.raw_at, advance)
+            for batch in ids.to(self.device).split(batch_size):
+                images = draw(raw_at, batch)
+                check_finite(
+                    images,
+                    f"images {int(batch[0])} to {int(batch[-1])}",
+                    remedy="use an earlier checkpoint, or one that was trained at a lower learning rate",
+                )
+                made.append(to_uint8(images).cpu())
+        return torch.cat(made)
+
+
+def usable_device(device: torch.device | str) -> torch.device:
+    """The device.
+
+    Raises:
+        UserError: there is none of this name, or torch cannot use it.
+    """
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        # Torch without CUDA asserts.
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            "device",
+            got=f"{device} ({reason})",
+            expected="a device that torch can use, such as cpu or cuda",
+            remedy="choose another device",
+        ) from error
+
+
+@contextmanager
+def _fixed_sums() -> Iterator[None]:
+    """Let cuDNN add up in a fixed order, as the jobs do, and leave torch as it was."""
+    before = torch.backends.cudnn.deterministic
+    torch.backends.cudnn.deterministic = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.deterministic = before
+
+
+def _noise(seed: int) -> PhiloxNoise:
+    _check("seed", seed, "a number in [0, 2**63)", 0 <= seed < 2**63)
+    return PhiloxNoise(seed)
+
+
+def _check(name: str, got: object, expected: str, holds: bool) -> None:
+    if not holds:
+        raise UserError(f"argument {name}", got=got, expected=expected, remedy="correct the argument")

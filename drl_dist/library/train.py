@@ -1,0 +1,249 @@
+"""Training on images in memory, or from a loader, with torch and numpy alone."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from drl_dist.common.batch import Batch, BatchSource
+from drl_dist.common.errors import UserError
+from drl_dist.config.own_data import experiment_for
+from drl_dist.config.presets import default_setting, preset
+from drl_dist.config.tree import EngineConfig, Experiment
+from drl_dist.data.pixels.scales import scaled_to
+from drl_dist.data.pixels.statistics import measure_images
+from drl_dist.library.images import Images, given_images
+from drl_dist.library.model import Model, usable_device
+from drl_dist.training.callbacks import Progress
+from drl_dist.training.in_memory import InMemoryBatches
+from drl_dist.training.loop import Callback
+from drl_dist.training.loop import train as run_loop
+from drl_dist.training.state import TrainState
+from drl_dist.training.step import TrainStep
+from drl_dist.training.watch import RunawayGuard
+
+_GUARD_STEPS = 100
+"""Steps between looks at chains that run away, besides every tenth."""
+
+
+def train(
+    images: Images | Iterable[Any],
+    config: str | Experiment | None = None,
+    *,
+    num_steps: int | None = None,
+    seed: int | None = None,
+    callbacks: Sequence[Callback] = (),
+    device: torch.device | str | None = None,
+    engine: EngineConfig | None = None,
+    show_progress: bool = True,
+) -> Model:
+    """Train a model in this process, with torch and numpy alone.
+
+    On the same images, config and seed the weights are those of ``jobs/train_*.py --without-ray`` with the images in a
+    .npy file: on one CPU with as many threads bit for bit. No checkpoints are written: what is to outlive the process
+    is saved with `Model.save`, of the result or, in a callback, of `Model.of_state`.
+
+    Args:
+        images: a tensor or an array (N, C, H, W), or (N, H, W) of one channel, uint8 or floating point in [0, 1]; or
+            something that yields batches of such images each time that it is iterated over, such as a
+            `torch.utils.data.DataLoader`, alone or as the first item of a tuple. Batches are cut to the config's
+            batch size. Of a loader's images, mirroring and the order are its own.
+        config: a preset's name, in its usual setting (docs/training.md); an `Experiment`; or None for one made by rules
+            of thumb from the size and the number of the images (`drl_dist.config.own_data`).
+        num_steps: training steps, by default the config's; a first objective keeps its share of them.
+        seed: keys the initial weights, the order of the images and all noise; by default the config's.
+        callbacks: `drl_dist.training.loop.Callback`s, of which ``on_step(report, state)`` is called after each step;
+            `drl_dist.training.callbacks` has some.
+        device: by default a GPU if torch can use one, else the CPU.
+        engine: precision and compilation.
+        show_progress: print step, loss, rate and remaining time every few seconds.
+
+    Returns:
+        the model with the averaged weights, on the device.
+
+    Raises:
+        UserError: an argument cannot be used, or the images do not fit the config.
+        DivergedError: the loss is not finite, or the chains run away.
+    """
+    chosen = usable_device(("cuda" if torch.cuda.is_available() else "cpu") if device is None else device)
+    for callback in callbacks:
+        if not callable(getattr(callback, "on_step", None)):
+            raise UserError(
+                "argument callbacks",
+                got=type(callback).__name__,
+                expected="objects with on_step(report, state), as drl_dist.training.loop.Callback",
+                remedy="give objects with this method",
+            )
+    data = _Given.of(images)
+    experiment = _experiment(data, config, num_steps, seed)
+    state = TrainState.create(experiment, chosen)
+    step = TrainStep(state, experiment, engine or EngineConfig())
+    # As the jobs do: before whatever would keep what a run that has run away made.
+    watching: list[Callback] = [*([Progress()] if show_progress else []), RunawayGuard(_GUARD_STEPS)]
+    run_loop(step, state, experiment, data.batches(experiment), [*watching, *callbacks])
+    return Model.of_state(experiment, state, data=data.facts())
+
+
+@dataclass(frozen=True)
+class _Given:
+    """What is to be learned."""
+
+    images: Tensor
+    """uint8 (N, C, H, W) on the CPU; of a loader, those of its first batch."""
+    loader: Iterable[Any] | None = None
+
+    @classmethod
+    def of(cls, images: object) -> _Given:
+        """Images or a loader, looked at."""
+        if isinstance(images, str | bytes | dict) or not (hasattr(images, "__array__") or hasattr(images, "__iter__")):
+            raise UserError(
+                "images",
+                got=type(images).__name__,
+                expected="a tensor, an array, or a loader of batches of images",
+                remedy="give images in memory, or train on a folder of shards with the jobs",
+            )
+        if hasattr(images, "__array__"):
+            return cls(given_images(images).cpu())
+        assert isinstance(images, Iterable)
+        if isinstance(images, Iterator):
+            raise UserError(
+                "images",
+                got=f"{type(images).__name__}, which can be iterated over once",
+                expected="a loader that begins anew each time, such as a DataLoader or a list of batches",
+                remedy="give the loader itself",
+            )
+        first = next(iter(images), None)
+        if first is None:
+            raise UserError("images", got="a loader without batches", expected="batches", remedy="give it images")
+        return cls(_images_of(first), images)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(C, H, W)"""
+        return tuple(self.images.shape[1:])
+
+    def count(self) -> int:
+        """How many there are.
+
+        Raises:
+            UserError: they come from a loader that does not say.
+        """
+        if self.loader is None:
+            return len(self.images)
+        try:
+            return len(self.loader.dataset)  # type: ignore[attr-defined]
+        except (AttributeError, TypeError) as error:
+            raise UserError(
+                "argument config",
+                got="none, with a loader that does not tell how many images it has",
+                expected="a preset's name or an Experiment",
+                remedy="give one",
+            ) from error
+
+    def batches(self, experiment: Experiment) -> BatchSource:
+        """Batches of a run."""
+        train_config = experiment.train
+        if self.loader is not None:
+            return _Rebatched(self.loader, self.shape, train_config.batch_size)
+        return InMemoryBatches(
+            self.images,
+            seed=train_config.seed,
+            batch_size=train_config.batch_size,
+            horizontal_flip=train_config.horizontal_flip,
+        )
+
+    def facts(self) -> dict[str, Any]:
+        """For the model card."""
+        if self.loader is not None:
+            return {"source": type(self.loader).__name__}
+        digest = hashlib.sha256(str(tuple(self.images.shape)).encode())
+        digest.update(self.images.contiguous().numpy())
+        return {"images": len(self.images), "sha256": digest.hexdigest()}
+
+
+@dataclass(frozen=True)
+class _Rebatched:
+    """Batches of one size from a loader, pass after pass."""
+
+    loader: Iterable[Any]
+    shape: tuple[int, ...]
+    batch_size: int
+
+    def __iter__(self) -> Iterator[Batch]:
+        kept, position = torch.empty(0, *self.shape, dtype=torch.uint8), 0
+        for images in self._passes():
+            kept = torch.cat([kept, images])
+            while len(kept) >= self.batch_size:
+                positions = torch.arange(position, position + self.batch_size)
+                yield Batch(kept[: self.batch_size], positions)
+                kept, position = kept[self.batch_size :], position + self.batch_size
+
+    def _passes(self) -> Iterator[Tensor]:
+        while True:
+            count = 0
+            for batch in self.loader:
+                images = _images_of(batch, self.shape)
+                count += len(images)
+                yield images
+            if not count:
+                raise UserError(
+                    "images",
+                    got="a loader that is empty after its first pass",
+                    expected="one that begins anew each time that it is iterated over",
+                    remedy="give a DataLoader or a list of batches",
+                )
+
+
+def _images_of(batch: object, shape: tuple[int, ...] | None = None) -> Tensor:
+    """The images of what a loader yields, uint8 (B, C, H, W) on the CPU."""
+    if isinstance(batch, tuple | list) and batch:
+        batch = batch[0]
+    return given_images(batch, what="batch of the loader", shape=shape).cpu()
+
+
+def _experiment(data: _Given, config: object, num_steps: int | None, seed: int | None) -> Experiment:
+    """The config with numbers in all fields, for these images."""
+    if config is None:
+        channels, resolution, _ = data.shape
+        experiment = experiment_for(resolution=resolution, channels=channels, num_images=data.count())
+    elif isinstance(config, str):
+        experiment = preset(config, default_setting(config))
+    elif isinstance(config, Experiment):
+        experiment = config
+    else:
+        raise UserError(
+            "argument config",
+            got=type(config).__name__,
+            expected="a preset's name, a drl_dist.config.tree.Experiment, or None",
+            remedy="give one of these",
+        )
+    model = experiment.model
+    shape = (model.channels, model.resolution, model.resolution)
+    if data.shape != shape:
+        raise UserError(
+            "images",
+            got=f"images of shape {data.shape}",
+            expected=f"{shape}, as the config {experiment.preset} has",
+            remedy="leave config out to have one made for these images, or change model.channels and model.resolution",
+        )
+    if seed is not None:
+        experiment = replace(experiment, train=replace(experiment.train, seed=seed))
+    if num_steps is not None:
+        experiment = _of_length(experiment, num_steps)
+    # Of a loader, what its first batch says: the order of later ones, and so any larger part, may be left to chance.
+    return scaled_to(experiment, lambda: measure_images(data.images.numpy()), "given")
+
+
+def _of_length(experiment: Experiment, num_steps: int) -> Experiment:
+    """The experiment with another number of steps, of which a first objective has the share that it had."""
+    optim, train_config = experiment.optim, experiment.train
+    longer = replace(experiment, train=replace(train_config, num_steps=num_steps))
+    if not optim.first_objective_steps:
+        return longer
+    first = round(optim.first_objective_steps * num_steps / train_config.num_steps)
+    return replace(longer, optim=replace(optim, first_objective_steps=max(1, min(first, num_steps - 1))))
