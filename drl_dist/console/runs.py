@@ -128,8 +128,8 @@ def view_run(url: str, tracking_uri: str | None = None) -> RunView:
     Raises:
         UserError: the storage does not answer, or the folder is no run's.
     """
-    url = url.rstrip("/") or url
     record = read_record(url)
+    url = url.rstrip("/")
     status, notes = read_status(url), list[str]()
     numbers = _from_files(url)
     if numbers.step is None:

@@ -50,12 +50,17 @@ def boot_id() -> str:
 
 
 def end_tree(root: Process, seconds: float = 10) -> None:
-    """End a process and everything that it started: SIGTERM to it, and SIGKILL for what is left after `seconds`."""
+    """End a process and everything that it started: SIGTERM to it, then to the rest, and SIGKILL for what is left.
+
+    Args:
+        seconds: how long the process itself has to end.
+    """
     members = tree_of(root)
     end([member for member in members if member.pid == root.pid], signal.SIGTERM)
     if not wait_until_gone([root], seconds):
         end([root], signal.SIGKILL)
     members = list({*members, *tree_of(root)})
+    end(members, signal.SIGTERM)
     if not wait_until_gone(members, 3):
         end(members, signal.SIGKILL)
         wait_until_gone(members, 10)

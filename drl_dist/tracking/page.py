@@ -36,9 +36,9 @@ _ALIAS = re.compile(r"[A-Za-z][A-Za-z0-9_\-]{0,199}")
 _RESERVED = re.compile(r"latest|best|v\d+", re.IGNORECASE)
 _EXPERIMENT_NOTE = (
     "Energy-based models trained by diffusion recovery likelihood (drl_dist). A run's description shows its newest "
-    "samples; *Model metrics* loss and gradient at the top, then a section for what each noise level does, for pixels, and for "
-    "speed; *System metrics* the machine of its first worker; the models that it registered are under *Models*, each run's newest version with the "
-    "run's name as alias."
+    "samples. *Model metrics* has loss and gradient at the top, then a section for what each noise level does, one for "
+    "pixels and one for speed. *System metrics* is the machine of its first worker. The models that it registered are "
+    "under *Models*, the newest version of each run with the run's name as its alias."
 )
 
 
