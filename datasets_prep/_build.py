@@ -23,6 +23,7 @@ from multiprocessing.connection import wait as wait_for_end
 from typing import Any
 
 from datasets_prep._identity import STAMPS_NAME, Change, Seen, copies, write_stamps
+from datasets_prep._labels import class_counts
 from datasets_prep._listing import printable
 from datasets_prep._pixels import (
     pixel_rules,
@@ -53,7 +54,7 @@ from drl_dist.common.places import joined
 from drl_dist.common.progress import progress
 from drl_dist.common.validation import place_of
 from drl_dist.data.filesystem import Folder, check_reachable
-from drl_dist.data.index import INDEX_NAME, MAX_RESOLUTION, MAX_SHARDS, ShardIndex, write_index
+from drl_dist.data.index import CLASSES, INDEX_NAME, MAX_RESOLUTION, MAX_SHARDS, ShardIndex, write_index
 from drl_dist.data.pixels.pictures import PictureError, PixelRules
 from drl_dist.data.pixels.statistics import PixelSums
 from drl_dist.data.shards import MAX_SAMPLE_ID, Sample, encode_png, pack_shard, shard_name
@@ -106,17 +107,12 @@ def build(source: Source, options: PrepOptions) -> int:
     Raises:
         UserError: an option is invalid, the output folder holds other files, or no image could be read.
     """
-    _check_options(source, options)
+    check_options(source, options)
     check_reachable(options.out)
     folder, records = Folder(options.out), Folder(joined(options.out, PROGRESS_FOLDER))
     index, held = begun(folder, records)
-    if (earlier := source.as_earlier()) is not None and held == _identity(earlier, options):
-        if earlier.left_out != source.left_out:
-            print(
-                f"{folder.url} was begun by an earlier version and keeps its choice of files: {len(earlier)} images, "
-                f"where this version takes {len(source)}.",
-                file=sys.stderr,
-            )
+    if (earlier := _begun_earlier(source, options, held)) is not None:
+        _report_earlier(folder.url, earlier, source)
         source = earlier
     identity = _identity(source, options)
     if held is None:
@@ -158,7 +154,8 @@ def build(source: Source, options: PrepOptions) -> int:
         shards=tuple(rows),
         made_by=_parameters(source, options)
         | {"unreadable": len(unreadable)}
-        | ({"treated": treated} if treated else {}),
+        | ({"treated": treated} if treated else {})
+        | class_counts(source, finished.values()),
     )
     seen = {number: known for number, record in finished.items() if (known := Seen.from_record(record))}
     if seen:
@@ -174,13 +171,33 @@ def build(source: Source, options: PrepOptions) -> int:
     return 0
 
 
+def _begun_earlier(source: Source, options: PrepOptions, held: dict[str, Any] | None) -> Source | None:
+    """The source as the version that began an output took it; None if that is no earlier one."""
+    earlier = source.as_earlier()
+    while earlier is not None and held != _identity(earlier, options):
+        earlier = earlier.as_earlier()
+    return earlier
+
+
+def _report_earlier(url: str, earlier: Source, source: Source) -> None:
+    """Print in what the images of an output that an earlier version began differ from those of this one."""
+    if earlier.left_out != source.left_out:
+        print(
+            f"{url} was begun by an earlier version and keeps its choice of files: {len(earlier)} images, where this "
+            f"version takes {len(source)}.",
+            file=sys.stderr,
+        )
+    if CLASSES in source.parameters:
+        print(f"{url} was begun without labels and stays without; choose another --out to have them.", file=sys.stderr)
+
+
 def _parameters(source: Source, options: PrepOptions) -> dict[str, Any]:
     return {
         "source": source.digest,
         "images": len(source),
         "resolution": options.resolution,
         "shard_size": options.shard_size,
-    } | rule_parameters(pixel_rules(options))
+    } | (rule_parameters(pixel_rules(options)) | dict(source.parameters))
 
 
 def _identity(source: Source, options: PrepOptions) -> dict[str, Any]:
@@ -188,7 +205,8 @@ def _identity(source: Source, options: PrepOptions) -> dict[str, Any]:
     return {"name": source.name, "split": source.split, "channels": source.channels} | _parameters(source, options)
 
 
-def _check_options(source: Source, options: PrepOptions) -> None:
+def check_options(source: Source, options: PrepOptions) -> None:
+    """Raise `UserError` for options with which no output can be made from a source."""
     if not options.out:
         raise UserError("--out", got="nothing", expected="a path, file://, gs:// or s3:// folder", remedy="correct it")
     place_of(options.out, "--out")
@@ -306,6 +324,7 @@ def _make_shard(task: _Task) -> tuple[int, dict[str, Any]]:
     unreadable: list[dict[str, Any]] = []
     contents, stamps = bytearray(), bytearray()
     treated: Counter[str] = Counter()
+    labels: Counter[int] = Counter()
     sums = PixelSums.none(task.channels, task.resolution)
     for position, item in enumerate(task.part.items(), start=task.start):
         contents += item.content or b""
@@ -327,6 +346,8 @@ def _make_shard(task: _Task) -> tuple[int, dict[str, Any]]:
         facts: dict[str, Any] = {"source": item.source} | ({} if item.label is None else {"label": item.label})
         samples.append(Sample(position, encode_png(pixels), facts))
         sums += PixelSums.of(pixels[None])
+        if item.label is not None:
+            labels[item.label] += 1
         treated.update(kinds)
     folder, row = Folder(task.out), None
     if samples:
@@ -334,6 +355,8 @@ def _make_shard(task: _Task) -> tuple[int, dict[str, Any]]:
         folder.write(task.name, data)
         row = {"name": packed.name, "size": packed.size, "sha256": packed.sha256, "offsets": packed.offsets.tolist()}
     record: dict[str, Any] = {"row": row, "unreadable": unreadable, "treated": dict(treated)}
+    if labels:
+        record["labels"] = {str(label): count for label, count in sorted(labels.items())}
     if samples:
         record["sums"] = sums.as_json()
     if contents:

@@ -239,7 +239,7 @@ def counted(kinds: Mapping[str, int]) -> str:
 
 def _plural(kind: str, count: int) -> str:
     first, _, rest = kind.partition(" ")
-    counts = count > 1 and first in ("link", "folder", "pipe", "socket", "device")
+    counts = count > 1 and first in ("file", "link", "folder", "pipe", "socket", "device")
     return (f"{first}s" if counts else first) + (f" {rest}" if rest else "")
 
 

@@ -17,7 +17,7 @@ from datasets_prep._source import Source
 from drl_dist.common.errors import UserError
 from drl_dist.common.nested import differences
 from drl_dist.data.filesystem import Folder
-from drl_dist.data.index import INDEX_NAME, ShardIndex, open_index
+from drl_dist.data.index import CLASS_COUNTS, INDEX_NAME, ShardIndex, open_index
 from drl_dist.data.pixels.statistics import PixelSums
 from drl_dist.data.shards import ShardRow, shard_name
 from drl_dist.jobs.common.output.job_folder import read_json, refuse_without_request
@@ -33,7 +33,7 @@ def begun(folder: Folder, records: Folder) -> tuple[ShardIndex | None, dict[str,
     if INDEX_NAME in folder.sizes():
         index = open_index(folder.url)
         made = {"name": index.name, "split": index.split, "channels": index.channels} | dict(index.made_by)
-        for outcome in ("unreadable", "treated"):
+        for outcome in ("unreadable", "treated", CLASS_COUNTS):
             made.pop(outcome, None)
         return index, made
     return None, read_json(records, PARAMETERS_NAME)
@@ -112,6 +112,8 @@ def _read_record(records: Folder, number: int, identity: dict[str, Any]) -> dict
             if sums.images != len(record["row"]["offsets"]):
                 raise ValueError("sums of other images")
         Seen.from_record(record)
+        if not all(count > 0 and int(label) >= 0 for label, count in record.get("labels", {}).items()):
+            raise ValueError("labels that are no numbers of classes")
         if all(isinstance(entry["source"], str) and entry["reason"] for entry in record["unreadable"]):
             return record
     except (ValueError, TypeError, KeyError, AttributeError):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,6 +87,11 @@ class Source(Protocol):
         """Number of files that are left out, by kind."""
         ...
 
+    @property
+    def parameters(self) -> Mapping[str, Any]:
+        """What else tells its outputs from others, as JSON values; nothing for what earlier versions made."""
+        ...
+
     def __len__(self) -> int: ...
 
     def part(self, start: int, stop: int) -> Part:
@@ -107,6 +112,7 @@ class SourceDefaults:
 
     left_out: Mapping[str, int] = MappingProxyType({})
     may_end_process: bool = False
+    parameters: Mapping[str, Any] = MappingProxyType({})
 
     def stamps(self, start: int, stop: int) -> bytes | None:
         """None: every change changes the digest."""

@@ -23,8 +23,11 @@ MIN_BOTTOM = 4
 """Height at which networks stop halving, as all presets do."""
 MAX_POSITIONS = 128
 """Largest height of a network, in positions; larger images are seen as squares of pixels."""
+PATCHES_FROM = 28
+"""Height in pixels from which small networks see squares of them."""
 FEW_IMAGES = 10_000
-"""Below this number, colour images get a network of half the width: a larger one memorises more of them."""
+"""Below this number, colour images get a network of half the width and half the height: a larger one memorises more of
+them, and costs sixteen times as much."""
 TABLE_6_MULTIPLIERS = (1, 2, 2, 2, 4, 4)
 """Its networks have the first of these, one a level; further levels are as wide as the last."""
 
@@ -39,7 +42,8 @@ def experiment_for(*, resolution: int, channels: int, num_images: int, setting: 
     width_multipliers   1, 2, 4, 8 up to 1024 numbers in an image (`digits`, `fashion_mnist`), else Table 6's
     width, N            up to 1024 numbers 24 and 1, or 16 and 1 with patches (measured); else 64 and 2 as the presets
                         have, and 32 and 2 for fewer than 10,000 images
-    patch_size          2 from 28 pixels on for up to 1024 numbers (`fashion_mnist`); else as large as 128 positions ask
+    patch_size          2 from 28 pixels on for up to 1024 numbers (`fashion_mnist`) and for fewer than 10,000 images,
+                        which seldom have a large machine; larger where more than 128 positions, or 64, are left
     T                   10 at 8 pixels (`digits`), one more for each doubling (`fashion_mnist`): the largest variance
                         grows with the number of pixels, and the factor between levels stays near 4
     ladder's ends       the data's: see `drl_dist.config.from_data`
@@ -146,7 +150,7 @@ def _schedule(num_steps: int) -> tuple[float, float]:
 
 def _small_unet(resolution: int, num_images: int) -> UNetRow:
     """Between `digits` and `fashion_mnist`."""
-    patch_size = 2 if resolution >= 28 and resolution % 2 == 0 else 1
+    patch_size = 2 if resolution >= PATCHES_FROM else 1
     num_steps = _two_digits(1000 * max(1.0, num_images / 1800) ** (1 / 3))
     learning_rate, ema_decay = _schedule(num_steps)
     return UNetRow(
@@ -164,14 +168,15 @@ def _small_unet(resolution: int, num_images: int) -> UNetRow:
 
 def _large_unet(resolution: int, num_images: int) -> UNetRow:
     """As the presets of Table 6 have in the setting unet."""
-    patch_size = 1
-    while resolution // patch_size > MAX_POSITIONS:
+    is_few = num_images < FEW_IMAGES
+    patch_size, largest = (2, MAX_POSITIONS // 2) if is_few and resolution >= PATCHES_FROM else (1, MAX_POSITIONS)
+    while resolution // patch_size > largest:
         patch_size *= 2
     batch_size = _batch_size(128 if resolution <= 128 else 64, num_images)
     num_steps = _two_digits(min(200_000, max(4_000, 512 * num_images / batch_size)))
     learning_rate, ema_decay = _schedule(num_steps)
     return UNetRow(
-        width=64 if num_images >= FEW_IMAGES else 32,
+        width=32 if is_few else 64,
         width_multipliers=_table_6_multipliers(resolution // patch_size),
         patch_size=patch_size,
         num_levels=_noise_levels(resolution),
@@ -189,7 +194,7 @@ def _small_row(resolution: int, channels: int, num_images: int) -> Row:
     return Row(
         resolution=resolution,
         channels=channels,
-        width=32 if resolution < 28 else 16,
+        width=32 if resolution < PATCHES_FROM else 16,
         width_multipliers=_doubling(resolution),
         num_res_blocks=1,
         learning_rate=1.5e-3,

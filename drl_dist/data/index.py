@@ -30,6 +30,8 @@ MAX_SHARD_BYTES = 16 * 2**30
 MAX_SHARDS = 100_000
 MAX_RESOLUTION = 4096
 TAR_BLOCK = 512
+CLASSES, CLASS_COUNTS = "classes", "class_counts"
+"""Names in `ShardIndex.made_by`, which readers of every version keep: names of classes, and images of each."""
 _SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -60,6 +62,16 @@ class ShardIndex:
     def num_samples(self) -> int:
         """Images in all shards."""
         return sum(shard.num_samples for shard in self.shards)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of the labels in the samples' JSON; empty where they have none."""
+        return tuple(self.made_by.get(CLASSES, ()))
+
+    @property
+    def class_counts(self) -> tuple[int, ...]:
+        """Images of each class, in the same order; fewer than `num_samples` together where images have no label."""
+        return tuple(self.made_by.get(CLASS_COUNTS, ()))
 
     @property
     def fingerprint(self) -> str:
@@ -273,8 +285,24 @@ def _check(index: ShardIndex, counts: Sequence[int], metadata: Mapping[str, Any]
             or shard.offsets[-1] + 2 * TAR_BLOCK > shard.size
         ):
             raise _bad(url, f"impossible offsets for {shard.name}", "offsets that rise from 0 within the file")
+    _check_classes(index)
     if metadata.get("num_samples") != index.num_samples or metadata.get("fingerprint") != index.fingerprint:
         raise _bad(url, "a fingerprint or count that does not fit its rows", "the fingerprint of these rows")
+
+
+def _check_classes(index: ShardIndex) -> None:
+    names, counts = index.made_by.get(CLASSES), index.made_by.get(CLASS_COUNTS)
+    if names is None and counts is None:
+        return
+    if (
+        not isinstance(names, list)
+        or not isinstance(counts, list)
+        or len(names) != len(counts)
+        or not all(isinstance(name, str) for name in names)
+        or not all(type(count) is int and count >= 0 for count in counts)
+        or sum(counts) > index.num_samples
+    ):
+        raise _bad(index.url, "classes that do not fit their counts", "a name and a number of images for each class")
 
 
 def _bad(url: str, got: str, expected: str) -> UserError:
