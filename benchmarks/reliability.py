@@ -34,6 +34,7 @@ from drl_dist.common.places import path_here
 from drl_dist.data.audit import audit, read_audit_log
 from drl_dist.data.manifest import MANIFEST_NAME
 from drl_dist.localhost import MlflowServer, RayHead
+from drl_dist.tracking.metrics import plain_name
 
 ROOT = Path(__file__).resolve().parents[1]
 BATCH, NUM_DIGITS = 16, 1797
@@ -183,7 +184,7 @@ def _tracked(bench: Bench, name: str) -> dict[str, float]:
     experiment = client.get_experiment_by_name("drl_dist")
     assert experiment is not None
     (run,) = client.search_runs([experiment.experiment_id], f"attributes.run_name = '{name}'")
-    return run.data.metrics
+    return {plain_name(name): value for name, value in run.data.metrics.items()}
 
 
 def sampling(bench: Bench) -> dict[str, Any]:

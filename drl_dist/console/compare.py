@@ -20,7 +20,7 @@ from drl_dist.console.status import table
 from drl_dist.data.filesystem import check_writable_file, write_local
 from drl_dist.tracking.curve_panels import LINEAR_NATS, Curve, binned, without_level
 from drl_dist.tracking.files.table import histories, read_table
-from drl_dist.tracking.metrics import describe
+from drl_dist.tracking.metrics import describe, plain_name
 
 PANELS = ("loss", "grad_norm", "log_density_gap", "displacement", "noise_error", "score/fid")
 """Metrics that have a panel where a run has them; of those of each level, the mean size over levels."""
@@ -104,12 +104,15 @@ def _curves(run: RunView, tracking_uri: str | None) -> dict[str, Curve]:
         tracked = look_up(uri, run.status.tracking_run)
         names = _wanted(tracked.latest) if tracked else []
         print(f"fetching {len(names)} metrics of {run.name}", file=sys.stderr, flush=True)
-        found = curves_of(uri, run.status.tracking_run, names)
+        merged: dict[str, dict[int, float]] = {}
+        for name, values in curves_of(uri, run.status.tracking_run, names).items():
+            merged.setdefault(plain_name(name), {}).update(values)
+        found = merged
     return {metric: binned(values) for metric, values in mean_sizes(found).items() if values}
 
 
 def _wanted(names: Iterable[str]) -> list[str]:
-    return sorted(name for name in names if without_level(name) in PANELS)
+    return sorted(name for name in names if without_level(plain_name(name)) in PANELS)
 
 
 def _refuse_other(out: Path, label: str) -> None:

@@ -103,7 +103,7 @@ def _row(url: str, tracking_uri: str | None) -> list[str]:
         str(run.num_steps),
         str(run.record["experiment"]["preset"]),
         "-" if seen is None else f"{duration(max(0.0, time.time() - seen))} ago",
-        run.health,
+        run.health.partition(":")[0],
     ]
 
 

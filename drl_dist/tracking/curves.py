@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from drl_dist.common.errors import UserError
 from drl_dist.common.validation import local_of
 from drl_dist.data.filesystem import check_writable_file, write_local
 from drl_dist.tracking.curve_panels import DEFAULT_METRICS, Curve, binned, draw_panels, without_level
+from drl_dist.tracking.metrics import plain_name
 from drl_dist.tracking.runs import run_named
 from drl_dist.tracking.server.client import connect, user_errors
 
@@ -67,17 +69,21 @@ def curves(options: CurvesOptions) -> int:
         known = sorted(run.data.metrics)
         panels: dict[str, dict[str, Curve]] = {}
         for metric in options.metrics or DEFAULT_METRICS:
-            names = [name for name in known if name == metric or without_level(name) == metric]
+            names = [name for name in known if metric in (name, plain_name(name), without_level(plain_name(name)))]
             if not names and not options.metrics:
                 continue
             if not names:
                 raise UserError(
                     f"metric {metric}",
                     got="a run without it",
-                    expected=", ".join(sorted({without_level(name) for name in known})),
+                    expected=", ".join(sorted({without_level(plain_name(name)) for name in known})),
                     remedy="choose one of these",
                 )
-            panels[metric] = {name: _binned(client, run.info.run_id, name) for name in names}
+            panels[metric] = {
+                # Runs that an earlier version began have the first part of a curve under another name.
+                plain: _binned(client, run.info.run_id, [name for name in names if plain_name(name) == plain])
+                for plain in sorted({plain_name(name) for name in names})
+            }
     if not panels:
         raise UserError(
             f"run {options.run_name}",
@@ -105,8 +111,9 @@ def _refuse_other(out: Path, label: str) -> None:
         )
 
 
-def _binned(client: MlflowClient, run_id: str, name: str) -> Curve:
-    """A metric's curve; of a step made twice, the last number counts."""
-    logged = sorted(client.get_metric_history(run_id, name), key=lambda metric: metric.timestamp)
+def _binned(client: MlflowClient, run_id: str, names: Sequence[str]) -> Curve:
+    """A metric's curve, by all its names; of a step made twice, the last number counts."""
+    found = (metric for name in names for metric in client.get_metric_history(run_id, name))
+    logged = sorted(found, key=lambda metric: metric.timestamp)
     history = {metric.step: metric.value for metric in logged}
     return binned({step: value for step, value in history.items() if math.isfinite(value)})

@@ -34,8 +34,8 @@ class Metric:
     page: str = ""
     """Page of the documentation that says more."""
     section: str = ""
-    """Section of MLflow's page that its chart stands in, as a prefix of its name there; without one, it stands at the
-    top, or below its own name where each noise level has a chart."""
+    """Section of MLflow's page that its chart stands in, as a prefix of its name there. The page sorts sections by
+    name, and calls that of charts without one *Model metrics*: per_level and the others come after it."""
 
     @property
     def description(self) -> str:
@@ -46,32 +46,54 @@ class Metric:
 _EPOCH = "seconds since 1970"
 METRICS: tuple[Metric, ...] = (
     Metric("loss", "weighted loss of the objective", runs="training", exported="gauge"),
-    Metric("log_density_pos/level_{t}", "mean log-density of y_pos at noise level t", "nats", "training"),
-    Metric("log_density_neg/level_{t}", "mean log-density of y_neg at noise level t", "nats", "training"),
-    Metric("log_density_gap/level_{t}", "mean log-density of y_pos less that of y_neg at level t", "nats", "training"),
+    Metric(
+        "log_density_pos/level_{t}",
+        "mean log-density of y_pos at noise level t",
+        "nats",
+        "training",
+        section="per_level",
+    ),
+    Metric(
+        "log_density_neg/level_{t}",
+        "mean log-density of y_neg at noise level t",
+        "nats",
+        "training",
+        section="per_level",
+    ),
+    Metric(
+        "log_density_gap/level_{t}",
+        "mean log-density of y_pos less that of y_neg at level t",
+        "nats",
+        "training",
+        section="per_level",
+    ),
     Metric(
         "displacement/level_{t}",
         "root-mean-square move per pixel of a chain from its start at noise level t",
         "units of the data, which is in [-1, 1]",
         "training",
+        section="per_level",
     ),
     Metric(
         "curvature/level_{t}",
         "root-mean-square curvature of the conditional log-density along the moves of chains, over its bound",
         runs="training",
         page="training.md",
+        section="per_level",
     ),
     Metric(
         "noise_error/level_{t}",
         "root-mean-square error per pixel of the noise that the score predicts at noise level t",
         "standard deviations",
         "training",
+        section="per_level",
     ),
     Metric(
         "predicted_noise/level_{t}",
         "root mean square per pixel of the noise that the score predicts at noise level t",
         "standard deviations",
         "training",
+        section="per_level",
     ),
     Metric("grad_norm", "norm of the gradient before clipping", runs="training", exported="gauge"),
     Metric("learning_rate", "learning rate, with warm-up", runs="training"),
@@ -134,7 +156,7 @@ METRICS: tuple[Metric, ...] = (
         runs="training",
         exported="gauge",
         page="data.md",
-        section="faults",
+        section="reliability",
     ),
     Metric(
         "saturated_fraction",
@@ -161,7 +183,7 @@ METRICS: tuple[Metric, ...] = (
         "how often the run has gone back to a checkpoint",
         runs="training",
         page="training.md",
-        section="faults",
+        section="reliability",
     ),
     Metric("spool_unsent_bytes", "what is still to be sent to MLflow", "bytes", exported="gauge"),
     Metric("mlflow_told_timestamp_seconds", "when MLflow last took what it was sent", _EPOCH, exported="gauge"),
@@ -213,19 +235,24 @@ METRICS: tuple[Metric, ...] = (
 """All metrics, in the order of the documentation."""
 
 _BY_NAME = {metric.name: metric for metric in METRICS}
+_SECTIONS = {metric.section for metric in METRICS if metric.section}
 
 
 def page_name(name: str) -> str:
     """A metric's name in MLflow, with its section, by which the page groups and orders charts."""
-    metric = _BY_NAME.get(name)
-    return f"{metric.section}/{name}" if metric is not None and metric.section else name
+    metric, plain = find_metric(name), plain_name(name)
+    return f"{metric.section}/{plain}" if metric is not None and metric.section else plain
+
+
+def plain_name(name: str) -> str:
+    """A metric's own name by its name in MLflow, with or without its section."""
+    section, _, plain = name.partition("/")
+    return plain if section in _SECTIONS else name
 
 
 def find_metric(name: str) -> Metric | None:
     """The row of a metric by its name in MLflow, None if it is not in the table."""
-    section, _, plain = name.partition("/")
-    if plain in _BY_NAME and _BY_NAME[plain].section == section:
-        return _BY_NAME[plain]
+    name = plain_name(name)
     for pattern, placeholder in _PLACEHOLDERS:
         name = pattern.sub(placeholder, name)
     return _BY_NAME.get(name)

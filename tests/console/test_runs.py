@@ -52,7 +52,7 @@ def make(
         train=dataclasses.replace(experiment.train, num_steps=NUM_STEPS),
     )
     write_record(str(folder), experiment, "f" * 64)
-    write_status(str(folder), RunStatus(state=state, since=time.time() - ago - 60, starts=2, worker_starts=3))
+    write_status(str(folder), RunStatus(state=state, since=time.time() - ago - 200, starts=2, worker_starts=3))
     if steps:
         now = time.time
         with pytest.MonkeyPatch.context() as patch, RunFiles(str(folder), 0) as files:
@@ -83,7 +83,7 @@ def test_status_says_where_a_run_stands(tmp_path: Path, capsys: pytest.CaptureFi
     assert run(["status", f"{folder}/"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines == [
-        "run a (digits): running, for 60 s (2 starts, 1 restart of its workers, 1 roll-back)",
+        "run a (digits): running, for 3 min (2 starts, 1 restart of its workers, 1 roll-back)",
         f"step 60 of {NUM_STEPS} (4.0%), 32.0 images/s, 24 min left",
         f"newest checkpoint: step 50, 10 min old, {folder}/checkpoint_000000050",
         "went back from step 40 to step 30: chains moved",
@@ -99,7 +99,7 @@ def test_status_of_runs_that_are_ill(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert run(["status", str(make(tmp_path, "far", move=3.0))]) == 1
     assert "health: diverging: chains move by 3 per pixel" in capsys.readouterr().out
     assert run(["status", str(make(tmp_path, "done", state="finished", ago=1000))]) == 0
-    assert "run done (digits): finished, since 18 min" in capsys.readouterr().out
+    assert "run done (digits): finished, since 20 min" in capsys.readouterr().out
     assert run(["status", str(make(tmp_path, "broken", state="failed"))]) == 1
     assert run(["status", str(make(tmp_path, "new", steps=0))]) == 0
     said = capsys.readouterr().out

@@ -15,11 +15,13 @@ import torch
 from mlflow import MlflowClient
 
 from drl_dist.checkpoints.format import PARTS, read_checkpoint
+from drl_dist.checkpoints.run_status import read_status
 from drl_dist.checkpoints.storage import checkpoint_name, complete_checkpoints, fetch_checkpoint
 from drl_dist.data.index import open_index
 from drl_dist.jobs.train.options import parse_train_options
 from drl_dist.jobs.train.single_device import train_on_one_device
 from drl_dist.localhost import MlflowServer, RayHead
+from drl_dist.tracking.files.table import read_table
 from drl_dist.tracking.registry import resolve_model
 from tests.data.published import encoded, photographs, write_lsun
 from tests.gcs import GcsEmulator
@@ -76,7 +78,7 @@ def test_the_tracker_knows_parameters_metrics_pictures_and_models(
     assert newest.run_id == told.info.run_id and f"after step {STEPS}" in newest.description
     for level in range(6):
         for name in ("log_density_pos", "log_density_neg", "log_density_gap", "displacement"):
-            assert f"{name}/level_{level}" in told.data.metrics
+            assert f"per_level/{name}/level_{level}" in told.data.metrics
     for name in ("samples", "progression"):
         assert len(client.list_artifacts(told.info.run_id, f"pictures/{name}")) == 3
 
@@ -249,10 +251,20 @@ def test_data_and_checkpoints_in_a_bucket(
     run_url = f"{gcs_bucket}/runs/bucket"
     assert [stored.step for stored in complete_checkpoints(run_url)] == [6, 4]
     assert read_checkpoint(fetch_checkpoint(run_url, PARTS), PARTS).state.step == 6
-    again = run(subprocess_environment(ray_head.environment(), environment), [*options, "--train.num-steps", "8"])
+    # On without a server: metrics and pictures go to the bucket.
+    alone = subprocess_environment(ray_head.environment(), gcs_emulator.environment())
+    more = ("--train.num-steps", "8", "--tracking.uri", "none", "--tracking.tensorboard")
+    again = run(alone, [*options, *more])
     assert again.status == 0, again.output
     assert f"resuming after step 6 from {run_url}/{checkpoint_name(6)}" in again.output
+    assert again.lines[-1].endswith(f"metrics and samples in {run_url}") and "model " not in again.lines[-1]
     assert [stored.step for stored in complete_checkpoints(run_url)] == [8, 6]
+    assert read_table(run_url, ["loss"])["step"].to_pylist() == [7, 8]
+    assert {"samples.png", "curves.png", "run_status.json"} <= Folder(run_url).sizes().keys()
+    assert Folder(f"{run_url}/tensorboard").sizes() and Folder(f"{run_url}/pictures/samples").sizes()
+    status = read_status(run_url)
+    assert status is not None and (status.state, status.starts, status.worker_starts) == ("finished", 2, 2)
+    assert tracked(mlflow_server, "bucket").data.metrics["images_seen"] == 6 * 8
 
 
 def test_lsun_photographs_at_128_pixels(

@@ -62,5 +62,5 @@ def test_a_damaged_shard_under_substitute(
     assert longer.status == 0, longer.output
     assert replaced() == damaged(11)
     history = tracked(mlflow_server, "borne").data.metrics
-    assert history["bad_samples"] == len(damaged(11))
+    assert history["reliability/bad_samples"] == len(damaged(11))
     assert {one.reason for one in read_substitutes(str(storage / "borne")) if one.shard == names[2]} == {"no such file"}

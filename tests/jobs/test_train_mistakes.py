@@ -44,7 +44,7 @@ DEAD = "http://127.0.0.1:9"
         (("--num-workers", "8"), {}, "8 workers of 1 CPU: got a cluster with 2 CPU, expected 8 CPU"),
         (("--use-gpu",), {}, "1 workers of 1 GPU: got a cluster with 0 GPU"),
         (("--tracking.uri", DEAD), {}, f"MLflow server {DEAD}: got no answer"),
-        ((), {"MLFLOW_TRACKING_URI": ""}, "MLflow server: got no address"),
+        ((), {"MLFLOW_TRACKING_URI": ""}, r"MLflow server: got no address, .* or --tracking\.uri none to have metrics"),
         (("--storage", "gs://nowhere/runs"), {"STORAGE_EMULATOR_HOST": DEAD}, "storage gs://nowhere/runs/bad: got "),
         (("--storage", "ftp://host/runs"), {}, "config field storage: got ftp://host/runs, expected a path"),
         (("--storage", "/proc/runs"), {}, "writing /proc/runs/"),

@@ -180,5 +180,5 @@ def test_a_job_that_diverges_rolls_back(
     assert f"resuming after step {known.back_to} from" in job.output
     found = tracked(mlflow_server, "diverging")
     assert found.info.status == "FAILED"
-    assert found.data.metrics["rollbacks"] == 1
+    assert found.data.metrics["reliability/rollbacks"] == 1
     assert found.data.tags[TAG].startswith(f"{known.diverged_at} to {known.back_to}: training diverged")
