@@ -18,9 +18,13 @@ from typing import Any, NoReturn
 import click
 import pytest
 
+from drl_dist.checkpoints import run_config
 from drl_dist.common.errors import UserError
+from drl_dist.config.presets import preset
+from drl_dist.config.tree import RunConfig
 from drl_dist.jobs.common import entry
 from drl_dist.jobs.train import options as train_options
+from drl_dist.jobs.train import own_options
 from tests.support import ROOT, require
 
 ELIDED = "…"
@@ -134,8 +138,12 @@ def _until_its_work(program: str) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", sys.argv)
         patch.setattr(argparse.ArgumentParser, "parse_args", parse_and_begin)
-        for module in (entry, train_options):
+        for module in (entry, train_options, own_options):
             patch.setattr(module, "run_command", understand)
+        # `jobs/train.py` looks at data, runs and files before it understands its options.
+        patch.setattr(own_options, "_experiment_of", lambda *_, **__: preset("digits", "unet"))
+        patch.setattr(own_options, "_values_of", lambda _: {})
+        patch.setattr(run_config, "stored_run", _a_run)
         # To be run as a program it must not be a module that is there.
         is_package = (ROOT / program.replace(".", "/")).is_dir()
         # A package stays: one that is imported again would lack the modules that others have imported of it.
@@ -150,6 +158,12 @@ def _until_its_work(program: str) -> Iterator[None]:
             for name in set(sys.modules) - loaded:
                 if any(value is begin for value in vars(sys.modules[name]).values()):
                     del sys.modules[name]
+
+
+def _a_run(url: str) -> run_config.StoredRun:
+    storage, _, name = url.rpartition("/")
+    run = RunConfig(experiment=preset("digits", "unet"), data=HERE, storage=storage or HERE, run_name=name)
+    return run_config.StoredRun(run=run, without_ray=False)
 
 
 def filled(word: str) -> str:

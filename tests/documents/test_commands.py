@@ -15,6 +15,8 @@ from functools import cache
 from importlib import import_module
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from drl_dist.common.nested import flatten, to_dict
@@ -171,7 +173,13 @@ def with_stand_ins(words: tuple[str, ...], folder: Path, made: Path) -> tuple[st
             write_lsun(source, {bytes([number]) * 40: encoded(photo(number, 40, 60), "WEBP") for number in (1, 2)})
         case "folder":
             source.mkdir(parents=True)
-            (source / "photo.png").write_bytes(encoded(photo(0, 40, 60), "PNG"))
+            # As many as a split into nine tenths and one needs.
+            for number in range(30):
+                (source / f"{number}.png").write_bytes(encoded(photo(number, 40, 60), "PNG"))
+        case "parquet":
+            source.mkdir(parents=True)
+            rows = {"image": [encoded(photo(0, 40, 60), "PNG")], "label": [0]}
+            pq.write_table(pa.table(rows), source / "train.parquet")
         case other:
             raise AssertionError(f"say here what a small source of {other} is")
     return (*words, "--workers", "1")
