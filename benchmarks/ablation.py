@@ -31,6 +31,7 @@ from drl_dist.build import build_sampler
 from drl_dist.common.batch import Batch
 from drl_dist.common.images import grid, to_uint8, to_unit_range
 from drl_dist.common.places import path_here
+from drl_dist.common.program import entry_point
 from drl_dist.common.progress import progress
 from drl_dist.config.presets import preset
 from drl_dist.config.tree import EngineConfig, Experiment
@@ -62,8 +63,8 @@ _RESULT = re.compile(rf"({'|'.join(SETTINGS)})-\d+-\d+\.json")
 CURVE_IMAGES = 128
 
 
-def main() -> None:
-    """Parse; train and score what is missing; print the table and draw the pictures."""
+def main() -> int:
+    """Parse; train and score what is missing; print the table and draw the pictures; the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=path_here, required=True, help="folder of results, pictures and the table")
     parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
@@ -99,6 +100,7 @@ def main() -> None:
     (arguments.out / TABLE).write_text(text)
     print(text)
     draw_curves(results, arguments.out / CURVES)
+    return 0
 
 
 def experiment_of(name: str, seed: int, budget: int) -> Experiment:
@@ -241,4 +243,4 @@ def draw_curves(results: dict[str, list[dict[str, Any]]], place: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    entry_point(main)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from datasets_prep.digits import load_images
+from datasets_prep.sources.digits import load_images
 from drl_dist.common.images import to_unit_range
 from drl_dist.evaluation.features import FeatureNetwork
 

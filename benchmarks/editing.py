@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from drl_dist.build import build_posterior_sampler
+from drl_dist.common.program import entry_point
 from drl_dist.config.presets import preset
 from drl_dist.config.tree import Experiment
 from drl_dist.diffusion.ladder import NoiseLadder
@@ -142,8 +143,8 @@ def tweedie_start(
     return 1 - left * slope, factor * float(signal[t]) * below * math.sqrt(left) / noise_std
 
 
-def main() -> None:
-    """Print all of it."""
+def main() -> int:
+    """Print all of it; the exit status."""
     argparse.ArgumentParser(description=__doc__).parse_args()
 
     def shares(values: list[float]) -> str:
@@ -159,7 +160,8 @@ def main() -> None:
         for grey in (30, 60, 120):
             slopes, stds = map(list, zip(*denoising(experiment, grey / GREY_LEVELS).values(), strict=True))
             print(f"{name}, noise {grey}: {shares(slopes)} | {shares(stds)}", flush=True)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    entry_point(main)

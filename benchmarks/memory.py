@@ -2,7 +2,7 @@
 
     python -m benchmarks.memory [--cases digits,fashion_mnist:unet,cifar10:t6:2 --json FILE]
 
-A case is PRESET:SETTING:BATCH; setting and batch size may be left out. Every case is measured in a process of its own: a
+A case is PRESET:SETTING:BATCH; setting and batch may be left out. Every case is measured in a process of its own: a
 real step on the CPU, whose allocations torch's profiler counts, against the estimate that
 `jobs/train_*.py --estimate` prints. Ends with status 1 if they differ by more than a tenth.
 """

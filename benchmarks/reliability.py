@@ -31,6 +31,7 @@ from benchmarks.results import open_results
 from drl_dist.checkpoints.format import PARTS, part_file
 from drl_dist.checkpoints.storage import checkpoint_name
 from drl_dist.common.places import path_here
+from drl_dist.common.program import entry_point
 from drl_dist.data.audit import audit, read_audit_log
 from drl_dist.data.manifest import MANIFEST_NAME
 from drl_dist.localhost import MlflowServer, RayHead
@@ -226,8 +227,8 @@ def sampling(bench: Bench) -> dict[str, Any]:
 PARTS_OF_BENCH = {"exact": exact, "workers": workers, "goodput": goodput, "sampling": sampling}
 
 
-def main() -> None:
-    """Parse, measure what is missing, print the table."""
+def main() -> int:
+    """Parse, measure what is missing, print the table; the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=path_here, required=True)
     parser.add_argument("--parts", nargs="+", default=list(PARTS_OF_BENCH), choices=list(PARTS_OF_BENCH))
@@ -252,6 +253,7 @@ def main() -> None:
     text = table(results)
     (out / "table.md").write_text(text)
     print(text)
+    return 0
 
 
 def _prepare(stack: ExitStack, out: Path, seed: int) -> Bench:
@@ -322,4 +324,4 @@ def _quantile(ordered: list[float], share: float) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    entry_point(main)

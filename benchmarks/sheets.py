@@ -27,7 +27,7 @@ from benchmarks.quality.features import feature_network
 from benchmarks.quality.record import FEATURES
 from benchmarks.quality.scores import Scorer
 from benchmarks.quality.settings import DATA
-from datasets_prep.fashion_mnist import DEBIAN_FOLDER
+from datasets_prep._options import DEBIAN_FOLDER
 from drl_dist.common.errors import UserError
 from drl_dist.common.images import enlargement
 from drl_dist.common.program import entry_point, stop_on_signals

@@ -29,6 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from drl_dist.common.places import path_here
+from drl_dist.common.program import entry_point
 from drl_dist.localhost import MlflowServer, RayHead, processes
 from drl_dist.localhost.server import end_on_signals
 
@@ -76,8 +77,8 @@ class Checkout:
         return self.folder / ".venv" / "bin" / "python"
 
 
-def main() -> None:
-    """Parse, measure, print."""
+def main() -> int:
+    """Parse, measure, print; the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("before", "after"):
         parser.add_argument(f"--{name}", type=path_here, required=True, help="a checkout with its environment in .venv")
@@ -122,6 +123,7 @@ def main() -> None:
             "ratios": {measure: ratio(figures, measure) for measure in MEASURES},
         }
         arguments.json.write_text(json.dumps(whole, indent=2) + "\n")
+    return 0
 
 
 def table(figures: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
@@ -254,4 +256,4 @@ def _titled(root: int, title: str) -> list[int]:
 
 
 if __name__ == "__main__":
-    main()
+    entry_point(main)

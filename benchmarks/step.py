@@ -27,6 +27,7 @@ from benchmarks.floor import BareConvolutions, convolutions_of
 from benchmarks.peaks import peak_bytes
 from drl_dist.common.batch import Batch
 from drl_dist.common.places import path_here
+from drl_dist.common.program import entry_point
 from drl_dist.config.presets import SETTINGS, TABLE_6, preset
 from drl_dist.config.tree import EngineConfig, Experiment
 from drl_dist.diffusion.ladder import Pairs
@@ -38,8 +39,8 @@ from tests.reference import ReferenceStep
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def main() -> None:
-    """Parse, measure, print."""
+def main() -> int:
+    """Parse, measure, print; the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", default="cifar10", choices=sorted(TABLE_6))
     parser.add_argument("--setting", default="t6", choices=sorted(set(SETTINGS) - {"t1k", "t1k_dsm"}))
@@ -60,6 +61,7 @@ def main() -> None:
     print(table(figures))
     if arguments.json:
         arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
+    return 0
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -252,4 +254,4 @@ def table(figures: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    entry_point(main)

@@ -18,13 +18,14 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing.connection import wait as wait_for_end
 from typing import Any
 
 from datasets_prep._identity import STAMPS_NAME, Change, Seen, copies, write_stamps
 from datasets_prep._labels import class_counts
 from datasets_prep._listing import printable
+from datasets_prep._options import PictureOptions, PrepOptions
 from datasets_prep._pixels import (
     pixel_rules,
     report_treated,
@@ -62,31 +63,6 @@ from drl_dist.jobs.common.output.job_records import Records
 
 MAX_ROUNDS = 3
 """Largest number of attempts to make a shard whose images change meanwhile."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PrepOptions:
-    """Options of every data set's command."""
-
-    out: str = ""
-    """Folder to write the shards to: a path, file://, gs:// or s3://."""
-    resolution: int = 64
-    """Height and width of the images, in pixels."""
-    workers: int = field(default_factory=lambda: os.cpu_count() or 1)
-    """Number of parallel processes that make shards."""
-    shard_size: int = 2048
-    """Images per shard."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PictureOptions(PrepOptions):
-    """Further options for data sets of encoded pictures."""
-
-    background: str = "white"
-    """Colour behind transparent pixels: a name, #rrggbb or r,g,b."""
-    value_range: tuple[float, float] | None = None
-    """The values of black and white in grey pictures of more than 8 bits, e.g. 0 4095; by default the range given by
-    their files, else that of 16 bits."""
 
 
 @dataclass(frozen=True)

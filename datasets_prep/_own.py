@@ -1,4 +1,4 @@
-"""What sources of anybody's images share: their options, crops, classes, and a split by content."""
+"""What sources of anybody's images share: crops, classes, and a split by content."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ import re
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol, get_args
+from typing import Protocol, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageColor
 
-from datasets_prep._build import PictureOptions, build, check_options
+from datasets_prep._build import build, check_options
 from datasets_prep._files import UNKNOWN
 from datasets_prep._listing import printable
+from datasets_prep._options import Crop, OwnImageOptions
 from datasets_prep._pixels import pixel_rules
 from datasets_prep._source import Source, centre_square
 from drl_dist.common.errors import UserError
@@ -23,32 +24,10 @@ from drl_dist.common.places import joined
 from drl_dist.config.own_data import check_resolution
 from drl_dist.data.pixels.pictures import PictureError
 
-Crop = Literal["center", "top", "none", "pad"]
 NAME = re.compile(r"[A-Za-z0-9_]{1,60}")
 SPLITS = ("train", "test")
 """Parts of a split by content, and their folders."""
 MAX_CLASSES = 100_000
-
-
-@dataclass(frozen=True, kw_only=True)
-class OwnImageOptions(PictureOptions):
-    """Options of images that are no published data set."""
-
-    source: str = ""
-    """Where the images are."""
-    name: str = "images"
-    """Name of the data set."""
-    split: str = "train"
-    """Name of this part of the data set; or a share such as 0.9, which goes to OUT/train, and the rest to OUT/test:
-    the content of an image decides, so that images added later move none, and copies stay together."""
-    channels: Literal[1, 3] = 3
-    """1 makes the images grey, 3 makes them RGB."""
-    crop: Crop = "center"
-    """What becomes of images that are not square. center: their middle; top: the upper end of upright ones, such as
-    portraits, and the middle of others; pad: the whole image, with --background beside it; none: the whole image,
-    stretched."""
-    min_side: int = 0
-    """Leave out images whose shorter side has fewer pixels; smaller ones than --resolution are enlarged."""
 
 
 @dataclass(frozen=True)

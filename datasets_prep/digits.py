@@ -3,20 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 
-import numpy as np
-from numpy.typing import NDArray
-
-from datasets_prep._build import PrepOptions, build
-from datasets_prep._source import Item, SourceDefaults, digest_of, from_pixels
+from datasets_prep._options import PrepOptions
+from drl_dist.common.imports import no_collection
 from drl_dist.common.program import entry_point
 from drl_dist.jobs.common.options import parse_options
-
-BRIGHTEST = 16
-"""Largest value of a pixel in the data set."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,51 +23,13 @@ class Options(PrepOptions):
     """Number of parallel processes that make shards; starting more takes longer than the work."""
 
 
-@dataclass(frozen=True)
-class DigitsPart:
-    """A run of digits."""
-
-    start: int
-    stop: int
-
-    def items(self) -> Iterator[Item]:
-        """The images in order."""
-        pixels, labels = load_images()
-        for index in range(self.start, self.stop):
-            yield Item(f"digits/{index}", lambda index=index: from_pixels(pixels[index]), int(labels[index]))
-
-
-class Digits(SourceDefaults):
-    """All digits."""
-
-    name, split, channels = "digits", "train", 1
-
-    @property
-    def digest(self) -> str:
-        """Digest of pixels and labels."""
-        return digest_of(array.tobytes() for array in load_images())
-
-    def __len__(self) -> int:
-        return len(load_images()[1])
-
-    def part(self, start: int, stop: int) -> DigitsPart:
-        """Images `start` to `stop`."""
-        return DigitsPart(start, stop)
-
-
-@lru_cache(maxsize=1)
-def load_images() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Pixels (1797, 8, 8) and labels (1797,)."""
-    from sklearn.datasets import load_digits
-
-    flat, labels = load_digits(return_X_y=True)
-    pixels = np.rint(np.asarray(flat).reshape(-1, 8, 8) * (255 / BRIGHTEST)).astype(np.uint8)
-    return pixels, np.asarray(labels).astype(np.int64)
-
-
 def main() -> int:
     """Run the command; returns its exit status."""
-    return build(Digits(), parse_options(Options, Options(), sys.argv[1:], description=__doc__ or ""))
+    options = parse_options(Options, Options(), sys.argv[1:], description=__doc__ or "")
+    with no_collection():
+        from datasets_prep.sources.digits import prepare
+
+    return prepare(options)
 
 
 if __name__ == "__main__":

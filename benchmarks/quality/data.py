@@ -12,7 +12,7 @@ from torch import Tensor
 
 from benchmarks.digit_features import digits
 from datasets_prep._source import require_source
-from datasets_prep.fashion_mnist import NEEDS, FashionMnist
+from datasets_prep.sources.fashion_mnist import NEEDS, FashionMnist
 
 _HELD_OUT_DIGITS = 360
 

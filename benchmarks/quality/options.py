@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from benchmarks.quality.settings import DATA, SETTINGS
-from datasets_prep.fashion_mnist import DEBIAN_FOLDER
+from datasets_prep._options import DEBIAN_FOLDER
 from drl_dist.common.program import EXIT_USER_ERROR
 from drl_dist.common.validation import Rule, local_of, refuse_broken
 

@@ -7,7 +7,7 @@ import select
 import signal
 import sys
 from collections.abc import Callable
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import NoReturn
 
 from drl_dist.common.errors import UserError
@@ -67,6 +67,22 @@ def entry_point(command: Callable[[], int]) -> NoReturn:
             os.dup2(nowhere, stream.fileno())
         status = EXIT_NO_READER
     sys.exit(status)
+
+
+def interrupt_quietly() -> None:
+    """Make Ctrl-C end this process with one line and status 130 where nothing catches it, for commands that are still
+    importing; `entry_point` does the rest."""
+    before = sys.excepthook
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if not issubclass(kind, KeyboardInterrupt):
+            before(kind, error, trace)
+            return
+        print("interrupted", file=sys.stderr, flush=True)
+        # The interpreter would send itself the signal again, for which a parent sees no exit status.
+        os._exit(EXIT_INTERRUPTED)
+
+    sys.excepthook = hook
 
 
 def _has_no_reader(descriptor: int) -> bool:

@@ -14,9 +14,10 @@ from drl_dist.diffusion.ladder import NoiseLadder
 from drl_dist.diffusion.noise import MAX_SAMPLE_IDS, PhiloxNoise, Purpose
 from drl_dist.diffusion.recovery import LogDensityAndGrad
 from drl_dist.likelihood.marginals import Marginals
-from drl_dist.mcmc.adaptation import AdaptationConfig, AdaptingChains, StepSizes, adapt_step_size
+from drl_dist.mcmc.adaptation import AdaptingChains, StepSizes, adapt_step_size
 from drl_dist.mcmc.hmc import Hmc
 from drl_dist.mcmc.kernel import KeyedChainNoise
+from drl_dist.mcmc.settings import AdaptationConfig
 from drl_dist.sampling.long_run import ADAPTATION_IDS
 
 LIKELIHOOD_IDS = ADAPTATION_IDS + MAX_SAMPLE_IDS // 4

@@ -13,8 +13,8 @@ from torch import Tensor
 from drl_dist.common.errors import UserError
 from drl_dist.diffusion.recovery import LogDensityAndGrad
 from drl_dist.mcmc.kernel import ChainNoise, Info, KernelAt, State
-from drl_dist.mcmc.kernels import KernelName
 from drl_dist.mcmc.leapfrog import Point
+from drl_dist.mcmc.settings import AdaptationConfig, KernelName
 
 DensityName = Literal["conditional", "marginal"]
 
@@ -25,42 +25,6 @@ _GAIN = 2.0
 _PROBE_FRACTION = 10
 _MAX_ROUNDING = 0.5
 """Nats in the last place of the log-density above which accepting is a matter of rounding."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class AdaptationConfig:
-    """How step sizes are adapted; the paper's numbers."""
-
-    num_chains: int = 1000
-    """Chains that run down the ladder together."""
-    num_steps: int = 100
-    """Steps over which the acceptance rate of a level is averaged, for all chains."""
-    lowest_rate: float = 0.6
-    """Acceptance rate below which the step size is made smaller."""
-    highest_rate: float = 0.9
-    """Acceptance rate above which the step size is made larger."""
-    max_rounds: int = 60
-    """Corrections of one level's step size after which it counts as impossible."""
-
-    def __post_init__(self) -> None:
-        rules: list[tuple[str, object, str, bool]] = [
-            ("num_chains", self.num_chains, "at least 1", self.num_chains >= 1),
-            ("num_steps", self.num_steps, "at least 1", self.num_steps >= 1),
-            (
-                "lowest_rate and highest_rate",
-                (self.lowest_rate, self.highest_rate),
-                "0 < lowest < highest < 1",
-                0 < self.lowest_rate < self.highest_rate < 1,
-            ),
-            ("max_rounds", self.max_rounds, "at least 1", self.max_rounds >= 1),
-        ]
-        for name, got, expected, holds in rules:
-            if not holds:
-                raise UserError(f"adaptation field {name}", got=got, expected=expected, remedy="correct the field")
-
-    def contains(self, rate: float) -> bool:
-        """Whether an acceptance rate needs no correction; not a number does."""
-        return self.lowest_rate <= rate <= self.highest_rate
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,7 @@
 """The registry of kernels: one row for each, by which every option, file and page names it.
 
-A new kernel is its module beside this one and its row in `KERNELS`; long runs, step-size files and docs/samplers.md
+A new kernel is its module beside this one and its row in `KERNELS`, and one that is adjusted has its name in
+`drl_dist.mcmc.settings.KernelName`; long runs, step-size files and docs/samplers.md
 take it from there.
 """
 
@@ -9,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from drl_dist.mcmc.hmc import Hmc
 from drl_dist.mcmc.kernel import Kernel, KernelAt
@@ -17,6 +18,7 @@ from drl_dist.mcmc.langevin import LeimkuhlerMatthews, UnadjustedLangevin
 from drl_dist.mcmc.mala import Mala
 from drl_dist.mcmc.normal_approximation import NormalApproximation
 from drl_dist.mcmc.nuts import Nuts
+from drl_dist.mcmc.settings import KernelName
 
 _NUM_LEAPFROG_STEPS, _MAX_TREE_DEPTH = 2, 10
 """Options by default, those of `Hmc` and `Nuts`."""
@@ -64,13 +66,6 @@ _ROWS = (
 )
 KERNELS: dict[str, KernelRow] = {row.name: row for row in _ROWS}
 """Every kernel by its name."""
-
-if TYPE_CHECKING:
-    KernelName = str
-else:
-    # Command line and files are checked by this type when the program runs.
-    KernelName = Literal[tuple(row.name for row in _ROWS if row.is_adjusted)]
-    """Name of a kernel that leaves the density as it is: what long runs and step-size files may name."""
 
 
 def kernel_named(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,17 +16,15 @@ from torch import Tensor
 from drl_dist.diffusion.ladder import NoiseLadder
 from drl_dist.diffusion.noise import MAX_SAMPLE_IDS, Noise, PhiloxNoise, Purpose
 from drl_dist.diffusion.recovery import Levels, LogDensityAndGrad, conditional_density, scaled_density
-from drl_dist.mcmc.adaptation import AdaptationConfig, AdaptingChains, StepSizes, adapt_step_size
+from drl_dist.mcmc.adaptation import AdaptingChains, StepSizes, adapt_step_size
 from drl_dist.mcmc.kernel import KernelAt, KeyedChainNoise, Observer, run_chain
-from drl_dist.mcmc.kernels import KernelName, gradients_per_step, kernel_named
+from drl_dist.mcmc.kernels import gradients_per_step, kernel_named
 from drl_dist.mcmc.normal_approximation import NormalApproximation
+from drl_dist.mcmc.settings import AdaptationConfig, KernelName, Start
 from drl_dist.sampling.progressive import RawAtLevel
 
 ADAPTATION_IDS = MAX_SAMPLE_IDS // 2
 """First sample id of chains that adapt step sizes: their noise differs from that of images with the same seed."""
-
-Start = Literal["normal_approximation", "x_noisy"]
-"""Start of a level's chains: a draw from the normal approximation, or x_noisy as in training."""
 
 ObserveLevel = Callable[[int, Tensor], Observer | None]
 """(t, x_{t+1}) at the beginning of a level -> observer of its kernel's steps, if any; chain step 0 is the draw."""

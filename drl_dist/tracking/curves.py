@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from mlflow import MlflowClient
@@ -13,28 +12,12 @@ from drl_dist.common.errors import UserError
 from drl_dist.common.validation import local_of
 from drl_dist.data.filesystem import check_writable_file, write_local
 from drl_dist.tracking.curve_panels import DEFAULT_METRICS, Curve, binned, draw_panels, without_level
+from drl_dist.tracking.curves_options import CurvesOptions
 from drl_dist.tracking.metrics import plain_name
 from drl_dist.tracking.runs import run_named
 from drl_dist.tracking.server.client import connect, user_errors
 
 KINDS = ("png", "svg", "pdf")
-
-
-@dataclass(frozen=True, kw_only=True)
-class CurvesOptions:
-    """Options of ``jobs/curves.py``."""
-
-    run_name: str = ""
-    """The run."""
-    out: str = "curves.png"
-    """PNG file to write."""
-    metrics: tuple[str, ...] = ()
-    """Metrics, a panel each; those of all levels together are named without their level. By default those of loss,
-    log_density_gap, displacement, noise_error and grad_norm that the run's objective has."""
-    experiment: str = "drl_dist"
-    """MLflow experiment of the run."""
-    uri: str | None = None
-    """MLflow server; by default the environment's MLFLOW_TRACKING_URI."""
 
 
 def curves(options: CurvesOptions) -> int:

@@ -129,7 +129,7 @@ def phases(experiment: Experiment) -> list[tuple[int, Experiment]]:
 
 
 def with_numbers(experiment: Experiment) -> Experiment:
-    """The experiment with numbers of no meaning for what it leaves to the data: nothing counted here depends on them."""
+    """The experiment with some numbers for what it leaves to the data, on which nothing that is counted depends."""
     for name in left_to_data(experiment):
         part, _, field = name.partition(".")
         changed = replace(getattr(experiment, part), **{field: _PLACEHOLDERS[name]})

@@ -236,7 +236,7 @@ def test_a_face_replaced_by_one_of_its_size_is_recognised(
 def test_cifar10_replaced_between_opening_and_making_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from datasets_prep import cifar10
+    from datasets_prep.sources import cifar10
 
     archive = tmp_path / "cifar-10-binary.tar.gz"
     write_cifar10(archive, 2)

@@ -158,13 +158,21 @@ def with_stand_ins(words: tuple[str, ...], folder: Path, made: Path) -> tuple[st
     source = folder / given["--source"] if "--source" in given else made / "source"
     if source.is_dir():
         shutil.rmtree(source)
-    match words[1].rpartition(".")[2]:
-        case "digits":
-            return words
+    kind = words[1].rpartition(".")[2]
+    if kind == "digits":
+        return words
+    if kind == "fashion_mnist" and "--source" not in given:
+        # By default that is Debian's package, of 60,000 images.
+        words = (*words, "--source", str(source))
+    write_small(kind, source)
+    return (*words, "--workers", "1")
+
+
+def write_small(kind: str, source: Path) -> None:
+    """A small source of one command of ``datasets_prep``."""
+    match kind:
         case "fashion_mnist":
             write_fashion(source, 3, packed=True)
-            # By default that is Debian's package, of 60,000 images.
-            words = (*words, "--source", str(source)) if "--source" not in given else words
         case "cifar10":
             write_cifar10(source, 2)
         case "celeba":
@@ -182,7 +190,6 @@ def with_stand_ins(words: tuple[str, ...], folder: Path, made: Path) -> tuple[st
             pq.write_table(pa.table(rows), source / "train.parquet")
         case other:
             raise AssertionError(f"say here what a small source of {other} is")
-    return (*words, "--workers", "1")
 
 
 @pytest.mark.slow

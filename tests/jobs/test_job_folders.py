@@ -28,7 +28,7 @@ from drl_dist.jobs.ood.options import OodOptions
 from drl_dist.jobs.sample import driver as sample_driver
 from drl_dist.jobs.sample.driver import sample_run
 from drl_dist.jobs.sample.options import SampleOptions
-from drl_dist.mcmc.adaptation import AdaptationConfig
+from drl_dist.mcmc.settings import AdaptationConfig
 from tests.jobs.in_process import run_in_process
 
 

@@ -27,7 +27,8 @@ from drl_dist.jobs.likelihood.task import LikelihoodTasks, StepSizeTasks, TaskRe
 from drl_dist.library.stored import TrainedModel, load_model
 from drl_dist.likelihood.trust import TOO_SHARP
 from drl_dist.localhost import MlflowServer
-from drl_dist.mcmc.adaptation import AdaptationConfig, StepSizes
+from drl_dist.mcmc.adaptation import StepSizes
+from drl_dist.mcmc.settings import AdaptationConfig
 from drl_dist.training.chain import GradientEngine
 from drl_dist.training.ema import load_averaged
 from tests.data.sets import write_set

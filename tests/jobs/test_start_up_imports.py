@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import ast
+import json
+import subprocess
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
 import pytest
 
-from tests.support import ROOT
+from tests.helpers.forked import real_python
+from tests.support import ROOT, subprocess_environment
 
 SWEEPS = "drl_dist.jobs.sweep"
 
@@ -82,3 +85,58 @@ def test_nothing_heavy_is_imported_before_it_is_needed(module: str, unwanted: se
 def test_the_closure_sees_what_is_imported() -> None:
     assert {"torch", "ray", "numpy", "drl_dist.training.loop"} <= _closure("drl_dist.jobs.train.worker")
     assert {"mlflow", SWEEPS} <= _closure("drl_dist.jobs.sweep.trial")
+
+
+_HELP = """
+import contextlib, io, json, runpy, sys
+
+found = {}
+for place in sys.argv[1:]:
+    sys.argv = [place, "--help"]
+    run = runpy.run_path if place.endswith(".py") else runpy.run_module
+    before = set(sys.modules)
+    with contextlib.redirect_stdout(io.StringIO()) as shown:
+        try:
+            run(place, run_name="__main__", **({} if place.endswith(".py") else {"alter_sys": True}))
+        except SystemExit:
+            pass
+    tops = {name.partition(".")[0] for name in set(sys.modules) - before}
+    found[place] = {"help": "usage" in shown.getvalue(), "imported": sorted(tops)}
+print(json.dumps(found))
+"""
+_HEAVY = {
+    "torch", "numpy", "ray", "mlflow", "pyarrow", "PIL", "fsspec", "pandas", "scipy", "matplotlib", "webdataset",
+    "lmdb", "sklearn", "safetensors", "pydantic", "ruamel", "optuna", "timm", "rich",
+}  # fmt: skip
+
+
+@pytest.mark.integration
+def test_help_of_a_command_imports_nothing_heavy() -> None:
+    commands = [str(path.relative_to(ROOT)) for path in sorted((ROOT / "jobs").glob("*.py"))]
+    commands += [f"datasets_prep.{path.stem}" for path in sorted((ROOT / "datasets_prep").glob("[a-z]*.py"))]
+    commands += ["benchmarks.memory", "benchmarks.presets", "drl_dist.toy"]
+    done = subprocess.run(
+        [real_python(), "-c", _HELP, *commands],
+        cwd=ROOT,
+        env=subprocess_environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    found = json.loads(done.stdout)
+    assert len(found) == len(commands) > 20 and done.stderr == ""
+    assert {name: bool(told["help"]) for name, told in found.items()} == dict.fromkeys(commands, True)
+    assert {name: heavy for name, told in found.items() if (heavy := _HEAVY & set(told["imported"]))} == {}
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("command", [["jobs/sample.py"], ["-m", "datasets_prep.digits"], ["-m", "benchmarks.memory"]])
+def test_an_interrupt_during_imports_is_one_line(command: list[str], tmp_path: Path) -> None:
+    # A module of this name is found before the real one.
+    (tmp_path / "tyro.py").write_text("raise KeyboardInterrupt\n")
+    (tmp_path / "argparse.py").write_text("raise KeyboardInterrupt\n")
+    environment = subprocess_environment({"PYTHONPATH": f"{tmp_path}:{ROOT}"})
+    done = subprocess.run(
+        [real_python(), *command, "--help"], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")

@@ -16,7 +16,7 @@ from drl_dist.diffusion.recovery import Levels, LogDensityAndGrad
 from drl_dist.energy.analytic import Gaussian, GaussianMixture
 from drl_dist.likelihood.adaptation import MarginalAdaptation
 from drl_dist.likelihood.marginals import Marginals
-from drl_dist.mcmc.adaptation import AdaptationConfig
+from drl_dist.mcmc.settings import AdaptationConfig
 
 
 @dataclass(frozen=True)

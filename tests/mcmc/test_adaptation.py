@@ -17,15 +17,11 @@ from drl_dist.diffusion.noise import PhiloxNoise, Purpose
 from drl_dist.diffusion.recovery import LogDensityAndGrad
 from drl_dist.energy.analytic import Gaussian
 from drl_dist.jobs.common.step_sizes import STEP_SIZES_NAME, read_step_sizes, write_step_sizes
-from drl_dist.mcmc.adaptation import (
-    AdaptationConfig,
-    AdaptingChains,
-    StepSizes,
-    adapt_step_size,
-)
+from drl_dist.mcmc.adaptation import AdaptingChains, StepSizes, adapt_step_size
 from drl_dist.mcmc.kernel import KeyedChainNoise
-from drl_dist.mcmc.kernels import KernelName, kernel_named
+from drl_dist.mcmc.kernels import kernel_named
 from drl_dist.mcmc.langevin import UnadjustedLangevin
+from drl_dist.mcmc.settings import AdaptationConfig, KernelName
 from tests.mcmc.distributions import expected_rate, run
 
 DIMS = 20

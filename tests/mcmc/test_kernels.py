@@ -17,10 +17,11 @@ from drl_dist.diffusion.recovery import LogDensityAndGrad, conditional_density
 from drl_dist.energy.analytic import Gaussian
 from drl_dist.mcmc.hmc import Hmc
 from drl_dist.mcmc.kernel import Info, Kernel, KernelAt, KeyedChainNoise, StepNoise, run_chain
-from drl_dist.mcmc.kernels import KERNELS, KernelName, adapted_with, gradients_per_step, kernel_named
+from drl_dist.mcmc.kernels import KERNELS, adapted_with, gradients_per_step, kernel_named
 from drl_dist.mcmc.langevin import LeimkuhlerMatthews, UnadjustedLangevin
 from drl_dist.mcmc.mala import Mala
 from drl_dist.mcmc.normal_approximation import NormalApproximation
+from drl_dist.mcmc.settings import KernelName
 from tests.mcmc.distributions import Target, ergodic_scores, gaussian, invariance_scores, make, mixture, run
 from tests.support import ROOT
 

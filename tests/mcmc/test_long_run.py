@@ -16,11 +16,11 @@ from drl_dist.diffusion.ladder import NoiseLadder, linear_ladder
 from drl_dist.diffusion.noise import PhiloxNoise
 from drl_dist.diffusion.recovery import LogDensityAndGrad
 from drl_dist.energy.analytic import Gaussian
-from drl_dist.mcmc.adaptation import AdaptationConfig
 from drl_dist.mcmc.kernel import Observer
 from drl_dist.mcmc.kernels import kernel_named
 from drl_dist.mcmc.record import ChainRecord, summarise
-from drl_dist.sampling.long_run import LongRunSampler, Start, adapt_step_sizes, suitable_start
+from drl_dist.mcmc.settings import AdaptationConfig, Start
+from drl_dist.sampling.long_run import LongRunSampler, adapt_step_sizes, suitable_start
 from drl_dist.sampling.progressive import RawAtLevel
 from tests.mcmc.distributions import expected_rate
 

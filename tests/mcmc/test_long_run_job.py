@@ -28,8 +28,9 @@ from drl_dist.jobs.long_run.diagnostics import MIN_DRAWS, mixing
 from drl_dist.jobs.long_run.driver import long_run
 from drl_dist.jobs.long_run.options import LongRunOptions, check_options
 from drl_dist.jobs.long_run.output import figure, level_table
-from drl_dist.mcmc.adaptation import AdaptationConfig, StepSizes
+from drl_dist.mcmc.adaptation import StepSizes
 from drl_dist.mcmc.kernels import kernel_named
+from drl_dist.mcmc.settings import AdaptationConfig
 from drl_dist.sampling.long_run import LongRunSampler
 from drl_dist.training.chain import GradientEngine
 from drl_dist.training.ema import load_averaged

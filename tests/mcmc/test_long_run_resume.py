@@ -19,7 +19,7 @@ from drl_dist.jobs.long_run import driver as long_run_driver
 from drl_dist.jobs.long_run import output
 from drl_dist.jobs.long_run.driver import long_run
 from drl_dist.jobs.long_run.options import LongRunOptions
-from drl_dist.mcmc.adaptation import AdaptationConfig
+from drl_dist.mcmc.settings import AdaptationConfig
 from tests.helpers.forked import kill
 from tests.support import ROOT, subprocess_environment, wait_for, write_tiny_checkpoint
 

@@ -9,8 +9,11 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn, TypeVar
 
 from drl_dist.common.imports import no_collection
-from drl_dist.common.program import entry_point, stop_on_signals
-from drl_dist.jobs.common.options import parse_options
+from drl_dist.common.program import entry_point, interrupt_quietly, stop_on_signals
+
+# Before what takes longer.
+interrupt_quietly()
+from drl_dist.jobs.common.options import parse_options  # noqa: E402
 
 Options = TypeVar("Options")
 Wanted = TypeVar("Wanted")

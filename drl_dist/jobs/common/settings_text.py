@@ -6,9 +6,6 @@ import json
 import math
 from typing import Any
 
-from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
-
 MAX_BYTES = 2**20
 """Size of a file of settings; one that is larger is something else."""
 _MAX_VALUES = 100_000
@@ -54,6 +51,9 @@ def from_file(data: bytes) -> Any:
         pass
     except (ValueError, RecursionError) as error:
         raise SettingsTextError(" ".join(str(error).split())[:200]) from error
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
     try:
         # The safe loader makes plain values only.
         return _checked(YAML(typ="safe", pure=True).load(text))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from drl_dist.common.validation import Rule, model_rule, place_rule, refuse_broken, refuse_missing
-from drl_dist.mcmc.adaptation import AdaptationConfig
+from drl_dist.mcmc.settings import AdaptationConfig
 
 MAX_CHAINS = 1 << 24
 MAX_STEPS = 4096

@@ -25,7 +25,8 @@ from drl_dist.library.engine import check_finite, frozen_engine
 from drl_dist.likelihood.adaptation import LIKELIHOOD_IDS, AdaptedLevel, MarginalAdaptation, adapted_levels
 from drl_dist.likelihood.bits import dequantise, noisy_x_0
 from drl_dist.likelihood.marginals import Marginals
-from drl_dist.mcmc.adaptation import AdaptationConfig, StepSizes
+from drl_dist.mcmc.adaptation import StepSizes
+from drl_dist.mcmc.settings import AdaptationConfig
 
 if TYPE_CHECKING:
     from drl_dist.config.tree import Experiment

@@ -31,7 +31,8 @@ from drl_dist.library.stored import TrainedModel, load_model
 from drl_dist.mcmc.adaptation import StepSizes
 from drl_dist.mcmc.kernels import KERNELS, adapted_with, kernel_named
 from drl_dist.mcmc.record import ChainSummary, summarise
-from drl_dist.sampling.long_run import LongRunSampler, Start, adapt_step_sizes, suitable_start
+from drl_dist.mcmc.settings import Start
+from drl_dist.sampling.long_run import LongRunSampler, adapt_step_sizes, suitable_start
 
 if TYPE_CHECKING:
     from drl_dist.training.chain import GradientEngine

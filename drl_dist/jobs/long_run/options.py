@@ -7,9 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from drl_dist.common.validation import Rule, model_rule, place_rule, refuse_broken, refuse_missing
-from drl_dist.mcmc.adaptation import AdaptationConfig
-from drl_dist.mcmc.kernels import KernelName
-from drl_dist.sampling.long_run import Start
+from drl_dist.mcmc.settings import AdaptationConfig, KernelName, Start
 
 MAX_IMAGES = 10**6
 MAX_STEPS = 10**6

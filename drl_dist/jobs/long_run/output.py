@@ -16,7 +16,8 @@ from drl_dist.data.index import ShardIndex, write_index
 from drl_dist.data.shards import Sample, ShardRow, encode_png, pack_shard, shard_name
 from drl_dist.jobs.common.output.job_folder import JobFolder
 from drl_dist.jobs.common.output.report import Column, figure_png, new_figure, report_bytes, sheet_png, table
-from drl_dist.mcmc.adaptation import AdaptationConfig, StepSizes
+from drl_dist.mcmc.adaptation import StepSizes
+from drl_dist.mcmc.settings import AdaptationConfig
 
 if TYPE_CHECKING:
     from drl_dist.config.tree import Experiment

@@ -27,7 +27,7 @@ from drl_dist.jobs.long_run.progress import record_files, record_names
 from drl_dist.library.stored import TrainedModel
 from drl_dist.mcmc.adaptation import StepSizes
 from drl_dist.mcmc.kernels import KERNELS, adapted_with
-from drl_dist.sampling.long_run import Start
+from drl_dist.mcmc.settings import Start
 
 JOB = "drl_dist.long_run"
 

@@ -17,7 +17,6 @@ from drl_dist.common.validation import file_of
 from drl_dist.config.presets import TABLE_6, preset
 from drl_dist.config.rules import check_run
 from drl_dist.config.tree import Experiment, RunConfig
-from drl_dist.data.filesystem import Folder
 from drl_dist.jobs.common.options import parse_options
 from drl_dist.jobs.common.settings_text import SettingsTextError, from_file, from_json
 from drl_dist.jobs.sweep.proposals import grid_size
@@ -168,6 +167,8 @@ def _given_space(options: SweepOptions, base: RunConfig) -> object:
             ) from error
     if options.space_file is None:
         return default_space(base)
+    from drl_dist.data.filesystem import Folder
+
     folder, name = file_of(options.space_file, "option --space-file")
     try:
         return from_file(Folder(folder).read(name))

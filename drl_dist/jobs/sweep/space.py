@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_type_hints
 
-from drl_dist.checkpoints.configs import config_from_dict
 from drl_dist.common.errors import UserError
 from drl_dist.common.nested import flatten, to_dict
 from drl_dist.config.rules import check_run
@@ -150,6 +149,8 @@ def apply(values: Mapping[str, Any], run: RunConfig) -> RunConfig:
     Raises:
         UserError: the values are not of the fields' types, or no run can have them together.
     """
+    from drl_dist.checkpoints.configs import config_from_dict
+
     tree = to_dict(run)
     for name, value in values.items():
         for field, plain in fields_of(name, value).items():
