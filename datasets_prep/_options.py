@@ -41,6 +41,7 @@ Category = Literal[
     "tv-monitor",
 ]
 """The scenes and objects of LSUN."""
+DEFAULT_CATEGORY: Category = "church_outdoor"
 Crop = Literal["center", "top", "none", "pad"]
 """What becomes of images that are not square; see `OwnImageOptions`."""
 

@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass
 from typing import Literal
 
-from datasets_prep._options import Category, PictureOptions
+from datasets_prep._options import DEFAULT_CATEGORY, Category, PictureOptions
 from drl_dist.common.imports import no_collection
 from drl_dist.common.program import entry_point
 from drl_dist.jobs.common.options import parse_options
@@ -18,7 +18,7 @@ class Options(PictureOptions):
 
     source: str = ""
     """Folder <category>_<split>_lmdb, or the folder that holds it; of an object, also <category> or <category>_lmdb."""
-    category: Category = "church_outdoor"
+    category: Category = DEFAULT_CATEGORY
     """Which of the ten scenes or twenty objects; the test split has none."""
     split: Literal["train", "val", "test"] = "train"
     """Part of the data set; objects have "train" alone, and "test" is of all scenes."""

@@ -14,7 +14,7 @@ from datasets_prep._build import build
 from datasets_prep._files import content_of, current_stamp, settled_stamp
 from datasets_prep._listing import picture_formats, printable
 from datasets_prep._lmdb_keys import read_keys
-from datasets_prep._options import Category
+from datasets_prep._options import DEFAULT_CATEGORY, Category
 from datasets_prep._source import Encoded, Item, SourceDefaults, centre_square, found_in, require_source
 from drl_dist.common.errors import UserError
 
@@ -150,7 +150,7 @@ def _check_split(category: str, split: str) -> str:
         UserError: the category has no such split.
     """
     if split == "test":
-        if category != Options.category:
+        if category != DEFAULT_CATEGORY:
             raise UserError(
                 "--category",
                 got=f"{category} with --split test",

@@ -27,6 +27,8 @@ from drl_dist.jobs.train.options import (
     early_option,
     plain,
     setting_option,
+    starts_nothing,
+    tell_estimate,
     tell_what_is_left,
 )
 
@@ -114,17 +116,20 @@ class SweepPlan:
         }
 
 
-def plan_sweep(base: RunConfig, options: SweepOptions, *, preset: str, setting: str) -> SweepPlan:
+def plan_sweep(
+    base: RunConfig, options: SweepOptions, *, preset: str, setting: str, complete: bool = True
+) -> SweepPlan:
     """The sweep that options describe; nothing but a space file is read.
 
     Args:
         base: a run without a name, checked.
         preset, setting: what it was made from.
+        complete: whether it is to start, which needs a name, data and storage.
 
     Raises:
         UserError: no sweep can have these options.
     """
-    _check(options, base)
+    _check(options, base, complete=complete)
     space = parse_space(_given_space(options, base), base)
     num_trials = _num_trials(options, space)
     base = _with_reports(base)
@@ -221,10 +226,11 @@ def _values(space: Space, name: str) -> list[Any]:
     return [values[name] for values in space.corners()] if name in space.dimensions else []
 
 
-def _check(options: SweepOptions, base: RunConfig) -> None:
-    if not options.sweep_name:
+def _check(options: SweepOptions, base: RunConfig, *, complete: bool) -> None:
+    if complete and not options.sweep_name:
         raise UserError("command line", got="no --sweep-name", expected="--sweep-name", remedy="add --sweep-name")
-    if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", options.sweep_name) is None:
+    is_named = bool(options.sweep_name)
+    if is_named and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", options.sweep_name) is None:
         raise UserError(
             "option --sweep-name",
             got=options.sweep_name,
@@ -259,7 +265,7 @@ def _check(options: SweepOptions, base: RunConfig) -> None:
         ("--reduction-factor", options.reduction_factor, "a number above 1", options.reduction_factor > 1),
         ("--max-saturated", options.max_saturated, "a number in (0, 1]", is_range),
         ("--max-displacement", options.max_displacement, "a positive number", options.max_displacement > 0),
-        ("--max-gap-scale_up", options.max_gap_growth, "at least 1", options.max_gap_growth >= 1),
+        ("--max-gap-growth", options.max_gap_growth, "at least 1", options.max_gap_growth >= 1),
         ("--rescore-trials", options.rescore_trials, "at least 0", options.rescore_trials >= 0),
         (
             "--rescore-images",
@@ -278,7 +284,7 @@ def _check(options: SweepOptions, base: RunConfig) -> None:
         if not holds:
             raise UserError(f"option {name}", got=got, expected=expected, remedy="correct the option")
     missing = [name for name in ("data", "storage") if not getattr(base, name)]
-    if missing:
+    if complete and missing:
         flags = ", ".join("--" + name for name in missing)
         raise UserError("command line", got=f"no {flags}", expected="--data and --storage", remedy=f"add {flags}")
 
@@ -313,7 +319,11 @@ def parse_sweep(argv: Sequence[str]) -> tuple[SweepPlan, bool]:
     description = "Try hyperparameters as short runs and rank them; the same --sweep-name resumes."
     options = parse_options(_SweepRun, default, argv, description=description)
     base = dataclasses.replace(plain(RunConfig, options), experiment=plain(Experiment, options.experiment))
+    is_dry_run = starts_nothing(options)
     check_run(base, complete=False)
-    if options.dry_run:
+    plan = plan_sweep(base, options.sweep, preset=name, setting=setting, complete=not is_dry_run)
+    if is_dry_run:
         tell_what_is_left(base.experiment)
-    return plan_sweep(base, options.sweep, preset=name, setting=setting), options.dry_run
+        # Of a trial with the values that all start from.
+        tell_estimate(base, options)
+    return plan, is_dry_run

@@ -92,10 +92,8 @@ def parse_train_options(
         default = _CategoryOptions(experiment=experiment, category=category, setting=setting)
         options = parse_options(_CategoryOptions, default, argv, description=description)
     run = dataclasses.replace(plain(RunConfig, options), experiment=plain(Experiment, options.experiment))
-    starts_nothing = options.dry_run or options.estimate or options.tflops is not None
-    options = dataclasses.replace(options, dry_run=starts_nothing)
-    refuse_broken([("--tflops", options.tflops, "a positive number", options.tflops is None or options.tflops > 0)])
-    check_run(run, complete=not starts_nothing)
+    options = dataclasses.replace(options, dry_run=starts_nothing(options))
+    check_run(run, complete=not options.dry_run)
     if options.without_ray:
         check_without_ray(run)
     return run, options
@@ -112,6 +110,16 @@ def train_command(name: str, categories: Mapping[str, str] | None = None) -> NoR
         return (run, options.without_ray, chosen_fields(argv)), options.dry_run
 
     run_command(parse, train_wanted, as_json=lambda wanted: to_dict(wanted[0]))
+
+
+def starts_nothing(options: TrainOptions) -> bool:
+    """Whether only the config, and maybe an estimate, is wanted.
+
+    Raises:
+        UserError: ``--tflops`` is no rate.
+    """
+    refuse_broken([("--tflops", options.tflops, "a positive number", options.tflops is None or options.tflops > 0)])
+    return options.dry_run or options.estimate or options.tflops is not None
 
 
 def tell_what_is_left(experiment: Experiment) -> None:
