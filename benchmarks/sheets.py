@@ -34,6 +34,7 @@ from drl_dist.common.program import entry_point, stop_on_signals
 from drl_dist.common.validation import local_of, refuse_broken
 from drl_dist.data.decode import read_images
 from drl_dist.data.index import open_index
+from drl_dist.jobs.common.output.sheet import images_in
 
 _PADDING = 2
 _HEAD = ("of", "images", "FID", "recognised", "smallest class", "largest class")
@@ -101,7 +102,18 @@ def images_of(name: str, resolution: int) -> Tensor:
         )
     try:
         with Image.open(path) as sheet:
-            return cut(np.asarray(sheet.convert("RGB")), resolution, str(path))
+            known = images_in(sheet)
+            if known is None:
+                return cut(np.asarray(sheet.convert("RGB")), resolution, str(path))
+            first = next(iter(known.values()))
+            if tuple(first.shape[1:]) != (1, resolution, resolution):
+                raise UserError(
+                    str(path),
+                    got=f"images of shape {tuple(first.shape[1:])}",
+                    expected=f"{(1, resolution, resolution)}",
+                    remedy="give --data the images that the sheet is of",
+                )
+            return first
     except UnidentifiedImageError:
         raise UserError("SHEET.png", got=str(path), expected="an image", remedy="name a contact sheet") from None
 

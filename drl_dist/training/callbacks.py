@@ -16,6 +16,7 @@ from torch import Tensor
 
 from drl_dist.common.durations import duration
 from drl_dist.common.images import enlargement, grid
+from drl_dist.common.waiting import Waiting
 from drl_dist.config.tree import EngineConfig, Experiment
 from drl_dist.training.generate import draw_together
 from drl_dist.training.guard import Interrupt
@@ -44,9 +45,14 @@ _INTERRUPTS = {
 
 
 class Progress:
-    """Prints a line every few seconds: step, loss, rate, share of time spent waiting for data, time left."""
+    """Prints a line every few seconds: step, loss, rate, share of time spent waiting for data, time left.
 
-    def __init__(self) -> None:
+    Args:
+        prefix: of every line, for runs that others run beside, such as ``"trial-3: "``.
+    """
+
+    def __init__(self, prefix: str = "") -> None:
+        self._prefix = prefix
         self._began = self._printed = time.monotonic()
         self._waited = 0.0
         self._first_step: int | None = None
@@ -56,12 +62,15 @@ class Progress:
         """See `drl_dist.training.loop.Callback`."""
         now = time.monotonic()
         if report.result.interrupt is not Interrupt.NONE:
-            print(f"step {report.step}/{report.num_steps}: {_INTERRUPTS[report.result.interrupt]}", flush=True)
+            print(
+                f"{self._prefix}{_at(report)}: {_INTERRUPTS[report.result.interrupt]}",
+                flush=True,
+            )
         if self._first_step is None:
             # Compilation and warm-up would spoil the estimate.
             self._first_step = self._printed_step = report.step
             self._began = now
-            print(f"step {report.step}/{report.num_steps}: under way", flush=True)
+            print(f"{self._prefix}{_at(report)}: under way", flush=True)
             return
         self._waited += report.wait_seconds
         if now - self._printed < PROGRESS_SECONDS and report.step < report.num_steps:
@@ -70,12 +79,45 @@ class Progress:
         per_step = (now - self._began) / (report.step - self._first_step)
         images = report.images_seen / report.step * steps / seconds
         print(
-            f"step {report.step}/{report.num_steps}: loss {report.metrics()['loss']:.4g}, {images:.1f} images/s, "
+            f"{self._prefix}{_at(report)}: loss {report.metrics()['loss']:.4g}, {images:.1f} images/s, "
             f"waiting for data {self._waited / seconds:.1%}, "
             f"{duration((report.num_steps - report.step) * per_step)} left",
             flush=True,
         )
         self._printed, self._printed_step, self._waited = now, report.step, 0.0
+
+
+def _at(report: StepReport) -> str:
+    return f"step {report.step}/{report.num_steps}"
+
+
+@dataclass(frozen=True)
+class SilenceBroken:
+    """Two callbacks that let a `Waiting` say what takes long: `Following` behind the step, this behind all others.
+
+    Args:
+        waiting: prints lines.
+    """
+
+    waiting: Waiting
+
+    def on_step(self, report: StepReport, state: TrainState) -> None:
+        """See `drl_dist.training.loop.Callback`."""
+        if report.step == report.num_steps or report.result.interrupt is Interrupt.STOP:
+            self.waiting.begin("ending", is_told=False)
+        else:
+            self.waiting.begin(f"making step {report.step + 1} of {report.num_steps}", is_told=False)
+
+
+@dataclass(frozen=True)
+class Following:
+    """See `SilenceBroken`."""
+
+    waiting: Waiting
+
+    def on_step(self, report: StepReport, state: TrainState) -> None:
+        """See `drl_dist.training.loop.Callback`."""
+        self.waiting.begin(f"samples, scores or a checkpoint after step {report.step}", is_told=False)
 
 
 @dataclass(frozen=True)
@@ -191,7 +233,7 @@ class Scores:
             self.log(report.step, numbers)
             shown = ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())
             print(
-                f"step {report.step}/{report.num_steps}: {shown} of {self.num_images} images, drawn and scored in "
+                f"{_at(report)}: {shown} of {self.num_images} images, drawn and scored in "
                 f"{duration(time.monotonic() - began)}",
                 flush=True,
             )

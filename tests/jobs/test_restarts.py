@@ -47,7 +47,7 @@ def test_a_restart_for_more_workers_is_no_failure(capsys: pytest.CaptureFixture[
         policy.after_exception(None, {0: ScaleUpError(2, 1), 1: RuntimeError("connection closed by peer")})
     told = capsys.readouterr().out.splitlines()
     assert set(told) == {
-        "1 more workers can join the 2 there are; all restart from the checkpoint that is just complete"
+        "1 more worker can join the 2 there are; all restart from the checkpoint that is just complete"
     }
 
 

@@ -42,7 +42,7 @@ DEAD = "http://127.0.0.1:9"
         (("--model.resolution", "16"), {}, r"got 8x8\S*.*expected 16x16\S*"),
         (("--model.channels", "3"), {}, r"data .*digits.* got 8x8.*expected 8x8.*as the model has"),
         (("--num-workers", "8"), {}, "8 workers of 1 CPU: got a cluster with 2 CPU, expected 8 CPU"),
-        (("--use-gpu",), {}, "1 workers of 1 GPU: got a cluster with 0 GPU"),
+        (("--use-gpu",), {}, "1 worker of 1 GPU: got a cluster with 0 GPU"),
         (("--tracking.uri", DEAD), {}, f"MLflow server {DEAD}: got no answer"),
         ((), {"MLFLOW_TRACKING_URI": ""}, r"MLflow server: got no address, .* or --tracking\.uri none to have metrics"),
         (("--storage", "gs://nowhere/runs"), {"STORAGE_EMULATOR_HOST": DEAD}, "storage gs://nowhere/runs/bad: got "),

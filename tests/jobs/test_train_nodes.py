@@ -130,7 +130,7 @@ def test_a_run_outlives_its_machines(mlflow_server: MlflowServer, digits: Path, 
     output = "".join(lines)
     assert status == EXIT_STOPPED, output
     assert "starting, 1 to 2 workers" in output
-    assert "1 more workers can join the 1 there are; all restart from the checkpoint that is just complete" in output
+    assert "1 more worker can join the 1 there are; all restart from the checkpoint that is just complete" in output
     steps = [stored.step for stored in complete_checkpoints(str(folder))]
     assert [step for step in steps if step % EVERY], "none was written for the notice"
     index = open_index(str(digits))

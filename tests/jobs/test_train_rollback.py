@@ -17,7 +17,7 @@ from drl_dist.common.errors import UserError
 from drl_dist.config.tree import RunConfig
 from drl_dist.jobs.train.faults import rollback as train_rollback
 from drl_dist.jobs.train.faults.rollback import TAG, fit_with_rollbacks
-from drl_dist.jobs.train.stop import StopFlag
+from drl_dist.jobs.train.stop import KeyInStore, StopFlag
 from drl_dist.jobs.train.task import WorkerTask
 from drl_dist.localhost import MlflowServer
 from drl_dist.training.guard import DivergedError
@@ -30,6 +30,7 @@ from tests.jobs.training_jobs import run, tracked, words
 def task(folder: Path, *, at_most: int) -> WorkerTask:
     config = RunConfig(experiment=tiny(), run_name="a", storage=str(folder), max_rollbacks=at_most)
     return WorkerTask(
+        arrival=KeyInStore("arrival"),
         run=config,
         fingerprint="",
         tracking_run="id",

@@ -23,6 +23,7 @@ from ray._private.state import state as cluster_state
 from ray._raylet import GcsClient  # pyright: ignore[reportAttributeAccessIssue]
 from ray.exceptions import AuthenticationError, RayError
 
+from drl_dist.common.amounts import counted
 from drl_dist.common.errors import UserError
 from drl_dist.data.filesystem import ADDRESS_VARIABLES, within
 from drl_dist.jobs.common.ray_folders import session_folder, warn_of_large_folder
@@ -170,7 +171,7 @@ def check_capacity(num_workers: int, *, cpus: int, gpus: int) -> None:
         has = capacity(name)
         if num_workers * per_worker > has:
             raise UserError(
-                f"{num_workers} workers of {per_worker} {name}",
+                f"{counted(num_workers, 'worker')} of {per_worker} {name}",
                 got=f"a cluster with {has} {name}",
                 expected=f"{num_workers * per_worker} {name}",
                 remedy="use fewer workers or a larger cluster",

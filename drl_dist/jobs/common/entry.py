@@ -6,10 +6,12 @@ import json
 import pkgutil
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NoReturn, TypeVar
 
 from drl_dist.common.imports import no_collection
 from drl_dist.common.program import entry_point, interrupt_quietly, stop_on_signals
+from drl_dist.common.waiting import Waiting
 
 # Before what takes longer.
 interrupt_quietly()
@@ -72,7 +74,8 @@ def run_command(
             # Before the imports, which take seconds: a stop meanwhile is a stop like any other.
             stop_on_signals()
         # Heavy imports wait until the options are understood.
-        with no_collection():
+        with Waiting(Path(sys.argv[0]).name, stream=sys.stderr) as waiting, no_collection():
+            waiting.begin("importing libraries", is_told=False)
             function = pkgutil.resolve_name(work) if isinstance(work, str) else work
         return function(wanted)
 

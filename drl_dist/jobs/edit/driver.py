@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from drl_dist.build import build_posterior_sampler, build_sampler
+from drl_dist.common.amounts import counted
 from drl_dist.common.images import to_uint8
 from drl_dist.common.progress import Advance, progress
 from drl_dist.diffusion.noise import PhiloxNoise
@@ -65,8 +66,9 @@ def interpolate_run(options: InterpolateOptions) -> int:
     images = _draw_all(output, batches, draw, "interpolating", sampler.num_gradients)
     output.write_images(dict(zip(names, images, strict=True)))
     shown = images[: SHEET_ROWS * options.columns]
-    sheet = output.finish(shown, options.columns, names)
-    print(f"{len(images)} images in {options.out}/{IMAGES_FOLDER}, shown in {sheet}", flush=True)
+    title = "each row leads from one generated image to another"
+    sheet = output.finish(shown, options.columns, names, _caption(options, model), title)
+    print(f"{counted(len(images), 'image')} in {options.out}/{IMAGES_FOLDER}, shown in {sheet}", flush=True)
     return 0
 
 
@@ -113,8 +115,10 @@ def inpaint_run(options: InpaintOptions) -> int:
     table = torch.cat(rows, dim=1)
     output.write_images(dict(zip(names, table.flatten(0, 1), strict=True)))
     shown = table[:SHEET_COLUMNS]
-    sheet = output.finish(shown.transpose(0, 1).flatten(0, 1), len(shown), names)
-    print(f"{count * completions} images in {options.out}/{IMAGES_FOLDER}, shown in {sheet}", flush=True)
+    title = f"{options.task}, rows: given, {counted(completions, 'result')}"
+    title += "" if task.original is None else ", original"
+    sheet = output.finish(shown.transpose(0, 1).flatten(0, 1), len(shown), names, _caption(options, model), title)
+    print(f"{counted(count * completions, 'image')} in {options.out}/{IMAGES_FOLDER}, shown in {sheet}", flush=True)
     return 0
 
 
@@ -161,6 +165,10 @@ def _request(options: EditOptions, model: TrainedModel, experiment: Experiment) 
         # The model's own are part of its config, and folders begun without these options have none of them.
         **{name: getattr(options, name) for name in CHAIN_FIELDS if getattr(options, name) is not None},
     }
+
+
+def _caption(options: InterpolateOptions | InpaintOptions, model: TrainedModel) -> str:
+    return f"{options.model}, step {model.step}, seed {options.seed}"
 
 
 def _nothing_to_do(options: EditOptions, output: EditOutput, names: Collection[str]) -> int:

@@ -8,13 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from drl_dist.common.images import enlargement, grid
 from drl_dist.common.places import joined
 from drl_dist.data.filesystem import Folder
 from drl_dist.data.shards import encode_png
 from drl_dist.jobs.common.output.job_folder import JobFolder
 from drl_dist.jobs.common.output.job_records import Record, digest_of
-from drl_dist.jobs.common.output.report import sheet_png
+from drl_dist.jobs.common.output.sheet import Panel, sheet_of
 
 IMAGES_FOLDER = "images"
 JOB = "drl_dist.edit"
@@ -78,15 +77,17 @@ class EditOutput:
         for name, pixels in images.items():
             self._images.write(name, encode_png(pixels.cpu().numpy()))
 
-    def finish(self, images: Tensor, columns: int, names: Collection[str]) -> str:
+    def finish(self, images: Tensor, columns: int, names: Collection[str], caption: str, title: str) -> str:
         """Write the sheet of (B, C, H, W) uint8 images, row by row, which completes the folder; its URL.
 
         Args:
             images: on the sheet.
             columns: of the sheet.
             names: of the files that `write_images` wrote.
+            caption: of the sheet: model, step and seed.
+            title: of the images: what a row is.
         """
-        self._folder.finish(sheet_png(grid(images, columns, enlarge=enlargement(images.shape[-1]))))
+        self._folder.finish(sheet_of([Panel(title=title, images=images, columns=columns)], caption))
         self.clean_up(names)
         return self._folder.files.url_of(self._sheet)
 

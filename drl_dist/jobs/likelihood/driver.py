@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from drl_dist.build import build_ladder, build_levels
+from drl_dist.common.amounts import counted
 from drl_dist.common.progress import progress
 from drl_dist.data.index import ShardIndex, open_index
 from drl_dist.data.subset import check_count
@@ -141,9 +142,10 @@ def _make(
     tasks, num_levels = request.tasks(), model.experiment.diffusion.num_levels
     items = [task.num_items(num_levels) for task in tasks]
     print(
-        f"{'resuming' if results else 'estimating'} log Z and the likelihood of {request.num_images} images under "
-        f"{options.model} (step {model.step}) in {options.out}: {len(missing)} of {len(tasks)} tasks to make on "
-        f"{options.num_workers} workers",
+        f"{'resuming' if results else 'estimating'} log Z and the likelihood of "
+        f"{counted(request.num_images, 'image')} under {options.model} (step {model.step}) in {options.out}: "
+        f"{len(missing)} of {len(tasks)} tasks to make on "
+        f"{counted(options.num_workers, 'worker')}",
         flush=True,
     )
     pool = WorkerPool(

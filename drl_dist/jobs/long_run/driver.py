@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from drl_dist.build import build_ladder, build_levels
+from drl_dist.common.amounts import counted
 from drl_dist.common.errors import UserError
 from drl_dist.common.images import to_uint8
 from drl_dist.common.progress import progress
@@ -221,7 +222,9 @@ def _run(
     output.write_run(length, images, torch.stack(whole[0].stages))
     rows = _rows(levels, whole, shown)
     seconds = time.monotonic() - began
-    print(f"{what}, {length * num_levels} in all: {options.num_images} images in {seconds:.0f} s", flush=True)
+    print(
+        f"{what}, {length * num_levels} in all: {counted(options.num_images, 'image')} in {seconds:.0f} s", flush=True
+    )
     print(level_table(rows), flush=True)
     return {"steps_per_level": length, "steps": length * num_levels, "levels": rows}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from contextlib import closing
 
+from drl_dist.common.amounts import counted
 from drl_dist.common.progress import progress
 from drl_dist.data.filesystem import Folder
 from drl_dist.data.index import ShardIndex, open_index
@@ -36,7 +37,7 @@ def sample_run(options: SampleOptions) -> int:
     if output.is_complete():
         output.clean_up()
         _log_late(options, model, request, output)
-        print(f"{options.out} already holds these {request.num_images} images; nothing to do", flush=True)
+        print(f"{options.out} already holds these {counted(request.num_images, 'image')}; nothing to do", flush=True)
         return 0
     real = None
     if options.real:
@@ -85,9 +86,9 @@ def _make(
         check_capacity(options.num_workers, cpus=options.cpus_per_worker, gpus=int(options.use_gpu))
         output.begin(records)
         print(
-            f"{'resuming' if records else 'sampling'} {request.num_images} images of {options.model} (step "
-            f"{model.step}) to {options.out}: {len(missing)} of {request.num_tasks} shards to make on "
-            f"{options.num_workers} workers",
+            f"{'resuming' if records else 'sampling'} {counted(request.num_images, 'image')} of {options.model} (step "
+            f"{model.step}) to {options.out}: {len(missing)} of {counted(request.num_tasks, 'shard')} to make on "
+            f"{counted(options.num_workers, 'worker')}",
             flush=True,
         )
         pool = WorkerPool(
@@ -129,11 +130,12 @@ def _finish(
     }
     output.write_manifest(records, origin)
     index = output.index(records)
-    _log(options, model, request, output, index, output.write_grid(index, real))
+    caption = f"{options.model}, step {model.step}, seed {request.seed}, {counted(index.num_samples, 'image')}"
+    _log(options, model, request, output, index, output.write_grid(index, real, caption))
     output.finish(index)
     print(
-        f"{index.num_samples} images in {len(index.shards)} shards below {output.url}, with {MANIFEST_NAME}, "
-        f"{GRID_NAME} and {PROGRESSION_NAME}",
+        f"{counted(index.num_samples, 'image')} in {counted(len(index.shards), 'shard')} below {output.url}, "
+        f"with {MANIFEST_NAME}, {GRID_NAME} and {PROGRESSION_NAME}",
         flush=True,
     )
 

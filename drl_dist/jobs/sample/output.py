@@ -15,13 +15,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from drl_dist.common.errors import UserError
-from drl_dist.common.images import beside, enlargement, grid
 from drl_dist.data.decode import read_images
 from drl_dist.data.index import INDEX_NAME, METADATA_KEY, ShardIndex, open_index, write_index
 from drl_dist.data.manifest import MANIFEST_FORMAT, MANIFEST_NAME, MANIFEST_VERSION, read_manifest
 from drl_dist.data.shards import Sample, ShardRow, pack_shard, shard_name
 from drl_dist.jobs.common.output.job_folder import JobFolder, refuse_other
-from drl_dist.jobs.common.output.report import sheet_png
+from drl_dist.jobs.common.output.sheet import Panel, sheet_of
 from drl_dist.jobs.sample.task import PROGRESSION_NAME, SPLIT, TAR_HEADER_BYTES, SampleRequest, TaskRecord
 
 if TYPE_CHECKING:
@@ -254,14 +253,17 @@ class SampleOutput:
                 writer.write_table(pa.table(columns, schema=schema))
         self._folder.write(MANIFEST_NAME, buffer.getvalue())
 
-    def write_grid(self, index: ShardIndex, real: ShardIndex | None) -> bytes:
-        """Write a picture of the first generated images, with the first real ones to their right; the PNG."""
-        enlarge = enlargement(index.resolution)
-        sheet = grid(read_images(index, GRID_IMAGES), enlarge=enlarge)
+    def write_grid(self, index: ShardIndex, real: ShardIndex | None, caption: str) -> bytes:
+        """Write a picture of the first generated images, with the first real ones to their right; the PNG.
+
+        Args:
+            caption: model, step and seed.
+        """
+        shown = min(GRID_IMAGES, index.num_samples)
+        panels = [Panel(title="generated", images=read_images(index, shown))]
         if real is not None:
-            shown = min(GRID_IMAGES, index.num_samples)
-            sheet = beside(sheet, grid(read_images(real, shown), enlarge=enlarge))
-        picture = sheet_png(sheet)
+            panels.append(Panel(title="real", images=read_images(real, shown)))
+        picture = sheet_of(panels, caption)
         self._folder.write(GRID_NAME, picture)
         return picture
 

@@ -16,6 +16,7 @@ from ray import tune
 from ray.tune.execution.placement_groups import PlacementGroupFactory
 from ray.tune.experiment import Trial
 
+from drl_dist.common.amounts import counted
 from drl_dist.common.errors import UserError
 from drl_dist.common.places import joined
 from drl_dist.data.decode import read_images
@@ -138,12 +139,13 @@ def _run_trials(folder: SweepFolder, run: Callable[[dict[str, Any]], None]) -> N
     left = len(unfinished) + plan.num_trials - len(trials)
     ended = len(trials) - len(unfinished)
     if not left:
-        print(f"sweep {plan.options.sweep_name}: all {plan.num_trials} trials have ended", flush=True)
+        print(f"sweep {plan.options.sweep_name}: all of {counted(plan.num_trials, 'trial')} ended", flush=True)
         return
     at_once = min(concurrency(plan), left)
     print(
-        f"sweep {plan.options.sweep_name}: {ended} of {plan.num_trials} trials have ended, {len(unfinished)} continue, "
-        f"{at_once} at a time on {plan.base.num_workers} workers each; everything is kept in {folder.url}",
+        f"sweep {plan.options.sweep_name}: {ended} of {counted(plan.num_trials, 'trial')} ended, "
+        f"{len(unfinished)} continue, {at_once} at a time on "
+        f"{counted(plan.base.num_workers, 'worker')} each; everything is kept in {folder.url}",
         flush=True,
     )
 
@@ -200,7 +202,8 @@ def _rescore(folder: SweepFolder, index: ShardIndex, num_images: int, rows: list
         missing = [seed for seed in options.rescore_seeds if seed not in kept]
         if missing:
             print(
-                f"scoring trial {row.trial.number} again with {num_images} images of each of {len(missing)} seeds",
+                f"scoring trial {row.trial.number} again with {counted(num_images, 'image')} of each of "
+                f"{counted(len(missing), 'seed')}",
                 flush=True,
             )
             rescore_trial(folder, row.trial, index, num_images, missing)

@@ -82,7 +82,9 @@ def _against(rows: Sequence[Row], space: Space) -> bytes:
     from matplotlib import pyplot
 
     names = list(space.dimensions)
-    figure, axes = pyplot.subplots(1, len(names), figsize=(3.6 * len(names) + 0.6, 3.6), squeeze=False, sharey=True)
+    figure, axes = pyplot.subplots(
+        1, len(names), figsize=(max(7.0, 3.6 * len(names) + 0.6), 3.6), squeeze=False, sharey=True
+    )
     scored = [row for row in rows if row.score is not None]
     diverged = [row for row in rows if row.status == "diverged"]
     scores = [row.score for row in scored if row.score is not None]
@@ -117,7 +119,7 @@ def _parallel(rows: Sequence[Row], space: Space) -> bytes:
 
     names = list(space.dimensions)
     scored = sorted((row for row in rows if row.score is not None), key=lambda row: -(row.score or 0.0))
-    figure, axis = pyplot.subplots(figsize=(2.2 * (len(names) + 1) + 1, 4.0))
+    figure, axis = pyplot.subplots(figsize=(max(7.0, 2.2 * (len(names) + 1) + 2), 4.4))
     order = {row.trial.number: place for place, row in enumerate(scored)}
     colours = mpl.colormaps["viridis"]
     heights: dict[str, tuple[float, float]] = {}
@@ -128,7 +130,9 @@ def _parallel(rows: Sequence[Row], space: Space) -> bytes:
         axis.axvline(place, color="black", linewidth=0.8)
         for tick, text in zip(ticks, labels, strict=True):
             at = _height(tick, heights[name])
-            axis.text(place + 0.03, at, text, fontsize=7, va="center", backgroundcolor=(1, 1, 1, 0.6))
+            # Beside the axis and on paper of its own, above the lines that end there.
+            box = {"facecolor": "white", "edgecolor": "0.8", "linewidth": 0.4, "boxstyle": "round,pad=0.2"}
+            axis.text(place - 0.03, at, text, fontsize=8, va="center", ha="right", zorder=5, bbox=box)
     for row in [row for row in rows if row.score is None] + scored:
         path = [
             _height(float(places(name, space, [row.trial.values[name]])[0][0]), heights[name])
@@ -148,13 +152,14 @@ def _parallel(rows: Sequence[Row], space: Space) -> bytes:
             linewidth=2.0 if rank == len(scored) - 1 else 1.2,
             linestyle="-" if row.status == "finished" else "--",
         )
-        axis.text(len(names) + 0.03, share, f"{row.score:.3g}", fontsize=6, va="center")
     axis.axvline(len(names), color="black", linewidth=0.8)
     axis.set_xticks(
         range(len(names) + 1), [*(_NAMES.get(name, name) for name in names), f"last {_SCORE}, by rank"], fontsize=8
     )
     axis.set_yticks([])
-    axis.set_xlim(-0.1, len(names) + 0.4)
+    axis.set_xlim(-0.35, len(names) + 0.05)
+    if scored:
+        _rank_scale(figure, axis, [row.score or 0.0 for row in scored])
     for side in ("left", "right", "top", "bottom"):
         axis.spines[side].set_visible(False)
     axis.set_title("solid: finished, dashed: stopped early, dotted red: diverged", fontsize=8)
@@ -162,10 +167,29 @@ def _parallel(rows: Sequence[Row], space: Space) -> bytes:
     return _png(figure)
 
 
+def _rank_scale(figure: Any, axis: Any, scores: Sequence[float]) -> None:
+    """The colour of every rank, with the scores that they stand for, best on top.
+
+    Args:
+        figure, axis: of the lines.
+        scores: of all lines, the worst first.
+    """
+    import matplotlib as mpl
+
+    # The last line of the list is the best, and darkest; see the colours of the lines.
+    scale = mpl.cm.ScalarMappable(mpl.colors.Normalize(0, 1), mpl.colormaps["viridis"].reversed())
+    bar = figure.colorbar(scale, ax=axis, pad=0.02)
+    chosen = sorted({round(place * (len(scores) - 1) / 7) for place in range(8)})
+    most = max(1, len(scores) - 1)
+    bar.set_ticks([place / most for place in chosen], labels=[f"{scores[place]:.3g}" for place in chosen])
+    bar.ax.tick_params(labelsize=8)
+    bar.set_label(f"last {_SCORE} of the rank (smaller is better)", fontsize=8)
+
+
 def _curves(rows: Sequence[Row]) -> bytes:
     from matplotlib import pyplot
 
-    figure, axis = pyplot.subplots(figsize=(6.4, 4.0))
+    figure, axis = pyplot.subplots(figsize=(7.2, 4.4))
     seen: set[str] = set()
     scores: list[float] = []
     for row in rows:

@@ -12,12 +12,13 @@ import torch
 
 from drl_dist.checkpoints.format import CheckpointState, write_checkpoint
 from drl_dist.checkpoints.storage import checkpoint_name
+from drl_dist.common.waiting import Waiting
 from drl_dist.config.tree import RunConfig
 from drl_dist.jobs.train.faults.damage import Damage
 from drl_dist.jobs.train.faults.restarts import ScaleUp
 from drl_dist.jobs.train.metrics import Clock, Exports, Stalling
 from drl_dist.jobs.train.storage import Uploader
-from drl_dist.training.callbacks import LogMetrics, Metrics, Progress, Samples, Scores
+from drl_dist.training.callbacks import Following, LogMetrics, Metrics, Progress, Samples, Scores, SilenceBroken
 from drl_dist.training.guard import Interrupt
 from drl_dist.training.loop import Callback, StepReport
 from drl_dist.training.state import TrainState
@@ -38,6 +39,7 @@ def build_callbacks(
     clock: Clock,
     curves: Callback | None = None,
     health: Callback | None = None,
+    waiting: Waiting | None = None,
 ) -> list[Callback]:
     """The callbacks of one rank, in the order in which they are called after every step.
 
@@ -63,16 +65,22 @@ def build_callbacks(
         clock: of this worker.
         health: judges the run on the first rank, right behind what logs its numbers.
         curves: draws curves on the first rank, right behind `Samples`; None where files have no part in it.
+        waiting: says what takes long; None on all ranks but the first.
     """
     callbacks: list[Callback] = []
     if log is not None and exports is not None:
-        callbacks += [Progress(), Metrics(log, run.tracking.log_every_steps), exports]
+        # Trials print beside each other.
+        prefix = f"{run.run_name}: " if trial is not None else ""
+        callbacks += [Progress(prefix), Metrics(log, run.tracking.log_every_steps), exports]
         callbacks += [] if health is None else [health]
         if world_size < run.num_workers:
             callbacks.append(ScaleUp(run, world_size, clock))
     callbacks += [RunawayGuard(run.checkpoint.every_steps), samples]
     callbacks += [one for one in (curves, scores, trial) if one is not None]
-    return [*callbacks, damage, Stalling(checkpoints, clock)]
+    callbacks += [damage, Stalling(checkpoints, clock)]
+    if waiting is not None:
+        callbacks = [Following(waiting), *callbacks, SilenceBroken(waiting)]
+    return callbacks
 
 
 @dataclass(frozen=True)

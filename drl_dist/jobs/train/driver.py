@@ -7,7 +7,8 @@ import math
 import os
 import sys
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from ray.train import CheckpointConfig, ControllerError, FailureConfig, LoggingConfig, ScalingConfig, UserCallback
@@ -20,9 +21,11 @@ from drl_dist.checkpoints.run_record import RECORD, check_record, continued, wri
 from drl_dist.checkpoints.storage import StoredCheckpoint, checkpoint_name, newest_checkpoint
 from drl_dist.checkpoints.verify import newest_to_resume
 from drl_dist.checkpoints.warm_start import starting_point
+from drl_dist.common.amounts import counted
 from drl_dist.common.imports import no_collection
 from drl_dist.common.places import joined
 from drl_dist.common.program import Stopped
+from drl_dist.common.waiting import Waiting
 from drl_dist.config.tree import NO_SERVER, RunConfig
 from drl_dist.data.filesystem import check_reachable
 from drl_dist.data.index import ShardIndex, open_index
@@ -40,7 +43,8 @@ from drl_dist.jobs.train.faults.restarts import (
 from drl_dist.jobs.train.group import COLLECTIVE_SECONDS, GroupConfig, Trainer
 from drl_dist.jobs.train.model_name import check_model_name
 from drl_dist.jobs.train.start import run_task
-from drl_dist.jobs.train.stop import StopFlag, stoppable
+from drl_dist.jobs.train.start_up import start_up_told
+from drl_dist.jobs.train.stop import KeyInStore, StopFlag, stoppable
 from drl_dist.jobs.train.storage import drop_stale_snapshot, ray_filesystem
 from drl_dist.jobs.train.task import MakeCallback, WorkerTask
 from drl_dist.jobs.train.tracked import open_tracked, run_status_kept, untracked
@@ -110,11 +114,13 @@ def train_run(run: RunConfig, chosen: Collection[str] = ()) -> int:
         Stopped: a signal ended it before all steps were made.
         NoProgressError: workers died again and again without a further checkpoint.
     """
-    prepared = prepare_run(run, chosen)
+    with Waiting(f"run {run.run_name}") as waiting:
+        waiting.begin("reading the index of the data and the list of checkpoints", is_told=False)
+        prepared = prepare_run(run, chosen)
     if prepared.is_complete:
         assert prepared.newest is not None
         print(
-            f"run {run.run_name} has made its {prepared.newest.step} steps; its last checkpoint is "
+            f"run {run.run_name} has made its {counted(prepared.newest.step, 'step')}; its last checkpoint is "
             f"{prepared.newest.url} (a larger --train.num-steps continues from there)",
             flush=True,
         )
@@ -185,7 +191,7 @@ def fit_run(prepared: PreparedRun, parent: ParentJob | None = None) -> None:
     # In the middle of another job the server may be away for a while, which must not cost a run.
     server = in_background(lambda: None if uri == NO_SERVER else _ask_server(uri, is_asked=parent is None))
     # The workers have variables of their own: Ray Train sets some.
-    with cluster(prestart=False):
+    with Waiting(f"run {run.run_name}") as waiting, _told(waiting), cluster(prestart=False):
         server.result()
         from drl_dist.jobs.train.faults.rollback import fit_with_rollbacks
 
@@ -198,10 +204,12 @@ def fit_run(prepared: PreparedRun, parent: ParentJob | None = None) -> None:
         page = tracked.page
         print(
             f"run {run.run_name}: {_beginning(run, newest)}, "
-            f"{_team(run)} workers, checkpoints in {run.url}, metrics and samples {page}",
+            f"{_team(run)}, checkpoints in {run.url}, metrics and samples {page}",
             flush=True,
         )
+        waiting.end()
         task = WorkerTask(
+            arrival=KeyInStore("arrival"),
             run=run,
             fingerprint=fingerprint,
             tracking_run=tracked.run_id,
@@ -223,10 +231,17 @@ def fit_run(prepared: PreparedRun, parent: ParentJob | None = None) -> None:
         for stored in remove_orphaned(run.url, run.checkpoint.keep, newest_checkpoint(run.url)):
             print(f"removing {stored.url}, which a kill had left behind", flush=True)
     print(
-        f"run {run.run_name} has made its {experiment.train.num_steps} steps; checkpoints in {run.url}, "
+        f"run {run.run_name} has made its {counted(experiment.train.num_steps, 'step')}; checkpoints in {run.url}, "
         f"{'' if uri == NO_SERVER else f'model {model_name}, '}metrics and samples {page}",
         flush=True,
     )
+
+
+@contextmanager
+def _told(waiting: Waiting) -> Iterator[None]:
+    """Say while the body begins what it waits for; the body ends that."""
+    waiting.begin("joining Ray, and asking the MLflow server", is_told=False)
+    yield
 
 
 def _ask_server(uri: str, *, is_asked: bool) -> None:
@@ -248,7 +263,8 @@ def _drop_stale_list(run_url: str, newest: StoredCheckpoint | None) -> None:
 
 
 def _team(run: RunConfig) -> str:
-    return str(run.num_workers) if run.min_workers is None else f"{run.min_workers} to {run.num_workers}"
+    wanted = counted(run.num_workers, "worker")
+    return wanted if run.min_workers is None else f"{run.min_workers} to {wanted}"
 
 
 def _beginning(run: RunConfig, newest: StoredCheckpoint | None) -> str:
@@ -316,10 +332,11 @@ def _fit_once(task: WorkerTask, exporter: Exporter, callbacks: Sequence[UserCall
         ),
     )
     try:
-        if task.stop_flag is None:
-            trainer.fit()
-            return
-        result, cause = stoppable(trainer.fit, task.stop_flag)
+        with start_up_told(run, task.arrival):
+            if task.stop_flag is None:
+                trainer.fit()
+                return
+            result, cause = stoppable(trainer.fit, task.stop_flag)
     except ControllerError as error:
         if isinstance(error.controller_failure, (*FINAL_ERRORS, NoProgressError, OutdatedListError)):
             raise error.controller_failure from None

@@ -28,6 +28,7 @@ from drl_dist.checkpoints.run_status import status_recorded
 from drl_dist.checkpoints.storage import StoredCheckpoint, checkpoint_name, fetch_checkpoint, upload_checkpoint
 from drl_dist.checkpoints.verify import newest_verified_checkpoint
 from drl_dist.checkpoints.warm_start import starting_point
+from drl_dist.common.amounts import counted
 from drl_dist.common.batch import BatchSource
 from drl_dist.common.errors import UserError
 from drl_dist.common.places import joined
@@ -97,8 +98,8 @@ def train_on_one_device(run: RunConfig, chosen: Collection[str] = ()) -> int:
     newest = newest_verified_checkpoint(run_url)
     if newest is not None and newest.step >= experiment.train.num_steps:
         print(
-            f"run {run.run_name} has made its {newest.step} steps; its last checkpoint is {newest.url} (a larger "
-            "--train.num-steps continues from there)",
+            f"run {run.run_name} has made its {counted(newest.step, 'step')}; its last checkpoint is {newest.url} "
+            "(a larger --train.num-steps continues from there)",
             flush=True,
         )
         return 0
@@ -122,7 +123,7 @@ def train_on_one_device(run: RunConfig, chosen: Collection[str] = ()) -> int:
     except DivergedError as error:
         print(error, file=sys.stderr, flush=True)
         return 1
-    print(f"run {run.run_name} has made its {state.step} steps; all of it is in {run_url}", flush=True)
+    print(f"run {run.run_name} has made its {counted(state.step, 'step')}; all of it is in {run_url}", flush=True)
     return 0
 
 

@@ -21,14 +21,18 @@ _NAMESPACE = b"drl_dist"
 Result = TypeVar("Result")
 
 
-class StopFlag:
-    """A flag for the workers of one start of a run, in the store of Ray's head: restarted workers find it too."""
+class KeyInStore:
+    """A flag that all processes of a cluster see, in the store of Ray's head.
 
-    def __init__(self) -> None:
-        self.key = f"stop/{uuid.uuid4()}"
+    Args:
+        kind: first part of its key.
+    """
+
+    def __init__(self, kind: str) -> None:
+        self.key = f"{kind}/{uuid.uuid4()}"
 
     def write(self) -> None:
-        """Ask all ranks to stop at their next step.
+        """Set it.
 
         Raises:
             ray.exceptions.RpcError, ray.exceptions.RaySystemError: the cluster does not answer.
@@ -36,12 +40,19 @@ class StopFlag:
         _internal_kv_put(self.key, b"1", namespace=_NAMESPACE)
 
     def is_there(self) -> bool:
-        """Whether somebody asked; errors as `write`."""
+        """Whether it is set; errors as `write`."""
         return _internal_kv_exists(self.key, namespace=_NAMESPACE)
 
     def remove(self) -> None:
         """Leave nothing behind; errors as `write`."""
         _internal_kv_del(self.key, namespace=_NAMESPACE)
+
+
+class StopFlag(KeyInStore):
+    """Asks the workers of one start of a run to stop at their next step; restarted workers find it too."""
+
+    def __init__(self) -> None:
+        super().__init__("stop")
 
 
 def stoppable(work: Callable[[], Result], note: StopFlag) -> tuple[Result, str | None]:

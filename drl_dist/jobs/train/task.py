@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from drl_dist.config.tree import RunConfig
-from drl_dist.jobs.train.stop import StopFlag
+from drl_dist.jobs.train.stop import KeyInStore, StopFlag
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -68,5 +68,7 @@ class WorkerTask:
     """How often the run has gone back to a checkpoint because it diverged."""
     make_callback: MakeCallback | None = None
     """Makes a further callback on each rank, for the job that started this run."""
+    arrival: KeyInStore
+    """Written by the first worker when it is there."""
     stop_flag: StopFlag | None
     """Where the driver says that all are to stop; None where the job that started this run stops it."""

@@ -15,6 +15,7 @@ from drl_dist.checkpoints.rollbacks import noise_seed
 from drl_dist.checkpoints.run_status import count_worker_start
 from drl_dist.common.batch import BatchSource
 from drl_dist.common.errors import UserError
+from drl_dist.common.waiting import Waiting
 from drl_dist.config.tree import RunConfig
 from drl_dist.data.audit import audited
 from drl_dist.data.index import ShardIndex, open_index
@@ -51,19 +52,34 @@ def train_worker(task: WorkerTask) -> int:
     # What libraries say at this level, about each report and each model version, would bury the progress lines.
     logging.disable(logging.INFO)
 
+    with Waiting(f"run {run.run_name}") as waiting:
+        return _train_told(task, waiting)
+
+
+def _train_told(task: WorkerTask, waiting: Waiting) -> int:
+    run = task.run
+    context = ray.train.get_context()
+    is_first = context.get_world_rank() == 0
+    begin: Callable[[str], None] = waiting.begin if is_first else lambda _: None
+    if is_first:
+        task.arrival.write()
+        begin("the first worker is there; reading the index of the data")
     index = _index(task)
     threads = run.engine.threads_per_worker or run.cpus_per_worker
+    if context.get_world_size() > 1:
+        begin(f"waiting until all {context.get_world_size()} workers are there")
     with process_group(use_gpu=run.use_gpu) as device:
         prepare_device(device, threads=threads, is_reproducible=False)
+        begin("making the network and reading the newest checkpoint, if there is one")
         state = TrainState.create(run.experiment, device)
-        is_first = ray.train.get_context().get_world_rank() == 0
         restore(state, run, task.fingerprint, is_first=is_first, share=partial(broadcast, device))
         # What was the newest checkpoint when the job began may turn out to be damaged.
-        _train(dataclasses.replace(task, first_step=min(task.first_step, state.step)), index, state)
+        task = dataclasses.replace(task, first_step=min(task.first_step, state.step))
+        _train(task, index, state, waiting if is_first else None)
     return state.step
 
 
-def _train(task: WorkerTask, index: ShardIndex, state: TrainState) -> None:
+def _train(task: WorkerTask, index: ShardIndex, state: TrainState, waiting: Waiting | None) -> None:
     run, experiment = task.run, task.run.experiment
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
@@ -133,8 +149,11 @@ def _train(task: WorkerTask, index: ShardIndex, state: TrainState) -> None:
             clock=clock,
             curves=curves,
             health=health,
+            waiting=waiting,
         )
         stack.enter_context(stream)
+        if waiting is not None:
+            waiting.begin(_first(run, state.step))
         if state.step == 0:
             # Show where training began, before there is anything else to see.
             samples.draw(0, state)
@@ -150,6 +169,14 @@ def _log_data_share(log: Callable[[int, dict[str, float]], None], step: int, sha
 
 def _nothing() -> None:
     """Of ranks that write no files."""
+
+
+def _first(run: RunConfig, step: int) -> str:
+    """What comes before the first line of progress."""
+    parts = ["samples of the untrained network"] if step == 0 else []
+    parts += ["compiling the network"] if run.use_gpu and run.engine.compile != "never" else []
+    parts += ["the first images of the data", f"step {step + 1}"]
+    return "to come: " + ", ".join(parts)
 
 
 def _index(task: WorkerTask) -> ShardIndex:

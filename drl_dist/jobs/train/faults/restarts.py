@@ -15,6 +15,7 @@ from ray._private.state import state as cluster_state
 from ray.exceptions import RayTaskError
 from ray.train import Checkpoint, UserCallback
 
+from drl_dist.common.amounts import counted
 from drl_dist.common.errors import UserError
 from drl_dist.config.tree import RunConfig
 from drl_dist.jobs.common.prometheus import Exporter
@@ -157,7 +158,7 @@ class ScaleUpError(RuntimeError):
 
     def __init__(self, world_size: int, could_join: int) -> None:
         self.world_size, self.could_join = world_size, could_join
-        super().__init__(f"{could_join} more workers can join the {world_size} there are")
+        super().__init__(f"{counted(could_join, 'more worker')} can join the {world_size} there are")
 
     def __reduce__(self) -> tuple[object, ...]:
         return (ScaleUpError, (self.world_size, self.could_join))

@@ -1,0 +1,60 @@
+"""What the driver says between its own start and that of the first worker."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+from ray.exceptions import RaySystemError, RpcError
+
+from drl_dist.common.amounts import counted
+from drl_dist.common.waiting import Waiting
+from drl_dist.config.tree import RunConfig
+from drl_dist.jobs.train.stop import KeyInStore
+
+_LOOK_SECONDS = 0.5
+
+
+@contextmanager
+def start_up_told(run: RunConfig, arrival: KeyInStore) -> Iterator[None]:
+    """Say in the body, which starts the workers, what they wait for until the first of them is there.
+
+    Args:
+        run: says which workers.
+        arrival: set by the first worker.
+    """
+    is_over = threading.Event()
+    with Waiting(f"run {run.run_name}") as waiting:
+        waiting.begin(lambda: workers_wanted(run))
+        watcher = threading.Thread(target=_watch, args=(arrival, waiting, is_over), daemon=True, name="arrival")
+        watcher.start()
+        try:
+            yield
+        finally:
+            is_over.set()
+            watcher.join()
+
+
+def _watch(arrival: KeyInStore, waiting: Waiting, is_over: threading.Event) -> None:
+    while not is_over.wait(_LOOK_SECONDS):
+        try:
+            if not arrival.is_there():
+                continue
+            # The worker speaks for itself from here on.
+            waiting.end()
+            arrival.remove()
+            return
+        except (RpcError, RaySystemError):
+            # A head that is away for a moment; the run itself says so where it matters.
+            continue
+
+
+def workers_wanted(run: RunConfig) -> str:
+    """Which workers a run wants, and what the cluster has free."""
+    needs = {"CPU": run.num_workers * run.cpus_per_worker} | ({"GPU": run.num_workers} if run.use_gpu else {})
+    wanted = " and ".join(counted(count, name) for name, count in needs.items())
+    has, free = ray.cluster_resources(), ray.available_resources()
+    state = " and ".join(f"{free.get(name, 0):g} of {counted(int(has.get(name, 0)), name)}" for name in needs)
+    return f"{counted(run.num_workers, 'worker')} to start on {wanted}; free now: {state}"

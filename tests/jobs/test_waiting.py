@@ -1,0 +1,48 @@
+"""What a command says while it waits."""
+
+from __future__ import annotations
+
+import io
+import re
+import time
+
+from drl_dist.common.amounts import counted, mebibytes, short
+from drl_dist.common.waiting import Waiting
+from tests.support import wait_for
+
+
+def test_a_line_at_once_and_again_while_nothing_else_is_said() -> None:
+    stream = io.StringIO()
+    with Waiting("run a", seconds=0.1, stream=stream) as waiting:
+        assert stream.getvalue() == ""
+        waiting.begin("waiting for 2 CPUs")
+        assert stream.getvalue() == "run a: waiting for 2 CPUs\n"
+        wait_for(lambda: stream.getvalue().count("\n") >= 3, 10)
+        first, *more = stream.getvalue().splitlines()
+        assert all(re.fullmatch(r"run a: waiting for 2 CPUs, for \d+ s so far", line) for line in more) and first
+        waiting.end()
+        time.sleep(0.1)
+        told = stream.getvalue()
+        time.sleep(0.3)
+        assert stream.getvalue() == told
+    assert stream.getvalue() == told
+
+
+def test_what_goes_on_in_time_is_not_told() -> None:
+    stream, states = io.StringIO(), iter(["1 of 2 CPUs is free", "2 of 2 CPUs are free"])
+    with Waiting("run a", seconds=0.4, stream=stream) as waiting:
+        for _ in range(8):
+            waiting.begin("step", is_told=False)
+            time.sleep(0.1)
+        assert stream.getvalue() == ""
+        waiting.begin(lambda: next(states))
+        wait_for(lambda: "2 of 2 CPUs are free, for" in stream.getvalue(), 10)
+        assert stream.getvalue().startswith("run a: 1 of 2 CPUs is free\n")
+
+
+def test_counts_and_amounts() -> None:
+    assert [counted(count, "worker") for count in (0, 1, 2)] == ["0 workers", "1 worker", "2 workers"]
+    assert counted(1, "branch", "branches") == "1 branch" and counted(3, "branch", "branches") == "3 branches"
+    assert [short(12), short(1.5e12, "FLOP"), short(34_833_408)] == ["12", "1.5 TFLOP", "34.8 M"]
+    assert short(999_600) == "1 M" and short(0, "FLOP") == "0 FLOP"
+    assert [mebibytes(1), mebibytes(5 * 2**20), mebibytes(11.5 * 2**30)] == ["1 MiB", "5 MiB", "11.5 GiB"]
