@@ -72,7 +72,7 @@ def check_finite(values: Tensor, what: str, *, remedy: str, expected: str = "fin
         raise UserError(what, got="values that are not finite", expected=expected, remedy=remedy)
 
 
-def counted(raw_at_level: RawAtLevel, advance: Advance) -> RawAtLevel:
+def with_progress(raw_at_level: RawAtLevel, advance: Advance) -> RawAtLevel:
     """The network, reporting after each chain step how many images made it."""
 
     def raw_at(level: Tensor) -> LogDensityAndGrad:

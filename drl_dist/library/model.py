@@ -17,7 +17,7 @@ from drl_dist.common.errors import UserError
 from drl_dist.common.images import to_uint8, to_unit_range
 from drl_dist.common.progress import progress
 from drl_dist.diffusion.noise import PhiloxNoise
-from drl_dist.library.engine import Weights, check_finite, counted, frozen_engine
+from drl_dist.library.engine import Weights, check_finite, frozen_engine, with_progress
 from drl_dist.library.images import Images, given_images, given_mask, given_noisy
 from drl_dist.library.log_density import log_densities
 from drl_dist.likelihood.trust import model_warnings
@@ -323,7 +323,7 @@ class Model:
         _check("batch_size", batch_size, "at least 1", batch_size >= 1)
         made: list[Tensor] = []
         with _fixed_sums(), progress(what, len(ids) * num_gradients, 0, "chain steps") as advance:
-            raw_at = counted(self._engine.raw_at, advance)
+            raw_at = with_progress(self._engine.raw_at, advance)
             for batch in ids.to(self.device).split(batch_size):
                 images = draw(raw_at, batch)
                 check_finite(

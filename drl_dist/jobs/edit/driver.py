@@ -19,7 +19,7 @@ from drl_dist.jobs.common.device import device_name, prepare_device
 from drl_dist.jobs.edit.options import EditOptions, InpaintOptions, InterpolateOptions
 from drl_dist.jobs.edit.output import IMAGES_FOLDER, EditOutput
 from drl_dist.jobs.edit.tasks import open_task
-from drl_dist.library.engine import check_finite, counted, frozen_engine
+from drl_dist.library.engine import check_finite, frozen_engine, with_progress
 from drl_dist.library.stored import TrainedModel, load_model
 from drl_dist.sampling.interpolation import InterpolatedNoise
 
@@ -60,7 +60,7 @@ def interpolate_run(options: InterpolateOptions) -> int:
 
     def draw(ids: Tensor, advance: Advance) -> Tensor:
         return to_uint8(
-            _finite(sampler.sample(counted(engine.raw_at, advance), noise, ids, engine.network.image_shape))
+            _finite(sampler.sample(with_progress(engine.raw_at, advance), noise, ids, engine.network.image_shape))
         )
 
     images = _draw_all(output, batches, draw, "interpolating", sampler.num_gradients)
@@ -102,7 +102,7 @@ def inpaint_run(options: InpaintOptions) -> int:
 
     def draw(numbers: Tensor, advance: Advance) -> Tensor:
         chosen, completion = numbers // completions, numbers % completions
-        results = task.draw(counted(engine.raw_at, advance), chosen, (completion << _COMPLETION) + chosen)
+        results = task.draw(with_progress(engine.raw_at, advance), chosen, (completion << _COMPLETION) + chosen)
         return task.finish(_finite(results), chosen)
 
     shown_as = [tensor.cpu().numpy() for tensor in (task.given, task.original) if tensor is not None]
