@@ -9,6 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from datasets_prep._files import read_file
 from datasets_prep._listing import printable, utf8
@@ -110,8 +111,8 @@ def _read_table(table: Path, column: str, *, is_wanted: bool) -> dict[str, str] 
     where = f"metadata {printable(str(table))}"
     try:
         text = read_file(table)[0].decode("utf-8-sig")
-        rows: list[dict[str, object]] = (
-            list(csv.DictReader(io.StringIO(text, newline=""), strict=True))
+        rows: list[dict[str, Any]] = (
+            [dict(row) for row in csv.DictReader(io.StringIO(text, newline=""), strict=True)]
             if table.suffix == ".csv"
             else [json.loads(line) for line in text.splitlines() if line.strip()]
         )
@@ -124,7 +125,7 @@ def _read_table(table: Path, column: str, *, is_wanted: bool) -> dict[str, str] 
             expected="a table in UTF-8 with the columns file_name and --label-column",
             remedy="correct the file, or choose other --labels",
         ) from error
-    columns = list(rows[0]) if rows else []
+    columns: list[str] = list(rows[0]) if rows else []
     key = next((name for name in FILE_COLUMNS if name in columns), None)
     if key is None or column not in columns:
         if not is_wanted:

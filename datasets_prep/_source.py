@@ -112,7 +112,11 @@ class SourceDefaults:
 
     left_out: Mapping[str, int] = MappingProxyType({})
     may_end_process: bool = False
-    parameters: Mapping[str, Any] = MappingProxyType({})
+
+    @property
+    def parameters(self) -> Mapping[str, Any]:
+        """Nothing: earlier versions made the same of it."""
+        return MappingProxyType({})
 
     def stamps(self, start: int, stop: int) -> bytes | None:
         """None: every change changes the digest."""

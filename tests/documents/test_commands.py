@@ -179,17 +179,21 @@ def write_small(kind: str, source: Path) -> None:
             write_celeba(source, [0, 0, 1, 2], packed=True)
         case "lsun":
             write_lsun(source, {bytes([number]) * 40: encoded(photo(number, 40, 60), "WEBP") for number in (1, 2)})
-        case "folder":
-            source.mkdir(parents=True)
-            # As many as a split into nine tenths and one needs.
-            for number in range(30):
-                (source / f"{number}.png").write_bytes(encoded(photo(number, 40, 60), "PNG"))
-        case "parquet":
-            source.mkdir(parents=True)
-            rows = {"image": [encoded(photo(0, 40, 60), "PNG")], "label": [0]}
-            pq.write_table(pa.table(rows), source / "train.parquet")
+        case "folder" | "parquet" as kind:
+            write_own(source, kind)
         case other:
             raise AssertionError(f"say here what a small source of {other} is")
+
+
+def write_own(source: Path, kind: str) -> None:
+    """A folder of images, as many as a split into nine tenths and one needs; or one image in a table."""
+    source.mkdir(parents=True)
+    if kind == "parquet":
+        rows = {"image": [encoded(photo(0, 40, 60), "PNG")], "label": [0]}
+        pq.write_table(pa.table(rows), source / "train.parquet")
+        return
+    for number in range(30):
+        (source / f"{number}.png").write_bytes(encoded(photo(number, 40, 60), "PNG"))
 
 
 @pytest.mark.slow
