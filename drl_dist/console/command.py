@@ -90,6 +90,11 @@ def run(argv: Sequence[str]) -> int:
     options = parse_options(kind, kind(), argv[1:], description=_sentence(command.summary), prog=f"{PROGRAM} {name}")
     if command.check is not None:
         resolve_name(command.check)(options)
+    return do(command, options)
+
+
+def do(command: Command, options: Any) -> int:
+    """Do what a command is for, with options that are in order; the exit status."""
     work: Callable[[Any], int] = resolve_name(command.work)
     return work(options)
 

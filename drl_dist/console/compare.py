@@ -132,7 +132,7 @@ def _draw(panels: Mapping[str, list[Curve | None]], names: list[str], steps: str
     mpl.use("Agg")
     from matplotlib import pyplot
 
-    columns = min(3, len(panels))
+    columns = 2 if len(panels) == 4 else min(3, len(panels))
     rows = -(-len(panels) // columns)
     width = max(9.0, 4.0 * columns)
     figure, axes = pyplot.subplots(rows, columns, figsize=(width, 0.9 + 3.0 * rows), squeeze=False, facecolor="white")

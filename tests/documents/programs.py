@@ -32,6 +32,7 @@ ELIDED = "…"
 HERE = "/somewhere"
 """An absolute path, which every option that names a place accepts."""
 WORK = {
+    "drl_dist": "drl_dist.console.command.do",
     "drl_dist.tracking.sync": "drl_dist.tracking.server.client.connect",
     "benchmarks.sweep": "drl_dist.data.index.open_index",
 }

@@ -22,6 +22,7 @@ import pytest
 from drl_dist.common.nested import flatten, to_dict
 from drl_dist.config.presets import preset
 from drl_dist.config.tree import RunConfig
+from drl_dist.console.command import COMMANDS
 from drl_dist.jobs.sweep.options import SweepOptions
 from drl_dist.jobs.sweep.space import LEVEL_SCALE
 from drl_dist.tracking.spool import Spool
@@ -46,6 +47,7 @@ OURS = (
     *(f"jobs/{path.name}" for path in sorted((ROOT / "jobs").glob("*.py"))),
     *(f"-m datasets_prep.{path.stem}" for path in sorted((ROOT / "datasets_prep").glob("[a-z]*.py"))),
     *(f"-m benchmarks.{name}" for name in ("ablation", "reliability", "step")),
+    *(f"-m drl_dist {name}" for name in COMMANDS),
     "-m drl_dist.toy",
     "-m drl_dist.tracking.sync",
 )
