@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from drl_dist.common.errors import UserError
 from drl_dist.config.from_data import known
+from drl_dist.config.import_paths import TIMM, imported, is_import_path, is_timm, made
 from drl_dist.config.tree import DiffusionConfig, Experiment, McmcConfig, ModelConfig
 from drl_dist.diffusion.ladder import NoiseLadder, composed_ladder, geometric_ladder, linear_ladder
-from drl_dist.diffusion.recovery import Levels
+from drl_dist.diffusion.recovery import Levels, LogDensityAndGrad
+from drl_dist.energy.check import check_network
 from drl_dist.energy.network import EnergyNetwork
+from drl_dist.energy.own import OwnNetwork, takes_log_snr
 from drl_dist.energy.unet import EnergyUNet
 from drl_dist.energy.wide_resnet import WideResNet
+from drl_dist.mcmc.kernel import Kernel, check_kernel
 from drl_dist.sampling.inpainting import PosteriorSampler
 from drl_dist.sampling.progressive import ProgressiveSampler
 from drl_dist.sampling.tweedie import Tweedie
@@ -114,15 +120,23 @@ def build_network(experiment: Experiment, dtype: torch.dtype = torch.float32) ->
 
 
 def weight_shapes(experiment: Experiment) -> dict[str, tuple[int, ...]]:
-    """The shape of everything that a checkpoint keeps of this network, by name; no memory is taken for it."""
-    with torch.device("meta"):
+    """The shape of everything that a checkpoint keeps of this network, by name; no memory is taken for a built-in one.
+
+    Raises:
+        RuntimeError: there is no network of such sizes.
+    """
+    # Other people's modules may need numbers where they are made.
+    with torch.device("meta" if experiment.model.is_built_in else "cpu"):
         network = _made(experiment, None)
     return {name: tuple(value.shape) for name, value in network.state_dict().items()}
 
 
 def _made(experiment: Experiment, generator: torch.Generator | None) -> EnergyNetwork:
-    build = build_unet if experiment.model.network == "unet" else build_wide_resnet
-    network = build(experiment, generator)
+    if not experiment.model.is_built_in:
+        network = build_own_network(experiment, is_checked=generator is not None)
+    else:
+        build = build_unet if experiment.model.network == "unet" else build_wide_resnet
+        network = build(experiment, generator)
     if experiment.mcmc.step_adaptation == "curvature":
         network.curvature = torch.ones(experiment.diffusion.num_levels)
     return network
@@ -141,16 +155,106 @@ def build_wide_resnet(experiment: Experiment, generator: torch.Generator | None 
     )
 
 
+def build_own_network(experiment: Experiment, *, is_checked: bool = True) -> EnergyNetwork:
+    """A backbone of timm, or a network that the config names by import path, float32.
+
+    Args:
+        is_checked: try it on images.
+
+    Raises:
+        UserError: it cannot be imported or made, or is no energy.
+    """
+    model, levels = experiment.model, experiment.diffusion.num_levels
+    # Modules of other people draw their initial weights from torch's own generator.
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(experiment.train.seed)
+        module = _timm_energy(experiment) if is_timm(model.network) else _own_module(experiment)
+    if isinstance(module, EnergyNetwork):
+        network = module
+    else:
+        log_snr = None
+        if takes_log_snr(module):
+            noise, signal = _stds_in_y(experiment)
+            log_snr = 2 * (signal / noise).log()
+        shape = (model.channels, model.resolution, model.resolution)
+        network = OwnNetwork(module, image_shape=shape, num_levels=levels, log_snr=log_snr)
+    if is_checked:
+        network.float()
+        is_matched = any(name != "recovery" for name in experiment.optim.objectives)
+        check_network(network, model.network, levels, is_matched=is_matched)
+    return network
+
+
+def _timm_energy(experiment: Experiment) -> nn.Module:
+    model = experiment.model
+    try:
+        from drl_dist.energy.timm_backbone import TimmEnergy
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"config field model.network {model.network}",
+            got=f"no package {error.name}",
+            expected="timm",
+            remedy="pip install 'drl_dist[evaluation]'",
+        ) from error
+    noise, signal = _stds_in_y(experiment)
+    return TimmEnergy(
+        model.network.removeprefix(TIMM),
+        channels=model.channels,
+        resolution=model.resolution,
+        noise_std=noise,
+        signal_std=signal,
+        options=json.loads(model.options),
+    )
+
+
+def _own_module(experiment: Experiment) -> nn.Module:
+    model, field = experiment.model, "model.network"
+    offered = {
+        "channels": model.channels,
+        "resolution": model.resolution,
+        "num_levels": experiment.diffusion.num_levels,
+    }
+    module = made(imported(model.network, field), model.network, field, offered, json.loads(model.options))
+    if not isinstance(module, nn.Module):
+        raise UserError(
+            f"config field {field}",
+            got=f"{model.network}, which makes a {type(module).__name__}",
+            expected="a torch.nn.Module",
+            remedy="name a class of modules, or a function that makes one",
+        )
+    return module
+
+
+def _stds_in_y(experiment: Experiment) -> tuple[Tensor, Tensor]:
+    """(T,) standard deviation of the noise, and of the data, in y_t; float64."""
+    ladder = build_ladder(experiment.diffusion)
+    scale = build_levels(experiment, ladder).transition_scale
+    return ladder.noise_in_y(scale), known(experiment.model.data_std, "model.data_std") * ladder.signal_in_y(scale)
+
+
+def build_kernel(name: str, field: str = "mcmc.kernel") -> Callable[..., Kernel[Any]] | None:
+    """What makes a kernel of the user's from ``density``, ``step_size`` (B,) and ``noise_scale``; None for one that is
+    built in.
+
+    Raises:
+        UserError: it cannot be imported or made, or is no kernel.
+    """
+    if not is_import_path(name):
+        return None
+    maker = imported(name, field)
+
+    def kernel(density: LogDensityAndGrad, step_size: Tensor, noise_scale: float) -> Kernel[Any]:
+        offered = {"density": density, "step_size": step_size, "noise_scale": noise_scale}
+        return made(maker, name, field, offered, {})
+
+    check_kernel(kernel, name, field)
+    return kernel
+
+
 def build_unet(experiment: Experiment, generator: torch.Generator | None = None) -> EnergyUNet:
     """The U-Net, float32 but for its constants, which are float64 until the network is given a dtype."""
-    model, ladder = experiment.model, build_ladder(experiment.diffusion)
-    scale = build_levels(experiment, ladder).transition_scale
-    return EnergyUNet(
-        **unet_sizes(model),
-        noise_std=ladder.noise_in_y(scale),
-        signal_std=known(model.data_std, "model.data_std") * ladder.signal_in_y(scale),
-        generator=generator,
-    )
+    noise, signal = _stds_in_y(experiment)
+    return EnergyUNet(**unet_sizes(experiment.model), noise_std=noise, signal_std=signal, generator=generator)
 
 
 def unet_sizes(model: ModelConfig) -> dict[str, Any]:
@@ -188,6 +292,7 @@ def build_sampler(experiment: Experiment, curvature: Tensor | None = None) -> Pr
         start=tweedie if mcmc.start == "tweedie" else None,
         end=tweedie if mcmc.last_step == "tweedie" else None,
         averages_noise=(mcmc.sampling_kernel or mcmc.kernel) == "leimkuhler_matthews",
+        own_kernel=_sampling_kernel(mcmc),
     )
 
 
@@ -219,7 +324,14 @@ def build_posterior_sampler(
         start=tweedie if mcmc.start == "tweedie" else None,
         end=tweedie if mcmc.last_step == "tweedie" else None,
         averages_noise=(mcmc.sampling_kernel or mcmc.kernel) == "leimkuhler_matthews",
+        own_kernel=_sampling_kernel(mcmc),
     )
+
+
+def _sampling_kernel(mcmc: McmcConfig) -> Callable[..., Kernel[Any]] | None:
+    if mcmc.sampling_kernel is None:
+        return build_kernel(mcmc.kernel)
+    return build_kernel(mcmc.sampling_kernel, "mcmc.sampling_kernel")
 
 
 def _sampling_chains(

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from benchmarks.quality.data import Data
 from drl_dist.common.images import to_unit_range
+from drl_dist.common.torchvision_import import make_importable
 from drl_dist.evaluation.distances import fid, kid
 from drl_dist.evaluation.features import FeatureNetwork, Features, features_of
-from drl_dist.evaluation.torchvision_import import make_importable
 
 NEIGHBOURS = 3
 """k of the balls whose union is a set's manifold (Kynkäänniemi et al., 2019)."""

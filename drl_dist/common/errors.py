@@ -27,3 +27,8 @@ class UserError(Exception):
 
 def _rebuild(what: str, got: object, expected: object, remedy: str) -> UserError:
     return UserError(what, got=got, expected=expected, remedy=remedy)
+
+
+def described(error: BaseException) -> str:
+    """An error's type and message on one line."""
+    return f"{type(error).__name__} ({' '.join(str(error).split())[:200]})"

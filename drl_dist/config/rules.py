@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from drl_dist.common.errors import UserError
 from drl_dist.common.validation import local_rule, place_rule
 from drl_dist.config.chain_rules import Rule, chain_rules, chain_steps_field
+from drl_dist.config.import_paths import import_path_rules, is_timm
 
 if TYPE_CHECKING:
     # The tree checks itself with these rules when it is made.
@@ -28,12 +29,13 @@ MAX_SIGNAL = 0.05
 def check_experiment(experiment: Experiment) -> None:
     """Raise `UserError` for settings that no run can have."""
     model, mcmc, train, optim = experiment.model, experiment.mcmc, experiment.train, experiment.optim
-    levels = experiment.diffusion.num_levels
+    levels, kind = experiment.diffusion.num_levels, "backbone of timm" if is_timm(model.network) else model.network
     pools = len(model.width_multipliers) - 1
-    side = model.patch_size * 2**pools
+    side = model.patch_size * 2**pools if model.is_built_in else 1
     of_patches = f" of patches of {model.patch_size}" if model.patch_size > 1 else ""
     resolutions = [model.resolution // max(1, model.patch_size) >> pool for pool in range(pools + 1)]
     rules: list[Rule] = [
+        *import_path_rules(experiment),
         (
             "model.patch_size",
             model.patch_size,
@@ -43,7 +45,9 @@ def check_experiment(experiment: Experiment) -> None:
         (
             "model.resolution",
             model.resolution,
-            f"a positive multiple of {side} (one halving per level{of_patches})" + _nearest(model.resolution, side),
+            f"a positive multiple of {side} (one halving per level{of_patches})" + _nearest(model.resolution, side)
+            if model.is_built_in
+            else "positive",
             model.resolution > 0 and side > 0 and model.resolution % side == 0,
         ),
         ("model.channels", model.channels, "1 or 3", model.channels in (1, 3)),
@@ -76,8 +80,8 @@ def check_experiment(experiment: Experiment) -> None:
         (
             "mcmc.energy_scale",
             mcmc.energy_scale,
-            "unit, since the output of a unet (model.network) is the log-density itself",
-            mcmc.energy_scale == "unit" or model.network != "unet",
+            f"unit, since the output of a {kind} (model.network) is the log-density itself",
+            mcmc.energy_scale == "unit" or not model.is_in_nats,
         ),
         ("diffusion.num_levels", levels, f"1 to {MAX_LEVELS}", 1 <= levels <= MAX_LEVELS),
         (
@@ -109,8 +113,8 @@ def check_experiment(experiment: Experiment) -> None:
         (
             "optim.loss_weight",
             optim.loss_weight,
-            "none for recovery with a unet (model.network), whose log-density is in nats at every level",
-            optim.loss_weight == "none" or model.network != "unet" or not optim.needs_negatives,
+            f"none for recovery with a {kind} (model.network), whose log-density is in nats at every level",
+            optim.loss_weight == "none" or not model.is_in_nats or not optim.needs_negatives,
         ),
         ("optim.learning_rate", optim.learning_rate, "a positive number", optim.learning_rate > 0),
         ("optim.beta1", optim.beta1, "a number in [0, 1)", 0 <= optim.beta1 < 1),

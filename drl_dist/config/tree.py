@@ -10,29 +10,27 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from drl_dist.common.places import joined
+from drl_dist.config.import_paths import NEEDS_NEGATIVES, NETWORKS, is_timm
 from drl_dist.config.rules import check_experiment
 
+NetworkName = Literal["wide_resnet", "unet"]
+"""Networks that are built in."""
 ChainKernelName = Literal["langevin", "leimkuhler_matthews"]
 """Kernels of short chains, without a Metropolis step; see `drl_dist.mcmc.kernels`."""
 ObjectiveName = Literal["recovery", "normal_likelihood", "dsm", "score_matching"]
-NEEDS_NEGATIVES: dict[ObjectiveName, bool] = {
-    "recovery": True,
-    "normal_likelihood": False,
-    "dsm": False,
-    "score_matching": False,
-}
-"""Whether an objective compares the data with the ends of chains; each is a class in `drl_dist.training.objectives`,
-which cannot be imported here, for commands check their options before torch is there."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """The network of the energies: the wide ResNet of Table 5, or a U-Net."""
+    """The network of the energies: the wide ResNet of Table 5, a U-Net, a backbone of timm, or one of your own."""
 
-    network: Literal["wide_resnet", "unet"] = "wide_resnet"
+    network: NetworkName | str = "wide_resnet"
     """wide_resnet: raw output summed over the image (paper); unet: an energy made of a U-Net, in nats
     (`drl_dist.energy.unet`), with group norm and SiLU, for which `activation`, `head` and what concerns
-    the spectral norm are of no meaning."""
+    the spectral norm are of no meaning; timm:NAME: a backbone of timm, in nats; MODULE:NAME: a torch module of your own
+    (docs/own_parts.md), for both of which only resolution, channels, options and data_std mean anything."""
+    options: str = "{}"
+    """Further arguments of a backbone of timm or of a network of your own, as a JSON object."""
     resolution: int = 32
     """Height and width of the images, in pixels."""
     channels: int = 3
@@ -67,6 +65,16 @@ class ModelConfig:
     """Standard deviation of the data's pixels, which lie in [-1, 1], about zero: a unet begins as white Gaussian data
     of this and mean zero; none: that of the data, from the statistics in their index."""
 
+    @property
+    def is_built_in(self) -> bool:
+        """Whether the fields of widths and blocks are the network's."""
+        return self.network in NETWORKS
+
+    @property
+    def is_in_nats(self) -> bool:
+        """Whether the network begins as white Gaussian data, and its output is the log-density itself."""
+        return self.network == "unet" or is_timm(self.network)
+
 
 @dataclass(frozen=True, kw_only=True)
 class DiffusionConfig:
@@ -97,10 +105,10 @@ class McmcConfig:
     """K, gradient steps per chain; 0 draws once from the normal approximation (section 3.3), or where `start` says."""
     level_chain_steps: tuple[int, ...] = ()
     """K given one by one, T numbers from level 0 up; overrides `num_chain_steps`. A 0 goes with the start tweedie."""
-    kernel: ChainKernelName = "langevin"
+    kernel: ChainKernelName | str = "langevin"
     """langevin: plain Langevin steps (paper), whose draws are too wide; leimkuhler_matthews: each uses half of the
     noise of the step before, which makes draws of a normal density exactly as wide as they should be, so that steps can
-    be longer."""
+    be longer; MODULE:NAME: a kernel of your own (docs/own_parts.md)."""
     start: Literal["x_noisy", "tweedie"] = "x_noisy"
     """x_noisy: chains start at x_{t+1} (paper); tweedie: at a draw around the mean of y_t given x_{t+1}, which the
     energy above gives at the cost of one gradient, and from which few steps are left to make."""
@@ -144,7 +152,7 @@ class McmcConfig:
     """Factor on the Langevin noise when generating images."""
     sampling_chain_steps: int | None = None
     """K of every level when generating and editing images; none: as in training."""
-    sampling_kernel: ChainKernelName | None = None
+    sampling_kernel: ChainKernelName | str | None = None
     """The kernel when generating and editing images; none: as in training."""
     sampling_bound_fraction: float | None = None
     """c of the rule bound, of every level, when generating and editing images; none: as in training. The densities stay
@@ -160,11 +168,12 @@ class McmcConfig:
 class OptimConfig:
     """What is minimised; Adam, warm-up and the moving average."""
 
-    objective: ObjectiveName = "recovery"
+    objective: ObjectiveName | str = "recovery"
     """recovery: section 3.2, with negatives from a chain; normal_likelihood: of the normal approximation, without
     negatives (equation 37); dsm: denoising score matching, the score being the log-density's gradient (equation 14);
-    score_matching: the same at y_t instead of x_{t+1}, where it is exact on any ladder."""
-    first_objective: ObjectiveName | None = None
+    score_matching: the same at y_t instead of x_{t+1}, where it is exact on any ladder; MODULE:NAME: one
+    of your own (docs/own_parts.md)."""
+    first_objective: ObjectiveName | str | None = None
     """What is minimised in the first `first_objective_steps` steps, before `objective` takes over: score_matching gives
     recovery energies from which short chains come far, at an eighth of the cost of a long chain."""
     first_objective_steps: int = 0
@@ -196,21 +205,22 @@ class OptimConfig:
     max_grad_norm: float | None = None
     """Clip the gradient to this norm; off in the paper and the released code."""
 
-    def objective_at(self, step: int) -> ObjectiveName:
+    def objective_at(self, step: int) -> str:
         """What the step after `step` steps minimises."""
         if self.first_objective is not None and step < self.first_objective_steps:
             return self.first_objective
         return self.objective
 
     @property
-    def objectives(self) -> tuple[ObjectiveName, ...]:
+    def objectives(self) -> tuple[str, ...]:
         """All of the run, in their order."""
         return (self.objective,) if self.first_objective is None else (self.first_objective, self.objective)
 
     @property
     def needs_negatives(self) -> bool:
-        """Whether an objective of the run compares the data with the ends of chains."""
-        return any(NEEDS_NEGATIVES[name] for name in self.objectives)
+        """Whether a built-in objective of the run compares the data with the ends of chains; one of the user's own
+        says so itself, when it is made."""
+        return any(NEEDS_NEGATIVES.get(name, False) for name in self.objectives)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,7 +23,7 @@ from torch.nn import functional
 from drl_dist.energy.layers import Layer, conv_weights, sinusoidal_embedding
 from drl_dist.energy.network import EnergyNetwork
 
-_EMBEDDING_SCALE = 4.0
+EMBEDDING_SCALE = 4.0
 """Factor on the log signal-to-noise ratio before its embedding, whose highest frequency is 1: the ratios of a ladder
 span some 14 nats, in which neighbours must differ."""
 
@@ -245,7 +245,7 @@ class EnergyUNet(EnergyNetwork):
         weights = weights or self.effective_weights(dtype)
         noise, signal = self.noise_std[level], self.signal_std[level]
         log_snr = 2 * (signal / noise).log()
-        embedding = sinusoidal_embedding(_EMBEDDING_SCALE * log_snr, self.time_embedding_dim).to(self.dtype)
+        embedding = sinusoidal_embedding(EMBEDDING_SCALE * log_snr, self.time_embedding_dim).to(self.dtype)
         time = functional.silu(self.dense_2(functional.silu(self.dense_1(embedding))))
         total = torch.hypot(noise, signal)
         down, up = (

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from drl_dist.evaluation.torchvision_import import make_importable
+from drl_dist.common.torchvision_import import make_importable
 
 KID_SUBSET_SIZE, KID_SUBSETS = 1000, 100
 """Size and number of the subsets over which a KID is averaged, as in published KIDs."""

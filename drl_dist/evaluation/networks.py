@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from drl_dist.common.errors import UserError
+from drl_dist.common.torchvision_import import make_importable
 from drl_dist.evaluation.feature_spec import FeatureSpec
 from drl_dist.evaluation.features import FeatureNetwork
-from drl_dist.evaluation.torchvision_import import make_importable
 from drl_dist.evaluation.weights import INCEPTION_SHA256, inception_weights, read_weights, tensors_sha256
 
 _RGB = 3

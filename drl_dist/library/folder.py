@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from drl_dist.common.errors import UserError
 from drl_dist.common.nested import to_dict
 from drl_dist.common.validation import local_of
 from drl_dist.common.version import installed_version
+from drl_dist.config.import_paths import check_allowed
 from drl_dist.config.tree import Experiment
 from drl_dist.library.card import model_card
 
@@ -81,16 +82,22 @@ def write_model(
         ) from error
 
 
-def read_model(folder: Path) -> SavedModel:
+def read_model(folder: Path, allow_code: Collection[str] = ()) -> SavedModel:
     """Read a saved model, which may come from anybody: nothing in it is run, and only what fits the config is loaded.
 
+    Args:
+        folder: that `write_model` wrote, or a copy of it.
+        allow_code: import paths that the config may name.
+
     Raises:
-        UserError: a file is missing or damaged, or the weights are not those of the config.
+        UserError: a file is missing or damaged, the weights are not those of the config, or it names code that was not
+            allowed.
     """
     text = _read(folder, CONFIG, MAX_CONFIG_BYTES)
     source = f"saved model {folder / CONFIG}"
     config = parse_json_object(text, source=source)
     experiment, step, sha256, data = _parsed(config, source)
+    check_allowed(experiment, allow_code, source)
     content = _read(folder, WEIGHTS)
     found = hashlib.sha256(content).hexdigest()
     if found != sha256:
@@ -196,7 +203,7 @@ def _check_shapes(path: Path, experiment: Experiment, weights: Mapping[str, Tens
     """Raise `UserError` unless names and shapes are those of the config's network, which is not made for this."""
     model = experiment.model
     # Before a network of that many modules is laid out.
-    if model.num_res_blocks * len(model.width_multipliers) > len(weights):
+    if model.is_built_in and model.num_res_blocks * len(model.width_multipliers) > len(weights):
         raise _refusal(path, f"{len(weights)} tensors", f"those of {model.num_res_blocks} blocks a level")
     try:
         expected = weight_shapes(experiment)

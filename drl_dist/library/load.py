@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
@@ -14,7 +15,11 @@ from drl_dist.library.model import Model, usable_device
 
 
 def load(
-    address: str | os.PathLike[str], *, device: torch.device | str = "cpu", tracking_uri: str | None = None
+    address: str | os.PathLike[str],
+    *,
+    device: torch.device | str = "cpu",
+    tracking_uri: str | None = None,
+    allow_code: Collection[str] = (),
 ) -> Model:
     """A trained model.
 
@@ -24,6 +29,8 @@ def load(
             checkpoint is taken, or a saved model, as `Model.save` writes it and model hubs keep it.
         device: where it computes; `Model.to` moves it.
         tracking_uri: MLflow server of ``models:/`` addresses, by default that of MLFLOW_TRACKING_URI.
+        allow_code: import paths, ``"MODULE:NAME"``, of a network, kernel or objective that is not part of drl_dist, and
+            that the model's config may import. A model that names others is refused: loading runs no code unasked.
 
     Raises:
         UserError: there is no such model, a file of it is missing or damaged, the server or the storage does not
@@ -38,13 +45,13 @@ def load(
     if place.startswith("models:/"):
         with needing("tracking", f"model {place}"):
             import drl_dist.tracking.registry  # noqa: F401
-        return _stored(place, tracking_uri, chosen)
+        return _stored(place, tracking_uri, chosen, allow_code)
     extra = "data" if "://" in place and not place.startswith("file:") else "files"
     with needing(extra, f"model {place}"):
-        return _saved(place, chosen) or _stored(place, tracking_uri, chosen)
+        return _saved(place, chosen, allow_code) or _stored(place, tracking_uri, chosen, allow_code)
 
 
-def _saved(place: str, device: torch.device) -> Model | None:
+def _saved(place: str, device: torch.device, allow_code: Collection[str]) -> Model | None:
     """The saved model in a folder; None if the folder holds none."""
     from drl_dist.data.filesystem import Folder, check_reachable
     from drl_dist.library.folder import CONFIG, MAX_CONFIG_BYTES, WEIGHTS, read_model
@@ -62,7 +69,7 @@ def _saved(place: str, device: torch.device) -> Model | None:
         # Also where it is a link, as in the cache of a model hub.
         if not (local / WEIGHTS).exists():
             return None
-        found = read_model(local)
+        found = read_model(local, allow_code)
     else:
         sizes = folder.sizes()
         if WEIGHTS not in sizes:
@@ -72,14 +79,14 @@ def _saved(place: str, device: torch.device) -> Model | None:
                 # A missing file is not an error here: reading the folder says which one it is.
                 if name in sizes and (name != CONFIG or sizes[name] <= MAX_CONFIG_BYTES):
                     (Path(temporary) / name).write_bytes(folder.read(name))
-            found = read_model(Path(temporary))
+            found = read_model(Path(temporary), allow_code)
     return Model(found.experiment, found.weights, step=found.step, device=device, data=found.data)
 
 
-def _stored(place: str, tracking_uri: str | None, device: torch.device) -> Model:
+def _stored(place: str, tracking_uri: str | None, device: torch.device, allow_code: Collection[str]) -> Model:
     """The model of a checkpoint."""
     from drl_dist.library.stored import load_model
 
-    stored = load_model(place, tracking_uri)
+    stored = load_model(place, tracking_uri, allow_code)
     data = {"fingerprint": stored.data_fingerprint}
     return Model(stored.experiment, stored.ema, step=stored.step, device=device, data=data)

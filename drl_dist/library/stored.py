@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from drl_dist.checkpoints.format import CHECKSUMS, CONFIG, part_file, read_checkpoint
 from drl_dist.checkpoints.storage import fetch_checkpoint
+from drl_dist.config.import_paths import check_allowed
 from drl_dist.config.tree import Experiment
 
 if TYPE_CHECKING:
@@ -45,16 +47,23 @@ class TrainedModel:
         return torch.from_numpy(self.ema["curvature"].copy()) if "curvature" in self.ema else None
 
 
-def load_model(address: str, tracking_uri: str | None) -> TrainedModel:
+def load_model(address: str, tracking_uri: str | None, allow_code: Collection[str] = ()) -> TrainedModel:
     """The averaged weights of a registered model version, a checkpoint, or the newest checkpoint of a run.
 
+    Args:
+        address: ``models:/...``, or a folder's URL.
+        tracking_uri: MLflow server of the registry.
+        allow_code: import paths that the model's config may name; see `drl_dist.config.import_paths`.
+
     Raises:
-        UserError: the server or the storage does not answer, or there is no such model.
+        UserError: the server or the storage does not answer, there is no such model, or it names code that was not
+            allowed.
     """
     with tempfile.TemporaryDirectory(prefix="drl-model-") as temporary:
         version = _registered(address, tracking_uri, Path(temporary)) if address.startswith("models:/") else None
         folder = version.folder if version else fetch_checkpoint(address, into=Path(temporary))
         checkpoint = read_checkpoint(folder)
+        check_allowed(checkpoint.experiment, allow_code, f"model {address}")
         checksums: dict[str, Any] = json.loads((folder / CHECKSUMS).read_text())
         return TrainedModel(
             experiment=checkpoint.experiment,

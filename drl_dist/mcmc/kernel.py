@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from drl_dist.common.errors import UserError, described
 from drl_dist.diffusion.noise import Noise, Purpose
 from drl_dist.diffusion.recovery import LogDensityAndGrad
 
@@ -72,6 +73,42 @@ class Kernel(Protocol[StateT]):
 
 KernelAt = Callable[[LogDensityAndGrad, Tensor], Kernel[Any]]
 """A kernel of one kind, for a density and a step size (B,)."""
+
+
+def check_kernel(maker: Callable[[LogDensityAndGrad, Tensor, float], Kernel[Any]], name: str, field: str) -> None:
+    """Return if kernels of the user's move two chains of a standard normal density.
+
+    Args:
+        maker: (density, step size, noise scale) -> kernel.
+        name, field: what the config calls it, and where.
+
+    Raises:
+        UserError: they do not.
+    """
+    y = torch.linspace(-1, 1, 8).reshape(2, 1, 2, 2)
+
+    def density(at: Tensor) -> tuple[Tensor, Tensor]:
+        return -0.5 * at.square().flatten(1).sum(1), -at
+
+    def refused(got: str, expected: str) -> UserError:
+        return UserError(f"config field {field}", got=f"{name}, {got}", expected=expected, remedy="correct the kernel")
+
+    kernel = maker(density, torch.full((2,), 0.1), 1.0)
+    try:
+        count = kernel.num_uniforms
+        uniform = torch.full((2, count), 0.5, dtype=torch.float64)
+        state, _ = kernel(kernel.init(y), StepNoise(torch.ones_like(y), uniform))
+        moved = getattr(state, "y", None)
+    except Exception as error:
+        # Whatever a class of the user's raises, it is that class's fault.
+        raise refused(
+            f"which raises {described(error)}", "num_uniforms, init(y), and (state, noise) -> (state, info or None)"
+        ) from error
+    if not hasattr(state, "_replace") or moved is None:
+        raise refused(f"whose state is a {type(state).__name__}", "a NamedTuple with a field y")
+    if not isinstance(moved, Tensor) or moved.shape != y.shape or not bool(moved.isfinite().all()):
+        got = f"shape {tuple(moved.shape)}" if isinstance(moved, Tensor) else f"a {type(moved).__name__}"
+        raise refused(f"which moves two chains to {got}", f"finite places of shape {tuple(y.shape)}")
 
 
 class ChainNoise(Protocol):

@@ -23,7 +23,7 @@ steps from x_{t+1} would leave standard deviations up to half as large again (do
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Protocol
@@ -94,6 +94,7 @@ class PosteriorSampler:
         start: where the chains of every round start; None for x_{t+1}.
         end: what turns y_0 into an image; None for a division by its scale, which leaves the noise of x_0 in it.
         averages_noise: chains are those of `LeimkuhlerMatthews`, not of `UnadjustedLangevin`.
+        own_kernel: as of `ProgressiveSampler`.
     """
 
     levels: Levels
@@ -104,6 +105,7 @@ class PosteriorSampler:
     start: Tweedie | None = None
     end: Tweedie | None = None
     averages_noise: bool = False
+    own_kernel: Callable[..., Kernel[Any]] | None = None
 
     def complete(
         self, raw_at: RawAtLevel, noise: Noise, sample_ids: Tensor, x: Tensor, observation: Observation
@@ -295,6 +297,8 @@ class PosteriorSampler:
             return NormalApproximation(density, here.recovery_precision.rsqrt(), self.noise_scale, here.normal_std)
         conditional = conditional_density(marginal, x_noisy, here.recovery_precision)
         density = conditional if observation is None else _of_the_rest(conditional, observation)
+        if self.own_kernel is not None:
+            return self.own_kernel(density, here.step_size, self.noise_scale)
         return langevin(density, here.step_size, self.noise_scale, before)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -30,6 +30,7 @@ class ProgressiveSampler:
         start: where chains start; None for x_{t+1}.
         end: what turns y_0 into an image; None for a division by its scale, which leaves the noise of x_0 in it.
         averages_noise: chains are those of `LeimkuhlerMatthews`, not of `UnadjustedLangevin`.
+        own_kernel: (density, step size (B,), noise scale) -> kernel of the chains, instead of either.
     """
 
     levels: Levels
@@ -38,6 +39,7 @@ class ProgressiveSampler:
     start: Tweedie | None = None
     end: Tweedie | None = None
     averages_noise: bool = False
+    own_kernel: Callable[..., Kernel[Any]] | None = None
 
     @cached_property
     def num_draws(self) -> tuple[int, ...]:
@@ -116,6 +118,8 @@ class ProgressiveSampler:
         if self.num_chain_steps == 0:
             return NormalApproximation(marginal, here.recovery_precision.rsqrt(), self.noise_scale, here.normal_std)
         density = conditional_density(marginal, x_noisy, here.recovery_precision)
+        if self.own_kernel is not None:
+            return self.own_kernel(density, here.step_size, self.noise_scale)
         return langevin(density, here.step_size, self.noise_scale, before)
 
 

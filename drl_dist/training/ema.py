@@ -28,11 +28,14 @@ class Ema:
 
     @torch.no_grad()
     def update(self, network: nn.Module) -> None:
-        """Move the shadow towards the network."""
+        """Move the shadow towards the network; whole numbers, which some networks of the user's keep, are copied."""
         values = network.state_dict()
+        averaged = [name for name, value in self.shadow.items() if value.is_floating_point()]
         torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
-            list(self.shadow.values()), [values[name] for name in self.shadow], 1 - self.decay
+            [self.shadow[name] for name in averaged], [values[name] for name in averaged], 1 - self.decay
         )
+        for name in self.shadow.keys() - set(averaged):
+            self.shadow[name].copy_(values[name])
 
 
 def load_averaged(network: EnergyNetwork, averaged: Mapping[str, Tensor]) -> EnergyNetwork:

@@ -12,7 +12,7 @@ from typing import Protocol
 from torch import Tensor
 
 from drl_dist.common.batch import BatchSource
-from drl_dist.config.tree import NEEDS_NEGATIVES, Experiment
+from drl_dist.config.tree import Experiment
 from drl_dist.training.guard import Interrupt
 from drl_dist.training.state import TrainState
 from drl_dist.training.step import StepResult, TrainStep
@@ -105,7 +105,7 @@ def train(
             seconds=seconds,
             images_seen=state.step * batch_size,
             images_per_second=rate,
-            chain_steps_per_second=rate * _num_chain_steps(experiment, state.step - 1),
+            chain_steps_per_second=rate * (_num_chain_steps(experiment) if step.objective.needs_negatives else 0.0),
         )
         for callback in callbacks:
             callback.on_step(report, state)
@@ -113,7 +113,7 @@ def train(
             return
 
 
-def _num_chain_steps(experiment: Experiment, step: int) -> float:
-    """Chain steps of an image in the training step after `step` steps, on average over the levels that it can have."""
+def _num_chain_steps(experiment: Experiment) -> float:
+    """Chain steps of an image in a training step with negatives, on average over the levels that it can have."""
     steps = experiment.mcmc.chain_steps
-    return sum(steps) / len(steps) if NEEDS_NEGATIVES[experiment.optim.objective_at(step)] else 0.0
+    return sum(steps) / len(steps)

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from drl_dist.build import build_levels
+from drl_dist.common.errors import UserError, described
 from drl_dist.config.from_data import known
-from drl_dist.config.tree import Experiment, ObjectiveName
+from drl_dist.config.import_paths import imported, is_import_path, made
+from drl_dist.config.tree import Experiment
 from drl_dist.diffusion.ladder import NoiseLadder, Pairs
 from drl_dist.diffusion.recovery import Levels, matching_loss, recovery_loss
 from drl_dist.mcmc.kernel import column, root_mean_square
@@ -34,14 +36,20 @@ class Outcome(NamedTuple):
 class Objective(Protocol):
     """What a training step minimises."""
 
-    needs_negatives: ClassVar[bool]
-    """Whether it compares the data with the ends of chains; as `drl_dist.config.tree.NEEDS_NEGATIVES`."""
-    needs_gradient: ClassVar[bool]
-    """Whether its forward gives the image gradient of raw instead of raw."""
-    reports: ClassVar[tuple[str, ...]]
-    """Names of the numbers it reports of each sample; averages are logged as ``NAME/level_T``."""
+    @property
+    def needs_negatives(self) -> bool:
+        """Whether it compares the data with the ends of chains; as `drl_dist.config.tree.NEEDS_NEGATIVES`."""
+        ...
 
-    def __init__(self, experiment: Experiment, ladder: NoiseLadder) -> None: ...
+    @property
+    def needs_gradient(self) -> bool:
+        """Whether its forward gives the image gradient of raw instead of raw."""
+        ...
+
+    @property
+    def reports(self) -> tuple[str, ...]:
+        """Names of the numbers it reports of each sample; averages are logged as ``NAME/level_T``."""
+        ...
 
     def outcome(self, forward: nn.Module, pairs: Pairs, y_neg: Tensor | None, here: Levels) -> Outcome:
         """The loss of a batch, and what is reported of it.
@@ -167,7 +175,7 @@ class ScoreMatching:
         scale, model = build_levels(experiment, ladder).transition_scale, experiment.model
         self._std = ladder.noise_in_y(scale)
         self._weight = self._std.square()
-        if model.network == "unet":
+        if model.is_in_nats:
             signal = known(model.data_std, "model.data_std") * ladder.signal_in_y(scale)
             self._weight = self._weight * (1 + (self._std / signal).square())
 
@@ -191,10 +199,85 @@ def _noise_report(gradient: Tensor, score: Tensor, std: Tensor) -> dict[str, Ten
     return {"predicted_noise": root_mean_square(predicted), "noise_error": root_mean_square(predicted - noise)}
 
 
-OBJECTIVES: Mapping[ObjectiveName, type[Objective]] = {
+OBJECTIVES: Mapping[str, type[Objective]] = {
     "recovery": Recovery,
     "normal_likelihood": NormalLikelihood,
     "dsm": DenoisingScoreMatching,
     "score_matching": ScoreMatching,
 }
 """The objectives by their names in ``optim.objective``."""
+
+
+def make_objective(name: str, experiment: Experiment, ladder: NoiseLadder) -> Objective:
+    """The objective of a name: built in, or of the user's own.
+
+    Raises:
+        UserError: it cannot be imported or made, is no objective, or has no use for the experiment's chains.
+    """
+    if not is_import_path(name):
+        return OBJECTIVES[name](experiment, ladder)
+    # Either field: the message names what it was given.
+    field = "optim.objective" if name == experiment.optim.objective else "optim.first_objective"
+    offered = {"experiment": experiment, "ladder": ladder}
+    return CheckedObjective(made(imported(name, field), name, field, offered, {}), name, field, experiment)
+
+
+class CheckedObjective:
+    """An objective of the user's, whose first outcome is looked at.
+
+    Args:
+        objective: as the user's class made it.
+        name, field: what the config calls it, and where.
+        experiment: whose chains it may need.
+
+    Raises:
+        UserError: it lacks something.
+    """
+
+    def __init__(self, objective: Any, name: str, field: str, experiment: Experiment) -> None:
+        self._objective, self._name, self._field, self._is_checked = objective, name, field, False
+        wanted = {
+            "needs_negatives": lambda value: isinstance(value, bool),
+            "needs_gradient": lambda value: isinstance(value, bool),
+            "reports": lambda value: isinstance(value, tuple) and all(isinstance(one, str) for one in value),
+            "outcome": callable,
+        }
+        if lacking := [one for one, holds in wanted.items() if not holds(getattr(objective, one, None))]:
+            raise self._refusal(
+                f"without {' and '.join(lacking)}",
+                "needs_negatives and needs_gradient, true or false, reports, a tuple of names, and outcome",
+            )
+        self.needs_negatives: bool = objective.needs_negatives
+        self.needs_gradient: bool = objective.needs_gradient
+        self.reports: tuple[str, ...] = objective.reports
+        if self.needs_negatives and experiment.mcmc.start == "tweedie" and min(experiment.mcmc.chain_steps) == 0:
+            raise self._refusal("which needs negatives, with chains of no step", "mcmc.num_chain_steps of at least 1")
+
+    def outcome(self, forward: nn.Module, pairs: Pairs, y_neg: Tensor | None, here: Levels) -> Outcome:
+        """See `Objective.outcome`.
+
+        Raises:
+            UserError: the first outcome is none.
+        """
+        if self._is_checked:
+            return self._objective.outcome(forward, pairs, y_neg, here)
+        try:
+            loss, reported = self._objective.outcome(forward, pairs, y_neg, here)
+        except (TypeError, ValueError, AttributeError, KeyError, IndexError, RuntimeError) as error:
+            raise self._refusal(f"whose outcome raises {described(error)}", "a loss and what is reported") from error
+        if not isinstance(loss, Tensor) or loss.shape != () or not loss.requires_grad:
+            got = f"of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"{type(loss).__name__}"
+            raise self._refusal(f"whose loss is {got}", "a number with gradients to the parameters, of shape ()")
+        shapes = {one: tuple(value.shape) for one, value in reported.items()}
+        if shapes != dict.fromkeys(self.reports, (len(pairs.level),)):
+            raise self._refusal(
+                f"which reports {shapes}",
+                f"{', '.join(self.reports) or 'nothing'}, each of shape ({len(pairs.level)},)",
+            )
+        self._is_checked = True
+        return Outcome(loss, reported)
+
+    def _refusal(self, got: str, expected: str) -> UserError:
+        return UserError(
+            f"config field {self._field}", got=f"{self._name}, {got}", expected=expected, remedy="correct the class"
+        )

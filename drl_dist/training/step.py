@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.distributed import all_reduce, is_initialized
 from torch.nn.parallel import DistributedDataParallel
 
-from drl_dist.build import build_ladder, build_levels, curvature_bound, stiff_level
+from drl_dist.build import build_kernel, build_ladder, build_levels, curvature_bound, stiff_level
 from drl_dist.common.batch import Batch
 from drl_dist.common.images import to_unit_range
 from drl_dist.config.rules import check_training
-from drl_dist.config.tree import EngineConfig, Experiment, ObjectiveName
+from drl_dist.config.tree import EngineConfig, Experiment
 from drl_dist.diffusion.ladder import Pairs, draw_levels, draw_pairs
 from drl_dist.diffusion.noise import PhiloxNoise, Purpose
 from drl_dist.mcmc.curvature import CurvatureAlongMoves
@@ -27,7 +27,7 @@ from drl_dist.sampling.progressive import ProgressiveSampler, noise_before
 from drl_dist.sampling.tweedie import Tweedie
 from drl_dist.training.chain import GradientEngine
 from drl_dist.training.guard import DivergedError, Interrupt, agree
-from drl_dist.training.objectives import OBJECTIVES, Forward, Objective
+from drl_dist.training.objectives import Forward, Objective, make_objective
 from drl_dist.training.state import TrainState
 
 MAX_REPORTED_LEVELS = 16
@@ -143,7 +143,12 @@ class TrainStep:
         start = Tweedie(self.levels, self.ladder) if mcmc.start == "tweedie" else None
         num_chain_steps = mcmc.level_chain_steps or mcmc.num_chain_steps
         self.sampler = ProgressiveSampler(
-            self.levels, num_chain_steps, mcmc.noise_scale, start, averages_noise=mcmc.kernel == "leimkuhler_matthews"
+            self.levels,
+            num_chain_steps,
+            mcmc.noise_scale,
+            start,
+            averages_noise=mcmc.kernel == "leimkuhler_matthews",
+            own_kernel=build_kernel(mcmc.kernel),
         )
         self.num_draws = torch.tensor(self.sampler.num_draws, device=self.device)
         """(T,) transitions at each level, after the start."""
@@ -219,7 +224,7 @@ class TrainStep:
             noise = KeyedChainNoise(self.noise, Purpose.TRAIN_CHAIN, positions, pairs.level, shape, self.dtype)
             most = max(self.sampler.num_draws)
             if min(self.sampler.num_draws) < most:
-                kernel = UnequalChains(kernel, self.num_draws[pairs.level])
+                kernel = UnequalChains(kernel, self.num_draws[pairs.level], kernel.num_uniforms)
             return run_chain(kernel, y, noise, most).y
 
     def update(
@@ -285,9 +290,9 @@ class TrainStep:
             # With a wrapper of its own: DDP looks for unused parameters in image gradients, if at all.
             self._objective_name, (self.objective, self.forward) = name, self._made(name)
 
-    def _made(self, name: ObjectiveName) -> tuple[Objective, nn.Module]:
+    def _made(self, name: str) -> tuple[Objective, nn.Module]:
         """An objective and its forward, with torch.distributed initialised wrapped by DDP."""
-        objective = OBJECTIVES[name](self.experiment, self.ladder)
+        objective = make_objective(name, self.experiment, self.ladder)
         forward = Forward(self.gradients, is_gradient=objective.needs_gradient)
         if not is_initialized():
             return objective, forward

@@ -16,11 +16,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from drl_dist.common.errors import UserError
+from drl_dist.common.torchvision_import import make_importable
 from drl_dist.evaluation import networks, weights
 from drl_dist.evaluation.feature_spec import parse_features
 from drl_dist.evaluation.features import FeatureNetwork, features_of
 from drl_dist.evaluation.networks import load_network
-from drl_dist.evaluation.torchvision_import import make_importable
 from tests.scores.tiny import NoLogits, script, tiny_network
 
 CPU = torch.device("cpu")

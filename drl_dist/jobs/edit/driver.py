@@ -43,7 +43,7 @@ def interpolate_run(options: InterpolateOptions) -> int:
         UserError: something that the user gave cannot be used.
     """
     device = prepare_device(device_name(options.use_gpu))
-    model = load_model(options.model, options.tracking_uri)
+    model = load_model(options.model, options.tracking_uri, options.allow_code)
     experiment = with_chains(model.experiment, options)
     request = _request(options, model, experiment) | {"pairs": options.pairs, "columns": options.columns}
     pairs = torch.arange(options.pairs, device=device)
@@ -82,7 +82,7 @@ def inpaint_run(options: InpaintOptions) -> int:
         UserError: something that the user gave cannot be used.
     """
     device = prepare_device(device_name(options.use_gpu))
-    model = load_model(options.model, options.tracking_uri)
+    model = load_model(options.model, options.tracking_uri, options.allow_code)
     experiment = with_chains(model.experiment, options)
     sampler = build_posterior_sampler(experiment, options.num_rounds, model.curvature)
     size = experiment.model.resolution

@@ -45,6 +45,9 @@ class EditOptions:
     """Compute on a GPU."""
     tracking_uri: str | None = None
     """MLflow server; by default the environment's MLFLOW_TRACKING_URI. Only models:/ addresses need it."""
+    allow_code: tuple[str, ...] = ()
+    """Import paths, MODULE:NAME, of a network, kernel or objective that is not part of drl_dist, which the model may
+    import (docs/own_parts.md)."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -54,7 +54,7 @@ def likelihood_run(options: LikelihoodOptions) -> int:
     Raises:
         UserError: something that the user gave cannot be used.
     """
-    model = load_model(options.model, options.tracking_uri)
+    model = load_model(options.model, options.tracking_uri, options.allow_code)
     num_levels = model.experiment.diffusion.num_levels
     index = open_index(options.data)
     index.check_model(resolution=model.experiment.model.resolution, channels=model.experiment.model.channels)

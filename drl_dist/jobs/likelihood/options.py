@@ -49,6 +49,9 @@ class LikelihoodOptions:
     """CPUs, and threads, of each worker."""
     tracking_uri: str | None = None
     """MLflow server; by default the environment's MLFLOW_TRACKING_URI. Only models:/ addresses need it."""
+    allow_code: tuple[str, ...] = ()
+    """Import paths, MODULE:NAME, of a network, kernel or objective that is not part of drl_dist, which the model may
+    import (docs/own_parts.md)."""
     adapt: AdaptationConfig = field(default_factory=lambda: AdaptationConfig(num_chains=64, num_steps=20))
     """How step sizes are adapted."""
 

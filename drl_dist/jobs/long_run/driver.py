@@ -69,7 +69,7 @@ def long_run(options: LongRunOptions) -> int:
     """
     folder = open_folder(options)
     folder.check(known_request(options))
-    model = load_model(options.model, options.tracking_uri)
+    model = load_model(options.model, options.tracking_uri, options.allow_code)
     ladder = build_ladder(model.experiment.diffusion)
     levels = build_levels(model.experiment, ladder)
     schedule = None

@@ -48,6 +48,9 @@ class LongRunOptions:
     """CPU threads; by default what torch chooses."""
     tracking_uri: str | None = None
     """MLflow server; by default the environment's MLFLOW_TRACKING_URI. Only models:/ addresses need it."""
+    allow_code: tuple[str, ...] = ()
+    """Import paths, MODULE:NAME, of a network, kernel or objective that is not part of drl_dist, which the model may
+    import (docs/own_parts.md)."""
     adapt: AdaptationConfig = field(default_factory=AdaptationConfig)
     """How step sizes are adapted."""
 

@@ -67,7 +67,7 @@ def ood_run(options: OodOptions) -> int:
     folder.check(request)
     check_count(inside, count, what="data")
     check_count(outside, count, what="other images")
-    model = load_model(options.model, options.tracking_uri)
+    model = load_model(options.model, options.tracking_uri, options.allow_code)
     for index in (inside, outside):
         index.check_model(resolution=model.experiment.model.resolution, channels=model.experiment.model.channels)
     request |= {

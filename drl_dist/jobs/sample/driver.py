@@ -31,7 +31,7 @@ def sample_run(options: SampleOptions) -> int:
     Raises:
         UserError: something that the user gave cannot be used.
     """
-    model = load_model(options.model, options.tracking_uri)
+    model = load_model(options.model, options.tracking_uri, options.allow_code)
     experiment, request = model.experiment, sample_request(options, model)
     output = SampleOutput(options.out, experiment, request)
     if output.is_complete():

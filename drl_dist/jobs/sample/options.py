@@ -49,6 +49,9 @@ class SampleOptions:
     """URL of image shards; the first of them are shown beside the generated ones."""
     tracking_uri: str | None = None
     """MLflow server; by default the environment's MLFLOW_TRACKING_URI. Only models:/ addresses need it."""
+    allow_code: tuple[str, ...] = ()
+    """Import paths, MODULE:NAME, of a network, kernel or objective that is not part of drl_dist, which the model may
+    import (docs/own_parts.md)."""
 
 
 def check_options(options: SampleOptions) -> None:

@@ -26,6 +26,7 @@ from drl_dist.common.imports import no_collection
 from drl_dist.common.places import joined
 from drl_dist.common.program import Stopped
 from drl_dist.common.waiting import Waiting
+from drl_dist.config.import_paths import import_paths
 from drl_dist.config.tree import NO_SERVER, RunConfig
 from drl_dist.data.filesystem import check_reachable
 from drl_dist.data.index import ShardIndex, open_index
@@ -149,6 +150,11 @@ def prepare_run(run: RunConfig, chosen: Collection[str] = ()) -> PreparedRun:
     index.check_model(resolution=experiment.model.resolution, channels=experiment.model.channels)
     # Before the run is compared with its record, which holds numbers.
     run = dataclasses.replace(run, experiment=scaled_to(experiment, lambda: index.statistics, run.data))
+    if import_paths(experiment) or not experiment.model.is_built_in:
+        # Only here does the driver need torch: what is wrong with the user's own code is said before Ray starts.
+        from drl_dist.training.own_parts import check_own_parts
+
+        check_own_parts(run.experiment)
     if run.tracking.score_every_steps is not None:
         from drl_dist.data.subset import check_count
 
