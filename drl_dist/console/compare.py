@@ -101,6 +101,9 @@ def _curves(run: RunView, tracking_uri: str | None) -> dict[str, Curve]:
         from drl_dist.tracking.tracked_runs import curves_of, look_up
 
         uri = tracking_uri or run.status.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
+        if run.notes:
+            # It has been said that its server is away; the other run can still be seen.
+            return {}
         tracked = look_up(uri, run.status.tracking_run)
         names = _wanted(tracked.latest) if tracked else []
         print(f"fetching {len(names)} metrics of {run.name}", file=sys.stderr, flush=True)

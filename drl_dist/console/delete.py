@@ -22,7 +22,9 @@ from drl_dist.tracking.files.events import EVENTS
 from drl_dist.tracking.files.run_files import PICTURES, WRITTEN
 from drl_dist.tracking.files.table import TABLE
 
-_OWN = (*sorted(WRITTEN), SNAPSHOT, SUBSTITUTES, ROLLBACKS, STATUS)
+# Ray Train's, which sees by it that all workers reach the same storage.
+_MARKER = ".validate_storage_marker"
+_OWN = (*sorted(WRITTEN), SNAPSHOT, _MARKER, SUBSTITUTES, ROLLBACKS, STATUS)
 """Files directly in a run's folder, but for the record, which goes last: a repeated command then still finds a run."""
 _BELOW = {
     TABLE: re.compile(r"steps_\d{9,}\.parquet"),

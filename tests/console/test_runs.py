@@ -170,6 +170,7 @@ def test_delete_removes_a_run_and_nothing_else(tmp_path: Path, capsys: pytest.Ca
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text("mine")
     (folder / ".curves.png.0123abcd.part").write_text("torn")
+    (folder / ".validate_storage_marker").write_text("")
     (folder / "metrics" / ".steps_000000001.parquet.0123abcd.part").write_text("torn")
     before = files(other)
     with pytest.raises(UserError, match="got no terminal to ask on, expected an answer, or --yes"):
