@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from drl_dist.common.errors import UserError
@@ -70,7 +69,7 @@ def read_table(run_url: str, names: Collection[str] | None = None, *, ends_only:
     table = pa.concat_tables([_table(_earlier_rows(run_url)), *(_read(folder, name) for name in segments)])
     if names is None:
         return table
-    return table.filter(pc.is_in(table["name"], value_set=pa.array(sorted(names), pa.string())))
+    return table.filter(pa.array([name in names for name in table["name"].to_pylist()], pa.bool_()))
 
 
 def histories(table: pa.Table) -> dict[str, History]:
