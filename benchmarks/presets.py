@@ -54,7 +54,7 @@ def main(words: Sequence[str]) -> int:
             f"| {cost.chain_gradients} + 1 | {short(cost.flop, 'FLOP')} "
             f"| {mebibytes(cost.state_bytes)} / {chain} / {mebibytes(cost.update_bytes)} | {short(made.flop, 'FLOP')} |"
         )
-        print(row + (f" {duration(made.seconds(given.tflops))} |" if hours else ""), flush=True)
+        print(row + (f" {duration(made.seconds(given.tflops))} |" if given.tflops else ""), flush=True)
     return 0
 
 

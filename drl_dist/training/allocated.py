@@ -44,7 +44,7 @@ class AllocatedBytes(TorchDispatchMode):
         if func is torch.ops.aten.add.Tensor:
             # The gradients of two uses of a tensor are summed in place.
             self._forget(args[0])
-        node = torch._C._current_autograd_node()  # pyright: ignore[reportAttributeAccessIssue]
+        node: Any = torch._C._current_autograd_node()
         if node is None or node.name() not in _ONE_KERNEL or not isinstance(output, Tensor):
             return
         number = node._sequence_nr()

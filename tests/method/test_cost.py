@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -14,7 +16,8 @@ from drl_dist.common.errors import UserError
 from drl_dist.config.presets import preset
 from drl_dist.config.tree import EngineConfig, Experiment
 from drl_dist.energy.wide_resnet import WideResNet
-from drl_dist.training.cost import count_flop, phases, step_cost, with_numbers
+from drl_dist.jobs.train.options import parse_train_options, tell_estimate
+from drl_dist.training.cost import StepCost, count_flop, phases, step_cost, with_numbers
 from drl_dist.training.estimate import Estimate, Phase
 from drl_dist.training.state import TrainState
 from drl_dist.training.step import TrainStep
@@ -88,6 +91,29 @@ def test_a_network_that_looks_at_numbers_is_refused(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(WideResNet, "evaluate", staticmethod(evaluate))
     with pytest.raises(UserError, match=r"network wide_resnet: got an operation whose result depends on numbers"):
         step_cost(_tiny("t6"))
+
+
+def test_the_command_tells_epochs_of_its_data_or_why_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    np.save(tmp_path / "images.npy", np.zeros((64, 1, 8, 8), np.uint8))
+    cost = StepCost(
+        num_parameters=1, images_per_worker=32, chain_gradients=1, chain_flop=1, update_flop=1, state_bytes=1,
+        chain_bytes=1, update_bytes=1,
+    )  # fmt: skip
+    monkeypatch.setattr("drl_dist.training.estimate.step_cost", lambda *_, **__: cost)
+    words = ["--setting", "t6", "--without-ray", "--data", str(tmp_path / "images.npy")]
+    run, options = parse_train_options("digits", [*words, "--tflops", "2"])
+    assert options.dry_run
+    tell_estimate(run, options)
+    assert "data: 64 images, 2 steps an epoch, 500 epochs in 1000 steps" in capsys.readouterr().err
+    run, options = parse_train_options("digits", ["--setting", "t6", "--data", str(tmp_path / "none"), "--estimate"])
+    tell_estimate(run, options)
+    told = capsys.readouterr()
+    assert "data: steps of an epoch are not known (data " in told.err and "missing folder" in told.err
+    assert told.out == ""
+    with pytest.raises(UserError, match="--tflops: got 0"):
+        parse_train_options("digits", ["--tflops", "0"])
 
 
 def test_workers_share_the_images_and_the_lines_tell_all() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from drl_dist.common.errors import UserError
 from drl_dist.common.imports import no_collection
+from drl_dist.config.rules import ARRAY_SUFFIX
 from drl_dist.config.tree import RunConfig
 
 
@@ -35,7 +36,7 @@ def _num_images(run: RunConfig) -> tuple[int | None, str]:
     if not run.data:
         return None, "give --data"
     from drl_dist.data.index import open_index
-    from drl_dist.data.pixels.array_file import ARRAY_SUFFIX, read_array_file
+    from drl_dist.data.pixels.array_file import read_array_file
 
     try:
         if run.data.endswith(ARRAY_SUFFIX):

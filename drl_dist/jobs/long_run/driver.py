@@ -6,7 +6,7 @@ import dataclasses
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -32,7 +32,7 @@ from drl_dist.library.stored import TrainedModel, load_model
 from drl_dist.mcmc.adaptation import StepSizes
 from drl_dist.mcmc.kernels import KERNELS, adapted_with, kernel_named
 from drl_dist.mcmc.record import ChainSummary, summarise
-from drl_dist.mcmc.settings import Start
+from drl_dist.mcmc.settings import KernelName, Start
 from drl_dist.sampling.long_run import LongRunSampler, adapt_step_sizes, suitable_start
 
 if TYPE_CHECKING:
@@ -147,7 +147,7 @@ def _adapt(setting: _Setting, ema_sha256: str, kept: LongRunProgress) -> StepSiz
             setting.engine.network.image_shape,
             seed=options.seed,
             config=config,
-            kernel=adapted_with(options.kernel).name,
+            kernel=cast(KernelName, adapted_with(options.kernel).name),
             num_leapfrog_steps=options.num_leapfrog_steps,
             start=setting.start,
             batch_size=options.batch_size,

@@ -175,9 +175,11 @@ def _rank_scale(figure: Any, axis: Any, scores: Sequence[float]) -> None:
         scores: of all lines, the worst first.
     """
     import matplotlib as mpl
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
 
     # The last line of the list is the best, and darkest; see the colours of the lines.
-    scale = mpl.cm.ScalarMappable(mpl.colors.Normalize(0, 1), mpl.colormaps["viridis"].reversed())
+    scale = ScalarMappable(Normalize(0, 1), mpl.colormaps["viridis"].reversed())
     bar = figure.colorbar(scale, ax=axis, pad=0.02)
     chosen = sorted({round(place * (len(scores) - 1) / 7) for place in range(8)})
     most = max(1, len(scores) - 1)
