@@ -167,7 +167,7 @@ def test_rows_are_split_by_content(hub: Path, prepared: Prepare) -> None:
 
 
 def test_any_rows_are_read_a_few_at_a_time(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tables_module, "BATCH_ROWS", 2)
+    monkeypatch.setattr(tables_module, "BATCH_ROWS", 3)
     table = open_table(hub, hub / "data/train-00000-of-00002.parquet")
     assert table.groups == (4, 4, 2)
     for rows in ([0], [9], [3, 4], [1, 2, 5, 8], list(range(10))):
