@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from drl_dist.common.errors import UserError, described
 from drl_dist.energy.network import EnergyNetwork
@@ -103,10 +103,10 @@ def _check_output(raw: object, name: str) -> None:
 def _check_gradients(network: EnergyNetwork, name: str, y: Tensor, raw: Tensor, is_matched: bool) -> None:
     expected = "an output that depends on the image by operations that torch differentiates"
     remedy = "leave out detach(), no_grad() and rounding"
-    gradient = None
+    gradient: Tensor | None = None
     if raw.requires_grad:
         (gradient,) = torch.autograd.grad(raw.sum(), y, create_graph=True, allow_unused=True)
-    if gradient is None or not bool((gradient != 0).any()):
+    if gradient is None or not bool(gradient.any()):
         raise _refusal(name, "no gradient with respect to the image", expected, remedy)
     leaves = {id(leaf) for leaf in _leaves(raw)} - {id(y)}
     parameters = {place: one for place, one in network.named_parameters() if one.requires_grad}
@@ -125,7 +125,11 @@ def _check_gradients(network: EnergyNetwork, name: str, y: Tensor, raw: Tensor, 
             "leave unused layers out",
         )
     if is_matched:
-        moved = torch.autograd.grad(gradient.square().sum(), list(parameters.values()), allow_unused=True)
+        squares, weights = gradient.square().sum(), list(parameters.values())
+        # Of a gradient that hangs on nothing, not even None is to be had.
+        moved: list[Tensor | None] = []
+        if squares.requires_grad:
+            moved = list(torch.autograd.grad(squares, weights, allow_unused=True))
         if all(one is None for one in moved):
             raise _refusal(
                 name,

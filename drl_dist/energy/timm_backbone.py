@@ -30,7 +30,8 @@ from drl_dist.energy.unet import EMBEDDING_SCALE, num_groups
 
 make_importable()
 import timm  # noqa: E402
-from timm.layers import BatchNormAct2d, DropPath  # noqa: E402
+from timm.layers.drop import DropPath  # noqa: E402
+from timm.layers.norm_act import BatchNormAct2d  # noqa: E402
 
 _KINKED = (
     nn.ReLU,
@@ -108,7 +109,7 @@ def _backbone(name: str, channels: int, resolution: int, options: dict[str, Any]
             expected="a model of timm" + (", such as " + ", ".join(nearest) if nearest else ""),
             remedy="timm.list_models() lists all",
         )
-    given = {"pretrained": False, "num_classes": 0, "in_chans": channels}
+    given: dict[str, Any] = {"pretrained": False, "num_classes": 0, "in_chans": channels}
     if "pretrained" in options:
         raise UserError(
             "config field model.options",
@@ -118,7 +119,8 @@ def _backbone(name: str, channels: int, resolution: int, options: dict[str, Any]
         )
     try:
         try:
-            found = timm.create_model(name, **(given | {"img_size": resolution} | options))
+            sized: dict[str, Any] = {**given, "img_size": resolution, **options}
+            found = timm.create_model(name, **sized)
         except TypeError as error:
             # Convolutional networks take images of any size.
             if "img_size" not in str(error):
@@ -138,22 +140,24 @@ def _backbone(name: str, channels: int, resolution: int, options: dict[str, Any]
         ) from error
 
 
-def _smooth(module: nn.Module) -> nn.Module:
-    """The module with what energies cannot have replaced, and so its parts."""
+def _smooth(module: Any) -> nn.Module:
+    """The module, an `nn.Module`, with what energies cannot have replaced, and so its parts."""
     if isinstance(module, nn.Dropout | nn.Dropout2d | DropPath):
         return nn.Identity()
     if isinstance(module, BatchNormAct2d):
-        norm = nn.GroupNorm(num_groups(module.num_features), module.num_features)
+        features: Any = module.num_features
+        norm = nn.GroupNorm(num_groups(features), features)
         return nn.Sequential(norm, _smooth(module.drop), _smooth(module.act))
     if isinstance(module, nn.BatchNorm2d):
-        return nn.GroupNorm(num_groups(module.num_features), module.num_features)
+        width: Any = module.num_features
+        return nn.GroupNorm(num_groups(width), width)
     if isinstance(module, _KINKED) or type(module).__name__.lower().startswith(("hard", "relu")):
         return nn.SiLU()
     for name, part in module.named_children():
         setattr(module, name, _smooth(part))
     if hasattr(module, "fused_attn"):
-        module.fused_attn = False  # pyright: ignore[reportAttributeAccessIssue]
+        module.fused_attn = False
     if getattr(module, "inplace", False) is True:
         # What an in-place activation overwrites is asked for again by second derivatives.
-        module.inplace = False  # pyright: ignore[reportAttributeAccessIssue]
+        module.inplace = False
     return module

@@ -162,7 +162,7 @@ class _Given:
         if self.loader is not None:
             return {"source": type(self.loader).__name__}
         digest = hashlib.sha256(str(tuple(self.images.shape)).encode())
-        digest.update(self.images.contiguous().numpy())
+        digest.update(self.images.contiguous().numpy().data)
         return {"images": len(self.images), "sha256": digest.hexdigest()}
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -36,20 +36,14 @@ class Outcome(NamedTuple):
 class Objective(Protocol):
     """What a training step minimises."""
 
-    @property
-    def needs_negatives(self) -> bool:
-        """Whether it compares the data with the ends of chains; as `drl_dist.config.tree.NEEDS_NEGATIVES`."""
-        ...
+    needs_negatives: ClassVar[bool]
+    """Whether it compares the data with the ends of chains; as `drl_dist.config.tree.NEEDS_NEGATIVES`."""
+    needs_gradient: ClassVar[bool]
+    """Whether its forward gives the image gradient of raw instead of raw."""
+    reports: ClassVar[tuple[str, ...]]
+    """Names of the numbers it reports of each sample; averages are logged as ``NAME/level_T``."""
 
-    @property
-    def needs_gradient(self) -> bool:
-        """Whether its forward gives the image gradient of raw instead of raw."""
-        ...
-
-    @property
-    def reports(self) -> tuple[str, ...]:
-        """Names of the numbers it reports of each sample; averages are logged as ``NAME/level_T``."""
-        ...
+    def __init__(self, experiment: Experiment, ladder: NoiseLadder) -> None: ...
 
     def outcome(self, forward: nn.Module, pairs: Pairs, y_neg: Tensor | None, here: Levels) -> Outcome:
         """The loss of a batch, and what is reported of it.
@@ -219,7 +213,9 @@ def make_objective(name: str, experiment: Experiment, ladder: NoiseLadder) -> Ob
     # Either field: the message names what it was given.
     field = "optim.objective" if name == experiment.optim.objective else "optim.first_objective"
     offered = {"experiment": experiment, "ladder": ladder}
-    return CheckedObjective(made(imported(name, field), name, field, offered, {}), name, field, experiment)
+    given = made(imported(name, field), name, field, offered, {})
+    # Of the protocol but for its constructor, which nobody calls any more.
+    return cast(Objective, CheckedObjective(given, name, field, experiment))
 
 
 class CheckedObjective:

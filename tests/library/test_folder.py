@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,12 +17,14 @@ from safetensors.torch import load_file, save_file
 
 import drl_dist
 from drl_dist.build import build_network, weight_shapes
+from drl_dist.checkpoints.format import CheckpointState, write_checkpoint
 from drl_dist.common.errors import UserError
 from drl_dist.config.tree import Experiment
 from drl_dist.library import folder as saved_folder
 from drl_dist.tracking.registry import ResolvedModel
+from drl_dist.training.state import TrainState
 from tests.helpers.steps import tiny, tiny_unet
-from tests.support import flip_bit
+from tests.support import ROOT, flip_bit
 
 
 @pytest.fixture
@@ -222,3 +226,26 @@ def test_an_empty_folder_has_no_model(tmp_path: Path) -> None:
 def test_shapes_are_those_of_the_network(experiment: Experiment) -> None:
     expected = {name: tuple(value.shape) for name, value in build_network(experiment).state_dict().items()}
     assert weight_shapes(experiment) == expected
+
+
+def test_a_model_of_other_peoples_code_needs_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "docs/examples"))
+    monkeypatch.delitem(sys.modules, "my_network", raising=False)
+    given = tiny()
+    experiment = dataclasses.replace(
+        given, model=dataclasses.replace(given.model, network="my_network:MyNetwork", options='{"width": 4}')
+    )
+    state = TrainState.create(experiment)
+    mine = drl_dist.Model.of_state(experiment, state)
+    mine.save(tmp_path / "saved")
+    reached = CheckpointState.after(0, experiment, "0" * 64, world_size=1)
+    write_checkpoint(tmp_path / "checkpoint", state.tensors(), reached, experiment)
+    for place in ("saved", "checkpoint"):
+        monkeypatch.delitem(sys.modules, "my_network", raising=False)
+        with pytest.raises(UserError, match="got my_network:MyNetwork, code that is not part of drl_dist"):
+            drl_dist.load(tmp_path / place)
+        with pytest.raises(UserError, match="--allow-code my_network:MyNetwork"):
+            drl_dist.load(tmp_path / place, allow_code=["my_network"])
+        assert "my_network" not in sys.modules
+        again = drl_dist.load(tmp_path / place, allow_code=["my_network:MyNetwork"])
+        assert torch.equal(again.sample(1), mine.sample(1))
