@@ -10,11 +10,13 @@ import threading
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from drl_dist.data.filesystem import Folder
 from drl_dist.localhost import RayHead, submit_job
+from drl_dist.tracking.files.table import MetricsTable
 from tests.documents.pages import blocks, pages
 from tests.support import subprocess_environment, wait_for
 
@@ -22,7 +24,7 @@ PAGES = pages()
 PYTHON = [
     (page, line, body) for page, text in PAGES.items() for line, language, body in blocks(text) if language == "python"
 ]
-EXECUTED = {"README.md": 1, "docs/data.md": 1, "docs/library.md": 2, "docs/training.md": 2}
+EXECUTED = {"README.md": 1, "docs/data.md": 1, "docs/library.md": 2, "docs/tracking.md": 1, "docs/training.md": 2}
 """Blocks of each page that a test runs: here, in tests/test_readme.py, in tests/library/test_page.py, and in
 tests/method/test_torch_alone.py."""
 
@@ -55,6 +57,18 @@ def test_any_webdataset_reader_opens_a_shard(digits: Path, tmp_path: Path) -> No
     first, *rest = list(names["samples"])  # type: ignore[call-overload]
     assert len(rest) == 1796
     assert first["png"].size == (8, 8) and first["json"]["source"] == "digits/0" and first["__key__"] == "000000000"
+
+
+def test_pandas_reads_the_metrics_of_a_run_without_a_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (body,) = [body for page, _, body in PYTHON if page == "docs/tracking.md"]
+    monkeypatch.chdir(tmp_path)
+    metrics = MetricsTable(str(tmp_path / "runs/second"), 0)
+    metrics.log(1, {"loss": 2.0, "grad_norm": 0.5})
+    metrics.log(2, {"loss": 1.0, "grad_norm": 0.25})
+    metrics.write(is_sealed=True)
+    names: dict[str, Any] = {}
+    exec(body, names)
+    assert names["curves"]["loss"].to_dict() == {1: 2.0, 2: 1.0}
 
 
 JOB = """

@@ -211,7 +211,7 @@ def test_a_run_goes_on_from_another_with_other_settings(
     ]
     job = run(server_environment, words(digits, storage, "fork", *more))
     assert job.status == 0, job.output
-    assert f"run fork: starting from {start}, 1 workers" in job.output
+    assert f"run fork: starting from {start}, 1 worker," in job.output
     before, after = (
         read_checkpoint(folder, PARTS) for folder in (start, storage / "fork" / checkpoint_name(EVERY + 2))
     )

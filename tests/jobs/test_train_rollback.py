@@ -15,7 +15,6 @@ from drl_dist.checkpoints.rollbacks import ROLLBACKS, Rollback, add_rollback, no
 from drl_dist.checkpoints.storage import checkpoint_name
 from drl_dist.common.errors import UserError
 from drl_dist.config.tree import RunConfig
-from drl_dist.jobs.train.faults import rollback as train_rollback
 from drl_dist.jobs.train.faults.rollback import TAG, fit_with_rollbacks
 from drl_dist.jobs.train.stop import KeyInStore, StopFlag
 from drl_dist.jobs.train.task import WorkerTask
@@ -51,7 +50,7 @@ class Note(StopFlag):
 @pytest.fixture
 def tags(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, str]]:
     written: list[dict[str, str]] = []
-    monkeypatch.setattr(train_rollback, "set_tags", lambda _uri, _run, tags: written.append(tags))
+    monkeypatch.setattr("drl_dist.tracking.runs.set_tags", lambda _uri, _run, tags: written.append(tags))
     return written
 
 
@@ -114,7 +113,7 @@ def test_a_server_that_is_away_does_not_end_the_run(
     def away(*_: Any) -> None:
         raise UserError("MLflow server", got="no answer", expected="one", remedy="start it")
 
-    monkeypatch.setattr(train_rollback, "set_tags", away)
+    monkeypatch.setattr("drl_dist.tracking.runs.set_tags", away)
     test_a_run_that_recovers_ends_well(tmp_path, [])
     assert f"the tag {TAG} could not be written: MLflow server" in capsys.readouterr().err
 

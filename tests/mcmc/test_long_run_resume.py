@@ -276,7 +276,7 @@ def test_the_request_holds_no_option_of_the_machine(checkpoint: Path, done: Path
     request = json.loads((done / "request.json").read_text())
     assert (request["format"], request["version"], request["start"]) == ("drl_dist.long_run", 1, "x_noisy")
     assert not {"model", "out", "tracking_uri", "use_gpu", "schedule"} & request.keys()
-    left_out = {"model", "out", "steps_per_level", "schedule", "use_gpu", "tracking_uri"}
+    left_out = {"model", "out", "steps_per_level", "schedule", "use_gpu", "tracking_uri", "allow_code"}
     names = {field.name for field in dataclasses.fields(LongRunOptions)} - left_out
     assert names <= request.keys()
 
