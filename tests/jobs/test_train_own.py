@@ -236,6 +236,27 @@ def test_a_run_goes_on_with_all_that_its_folder_says(tmp_path: Path, shards: Pat
     assert parsed("--resume", moved, "--train.seed", "0").experiment == run.experiment
 
 
+def test_a_run_that_names_code_is_resumed_with_permission_alone(tmp_path: Path, shards: Path) -> None:
+    run = parsed(
+        *("--data", shards, "--storage", tmp_path, "--run-name", "r"),
+        "--model.network",
+        "docs.examples.my_network:MyNetwork",
+    )
+    write_record(run.url, run.experiment, "0" * 64)
+    write_run_config(run, without_ray=False)
+    said = "got docs.examples.my_network:MyNetwork, code that is not part of drl_dist"
+    assert said in refused("--resume", run.url)
+    assert said in refused("--resume", run.url, "--allow-code", "other:Name")
+    assert parsed("--resume", run.url, "--allow-code", "docs.examples.my_network:MyNetwork") == run
+
+
+@pytest.mark.parametrize("more", [("--estimate",), ("--tflops", "0.2"), ("--dry-run",)])
+def test_what_is_asked_about_a_run_does_not_start_it(more: tuple[str, ...], shards: Path) -> None:
+    _, options = parse_own_options(["--data", str(shards), *more])
+    assert options.dry_run
+    assert "option --tflops: got 0" in refused("--data", shards, "--tflops", "0")
+
+
 def test_a_run_of_an_earlier_version_asks_for_its_data(tmp_path: Path, shards: Path) -> None:
     run = RunConfig(
         experiment=preset("digits"), data=str(shards), storage=str(tmp_path), run_name="r", start_from="/a/checkpoint"

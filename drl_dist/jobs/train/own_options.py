@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 from drl_dist.common.errors import UserError
 from drl_dist.common.nested import completed, differences, flatten, to_dict
 from drl_dist.common.validation import file_of, place_rule, refuse_broken
+from drl_dist.config.import_paths import check_allowed
 from drl_dist.config.own_data import experiment_for
 from drl_dist.config.presets import SETTINGS, TABLE_6, preset
 from drl_dist.config.rules import ARRAY_SUFFIX, check_run, check_without_ray
@@ -31,6 +32,8 @@ from drl_dist.jobs.train.options import (
     plain,
     setting_option,
     split_workers,
+    starts_nothing,
+    tell_estimate,
     tell_what_is_left,
     train_wanted,
 )
@@ -60,6 +63,9 @@ class OwnOptions(TrainOptions):
     resume: str | None = None
     """Folder of a run, STORAGE/RUN_NAME, to go on with: everything is read from there. Only --data, --train.num-steps
     and options of the machine may be given beside it."""
+    allow_code: tuple[str, ...] = ()
+    """Import paths, MODULE:NAME, of a network, kernel or objective that is not part of drl_dist, which the run of
+    --resume may import (docs/own_parts.md)."""
 
 
 def parse_own_options(argv: Sequence[str]) -> tuple[RunConfig, OwnOptions]:
@@ -81,6 +87,7 @@ def parse_own_options(argv: Sequence[str]) -> tuple[RunConfig, OwnOptions]:
     resume = early_text(argv, "--resume")
     begun = _base(argv) if resume is None else _resumed(argv, resume)
     options = parse_options(OwnOptions, begun, argv, description=DESCRIPTION)
+    options = dataclasses.replace(options, dry_run=starts_nothing(options))
     run = dataclasses.replace(plain(RunConfig, options), experiment=plain(Experiment, options.experiment))
     if resume is not None:
         _check_resumed(begun, options)
@@ -106,6 +113,7 @@ def own_train_command() -> NoReturn:
         run, options = parse_own_options(argv)
         if options.dry_run:
             tell_what_is_left(run.experiment)
+            tell_estimate(run, options)
         return (run, options.without_ray, chosen_fields(argv)), options.dry_run
 
     run_command(parse, train_wanted, as_json=lambda wanted: to_dict(wanted[0]))
@@ -265,8 +273,9 @@ def _resumed(argv: Sequence[str], url: str) -> OwnOptions:
 
 
 def _check_resumed(begun: OwnOptions, options: OwnOptions) -> None:
-    """Raise `UserError` for options that are no machine's."""
-    may_change = {*MAY_CHANGE, LENGTH, "dry_run"}
+    """Raise `UserError` for options that are no machine's, or a run that would import code that was not allowed."""
+    check_allowed(begun.experiment, options.allow_code, f"run {begun.resume}")
+    may_change = {*MAY_CHANGE, LENGTH, "dry_run", "estimate", "tflops", "allow_code"}
     if begun.model_name is None:
         # A run of an earlier version, which recorded none.
         may_change.add("model_name")
