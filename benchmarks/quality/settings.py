@@ -44,6 +44,8 @@ class Setting:
     """Of the method: of cooperative, see `benchmarks.quality.cooperative.CooperativeTrainee`."""
     overrides: Overrides = field(default_factory=dict[str, Mapping[str, Any]])
     """On top of the preset."""
+    lowest_chain_steps: tuple[int, ...] = ()
+    """K of the lowest levels, from level 0 up; the others have the preset's."""
     phases: tuple[Phase, ...] = (Phase(share=1.0),)
     """From the first on."""
     draws: Mapping[str, Overrides | int] = field(default_factory=lambda: {"as trained": {}})
@@ -57,6 +59,10 @@ class Setting:
             ValueError: one changes its objective within a phase, whose steps are all taken to cost the same.
         """
         base = applied(preset(data, self.setting), NO_MIRRORING, {"train": {"seed": seed}}, self.overrides, *more)
+        if self.lowest_chain_steps:
+            others = base.diffusion.num_levels - len(self.lowest_chain_steps)
+            steps = (*self.lowest_chain_steps, *[base.mcmc.num_chain_steps] * others)
+            base = applied(base, {"mcmc": {"level_chain_steps": steps}})
         made = [applied(base, phase.overrides) for phase in self.phases]
         if any(experiment.optim.first_objective for experiment in made):
             raise ValueError(f"setting {self.label}: an objective changes with a phase, not by optim.first_objective")
@@ -65,8 +71,9 @@ class Setting:
     def as_record(self) -> dict[str, Any]:
         """As JSON gives it back: results are kept only as long as their row stays the same."""
         told = {name: value for name, value in to_dict(self).items() if name != "label"}
-        # Rows without options are recorded as they were before there were any.
-        return told if self.options else {name: value for name, value in told.items() if name != "options"}
+        # Rows without these are recorded as they were before there were any.
+        absent = {name for name in ("options", "lowest_chain_steps") if not told[name]}
+        return {name: value for name, value in told.items() if name not in absent}
 
 
 def _k(*numbers: int) -> Mapping[str, Overrides]:
@@ -133,8 +140,8 @@ SETTINGS: Mapping[str, Setting] = {
     "unet_longer": dataclasses.replace(
         _UNET,
         label="U-Net, longer chains at the four lowest levels",
-        overrides={"optim": _ONE_OBJECTIVE, "mcmc": {"level_chain_steps": (6, 6, 4, 4, 2, 2, 2, 2, 2, 2)}},
-        draws=_k(2, 3),
+        lowest_chain_steps=(6, 6, 4, 4),
+        draws={"as trained": {}, "K = 2": {"mcmc": {"num_chain_steps": 2, "level_chain_steps": ()}}},
     ),
     "unet_64": _in_batches(64),
     "unet_128": _in_batches(128),

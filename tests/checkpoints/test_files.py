@@ -123,8 +123,8 @@ def test_config_survives_json(name: str) -> None:
     ("section", "field", "value", "message"),
     [
         ("model", "widht", 8, r"model\.widht"),
-        ("model", "width", "8", r"model\.width: got 8"),
-        ("model", "head", "linear", r"model\.head: got linear"),
+        ("model", "width", "8", r"model\.width: got '8'"),
+        ("model", "head", "linear", r"model\.head: got 'linear'"),
         ("optim", "beta1", 2.0, r"optim\.beta1: got 2\.0"),
         ("train", "num_steps", 1.5, r"train\.num_steps: got 1\.5"),
     ],

@@ -26,6 +26,7 @@ from drl_dist.jobs.common import entry as cli_entry
 from drl_dist.jobs.common.entry import run_command
 from drl_dist.jobs.ood.options import OodOptions
 from drl_dist.jobs.train import options as cli_train
+from drl_dist.jobs.train import own_options as cli_own
 from drl_dist.jobs.train.options import parse_train
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -220,11 +221,11 @@ def test_a_command_names_a_function_of_its_own_options(path: Path, monkeypatch: 
     def command(_parse: object, work: str | Callable[..., int], **_: object) -> None:
         named.append((work, "SweepPlan" if path.stem == "sweep" else "Wanted"))
 
-    for module in (cli_entry, cli_train):
+    for module in (cli_entry, cli_train, cli_own):
         monkeypatch.setattr(module, "run_command", command)
     monkeypatch.setattr(cli_entry, "run_job", job)
     runpy.run_path(str(path), run_name="__main__")
-    assert len(named) == (path.stem not in ("curves", "demo"))
+    assert len(named) == (path.stem != "demo")
     for work, options in named:
         function = pkgutil.resolve_name(work) if isinstance(work, str) else work
         (parameter,) = inspect.signature(function).parameters.values()

@@ -59,9 +59,9 @@ def test_a_feature_network_keeps_the_determinism_of_its_job() -> None:
 
 
 def test_no_job_decides_by_itself() -> None:
-    decided = {
-        str(path.relative_to(SOURCE))
-        for path in SOURCE.rglob("*.py")
-        if "cudnn.deterministic = " in (text := path.read_text()) or "cuda.is_available()" in text
-    }
-    assert len(decided) == 1 and decided.pop().endswith("device.py")
+    # The library, which is no job, leaves torch as it was.
+    texts = {path: path.read_text() for path in SOURCE.rglob("*.py") if "library" not in path.parts}
+    decided = [
+        path for path, text in texts.items() if "cudnn.deterministic = " in text or "cuda.is_available()" in text
+    ]
+    assert [path.name for path in decided] == ["device.py"]
