@@ -126,7 +126,7 @@ class Model:
     def sample(
         self, num_images: int, *, seed: int = 0, num_chain_steps: int | None = None, batch_size: int = 64
     ) -> Tensor:
-        """Generated images, uint8 (num_images, C, H, W): image i is the one that ``jobs/sample.py --seed`` makes.
+        """Generated images, uint8 (num_images, C, H, W): image i is the one that `jobs/sample.py` makes of a seed.
 
         Args:
             num_images: how many.

@@ -124,7 +124,7 @@ def in_sources() -> list[Snippet]:
             for node in ast.walk(ast.parse(text)):
                 if not (isinstance(node, ast.Constant) and isinstance(node.value, str)):
                     continue
-                for code in re.findall(r"``([^`]+)``", node.value):
+                for code in re.findall(r"(?<!`)``(?!`)([^`]+)``(?!`)", node.value):
                     if is_command(code):
                         place = f"{path.relative_to(ROOT)}:{node.lineno}"
                         found.append(Snippet(place, _whole(" ".join(code.split())), False))

@@ -22,7 +22,7 @@ from drl_dist.checkpoints import run_config
 from drl_dist.common.errors import UserError
 from drl_dist.config.presets import preset
 from drl_dist.config.tree import RunConfig
-from drl_dist.jobs.common import entry
+from drl_dist.jobs.common import entry, estimate
 from drl_dist.jobs.train import options as train_options
 from drl_dist.jobs.train import own_options
 from tests.support import ROOT, require
@@ -31,6 +31,8 @@ ELIDED = "…"
 """At the end of a command: its other options are left out. As an option's value: any value."""
 HERE = "/somewhere"
 """An absolute path, which every option that names a place accepts."""
+ENDING = {"--help", "-h", "--dry-run", "--estimate", "--tflops"}
+"""Options with which commands print and end."""
 WORK = {
     "drl_dist": "drl_dist.console.command.do",
     "drl_dist.tracking.sync": "drl_dist.tracking.server.client.connect",
@@ -59,6 +61,8 @@ def python(words: Sequence[str], folder: Path) -> None:
     """
     if tuple(words[:2]) == ("-m", "pytest"):
         return _pytest(words[2:], folder)
+    if not (ROOT / words[0]).is_file() and (written := folder / words[0]).is_file():
+        return _compile(written)
     program, source, arguments = _program(words)
     is_partial = ELIDED in arguments[-1:]
     arguments = [filled(word) for word in (arguments[:-1] if is_partial else arguments)]
@@ -76,7 +80,7 @@ def python(words: Sequence[str], folder: Path) -> None:
         except UserError as error:
             raise Refused(f"it ends with a traceback: {error}") from None
         except SystemExit as end:
-            ends = program.startswith("datasets_prep.") or not {"--help", "-h", "--dry-run"}.isdisjoint(arguments)
+            ends = program.startswith("datasets_prep.") or not ENDING.isdisjoint(arguments)
             if end.code in (0, None) and ends:
                 return
             missing = re.match(r"(?:option )?(--[\w.-]+): |command line: got no (--[\w.-]+)", told.getvalue())
@@ -97,6 +101,14 @@ def _program(words: Sequence[str]) -> tuple[str, Path, list[str]]:
     if not source.is_file():
         raise Refused(f"there is no {source.relative_to(ROOT)}")
     return words[1] if words[0] == "-m" else words[0], source, list(arguments)
+
+
+def _compile(script: Path) -> None:
+    """A script that the page itself has written; raises `Refused` if it is no Python."""
+    try:
+        compile(script.read_text(), script.name, "exec")
+    except SyntaxError as error:
+        raise Refused(f"{script.name}: {error}") from None
 
 
 def _pytest(words: Sequence[str], folder: Path) -> None:
@@ -145,6 +157,7 @@ def _until_its_work(program: str) -> Iterator[None]:
         patch.setattr(own_options, "_experiment_of", lambda *_, **__: preset("digits", "unet"))
         patch.setattr(own_options, "_values_of", lambda _: {})
         patch.setattr(run_config, "stored_run", _a_run)
+        patch.setattr(estimate, "estimate_lines", lambda *_, **__: [])
         # To be run as a program it must not be a module that is there.
         is_package = (ROOT / program.replace(".", "/")).is_dir()
         # A package stays: one that is imported again would lack the modules that others have imported of it.
@@ -173,7 +186,8 @@ def filled(word: str) -> str:
         return HERE
     if re.fullmatch(r"\w+=PATH", word):
         return word.replace("PATH", HERE)
-    return {"N": "3", "LOW": "0", "HIGH": "4095", "MIN:MAX": "2:8", "random-NN%": "random-30%"}.get(word, word)
+    numbers = {"N": "3", "RATE": "2", "LOW": "0", "HIGH": "4095"}
+    return (numbers | {"MIN:MAX": "2:8", "random-NN%": "random-30%"}).get(word, word)
 
 
 def ray(words: Sequence[str], folder: Path) -> None:
