@@ -50,6 +50,8 @@ def shortened(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
 def test_it_runs_from_top_to_bottom(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    # What a notebook has where no program before it has chosen another.
+    monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
     # Its settings and its history belong to the user.
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
     folder = tmp_path / "work"
