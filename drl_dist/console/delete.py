@@ -8,7 +8,7 @@ import sys
 
 from drl_dist.checkpoints.retention import SNAPSHOT
 from drl_dist.checkpoints.rollbacks import ROLLBACKS
-from drl_dist.checkpoints.run_record import RECORD
+from drl_dist.checkpoints.run_record import RECORD, RUN_CONFIG
 from drl_dist.checkpoints.run_status import STATUS
 from drl_dist.checkpoints.storage import remove_checkpoint, stored_checkpoints
 from drl_dist.common.errors import UserError
@@ -24,7 +24,7 @@ from drl_dist.tracking.files.table import TABLE
 
 # Ray Train's, which sees by it that all workers reach the same storage.
 _MARKER = ".validate_storage_marker"
-_OWN = (*sorted(WRITTEN), SNAPSHOT, _MARKER, SUBSTITUTES, ROLLBACKS, STATUS)
+_OWN = (*sorted(WRITTEN), SNAPSHOT, _MARKER, SUBSTITUTES, ROLLBACKS, STATUS, RUN_CONFIG)
 """Files directly in a run's folder, but for the record, which goes last: a repeated command then still finds a run."""
 _BELOW = {
     TABLE: re.compile(r"steps_\d{9,}\.parquet"),

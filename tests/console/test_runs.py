@@ -14,10 +14,12 @@ import pytest
 from PIL import Image
 
 from drl_dist.checkpoints.rollbacks import Rollback, add_rollback
+from drl_dist.checkpoints.run_config import write_run_config
 from drl_dist.checkpoints.run_record import write_record
 from drl_dist.checkpoints.run_status import RunStatus, State, write_status
 from drl_dist.common.errors import UserError
 from drl_dist.config.presets import preset
+from drl_dist.config.tree import RunConfig
 from drl_dist.console import delete as deletion
 from drl_dist.console.command import run
 from drl_dist.tracking.files import table as metrics_table
@@ -52,6 +54,7 @@ def make(
         train=dataclasses.replace(experiment.train, num_steps=NUM_STEPS),
     )
     write_record(str(folder), experiment, "f" * 64)
+    write_run_config(RunConfig(experiment=experiment, storage=str(storage), run_name=name), without_ray=False)
     write_status(str(folder), RunStatus(state=state, since=time.time() - ago - 200, starts=2, worker_starts=3))
     if steps:
         now = time.time
