@@ -53,9 +53,12 @@ class Waiting:
         """
         asked = (lambda: what) if isinstance(what, str) else what
         with self._changed:
+            was_idle = self._what is None
             self._what, self._began = asked, time.monotonic()
             self._told = self._began
-            self._changed.notify()
+            # Otherwise the thread looks again by itself, before a line is due: training begins anew twice a step.
+            if was_idle:
+                self._changed.notify()
         if is_told:
             self._print(asked())
 

@@ -25,6 +25,7 @@ class HealthWatch:
         tell: gets the health in words when it changes, e.g. for a tag.
         limits: where a run counts as ill.
         clock: seconds, which never go back.
+        prefix: of every line, as of `drl_dist.training.callbacks.Progress`.
     """
 
     def __init__(
@@ -35,7 +36,9 @@ class HealthWatch:
         tell: Callable[[str], None] = lambda _: None,
         limits: HealthLimits = LIMITS,
         clock: Callable[[], float] = time.monotonic,
+        prefix: str = "",
     ) -> None:
+        self._prefix = prefix
         self._log, self._every, self._tell, self._limits, self._clock = log, every_steps, tell, limits, clock
         self._series: dict[str, dict[int, float | None]] = {}
         self._steps: list[int] = []
@@ -71,7 +74,7 @@ class HealthWatch:
         is_news = is_changed and (is_wrong or self._said not in ("too early", "healthy"))
         if is_news or (is_wrong and (now - self._said_at >= AGAIN_SECONDS or is_last)):
             advice = f"; {health.advice} (docs/health.md)" if is_wrong else ""
-            print(f"step {report.step}/{report.num_steps}: health: {health}{advice}", flush=True)
+            print(f"{self._prefix}step {report.step}/{report.num_steps}: health: {health}{advice}", flush=True)
             self._said_at = now
         self._said = health.name
 

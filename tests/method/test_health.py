@@ -117,7 +117,9 @@ def test_the_watch_speaks_when_something_changes_and_rarely_again(capsys: pytest
     logged: list[tuple[int, dict[str, float]]] = []
     told: list[str] = []
     now = [0.0]
-    watch = HealthWatch(lambda step, numbers: logged.append((step, numbers)), 1, tell=told.append, clock=lambda: now[0])
+    watch = HealthWatch(
+        lambda step, numbers: logged.append((step, numbers)), 1, tell=told.append, clock=lambda: now[0], prefix="a: "
+    )
     lines: list[str] = []
 
     def step(number: int, move: float, last: int = 1000) -> None:
@@ -131,15 +133,15 @@ def test_the_watch_speaks_when_something_changes_and_rarely_again(capsys: pytest
     assert lines == [] and told == ["healthy"]
     for number in range(51, 91):
         step(number, 5.0)
-    assert len(lines) == 1 and lines[0].startswith("step 60/1000: health: diverging: chains move by ")
+    assert len(lines) == 1 and lines[0].startswith("a: step 60/1000: health: diverging: chains move by ")
     assert lines[0].endswith("or --max-rollbacks (docs/health.md)")
     now[0] = 601.0
     for number in range(91, 111):
         step(number, 5.0)
-    assert len(lines) == 2 and lines[1].startswith("step 100/1000: health: diverging")
+    assert len(lines) == 2 and lines[1].startswith("a: step 100/1000: health: diverging")
     for number in range(111, 151):
         step(number, 0.5)
-    assert lines[2:] == ["step 130/1000: health: healthy"] or lines[2:] == ["step 120/1000: health: healthy"]
+    assert lines[2:] == ["a: step 130/1000: health: healthy"] or lines[2:] == ["a: step 120/1000: health: healthy"]
     assert [numbers["health"] for number, numbers in logged if number in (50, 60, 150)] == [0.0, 4.0, 0.0]
     assert told[0] == "healthy" and told[1].startswith("diverging") and told[2:] == ["healthy"]
     # The memory does not grow with the run.

@@ -108,7 +108,11 @@ def _train(task: WorkerTask, index: ShardIndex, state: TrainState, waiting: Wait
             first_start = status.first_start if status else task.started
             records = open_records(task, state.step, stack, first_start=first_start)
             show, register = records.log_image, records.register_checkpoint
-            health = HealthWatch(records.log_metrics, run.tracking.log_every_steps, tell=records.tell_health)
+            # Trials print beside each other.
+            prefix = "" if task.make_callback is None else f"{run.run_name}: "
+            health = HealthWatch(
+                records.log_metrics, run.tracking.log_every_steps, tell=records.tell_health, prefix=prefix
+            )
             log = seen_by(health, records.log_metrics)
             if records.files is not None:
                 before_upload = partial(records.files.write, is_sealed=True)
