@@ -181,7 +181,8 @@ def build_own_network(experiment: Experiment, *, is_checked: bool = True) -> Ene
     if is_checked:
         network.float()
         is_matched = any(name != "recovery" for name in experiment.optim.objectives)
-        check_network(network, model.network, levels, is_matched=is_matched)
+        uses_all = check_network(network, model.network, levels, is_matched=is_matched)
+        network.gradient_uses_all_parameters = uses_all
     return network
 
 

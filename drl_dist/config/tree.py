@@ -6,6 +6,7 @@ it runs and what it writes; those fields may change between one start of a run a
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -366,5 +367,12 @@ class RunConfig:
 
     @property
     def registered_model(self) -> str:
-        """Name of the registered model that the checkpoints become versions of."""
-        return self.model_name or self.experiment.preset
+        """Name of the registered model that the checkpoints become versions of.
+
+        By default that of the preset, to which a network of one's own adds its own name: who asks for the preset's
+        newest model does not expect another network.
+        """
+        model, preset = self.experiment.model, self.experiment.preset
+        if self.model_name or model.is_built_in:
+            return self.model_name or preset
+        return f"{preset}-{re.sub('[^A-Za-z0-9._-]+', '-', model.network.rpartition(':')[2])}"

@@ -18,7 +18,7 @@ _TOLERANCE = 1e-3
 """Relative difference that rounding may make between an image alone and beside others."""
 
 
-def check_network(network: EnergyNetwork, name: str, num_levels: int, *, is_matched: bool) -> None:
+def check_network(network: EnergyNetwork, name: str, num_levels: int, *, is_matched: bool) -> bool:
     """Return if a network can be trained and sampled from.
 
     Args:
@@ -27,11 +27,15 @@ def check_network(network: EnergyNetwork, name: str, num_levels: int, *, is_matc
         num_levels: T.
         is_matched: an objective compares image gradients, so that second derivatives are needed.
 
+    Returns:
+        Whether the image gradient was seen to depend on every parameter; see
+        `EnergyNetwork.gradient_uses_all_parameters`.
+
     Raises:
         UserError: it cannot.
     """
     try:
-        _check(network, name, num_levels, is_matched)
+        return _check(network, name, num_levels, is_matched)
     except UserError:
         raise
     except Exception as error:
@@ -45,7 +49,7 @@ def check_network(network: EnergyNetwork, name: str, num_levels: int, *, is_matc
         ) from error
 
 
-def _check(network: EnergyNetwork, name: str, num_levels: int, is_matched: bool) -> None:
+def _check(network: EnergyNetwork, name: str, num_levels: int, is_matched: bool) -> bool:
     if not any(parameter.requires_grad for parameter in network.parameters()):
         raise _refusal(name, "no parameters", "some that can be trained", "register layers in __init__")
     if normalised := [place for place, module in network.named_modules() if isinstance(module, _BatchNorm)]:
@@ -87,7 +91,7 @@ def _check(network: EnergyNetwork, name: str, num_levels: int, is_matched: bool)
             "an output that depends on its own image",
             "normalise over the channels or pixels of an image, as nn.GroupNorm does",
         )
-    _check_gradients(stirred, name, y, raw, is_matched)
+    return _check_gradients(stirred, name, y, raw, is_matched)
 
 
 def _check_output(raw: object, name: str) -> None:
@@ -100,7 +104,7 @@ def _check_output(raw: object, name: str) -> None:
         raise _refusal(name, "an output that is not finite", "finite numbers", "look at its initial weights")
 
 
-def _check_gradients(network: EnergyNetwork, name: str, y: Tensor, raw: Tensor, is_matched: bool) -> None:
+def _check_gradients(network: EnergyNetwork, name: str, y: Tensor, raw: Tensor, is_matched: bool) -> bool:
     expected = "an output that depends on the image by operations that torch differentiates"
     remedy = "leave out detach(), no_grad() and rounding"
     gradient: Tensor | None = None
@@ -124,19 +128,21 @@ def _check_gradients(network: EnergyNetwork, name: str, y: Tensor, raw: Tensor, 
             "only parameters that the output depends on",
             "leave unused layers out",
         )
-    if is_matched:
-        squares, weights = gradient.square().sum(), list(parameters.values())
-        # Of a gradient that hangs on nothing, not even None is to be had.
-        moved: list[Tensor | None] = []
-        if squares.requires_grad:
-            moved = list(torch.autograd.grad(squares, weights, allow_unused=True))
-        if all(one is None for one in moved):
-            raise _refusal(
-                name,
-                "an image gradient that does not depend on the parameters",
-                "one that does, for objectives that compare gradients",
-                "use smooth activations such as nn.SiLU",
-            )
+    if not is_matched:
+        return False
+    squares, weights = gradient.square().sum(), list(parameters.values())
+    # Of a gradient that hangs on nothing, not even None is to be had.
+    moved: list[Tensor | None] = [None]
+    if squares.requires_grad:
+        moved = list(torch.autograd.grad(squares, weights, allow_unused=True))
+    if all(one is None for one in moved):
+        raise _refusal(
+            name,
+            "an image gradient that does not depend on the parameters",
+            "one that does, for objectives that compare gradients",
+            "use smooth activations such as nn.SiLU",
+        )
+    return all(one is not None for one in moved)
 
 
 def _leaves(output: Tensor) -> Iterator[Tensor]:

@@ -17,7 +17,7 @@ from drl_dist.common.errors import UserError
 from drl_dist.config import import_paths
 from drl_dist.config.import_paths import check_allowed
 from drl_dist.config.presets import preset
-from drl_dist.config.tree import ChainKernelName, EngineConfig, Experiment, NetworkName, ObjectiveName
+from drl_dist.config.tree import ChainKernelName, EngineConfig, Experiment, NetworkName, ObjectiveName, RunConfig
 from drl_dist.diffusion.noise import PhiloxNoise
 from drl_dist.energy.own import OwnNetwork
 from drl_dist.training.chain import GradientEngine
@@ -122,6 +122,34 @@ def test_gradients_are_those_of_the_module_and_levels_are_told() -> None:
     value_rough, _ = rough.raw_at(level)(y.detach().float())
     assert value_rough.dtype == torch.float32
     assert 0 < float((value_rough - raw.detach()).abs().max()) < 0.05 * float(raw.detach().abs().max())
+
+
+def test_whether_the_image_gradient_uses_every_parameter_is_found_by_trying(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "with_an_offset.py").write_text(
+        "import torch\nfrom my_network import MyNetwork\n"
+        "class Net(MyNetwork):\n"
+        "    def __init__(self, channels: int) -> None:\n"
+        "        super().__init__(channels, 8)\n"
+        "        self.offset = torch.nn.Parameter(torch.zeros(()))\n"
+        "    def forward(self, y, log_snr):\n"
+        "        return super().forward(y, log_snr) + self.offset\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert build_network(own()).gradient_uses_all_parameters
+    offset = changed({"network": "with_an_offset:Net"})
+    assert not build_network(offset).gradient_uses_all_parameters
+
+
+def test_models_of_ones_own_network_are_not_versions_of_the_presets() -> None:
+    def registered(experiment: Experiment, model_name: str | None = None) -> str:
+        return RunConfig(experiment=experiment, model_name=model_name).registered_model
+
+    assert registered(changed()) == "digits_unet"
+    assert registered(own()) == "digits_unet-MyNetwork"
+    assert registered(changed({"network": "timm:vit_tiny.b"})) == "digits_unet-vit_tiny.b"
+    assert registered(own(), "mine") == "mine"
 
 
 def test_log_snr_is_that_of_the_ladder() -> None:
