@@ -200,8 +200,9 @@ class Tracker:
         if not self._samples_system or self._closing.is_set() or now < self._system_at:
             return
         if self._system is None:
-            # What it measures first is since now.
             self._system, self._system_at = SystemMetrics(), now + SYSTEM_SECONDS / 3
+            # A processor's load is that since the sample before; of the first one it is always 0.
+            self._system.sample()
             return
         self._system_at = now + SYSTEM_SECONDS
         if values := self._system.sample():

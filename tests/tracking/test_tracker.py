@@ -254,3 +254,23 @@ def test_a_password_in_the_address_is_refused_and_not_repeated(
     ) as caught:
         connect(None if by_environment else address)
     assert "planted-secret" not in str(caught.value)
+
+
+def test_the_load_of_the_machine_is_logged_from_its_first_interval(
+    mlflow_server: MlflowServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("drl_dist.tracking.tracker.SYSTEM_SECONDS", 1.0)
+    monkeypatch.setattr("drl_dist.tracking.tracker.SEND_SECONDS", 0.1)
+    client, run_id = client_of(mlflow_server.uri), open_run(mlflow_server.uri, "load", "run", {})
+    tracker = Tracker(mlflow_server.uri, run_id, tmp_path, system_since=time.time() - 100)
+    name = "system/cpu_utilization_percentage"
+    deadline = time.monotonic() + 60
+    while not (found := history(client, run_id, name)) and time.monotonic() < deadline:
+        # A processor's load of this process alone is above 0.
+        sum(range(200_000))
+    assert tracker.close()
+    step, load = found[0]
+    assert 100 <= step < 170 and 0 < load <= 100
+    values = client.get_run(run_id).data.metrics
+    assert 0 < values["system/system_memory_usage_percentage"] <= 100
+    assert any(one.startswith("system/disk") for one in values) and any("network" in one for one in values)
