@@ -20,7 +20,7 @@ from drl_dist.checkpoints.storage import StoredCheckpoint, newest_checkpoint
 from drl_dist.common.errors import UserError
 from drl_dist.data.filesystem import REACH_DEADLINE, Folder, check_reachable, open_filesystem, within
 from drl_dist.tracking.files.table import History, histories, read_table
-from drl_dist.tracking.metrics import HEALTH_TAG, page_name
+from drl_dist.tracking.metrics import HEALTH_TAG, plain_name
 from drl_dist.training.health import Health, is_watched, judge
 
 # Newest logged steps that a rate is the median of.
@@ -192,7 +192,7 @@ def _from_server(url: str, status: RunStatus | None, tracking_uri: str | None, n
     if not uri or (status is not None and not status.tracking_run):
         return _Numbers()
     # It takes seconds to import.
-    from drl_dist.tracking.tracked_runs import find_run, look_up
+    from drl_dist.tracking.tracked_runs import Latest, find_run, look_up
 
     try:
         run_id = status.tracking_run if status else find_run(uri, PurePosixPath(url).name)
@@ -203,12 +203,13 @@ def _from_server(url: str, status: RunStatus | None, tracking_uri: str | None, n
     if run is None:
         notes.append(f"the MLflow server {uri} does not know it")
         return _Numbers()
-    latest = run.latest
-    rate, seconds, loss = (
-        latest.get(page_name("images_per_second")),
-        latest.get(page_name("step_seconds")),
-        latest.get("loss"),
-    )
+    latest: dict[str, Latest] = {}
+    for name, metric in run.latest.items():
+        # A run that an earlier version began has the same metric under two names.
+        known = latest.get(plain_name(name))
+        if known is None or known.time < metric.time:
+            latest[plain_name(name)] = metric
+    rate, seconds, loss = (latest.get(name) for name in ("images_per_second", "step_seconds", "loss"))
     return _Numbers(
         step=loss.step if loss else None,
         seen_at=max((metric.time for metric in latest.values()), default=None),

@@ -35,7 +35,8 @@ class Metric:
     """Page of the documentation that says more."""
     section: str = ""
     """Section of MLflow's page that its chart stands in, as a prefix of its name there. The page sorts sections by
-    name, and calls that of charts without one *Model metrics*: per_level and the others come after it."""
+    name, and puts charts without one behind them all: what is looked at first is in ``main``, and the many charts of
+    noise levels are in ``values_per_level``, behind the others."""
 
     @property
     def description(self) -> str:
@@ -45,58 +46,58 @@ class Metric:
 
 _EPOCH = "seconds since 1970"
 METRICS: tuple[Metric, ...] = (
-    Metric("loss", "weighted loss of the objective", runs="training", exported="gauge"),
+    Metric("loss", "weighted loss of the objective", runs="training", exported="gauge", section="main"),
     Metric(
         "log_density_pos/level_{t}",
         "mean log-density of y_pos at noise level t",
         "nats",
         "training",
-        section="per_level",
+        section="values_per_level",
     ),
     Metric(
         "log_density_neg/level_{t}",
         "mean log-density of y_neg at noise level t",
         "nats",
         "training",
-        section="per_level",
+        section="values_per_level",
     ),
     Metric(
         "log_density_gap/level_{t}",
         "mean log-density of y_pos less that of y_neg at level t",
         "nats",
         "training",
-        section="per_level",
+        section="values_per_level",
     ),
     Metric(
         "displacement/level_{t}",
         "root-mean-square move per pixel of a chain from its start at noise level t",
         "units of the data, which is in [-1, 1]",
         "training",
-        section="per_level",
+        section="values_per_level",
     ),
     Metric(
         "curvature/level_{t}",
         "root-mean-square curvature of the conditional log-density along the moves of chains, over its bound",
         runs="training",
         page="training.md",
-        section="per_level",
+        section="values_per_level",
     ),
     Metric(
         "noise_error/level_{t}",
         "root-mean-square error per pixel of the noise that the score predicts at noise level t",
         "standard deviations",
         "training",
-        section="per_level",
+        section="values_per_level",
     ),
     Metric(
         "predicted_noise/level_{t}",
         "root mean square per pixel of the noise that the score predicts at noise level t",
         "standard deviations",
         "training",
-        section="per_level",
+        section="values_per_level",
     ),
-    Metric("grad_norm", "norm of the gradient before clipping", runs="training", exported="gauge"),
-    Metric("learning_rate", "learning rate, with warm-up", runs="training"),
+    Metric("grad_norm", "norm of the gradient before clipping", runs="training", exported="gauge", section="main"),
+    Metric("learning_rate", "learning rate, with warm-up", runs="training", section="main"),
     Metric("step", "training steps made", exported="gauge"),
     Metric("step_timestamp_seconds", "when the last step was made; at first the job's start", _EPOCH, exported="gauge"),
     Metric(
@@ -107,7 +108,9 @@ METRICS: tuple[Metric, ...] = (
         "gauge",
         section="speed",
     ),
-    Metric("images_seen", "images trained on since the start of the run, over all workers", runs="training"),
+    Metric(
+        "images_seen", "images trained on since the start of the run, over all workers", runs="training", section="main"
+    ),
     Metric(
         "images_per_second",
         "images trained on, over all workers",
@@ -177,6 +180,7 @@ METRICS: tuple[Metric, ...] = (
         "0 healthy or too early to say, 1 data-bound, 3 saturating, 4 diverging",
         runs="training",
         page="health.md",
+        section="main",
     ),
     Metric(
         "rollbacks",
@@ -235,7 +239,9 @@ METRICS: tuple[Metric, ...] = (
 """All metrics, in the order of the documentation."""
 
 _BY_NAME = {metric.name: metric for metric in METRICS}
-_SECTIONS = {metric.section for metric in METRICS if metric.section}
+_EARLIER_SECTIONS = {"per_level"}
+"""Sections of runs that earlier versions tracked."""
+_SECTIONS = {metric.section for metric in METRICS if metric.section} | _EARLIER_SECTIONS
 
 
 def page_name(name: str) -> str:

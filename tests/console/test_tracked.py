@@ -34,6 +34,8 @@ def make(
     experiment = dataclasses.replace(experiment, train=dataclasses.replace(experiment.train, num_steps=100, seed=seed))
     write_record(str(folder), experiment, "f" * 64)
     run_id = open_run(server.uri, "console", name, {})
+    # As an earlier version called it.
+    client_of(server.uri).log_metric(run_id, "loss", 9.0, timestamp=1000, step=3)
     tracker = Tracker(server.uri, run_id, storage / "spools", system_since=time.time() - 5)
     for step in range(1, 11):
         tracker.log_metrics(step, {"loss": 1 / step, "images_per_second": 16.0, "step_seconds": 0.5, "health": 0.0})

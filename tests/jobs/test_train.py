@@ -58,17 +58,17 @@ def test_the_tracker_knows_parameters_metrics_pictures_and_models(
     assert told.data.params["model.width"] == "8"
     assert told.data.params["num_workers"] == "2"
     for name in (
-        "loss",
-        "grad_norm",
-        "learning_rate",
+        "main/loss",
+        "main/grad_norm",
+        "main/learning_rate",
         "speed/images_per_second",
         "speed/chain_steps_per_second",
         "speed/data_wait_fraction",
-        "images_seen",
+        "main/images_seen",
     ):
         history = client.get_metric_history(told.info.run_id, name)
         assert sorted(metric.step for metric in history) == list(range(1, STEPS + 1)), name
-    assert {"pixels/saturated_fraction", "pixels/data_saturated_fraction", "health"} < told.data.metrics.keys()
+    assert {"pixels/saturated_fraction", "pixels/data_saturated_fraction", "main/health"} < told.data.metrics.keys()
     tags = told.data.tags
     assert tags["mlflow.source.name"] == "train_digits.py" and tags["mlflow.user"]
     (data,) = told.inputs.dataset_inputs
@@ -78,7 +78,7 @@ def test_the_tracker_knows_parameters_metrics_pictures_and_models(
     assert newest.run_id == told.info.run_id and f"after step {STEPS}" in newest.description
     for level in range(6):
         for name in ("log_density_pos", "log_density_neg", "log_density_gap", "displacement"):
-            assert f"per_level/{name}/level_{level}" in told.data.metrics
+            assert f"values_per_level/{name}/level_{level}" in told.data.metrics
     for name in ("samples", "progression"):
         assert len(client.list_artifacts(told.info.run_id, f"pictures/{name}")) == 3
 
@@ -161,9 +161,9 @@ def test_killed_workers_and_further_starts_change_nothing(
     assert f"resuming after step {EVERY}" in again.output
     assert_equal_checkpoints(storage / "broken" / checkpoint_name(STEPS), storage / "straight" / checkpoint_name(STEPS))
     told = tracked(mlflow_server, "broken")
-    assert (told.info.status, told.data.metrics["loss"]) == (
+    assert (told.info.status, told.data.metrics["main/loss"]) == (
         "FINISHED",
-        tracked(mlflow_server, "straight").data.metrics["loss"],
+        tracked(mlflow_server, "straight").data.metrics["main/loss"],
     )
 
 
@@ -264,7 +264,7 @@ def test_data_and_checkpoints_in_a_bucket(
     assert Folder(f"{run_url}/tensorboard").sizes() and Folder(f"{run_url}/pictures/samples").sizes()
     status = read_status(run_url)
     assert status is not None and (status.state, status.starts, status.worker_starts) == ("finished", 2, 2)
-    assert tracked(mlflow_server, "bucket").data.metrics["images_seen"] == 6 * 8
+    assert tracked(mlflow_server, "bucket").data.metrics["main/images_seen"] == 6 * 8
 
 
 def test_lsun_photographs_at_128_pixels(

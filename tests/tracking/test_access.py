@@ -92,7 +92,7 @@ def track_and_fetch(uri: str, make_checkpoint: Callable[[int], Path], tmp_path: 
     assert tracker.close("FINISHED", 60)
     model = resolve_model("models:/access@latest", uri, tmp_path / "models")
     assert (model.step, model.run_id) == (1, run_id)
-    assert connect(uri).get_metric_history(run_id, "loss")[0].value == 0.5
+    assert connect(uri).get_metric_history(run_id, "main/loss")[0].value == 0.5
 
 
 @pytest.mark.integration

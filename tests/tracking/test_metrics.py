@@ -11,7 +11,7 @@ import torch
 
 from drl_dist.jobs.evaluate.driver import Scores
 from drl_dist.likelihood.report import level_metrics, whole_metrics
-from drl_dist.tracking.metrics import METRICS, describe, find_metric, markdown_table
+from drl_dist.tracking.metrics import METRICS, describe, find_metric, markdown_table, page_name, plain_name
 from drl_dist.training.loop import StepReport
 from drl_dist.training.step import StepResult
 from tests.support import ROOT
@@ -79,3 +79,17 @@ def test_a_metric_is_described_with_its_unit() -> None:
     assert describe("likelihood/log_z_upper") == "estimate that bounds log Z on average, in nats"
     assert describe("loss") == "weighted loss of the objective"
     assert describe("energy") is None
+
+
+def test_the_page_shows_loss_first_and_noise_levels_last() -> None:
+    sections = sorted({metric.section for metric in METRICS if metric.section} | {"score"})
+    assert (sections[0], sections[-1]) == ("main", "values_per_level")
+    assert page_name("loss") == "main/loss"
+    assert page_name("displacement/level_3") == "values_per_level/displacement/level_3"
+
+
+def test_names_of_earlier_versions_are_the_same_metrics() -> None:
+    for name in ("values_per_level/displacement/level_3", "per_level/displacement/level_3", "displacement/level_3"):
+        assert plain_name(name) == "displacement/level_3" and describe(name) == describe("displacement/level_0")
+    assert plain_name("main/loss") == plain_name("loss") == "loss"
+    assert plain_name("score/fid") == "score/fid"

@@ -148,7 +148,7 @@ def test_what_is_sent_twice_arrives_once(
     again.log_metrics(9, {"loss": 9.5})  # a step repeated after a restart
     assert again.close("KILLED")
     client = client_of(mlflow_server.uri)
-    assert history(client, run_id, "loss") == [(step, float(step)) for step in range(10)] + [(9, 9.5)]
+    assert history(client, run_id, "main/loss") == [(step, float(step)) for step in range(10)] + [(9, 9.5)]
     assert len(client.search_model_versions("name = 'twice'")) == 1
     assert client.get_run(run_id).info.status == "KILLED"
 
@@ -171,7 +171,7 @@ def test_what_was_left_is_sent_first_by_the_next_start_or_by_sync(
     tracker = Tracker(mlflow_server.uri, run_id, tmp_path)
     tracker.log_metrics(10, {"loss": 10.0})
     assert tracker.flush(60)
-    assert history(client, run_id, "loss") == [(step, float(step)) for step in range(11)]
+    assert history(client, run_id, "main/loss") == [(step, float(step)) for step in range(11)]
     # The status that was left was told before this tracker's.
     assert client.get_run(run_id).info.status == "RUNNING"
     assert tracker.close()
@@ -183,7 +183,7 @@ def test_what_was_left_is_sent_first_by_the_next_start_or_by_sync(
     assert ended.value.code == 2 and away in told and "no answer" in told and "Traceback" not in told
     command = [sys.executable, "-m", "drl_dist.tracking.sync", "--spool", str(tmp_path / run_id)]
     subprocess.run([*command, "--uri", mlflow_server.uri], env=subprocess_environment(), cwd=ROOT, check=True)
-    assert history(client, run_id, "loss")[11:] == [(step, float(step)) for step in range(11, 16)]
+    assert history(client, run_id, "main/loss")[11:] == [(step, float(step)) for step in range(11, 16)]
     assert client.get_run(run_id).info.status == "FAILED"
     assert sync(tmp_path / run_id, mlflow_server.uri) == 0
     with pytest.raises(UserError, match=r"got no run\.json"):
