@@ -122,8 +122,8 @@ def test_an_outage_loses_and_doubles_nothing(tmp_path: Path) -> None:
         assert tracker.flush(60)
         assert away_since < tracker.told_at <= time.time()
         assert tracker.close("FINISHED")
-        for name in ("loss", "grad_norm"):
-            expected = [(step, float(step) if name == "loss" else 1.0) for step in range(700)]
+        for name in ("main/loss", "main/grad_norm"):
+            expected = [(step, float(step) if name == "main/loss" else 1.0) for step in range(700)]
             assert history(client, run_id, name) == expected
         assert client.get_run(run_id).info.status == "FINISHED"
         pictures = [item.path for item in client.list_artifacts(run_id, "pictures/samples")]
@@ -198,7 +198,7 @@ def test_non_finite_numbers_are_gaps_and_many_levels_fit(mlflow_server: MlflowSe
     assert tracker.close()
     assert not (tracker.spool / "refused.jsonl").exists()
     client = client_of(mlflow_server.uri)
-    for name in ("loss", "grad_norm"):
+    for name in ("main/loss", "main/grad_norm"):
         step, value = history(client, run_id, name)[0]
         assert step == 1 and math.isnan(value)
     assert len(client.get_run(run_id).data.metrics) == 1502
