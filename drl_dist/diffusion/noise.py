@@ -67,6 +67,8 @@ class Purpose(IntEnum):
     """What goes before the first step of a chain that makes a training negative (`LeimkuhlerMatthews`)."""
     SAMPLE_BEFORE = 19
     """The same of chains that make a generated image."""
+    RESAMPLE = 20
+    """Which of several weighted chains are taken."""
 
 
 class Noise(Protocol):

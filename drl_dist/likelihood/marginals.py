@@ -18,6 +18,7 @@ from torch import Tensor
 from drl_dist.diffusion.noise import Noise, Purpose
 from drl_dist.diffusion.recovery import Levels, LogDensityAndGrad, scaled_density
 from drl_dist.likelihood.annealing import anneal
+from drl_dist.likelihood.weights import resampled
 from drl_dist.mcmc.kernel import KeyedChainNoise, root_mean_square
 from drl_dist.sampling.progressive import RawAtLevel
 
@@ -135,6 +136,44 @@ class Marginals:
             x: (B, ...); otherwise as `descend`.
         """
         yield from self._pass(x, step_size, noise, sample_ids, num_bridges, num_leapfrog_steps, True)
+
+    def draws(
+        self,
+        step_size: Sequence[float],
+        noise: Noise,
+        sample_ids: Tensor,
+        shape: tuple[int, ...],
+        *,
+        num_bridges: int,
+        num_leapfrog_steps: int = 2,
+        dtype: torch.dtype = torch.float64,
+    ) -> Iterator[tuple[int, Tensor]]:
+        """Draws of x_0 from the model itself, approximately: ends of `descend`, resampled by their weights.
+
+        They come from p(x_0) as far as the weights are even; among few effective chains the same ends repeat.
+
+        Args:
+            sample_ids: (B,) int64, one for each draw; the draws of a batch depend on each other by the resampling.
+
+        Yields:
+            the level, and where the chains are; the last one is 0 with the draws (B, ...).
+        """
+        total = torch.zeros(len(sample_ids), dtype=torch.float64, device=sample_ids.device)
+        for part in self.descend(
+            step_size,
+            noise,
+            sample_ids,
+            shape,
+            num_bridges=num_bridges,
+            num_leapfrog_steps=num_leapfrog_steps,
+            dtype=dtype,
+        ):
+            total += part.log_weight
+            x = part.x
+            if part.level == 0:
+                offset = noise.uniform(Purpose.RESAMPLE, sample_ids[:1], 0, (0,), 1).flatten()
+                x = x[resampled(total, offset)]
+            yield part.level, x
 
     def _pass(
         self,

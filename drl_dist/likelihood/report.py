@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor
 
@@ -59,7 +60,8 @@ class Bits:
     lower_standard_error: float
     """Standard error over images and chains."""
     upper: float
-    """Bits per dimension from the upper estimate of log Z: too large on average, if images are draws of the model."""
+    """Bits per dimension from the upper estimate of log Z: too large on average, if its chains began at draws of the
+    model."""
     upper_standard_error: float
     mean_log_density: float
     """f(y_0, 0) averaged over the images, in nats."""
@@ -75,6 +77,8 @@ class Report:
     """Bits at y_0 = a_0 a_1 x of dequantised images x, as in section 4.2."""
     at_x_0: Bits
     """Bits at y_0 = a_1 x_0 with the ladder's first noise, on which the model is trained."""
+    upper_from: Literal["images", "draws"]
+    """Where the chains began from which the upper estimates of log Z come: images, or draws of the model."""
     estimates: tuple[Estimate, ...]
     """Estimates by length of the chains, the shortest first."""
     warnings: tuple[str, ...]
@@ -83,7 +87,7 @@ class Report:
 def report(
     at_data: Tensor,
     at_x_0: Tensor,
-    chains: Mapping[int, tuple[Chains, Chains]],
+    chains: Mapping[int, tuple[Chains, Chains, Chains | None]],
     levels: Levels,
     ladder: NoiseLadder,
     num_dims: int,
@@ -94,7 +98,8 @@ def report(
     Args:
         at_data: (N,) f(y_0, 0) of dequantised images, nats.
         at_x_0: (N,) the same with the ladder's first noise.
-        chains: downward and upward chains, by steps per level.
+        chains: by steps per level, chains downward, upward from images, and, if the upper estimate is to come from
+            these, upward from draws of the model; of all lengths or of none.
         levels: levels of the model.
         ladder: ladder of the model.
         num_dims: D.
@@ -103,7 +108,7 @@ def report(
     estimates = tuple(
         _estimate(length, *chains[length], levels=levels, ladder=ladder, num_dims=num_dims) for length in sorted(chains)
     )
-    best = estimates[-1]
+    best, upper_from = estimates[-1], "images" if any(one[2] is None for one in chains.values()) else "draws"
     # x_0 = a_0 x + noise and y_0 = a_1 x_0; the noise changes no volume.
     scale = float(ladder.cumulative_scale[0]) * float(levels.transition_scale[0])
     of_data, of_x_0 = (_bits(values, best, scale, num_dims) for values in (at_data, at_x_0))
@@ -111,8 +116,9 @@ def report(
         why_unknown=why_unknown((of_data, of_x_0), best, num_dims),
         at_data=of_data,
         at_x_0=of_x_0,
+        upper_from=upper_from,
         estimates=estimates,
-        warnings=(*of_model, *_warnings(best, num_dims)),
+        warnings=(*of_model, *_warnings(best, num_dims, upper_from)),
     )
 
 
@@ -161,10 +167,20 @@ def level_metrics(report: Report) -> list[tuple[str, int, float]]:
     ]
 
 
-def _estimate(length: int, down: Chains, up: Chains, *, levels: Levels, ladder: NoiseLadder, num_dims: int) -> Estimate:
+def _estimate(
+    length: int,
+    down: Chains,
+    up: Chains,
+    up_from_draws: Chains | None,
+    *,
+    levels: Levels,
+    ladder: NoiseLadder,
+    num_dims: int,
+) -> Estimate:
+    of_upper = up if up_from_draws is None else up_from_draws
     lower, upper = (
         bound(way["log_weight"], way["acceptance_rate"], way["root_mean_square"], levels, num_dims)
-        for bound, way in ((lower_bound, down), (upper_bound, up))
+        for bound, way in ((lower_bound, down), (upper_bound, of_upper))
     )
     per_image = annealed_log_density(up["at_x_0"], up["log_weight"].sum(0), num_dims)
     bits = bits_per_dim(per_image + num_dims * math.log(float(ladder.cumulative_scale[0])), num_dims)
@@ -173,7 +189,7 @@ def _estimate(length: int, down: Chains, up: Chains, *, levels: Levels, ladder: 
         lower=lower,
         upper=upper,
         lower_curve=_curve(down["log_weight"].sum(0), lower.log_z, 1.0),
-        upper_curve=_curve(up["log_weight"].sum(0), upper.log_z, -1.0),
+        upper_curve=_curve(of_upper["log_weight"].sum(0), upper.log_z, -1.0),
         annealed_bits_per_dim=float(bits.mean()),
         annealed_standard_error=float(bits.std()) / math.sqrt(len(bits)),
     )
@@ -229,7 +245,7 @@ def _contradict(best: Estimate, num_dims: int) -> bool:
     return gap < -_STANDARD_ERRORS * error or not math.isfinite(gap)
 
 
-def _warnings(best: Estimate, num_dims: int) -> list[str]:
+def _warnings(best: Estimate, num_dims: int, upper_from: Literal["images", "draws"]) -> list[str]:
     """Reasons to distrust the numbers of the longest chains, one sentence each."""
     warnings: list[str] = []
     for name, bound in (("lower", best.lower), ("upper", best.upper)):
@@ -254,10 +270,11 @@ def _warnings(best: Estimate, num_dims: int) -> list[str]:
     if gap > WIDE_GAP:
         warnings.append(f"the estimates are {gap:.3g} bits/dim apart: the likelihood is not known any better")
     if _contradict(best, num_dims):
-        warnings.append(
-            f"the upper estimate lies {-gap:.3g} bits/dim below the lower one: it needs images that are draws of the "
-            "model, and these are not"
-        )
+        needed = {
+            "images": "images that are draws of the model, and these are not; see --upper-from draws",
+            "draws": "draws of the model, and the resampled ends are none; take more steps per level",
+        }[upper_from]
+        warnings.append(f"the upper estimate lies {-gap:.3g} bits/dim below the lower one: it needs {needed}")
     return warnings
 
 

@@ -66,3 +66,22 @@ def curve(log_weight: Tensor, sizes: Sequence[int]) -> list[float]:
 def curve_sizes(num_samples: int) -> list[int]:
     """1, 2, 4, ... below the number of samples, and that number."""
     return [*(2**power for power in range(max(0, (num_samples - 1).bit_length()))), num_samples]
+
+
+def resampled(log_weight: Tensor, offset: Tensor) -> Tensor:
+    """Which of M weighted samples to take, M times with repetition, in proportion to their weights.
+
+    Systematic resampling (Kitagawa, 1996): a sample of share s is taken floor(M s) or ceil(M s) times.
+
+    Args:
+        log_weight: (M,) float64.
+        offset: (1,) float64 in [0, 1), a uniform draw.
+
+    Returns:
+        (M,) int64 indices, in rising order.
+    """
+    count = len(log_weight)
+    places = (torch.arange(count, dtype=torch.float64, device=log_weight.device) + offset) / count
+    upper_ends = log_weight.softmax(0).cumsum(0)
+    # Rounding may leave the last end below the last place.
+    return torch.searchsorted(upper_ends, places, right=True).clamp_max(count - 1)

@@ -67,7 +67,7 @@ def test_records_go_and_notes_stay(job: str, tmp_path: Path) -> None:
     else:
         output = LikelihoodOutput(str(out), LIKELIHOOD, 6)
         records = [f"{task:06d}.safetensors" for task in range(3)]
-        part, request = ".likelihood.json.0123abcd.part", dataclasses.asdict(LIKELIHOOD)
+        part, request = ".likelihood.json.0123abcd.part", LIKELIHOOD.fields
     output.clean_up()
     for name in records:
         (out / "_progress" / name).write_text("mine")

@@ -118,6 +118,26 @@ def test_units_cover_every_chain_and_image_once(made: Made) -> None:
 
 
 @pytest.mark.slow
+def test_chains_from_draws_are_tasks_beside_the_others(made: Made) -> None:
+    from_draws = Made(dataclasses.replace(made.options, upper_from="draws", out=f"{made.options.out}-draws"))
+    more = [task for task in from_draws.request.tasks() if task not in made.request.tasks()]
+    assert [(task.kind, task.num_bridges, len(task.numbers)) for task in more] == [
+        ("up_from_draws", 2, 3),
+        ("up_from_draws", 2, 2),
+        ("up_from_draws", 1, 3),
+        ("up_from_draws", 1, 2),
+    ]
+    number = from_draws.request.tasks().index(more[0])
+    first, again = (from_draws.result(from_draws.runner(), number) for _ in range(2))
+    assert first.arrays.keys() == {"log_weight", "acceptance_rate", "root_mean_square"}
+    for name, values in first.arrays.items():
+        np.testing.assert_array_equal(values, again.arrays[name])
+    # What was asked for before there was a choice is still the same request.
+    assert "upper_from" not in made.request.fields and from_draws.request.fields["upper_from"] == "draws"
+    assert made.request.digest != from_draws.request.digest
+
+
+@pytest.mark.slow
 def test_a_unit_is_the_same_whoever_makes_it(made: Made) -> None:
     busy = made.runner()
     for task in (5, 0, 9):

@@ -48,7 +48,7 @@ def made(*, down: float = 0.0, up: float = 0.0, one: float = 0.0, density: float
         {"log_weight": weight, "acceptance_rate": ones, "root_mean_square": ones, "at_x_0": values}
         for weight in weights
     ]
-    return report(values, values, {2: (ways[0], ways[1])}, ORACLE.levels, ORACLE.ladder, DIMS)
+    return report(values, values, {2: (ways[0], ways[1], None)}, ORACLE.levels, ORACLE.ladder, DIMS)
 
 
 BAD = {

@@ -18,7 +18,7 @@ from drl_dist.likelihood.bits import bits_per_dim, log_density_of_data
 from drl_dist.likelihood.marginals import Marginals, white_noise_log_z
 from drl_dist.likelihood.partition import LogZ, annealed_log_density, lower_bound, upper_bound
 from drl_dist.likelihood.report import report
-from drl_dist.likelihood.weights import effective_sample_size, is_carried_by_few, log_mean_exp
+from drl_dist.likelihood.weights import effective_sample_size, is_carried_by_few, log_mean_exp, resampled
 from tests.likelihood.one_step import Passage, one_step_log_weights
 from tests.likelihood.oracle import Oracle, gaussian, mixture
 
@@ -213,7 +213,7 @@ def test_a_report_says_what_is_wrong() -> None:
         }
         for way in (down, up)
     ]
-    good = report(values, values, {num_bridges: (ways[0], ways[1])}, oracle.levels, oracle.ladder, 8)
+    good = report(values, values, {num_bridges: (ways[0], ways[1], None)}, oracle.levels, oracle.ladder, 8)
     assert good.warnings == ()
     # -log p of a normal distribution is its entropy on average.
     std = oracle.x_distribution(0).std
@@ -232,7 +232,7 @@ def test_a_report_says_what_is_wrong() -> None:
     def warnings(number: int, **changed: torch.Tensor) -> str:
         spoiled = [dict(way) for way in ways]
         spoiled[number] |= changed
-        found = report(values, values, {9: (spoiled[0], spoiled[1])}, oracle.levels, oracle.ladder, 8)
+        found = report(values, values, {9: (spoiled[0], spoiled[1], None)}, oracle.levels, oracle.ladder, 8)
         return "\n".join(found.warnings)
 
     few = down.log_weight.clone()
@@ -244,3 +244,55 @@ def test_a_report_says_what_is_wrong() -> None:
         r"estimates are (1|1\.0\d|0\.9\d+) bits/dim apart", warnings(1, log_weight=up.log_weight - 8 * math.log(2) / 6)
     )
     assert "needs images that are draws of the model" in warnings(1, log_weight=up.log_weight + 1)
+
+
+def test_draws_of_the_model_give_the_upper_estimate_where_images_cannot() -> None:
+    oracle, num_bridges, num_chains = CASES["mixture-t6"][0], 4, 400
+    noise, marginals, steps = PhiloxNoise(1), oracle.marginals, oracle.step_sizes()
+    per_dim, shape = oracle.num_dims * math.log(2), (oracle.num_dims,)
+
+    def upward(x_0: torch.Tensor) -> Passage:
+        return Passage.collect(marginals.ascend(x_0, steps, noise, IDS[:num_chains], num_bridges=num_bridges))
+
+    def upper_from(way: Passage) -> LogZ:
+        return upper_bound(way.log_weight, way.acceptance_rate, way.root_mean_square, oracle.levels, oracle.num_dims)
+
+    passed = list(marginals.draws(steps, noise, IDS[num_chains : 2 * num_chains], shape, num_bridges=num_bridges))
+    level, x_0 = passed[-1]
+    assert (len(passed), level, x_0.shape) == (6, 0, (num_chains, *shape))
+    own = upper_from(upward(x_0))
+    assert not own.is_carried_by_few
+    assert abs(own.log_z - oracle.log_z()) / per_dim < 2 * CLOSE
+    # Images that short chains reach more often than the density says pull the estimate below the truth.
+    far = upward(2 * oracle.draws(0, num_chains))
+    assert upper_from(far).log_z < oracle.log_z() - 0.5 * per_dim
+
+    down = Passage.collect(marginals.descend(steps, noise, IDS[:num_chains], shape, num_bridges=num_bridges))
+    ways = [
+        {
+            "log_weight": way.log_weight,
+            "acceptance_rate": way.acceptance_rate,
+            "root_mean_square": way.root_mean_square,
+            "at_x_0": torch.zeros(num_chains, dtype=torch.float64),
+        }
+        for way in (down, far, upward(x_0))
+    ]
+    values = torch.zeros(3, dtype=torch.float64)
+    for last, side in ((None, "images"), (ways[2], "draws")):
+        found = report(values, values, {9: (ways[0], ways[1], last)}, oracle.levels, oracle.ladder, oracle.num_dims)
+        assert found.upper_from == side
+        assert ("below the lower one" in "".join(found.warnings)) is (last is None)
+        # The images' bound by annealed chains needs those that began at images.
+        (estimate,) = found.estimates
+        assert estimate.annealed_bits_per_dim != pytest.approx(0) and estimate.upper.num_chains == num_chains
+
+
+def test_resampling_takes_each_sample_as_often_as_its_weight_says() -> None:
+    weights = torch.tensor([0.5, 0.0, 0.25, 0.15, 0.1], dtype=torch.float64)
+    for offset in (1e-9, 0.3, 0.999999):
+        taken = resampled(weights.log(), torch.tensor([offset], dtype=torch.float64))
+        counts = torch.bincount(taken, minlength=5)
+        assert bool(((counts - 5 * weights).abs() < 1).all()) and int(counts[1]) == 0
+    offsets = torch.arange(1000, dtype=torch.float64).add(0.5).div(1000)
+    mean = torch.stack([torch.bincount(resampled(weights.log(), one[None]), minlength=5) for one in offsets])
+    torch.testing.assert_close(mean.double().mean(0), 5 * weights, rtol=0, atol=2e-3)

@@ -96,6 +96,7 @@ def likelihood_request(
         data_fingerprint=index.fingerprint,
         num_images=options.num_images or index.num_samples,
         num_chains=options.num_chains,
+        upper_from=options.upper_from,
         chain_lengths=options.chain_lengths,
         seed=options.seed,
         num_leapfrog_steps=options.num_leapfrog_steps,
@@ -182,7 +183,10 @@ def _finish(
     found = report(
         images["at_data"],
         images["at_x_0"],
-        {length: (tensors["down", length], tensors["up", length]) for length in request.chain_lengths},
+        {
+            length: (tensors["down", length], tensors["up", length], tensors.get(("up_from_draws", length)))
+            for length in request.chain_lengths
+        },
         build_levels(model.experiment, ladder),
         ladder,
         model.experiment.model.channels * model.experiment.model.resolution**2,
@@ -240,7 +244,7 @@ def _log(
         kind="likelihood",
         version=model.version,
         name=job_run_name("likelihood", model.version.name, f"{request.digest} {output.url}"),
-        params=dataclasses.asdict(request),
+        params=request.fields,
         tags={"data_url": options.data, "output_url": output.url},
         metrics=[*metrics, *((name, value, level) for name, level, value in level_metrics(found))],
         files={FIGURE_NAME: picture, REPORT_NAME: report_bytes(as_json(found))},

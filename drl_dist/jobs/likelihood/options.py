@@ -9,6 +9,7 @@ from typing import Literal
 from drl_dist.common.validation import Rule, model_rule, place_rule, refuse_broken, refuse_missing
 from drl_dist.mcmc.settings import AdaptationConfig
 
+UpperFrom = Literal["images", "draws"]
 MAX_CHAINS = 1 << 24
 MAX_STEPS = 4096
 
@@ -28,6 +29,9 @@ class LikelihoodOptions:
     longest gives bits per dimension. With T = 1000 levels 1 is enough."""
     num_chains: int = 256
     """Chains of each length that go down from white noise; as many go up from images, if there are as many."""
+    upper_from: UpperFrom = "images"
+    """Where the chains of the upper estimate of log Z begin: at the images, which are draws only of a perfect model, or
+    at draws of the model itself, which are ends of further chains from white noise, resampled by their weights."""
     num_images: int | None = None
     """Images of the data, evenly spread over it; by default all."""
     seed: int = 0

@@ -58,7 +58,7 @@ class LikelihoodOutput:
             records=[r"\d{6,}\.safetensors"],
         )
         self.url, self._folder, self._records = self._job.url, self._job.files, self._job.records
-        self._fields = dataclasses.asdict(request)
+        self._fields = request.fields
         self._report: dict[str, Any] | None = None
 
     def finished_report(self) -> dict[str, Any] | None:
@@ -173,12 +173,12 @@ def report_lines(report: Report, num_images: int) -> Sequence[str]:
             f"{_steps(estimate.steps_per_level)}, estimates that bound log Z on average:",
             f"  from below {_estimate(lower)}, from above {_estimate(upper)}",
             f"  log Z is at least {lower.limit:.3f} with a probability of {_percent(MARKOV_CONFIDENCE)}, and if the "
-            f"images are draws from the model at most {upper.limit:.3f} with {_percent(MARKOV_CONFIDENCE)}, both with "
-            f"{_percent(2 * MARKOV_CONFIDENCE - 1)}",
+            f"{_starts(report)} are draws from the model at most {upper.limit:.3f} with "
+            f"{_percent(MARKOV_CONFIDENCE)}, both with {_percent(2 * MARKOV_CONFIDENCE - 1)}",
         ]
     best = report.estimates[-1]
     lines += ["levels, from white noise down:", *level_table(best.lower)]
-    lines += ["levels, from images up:", *level_table(best.upper)]
+    lines += [f"levels, from {_starts(report)} up:", *level_table(best.upper)]
     for name, bits in (("dequantised images", report.at_data), ("x_0, with the ladder's noise", report.at_x_0)):
         numbers = (
             f"on average from {bits.lower:.4f} (standard error {bits.lower_standard_error:.2g}) to {bits.upper:.4f} "
@@ -214,6 +214,10 @@ def _estimate(bound: LogZ) -> str:
         f"{bound.log_z:.3f} (standard error {bound.standard_error:.2g}, effective {bound.effective_sample_size:.1f} of "
         f"{bound.num_chains} chains)"
     )
+
+
+def _starts(report: Report) -> str:
+    return "images" if report.upper_from == "images" else "resampled ends"
 
 
 def _percent(share: float) -> str:

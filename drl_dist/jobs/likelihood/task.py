@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from drl_dist.data.subset import images_at, spread
 from drl_dist.diffusion.noise import PhiloxNoise
 from drl_dist.jobs.common.device import prepare_device
 from drl_dist.jobs.common.output.job_records import digest_of, read_arrays
-from drl_dist.jobs.likelihood.options import MAX_CHAINS
+from drl_dist.jobs.likelihood.options import MAX_CHAINS, UpperFrom
 from drl_dist.library.engine import check_finite, frozen_engine
 from drl_dist.likelihood.adaptation import LIKELIHOOD_IDS, AdaptedLevel, MarginalAdaptation, adapted_levels
 from drl_dist.likelihood.bits import dequantise, noisy_x_0
@@ -31,10 +31,16 @@ from drl_dist.mcmc.settings import AdaptationConfig
 if TYPE_CHECKING:
     from drl_dist.config.tree import Experiment
 
-Kind = Literal["images", "down", "up"]
+Kind = Literal["images", "down", "up", "up_from_draws"]
 _DTYPES = {"float64": torch.float64, "float32": torch.float32}
-_WHAT: dict[Kind, str] = {"images": "images", "down": "chains from white noise", "up": "chains from images"}
-_UP_IDS = 1 << 40
+_WHAT: dict[Kind, str] = {
+    "images": "images",
+    "down": "chains from white noise",
+    "up": "chains from images",
+    "up_from_draws": "chains from draws of the model",
+}
+_OWN_IDS: dict[Kind, int] = {"down": 0, "up": 1 << 40, "up_from_draws": 2 << 40}
+_DRAW_IDS = 3 << 40
 _SIGNS_OF_LIFE = 50
 """Reports of a task while it is made, at most."""
 
@@ -43,14 +49,16 @@ class Task(NamedTuple):
     """A task of work: the chains, or images, of a range of numbers."""
 
     kind: Kind
-    """images: log-densities of images; down, up: chains from white noise, or from images."""
+    """images: log-densities of images; the others: chains from white noise, images, or draws of the model."""
     num_bridges: int
     """K, steps per level; 0 for images."""
     numbers: range
+    num_draw_bridges: int = 0
+    """Steps per level of the chains whose ends are the draws that others begin at; 0 for those that need no draws."""
 
     def num_items(self, num_levels: int) -> int:
         """Chain steps, or images."""
-        return len(self.numbers) * max(1, self.num_bridges * num_levels)
+        return len(self.numbers) * max(1, (self.num_bridges + self.num_draw_bridges) * num_levels)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,11 +86,22 @@ class LikelihoodRequest:
     """How step sizes are adapted; None if they are given."""
     schedule_sha256: str | None
     """Checksum of given step sizes."""
+    upper_from: UpperFrom = "images"
+    """Where the chains begin from which the upper estimate of log Z comes."""
 
     @property
     def digest(self) -> str:
         """SHA-256 over all fields, 64 hexadecimal digits."""
-        return digest_of(dataclasses.asdict(self))
+        return digest_of(self.fields)
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """All fields; without `upper_from` where it is what it was before there was a choice, so that folders of then
+        are those of the same request."""
+        fields = dataclasses.asdict(self)
+        if self.upper_from == "images":
+            del fields["upper_from"]
+        return fields
 
     @property
     def num_upward(self) -> int:
@@ -96,6 +115,9 @@ class LikelihoodRequest:
         for length in reversed(self.chain_lengths):
             made += [Task("down", length, numbers) for numbers in self._blocks(self.num_chains)]
             made += [Task("up", length, numbers) for numbers in self._blocks(self.num_upward)]
+            if self.upper_from == "draws":
+                blocks = self._blocks(self.num_chains)
+                made += [Task("up_from_draws", length, numbers, self.chain_lengths[-1]) for numbers in blocks]
         return made
 
     def _blocks(self, count: int) -> Iterable[range]:
@@ -107,7 +129,8 @@ class TaskResult:
     """What a task found."""
 
     arrays: dict[str, NDArray[np.float64]]
-    """images: at_data, at_x_0 (B,); down, up: log_weight, acceptance_rate, root_mean_square (T, B); up: at_x_0 (B,)."""
+    """images: at_data, at_x_0 (B,); chains: log_weight, acceptance_rate, root_mean_square (T, B); up: also at_x_0
+    (B,)."""
     device: str
     """The device's own name."""
     seconds: float
@@ -242,10 +265,13 @@ class LikelihoodTasks:
         """Lead chains along the ladder; chain steps after each part."""
         model, request, length = self._model, self._request, wanted.num_bridges
         # Chains of each length and direction have numbers of their own.
-        first = LIKELIHOOD_IDS + length * MAX_CHAINS + (_UP_IDS if wanted.kind == "up" else 0)
-        ids = first + torch.tensor(wanted.numbers, device=model.device)
+        own = LIKELIHOOD_IDS + length * MAX_CHAINS + torch.tensor(wanted.numbers, device=model.device)
+        ids = own + _OWN_IDS[wanted.kind]
         steps = {"num_bridges": length, "num_leapfrog_steps": request.num_leapfrog_steps}
-        if wanted.kind == "down":
+        if wanted.kind == "up_from_draws":
+            x_0 = yield from self._draws(own + _DRAW_IDS, wanted.num_draw_bridges)
+            passage = model.marginals.ascend(x_0, self._step_size, self._noise, ids, **steps)
+        elif wanted.kind == "down":
             passage = model.marginals.descend(
                 self._step_size, self._noise, ids, model.shape, dtype=model.dtype, **steps
             )
@@ -264,6 +290,28 @@ class LikelihoodTasks:
                 reported = len(rows)
         names = ("log_weight", "acceptance_rate", "root_mean_square")
         arrays |= zip(names, torch.stack([rows[t] for t in range(num_levels)], 1), strict=True)
+
+    def _draws(self, ids: Tensor, num_bridges: int) -> Generator[int, None, Tensor]:
+        """Draws of x_0 from the model, (B, C, H, W); chain steps after each part."""
+        model, told = self._model, 0
+        levels = model.marginals.draws(
+            self._step_size,
+            self._noise,
+            ids,
+            model.shape,
+            num_bridges=num_bridges,
+            num_leapfrog_steps=self._request.num_leapfrog_steps,
+            dtype=model.dtype,
+        )
+        num_levels = model.marginals.num_levels
+        for level, x_0 in levels:
+            passed = num_levels - level
+            if passed * _SIGNS_OF_LIFE // num_levels > told * _SIGNS_OF_LIFE // num_levels:
+                yield (passed - told) * num_bridges * len(ids)
+                told = passed
+            if level == 0:
+                return x_0
+        raise AssertionError("chains that end above level 0")
 
     def _images(self, numbers: NDArray[np.int64]) -> Tensor:
         """Dequantised images of these numbers, (B, C, H, W)."""
