@@ -22,14 +22,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from benchmarks.digit_features import digits, train_feature_network
 from benchmarks.results import open_results
 from drl_dist.build import build_sampler
 from drl_dist.common.batch import Batch
-from drl_dist.common.images import grid, to_uint8, to_unit_range
+from drl_dist.common.figures import figure_png, new_figure
+from drl_dist.common.images import Panel, to_uint8, to_unit_range
 from drl_dist.common.places import path_here
 from drl_dist.common.program import entry_point
 from drl_dist.common.progress import progress
@@ -38,6 +38,7 @@ from drl_dist.config.tree import EngineConfig, Experiment
 from drl_dist.diffusion.noise import PhiloxNoise
 from drl_dist.evaluation.distances import fid, inception_score, kid
 from drl_dist.evaluation.features import FeatureNetwork, features_of
+from drl_dist.jobs.common.output.sheet import sheet_of
 from drl_dist.training.chain import GradientEngine
 from drl_dist.training.guard import DivergedError
 from drl_dist.training.state import TrainState
@@ -151,7 +152,9 @@ def measure(name: str, seed: int, budget: int, real: Tensor, network: FeatureNet
                 some = generate(state, experiment, CURVE_IMAGES, seed)
                 curve.append((number + 1, score(some, real, network)["fid"]))
     generated = generate(state, experiment, NUM_IMAGES, seed)
-    Image.fromarray(grid(to_uint8(generated[:SHOWN]), SHOWN, enlarge=4)).save(picture)
+    panel = Panel(title="samples of the averaged weights", images=to_uint8(generated[:SHOWN]), columns=SHOWN)
+    caption = f"digits, {SETTINGS[name][0]}, step {len(losses)} of {num_steps}, seed {seed}"
+    picture.write_bytes(sheet_of([panel], caption))
     return {
         "setting": SETTINGS[name][0],
         "seed": seed,
@@ -217,10 +220,8 @@ def draw_curves(results: dict[str, list[dict[str, Any]]], place: Path) -> None:
 
     Each objective's losses have a panel of their own: they are different quantities.
     """
-    from matplotlib.figure import Figure
-
     objective = {name: experiment_of(name, 0, 1000).optim.objective for name in results}
-    figure = Figure(figsize=(5 * (1 + len(set(objective.values()))), 3.6), layout="constrained")
+    figure = new_figure(5 * (1 + len(set(objective.values()))), 4)
     *panels, right = figure.subplots(1, 1 + len(set(objective.values())))
     panel = dict(zip(dict.fromkeys(objective.values()), panels, strict=True))
     for number, (name, (run, *_)) in enumerate(results.items()):
@@ -239,7 +240,10 @@ def draw_curves(results: dict[str, list[dict[str, Any]]], place: Path) -> None:
     right.set_ylim(bottom=0)
     right.grid(alpha=0.3)
     right.legend()
-    figure.savefig(place, dpi=100)
+    seed = next(iter(results.values()))[0]["seed"]
+    place.write_bytes(
+        figure_png(figure, f"losses, and FID of samples, of the settings on digits as they train, seed {seed}")
+    )
 
 
 if __name__ == "__main__":

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.quality.settings import SETTINGS
+from drl_dist.common.amounts import counted
 from drl_dist.common.durations import duration
+from drl_dist.common.figures import figure_png, new_figure
 
 Points = Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]
 """Setting -> seeds -> points of the budget, as `Record.add_point` keeps them."""
@@ -40,9 +42,7 @@ def table(results: Points, reference: Mapping[str, Any], shares: Sequence[float]
 
 def draw_curves(results: Points, reference: Mapping[str, Any], place: Path) -> None:
     """FID against arithmetic and against time: medians, and the ranges over the seeds."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    figure = new_figure(11, 4.6)
     panels = dict(zip(("flop_per_training_image", "seconds"), figure.subplots(1, 2, sharey=True), strict=True))
     for number, (name, runs) in enumerate(results.items()):
         points = [[one for one in found if one["draws"]] for found in zip(*runs, strict=True)]
@@ -64,7 +64,9 @@ def draw_curves(results: Points, reference: Mapping[str, Any], place: Path) -> N
         axes.grid(alpha=0.3, which="both")
     panels["flop_per_training_image"].set_ylabel("FID to held-out images")
     panels["flop_per_training_image"].legend()
-    figure.savefig(place, dpi=100)
+    seeds = counted(max((len(runs) for runs in results.values()), default=0), "seed")
+    caption = f"FID on the way, medians of up to {seeds} and their range: {', '.join(results)}"
+    place.write_bytes(figure_png(figure, caption))
 
 
 def _scores_row(name: str, way: str, ends: Sequence[Mapping[str, Any]]) -> str:

@@ -6,9 +6,6 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from PIL import Image
-from torch import Tensor
-
 from benchmarks.quality.data import Data
 from benchmarks.quality.options import POINTS
 from benchmarks.quality.record import SHEETS, Record
@@ -16,8 +13,9 @@ from benchmarks.quality.schedule import Schedule
 from benchmarks.quality.scores import Scorer
 from benchmarks.quality.settings import SETTINGS, Setting
 from benchmarks.quality.trainees import Trainee, start, step_flop
-from drl_dist.common.images import enlargement, grid
+from drl_dist.common.images import Panel
 from drl_dist.common.progress import Advance, progress
+from drl_dist.jobs.common.output.sheet import sheet_of
 from drl_dist.training.cost import count_flop
 from drl_dist.training.guard import DivergedError
 from drl_dist.training.in_memory import InMemoryBatches
@@ -136,7 +134,9 @@ class Run:
             began = time.perf_counter()
             images = trainee.draw(how, self.num_images)
             seconds = time.perf_counter() - began
-            write_sheet(self.record, f"{self.name}-{self.seed}{f'-{index}' if index else ''}", images)
+            name = f"{self.name}-{self.seed}{f'-{index}' if index else ''}"
+            caption = f"{self.setting.label}, {self.data.name}, step {trainee.state.step}, seed {self.seed}"
+            write_sheet(self.record, name, Panel(title=f"samples, {way}", images=images[:SHEET], columns=8), caption)
             found[way] = {"flop_per_image": self._flop[key], "seconds": seconds, **self.scorer.score(images)}
         return found
 
@@ -152,7 +152,6 @@ class Run:
         }
 
 
-def write_sheet(record: Record, name: str, images: Tensor) -> None:
-    """Write a sheet of the first images, uint8 (N, C, H, W)."""
-    sheet = grid(images[:SHEET], 8, enlarge=enlargement(images.shape[-1]))
-    Image.fromarray(sheet).save(record.folder / SHEETS / f"{name}.png")
+def write_sheet(record: Record, name: str, panel: Panel, caption: str) -> None:
+    """Write a sheet of images with its caption: what they are images of, the step and the seed of samples."""
+    (record.folder / SHEETS / f"{name}.png").write_bytes(sheet_of([panel], caption))

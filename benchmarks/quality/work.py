@@ -24,9 +24,11 @@ from benchmarks.quality.record import (
     write_json,
 )
 from benchmarks.quality.report import Points, draw_curves, table
-from benchmarks.quality.runs import Run, preset_budget, schedule_of, write_sheet
+from benchmarks.quality.runs import SHEET, Run, preset_budget, schedule_of, write_sheet
 from benchmarks.quality.scores import Scorer
 from benchmarks.quality.settings import SETTINGS
+from drl_dist.common.images import Panel
+from drl_dist.data.subset import representative
 from drl_dist.training.guard import DivergedError
 
 
@@ -52,7 +54,8 @@ def compare_all(options: Options) -> str:
         print(f"feature network: {accuracy:.1%} of held-out images right", file=sys.stderr, flush=True)
         scorer = Scorer.of(network, data)
         write_json(record.folder / REFERENCE, scorer.reference())
-        write_sheet(record, "held-out", data.held_out)
+        some = data.held_out[representative(len(data.held_out), min(SHEET, len(data.held_out)))]
+        write_sheet(record, "held-out", Panel(title="real", images=some, columns=8), f"held-out images of {data.name}")
         budget = preset_budget(data) if options.budget is None else options.budget * 1e9
         for number, (seed, name) in enumerate(missing, 1):
             setting = SETTINGS[name]

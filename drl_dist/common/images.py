@@ -3,12 +3,28 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
 _SHOWN_PIXELS = 32
+MIN_WIDTH = 800
+"""Of a picture that is written for people, in pixels."""
+PROGRESSION_TITLE = "each row: from white noise, left, to a sample, right"
+"""Of a sheet with a row for each image and a column for each level shown."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Panel:
+    """Images to be shown side by side under a title."""
+
+    title: str
+    images: Tensor
+    """(N, C, H, W) uint8, C = 1 or 3; N at least 1."""
+    columns: int | None = None
+    """Images per row; by default about as many as there are rows."""
 
 
 def to_unit_range(images: Tensor) -> Tensor:

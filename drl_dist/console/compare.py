@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 import os
 import sys
@@ -12,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from drl_dist.common.errors import UserError
+from drl_dist.common.figures import SMALLEST_POINTS, figure_png, new_figure
 from drl_dist.common.nested import flatten
 from drl_dist.common.validation import local_of, refuse_missing
 from drl_dist.console.options import CompareOptions
@@ -57,8 +57,8 @@ def compare(options: CompareOptions) -> int:
         raise UserError(
             "runs", got="no metric of either", expected="runs that have made a few steps", remedy="compare them later"
         )
-    steps = " and ".join(f"{name} at step {run.step}" for name, run in zip(names, runs, strict=True))
-    write_local(out, _draw(panels, names, steps, label))
+    told = [f"{name} at step {run.step}{_seed(run)}" for name, run in zip(names, runs, strict=True)]
+    write_local(out, _draw(panels, names, f"curves of {' and '.join(told)}", label))
     print(f"curves of both: {options.out}")
     return 0
 
@@ -87,6 +87,11 @@ def mean_sizes(series: Mapping[str, Mapping[int, float]]) -> dict[str, dict[int,
         metric: {step: sum(values) / len(values) for step, values in by_step.items()}
         for metric, by_step in gathered.items()
     }
+
+
+def _seed(run: RunView) -> str:
+    seed = flatten(run.record).get("experiment.train.seed")
+    return "" if seed is None else f", seed {seed}"
 
 
 def _shown(value: object) -> str:
@@ -129,16 +134,12 @@ def _refuse_other(out: Path, label: str) -> None:
         )
 
 
-def _draw(panels: Mapping[str, list[Curve | None]], names: list[str], steps: str, label: str) -> bytes:
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot
-
+def _draw(panels: Mapping[str, list[Curve | None]], names: list[str], caption: str, label: str) -> bytes:
     columns = 2 if len(panels) == 4 else min(3, len(panels))
     rows = -(-len(panels) // columns)
     width = max(9.0, 4.0 * columns)
-    figure, axes = pyplot.subplots(rows, columns, figsize=(width, 0.9 + 3.0 * rows), squeeze=False, facecolor="white")
+    figure = new_figure(width, 0.9 + 3.0 * rows)
+    axes = figure.subplots(rows, columns, squeeze=False)
     for axis in axes.flat[len(panels) :]:
         axis.remove()
     for axis, (metric, lines) in zip(axes.flat, panels.items(), strict=False):
@@ -152,13 +153,8 @@ def _draw(panels: Mapping[str, list[Curve | None]], names: list[str], steps: str
         elif largest > 1000 * LINEAR_NATS:
             axis.set_yscale("symlog", linthresh=1.0)
         axis.set_title(f"{metric}, mean size over levels" if of_levels else metric, fontsize=9)
-        axis.set_xlabel("step", fontsize=8)
-        axis.tick_params(labelsize=8)
+        axis.set_xlabel("step", fontsize=SMALLEST_POINTS)
+        axis.tick_params(labelsize=SMALLEST_POINTS)
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=8)
-    figure.suptitle(steps, fontsize=10, wrap=True)
-    figure.tight_layout()
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110, metadata={"Description": label})
-    pyplot.close(figure)
-    return buffer.getvalue()
+        axis.legend(fontsize=SMALLEST_POINTS)
+    return figure_png(figure, caption, label)

@@ -14,6 +14,8 @@ from drl_dist.data.cache import ShardCache
 from drl_dist.data.decode import read_image
 from drl_dist.data.index import ShardIndex
 
+_KEY_SHOWN = 0x73686F776E  # "shown"
+
 
 def check_count(index: ShardIndex, count: int, *, what: str) -> None:
     """Return if a data set has at least `count` images.
@@ -39,6 +41,18 @@ def spread(num_samples: int, count: int) -> NDArray[np.int64]:
     The first images would not be representative, because data sets may be ordered by class.
     """
     return np.arange(count, dtype=np.int64) * num_samples // count
+
+
+def representative(num_samples: int, count: int) -> NDArray[np.int64]:
+    """`count` of the numbers 0 to num_samples - 1, increasing and always the same: one drawn from each of equal ranges.
+
+    As `spread`, they show every class of data that are ordered by class; and where classes take turns, as those of
+    scikit-learn's digits do, no fixed distance falls on the same class again and again.
+    """
+    bounds = np.arange(count + 1, dtype=np.int64) * num_samples // count
+    # Raw Philox words are stable across numpy versions; Generator methods may change between them.
+    words = np.random.Philox(key=[0, _KEY_SHOWN]).random_raw(count)
+    return bounds[:-1] + (words % np.diff(bounds).astype(np.uint64)).astype(np.int64)
 
 
 def image_batches(

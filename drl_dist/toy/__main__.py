@@ -70,9 +70,14 @@ def main(argv: Sequence[str]) -> int:
         fits = fit_all(experiments, name, grid, lengthen=options.lengthen, on_progress=advance)
     drl, short_run = fits["recovery"], fits["short-run"]
     data = data_points(data_distribution)
+    made = f"step {options.steps}, seed {options.seed}"
+    captions = {
+        "levels": f"{name}: from noise to data by diffusion recovery likelihood, {made}",
+        "comparison": f"{name}: recovery beside short-run likelihood, {made}",
+    }
     pictures = {
-        "levels": levels_picture(drl, grid, f"{name}: from noise to data by diffusion recovery likelihood"),
-        "comparison": comparison_picture(drl, short_run, data, grid, f"{name}: recovery beside short-run likelihood"),
+        "levels": levels_picture(drl, grid, captions["levels"]),
+        "comparison": comparison_picture(drl, short_run, data, grid, captions["comparison"]),
     }
     print("\n".join(report(drl, short_run, data, grid)))
     # Written first, so that pictures never exist without it.

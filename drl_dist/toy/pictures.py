@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from drl_dist.common.figures import SMALLEST_POINTS, figure_png, new_figure
 from drl_dist.toy.density import Grid
 from drl_dist.toy.study import Fit
 
@@ -18,17 +18,16 @@ if TYPE_CHECKING:
 _VIEW = 3.0
 """Pictures show [-3, 3]**2; the few points beyond are counted in the picture."""
 _PANEL_INCHES = 1.9
-_DOTS_PER_INCH = 80
 
 
-def levels_picture(fit: Fit, grid: Grid, title: str) -> bytes:
+def levels_picture(fit: Fit, grid: Grid, caption: str) -> bytes:
     """Figure 3 as a PNG: from white noise to data, with samples above, learned densities below, exact ones at the
     bottom.
 
     Args:
         fit: result of diffusion recovery likelihood.
         grid: grid of its densities.
-        title: title above the picture.
+        caption: above the picture: what it shows, after how many steps, with which seed.
     """
     num_levels = fit.model.levels.num_levels
     figure, axes = _panels(3, num_levels + 1)
@@ -44,10 +43,10 @@ def levels_picture(fit: Fit, grid: Grid, title: str) -> bytes:
         _density(axes[2][column], fit.exact[t], fit.exact[t], grid)
     for row, text in zip(axes, ("samples", "learned density", "exact density"), strict=True):
         row[0].text(-0.12, 0.5, text, rotation=90, ha="center", va="center", transform=row[0].transAxes)
-    return _png(figure, title)
+    return figure_png(figure, caption)
 
 
-def comparison_picture(drl: Fit, short_run: Fit, data: Tensor, grid: Grid, title: str) -> bytes:
+def comparison_picture(drl: Fit, short_run: Fit, data: Tensor, grid: Grid, caption: str) -> bytes:
     """Figure 2 as a PNG: the data and, for both methods, the learned density, samples by the chain of training, and
     samples of long runs on the learned density.
 
@@ -55,7 +54,7 @@ def comparison_picture(drl: Fit, short_run: Fit, data: Tensor, grid: Grid, title
         drl, short_run: results of both methods on the same data.
         data: points of the data, (N, 2).
         grid: grid of the densities.
-        title: title above the picture.
+        caption: above the picture: what it shows, after how many steps, with which seed.
     """
     figure, axes = _panels(2, 4)
     exact = drl.exact[0]
@@ -70,16 +69,11 @@ def comparison_picture(drl: Fit, short_run: Fit, data: Tensor, grid: Grid, title
         row[2].set_title(f"{label}: samples", fontsize=10)
         _points(row[3], fit.marginal_run)
         row[3].set_title(f"{label}: {fit.num_long} steps on", fontsize=10)
-    return _png(figure, title)
+    return figure_png(figure, caption)
 
 
 def _panels(rows: int, columns: int) -> tuple[Figure, Sequence[Sequence[Axes]]]:
-    # Not by pyplot, which would keep the figure and look for a display.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(_PANEL_INCHES * columns, _PANEL_INCHES * rows + 0.6), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(_PANEL_INCHES * columns, _PANEL_INCHES * rows + 0.6)
     return figure, figure.subplots(rows, columns, squeeze=False).tolist()
 
 
@@ -89,7 +83,7 @@ def _points(axes: Axes, points: Tensor) -> None:
     shown, outside = points[is_inside], int((~is_inside).sum())
     axes.scatter(shown[:, 0].numpy(), shown[:, 1].numpy(), s=1.0 if len(points) > 1000 else 4.0, linewidths=0)
     if outside:
-        axes.text(0.03, 0.03, f"{outside} of {len(points)} outside", transform=axes.transAxes, fontsize=8)
+        axes.text(0.03, 0.03, f"{outside} of {len(points)} outside", transform=axes.transAxes, fontsize=SMALLEST_POINTS)
     _frame(axes)
 
 
@@ -103,10 +97,3 @@ def _density(axes: Axes, masses: Tensor, exact: Tensor, grid: Grid) -> None:
 def _frame(axes: Axes) -> None:
     axes.set(xlim=(-_VIEW, _VIEW), ylim=(-_VIEW, _VIEW), xticks=[], yticks=[])
     axes.set_aspect("equal")
-
-
-def _png(figure: Figure, title: str) -> bytes:
-    figure.suptitle(title)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=_DOTS_PER_INCH)
-    return buffer.getvalue()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import io
 import re
+import textwrap
 from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
+from drl_dist.common.figures import SMALLEST_POINTS, figure_file, new_figure
 from drl_dist.tracking.metrics import describe
 
 DEFAULT_METRICS = ("loss", "log_density_gap", "displacement", "noise_error", "grad_norm")
@@ -40,21 +41,32 @@ def binned(history: Mapping[int, float]) -> Curve:
     return np.array([steps[part].mean() for part in parts]), np.array([values[part].mean() for part in parts])
 
 
-def draw_panels(panels: Mapping[str, Mapping[str, Curve]], kind: str, label: str) -> bytes:
-    """A panel for each metric, with a line for each of its levels.
+def curves_caption(run_name: str, panels: Mapping[str, Mapping[str, Curve]], seed: int | str | None) -> str:
+    """What a picture of curves shows, of which run, up to which step, with which seed if it is known."""
+    last = max(float(steps[-1]) for lines in panels.values() for steps, _ in lines.values())
+    parts = [f"curves of run {run_name}", f"up to about step {last:.0f}, means over ranges of steps"]
+    return ", ".join(parts if seed is None else [*parts, f"seed {seed}"])
+
+
+def draw_panels(panels: Mapping[str, Mapping[str, Curve]], kind: str, caption: str, label: str) -> bytes:
+    """A panel for each metric, with a line for each of its levels, at most three side by side.
 
     Args:
         panels: metric -> name -> curve; at least one.
         kind: png, svg or pdf.
+        caption: above the panels; see `curves_caption`.
         label: what the picture shows, kept in its metadata.
     """
     import matplotlib as mpl
 
-    mpl.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, len(panels), figsize=(4.2 * len(panels), 3.2), squeeze=False)
-    for axis, (metric, lines) in zip(axes[0], panels.items(), strict=True):
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    # At least as wide as a picture is to be; a single panel need not be larger than that.
+    figure = new_figure(max(6.8, 4.2 * columns), 0.5 + 3.2 * rows)
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for axis in axes.flat[len(panels) :]:
+        axis.remove()
+    for axis, (metric, lines) in zip(axes.flat, panels.items(), strict=False):
         colours = mpl.colormaps["viridis"](np.linspace(0, 0.9, len(lines))).tolist()
         for colour, (name, (steps, values)) in zip(colours, lines.items(), strict=True):
             level = _LEVEL.search(name)
@@ -64,16 +76,13 @@ def draw_panels(panels: Mapping[str, Mapping[str, Curve]], kind: str, label: str
                 steps, values, color=colour, linewidth=1, label=f"level {level[1]}" if level and is_labelled else None
             )
         if len(lines) > 1:
-            axis.legend(fontsize=6)
+            axis.legend(fontsize=SMALLEST_POINTS)
         if metric == "log_density_gap" and any(np.abs(values).max() > LINEAR_NATS for _, values in lines.values()):
             axis.set_yscale("symlog", linthresh=LINEAR_NATS)
-        axis.set_title(describe(f"{metric}/level_0") or describe(metric) or metric, fontsize=7, wrap=True)
-        axis.set_xlabel("step", fontsize=7)
-        axis.tick_params(labelsize=7)
+        axis.set_title(
+            textwrap.fill(describe(f"{metric}/level_0") or describe(metric) or metric, 60), fontsize=SMALLEST_POINTS
+        )
+        axis.set_xlabel("step", fontsize=SMALLEST_POINTS)
+        axis.tick_params(labelsize=SMALLEST_POINTS)
         axis.grid(alpha=0.3)
-    figure.tight_layout()
-    buffer = io.BytesIO()
-    metadata = {"Subject" if kind == "pdf" else "Description": label}
-    figure.savefig(buffer, format=kind, dpi=110, metadata=metadata)
-    pyplot.close(figure)
-    return buffer.getvalue()
+    return figure_file(figure, caption, kind, label)

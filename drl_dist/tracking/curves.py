@@ -11,7 +11,7 @@ from mlflow import MlflowClient
 from drl_dist.common.errors import UserError
 from drl_dist.common.validation import local_of
 from drl_dist.data.filesystem import check_writable_file, write_local
-from drl_dist.tracking.curve_panels import DEFAULT_METRICS, Curve, binned, draw_panels, without_level
+from drl_dist.tracking.curve_panels import DEFAULT_METRICS, Curve, binned, curves_caption, draw_panels, without_level
 from drl_dist.tracking.curves_options import CurvesOptions
 from drl_dist.tracking.metrics import plain_name
 from drl_dist.tracking.runs import run_named
@@ -74,7 +74,8 @@ def curves(options: CurvesOptions) -> int:
             expected="a run that has made a few steps",
             remedy="draw its curves later",
         )
-    write_local(out, draw_panels(panels, kind, label))
+    caption = curves_caption(options.run_name, panels, run.data.params.get("experiment.train.seed"))
+    write_local(out, draw_panels(panels, kind, caption, label))
     print(f"curves of {options.run_name}: {options.out}")
     return 0
 

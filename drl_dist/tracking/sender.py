@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import math
+import shutil
+import tempfile
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import requests
 from mlflow.entities import Metric, RunTag
 from mlflow.exceptions import MlflowException
-from PIL import Image
 
 from drl_dist.tracking.registry import register_checkpoint
 from drl_dist.tracking.server.client import chunks, client_of, is_final
@@ -79,11 +81,15 @@ class Sender:
                 case MetricsRecord():
                     metrics += _metrics(record)
                 case ImageRecord():
-                    with Image.open(self._spool.payload / record.payload) as image:
-                        # Not by key and step: the page's chart of such images puts all parameters of the run
-                        # before the image, and ends before it begins.
-                        for path in (picture_path(record.name, record.step), f"{record.name}.png"):
-                            self._client.log_image(self._run_id, image, artifact_file=path)
+                    # As files, which keep what the picture says of itself. `log_image` does not, and by key and step
+                    # the page's chart of images puts all parameters of the run before the image, and ends before it
+                    # begins.
+                    with tempfile.TemporaryDirectory(prefix="drl-pictures-") as folder:
+                        for name in (picture_path(record.name, record.step), f"{record.name}.png"):
+                            place = Path(folder) / name
+                            place.parent.mkdir(parents=True, exist_ok=True)
+                            shutil.copyfile(self._spool.payload / record.payload, place)
+                        self._client.log_artifacts(self._run_id, folder)
                 case CheckpointRecord():
                     register_checkpoint(
                         self._client,

@@ -16,9 +16,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-from PIL import Image
-
 from drl_dist.checkpoints.format import MODEL_FILES
 from drl_dist.tracking.metrics import page_name
 from drl_dist.tracking.server.address import server_uri
@@ -41,6 +38,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SEND_SECONDS = 2.0
+_PNG = b"\x89PNG\r\n\x1a\n"
 LONGEST_PAUSE = 30.0
 _NAME = re.compile(r"[A-Za-z0-9_\-./ ]{1,250}")
 
@@ -106,19 +104,19 @@ class Tracker:
             _check_name(name)
         self._append(MetricsRecord(step, _now_ms(), {page_name(name): float(value) for name, value in values.items()}))
 
-    def log_image(self, name: str, step: int, image: np.ndarray) -> None:
+    def log_image(self, name: str, step: int, png: bytes) -> None:
         """A picture of a step.
 
         Args:
             name: the newest picture of a name is the artifact ``NAME.png``, and each is below ``pictures/NAME``.
             step: training steps done.
-            image: (H, W, C) uint8, C = 1 or 3.
+            png: the picture as a PNG file, which is kept as it is.
         """
         _check_name(name)
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (1, 3):
-            raise ValueError(f"image {name}: {image.dtype} {image.shape} is not uint8 (H, W, 1 or 3)")
+        if not png.startswith(_PNG):
+            raise ValueError(f"image {name} is no PNG file: it begins with {png[:8]!r}")
         path = self._spool.new_payload(".png")
-        Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image).save(path)
+        path.write_bytes(png)
         self._append(ImageRecord(name, step, _now_ms(), path.name))
 
     def set_tags(self, tags: Mapping[str, str]) -> None:

@@ -10,12 +10,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
 from drl_dist.common.durations import duration
-from drl_dist.common.images import enlargement, grid
+from drl_dist.common.images import PROGRESSION_TITLE, Panel
 from drl_dist.common.waiting import Waiting
 from drl_dist.config.tree import EngineConfig, Experiment
 from drl_dist.training.generate import draw_together
@@ -31,8 +29,8 @@ PROGRESSION_ROWS = 8
 
 LogMetrics = Callable[[int, dict[str, float]], None]
 """Takes the numbers of a step, by name."""
-LogImage = Callable[[str, int, NDArray[np.uint8]], None]
-"""Takes a name, a step and a sheet (H, W, 3) uint8."""
+LogImages = Callable[[str, int, Panel], None]
+"""Takes a name, a step and images of it, uint8 on the CPU."""
 ScoreImages = Callable[[Tensor], dict[str, float]]
 """Generated images, uint8 (B, C, H, W) on the CPU, to scores by name."""
 SeeImages = Callable[[int, int, Tensor], None]
@@ -148,7 +146,7 @@ class Samples:
         every_steps: steps between two sheets; there is one at the last step too.
         num_samples: images in a sheet.
         rank, world_size: this rank, and how many there are.
-        show: gets ``samples`` or ``progression``, the step and the sheet; None on ranks that only help to draw.
+        show: gets ``samples`` or ``progression``, the step and the images; None on ranks that only help to draw.
         log: gets the share of the samples' pixels at 0 or 255.
     """
 
@@ -158,7 +156,7 @@ class Samples:
     num_samples: int
     rank: int = 0
     world_size: int = 1
-    show: LogImage | None = None
+    show: LogImages | None = None
     log: LogMetrics | None = None
 
     def on_step(self, report: StepReport, state: TrainState) -> None:
@@ -180,11 +178,9 @@ class Samples:
         if self.log is not None:
             self.log(step, {"saturated_fraction": saturated_share(stages[-1])})
         if self.show is not None:
-            enlarge = enlargement(self.experiment.model.resolution)
-            self.show("samples", step, grid(stages[-1], enlarge=enlarge))
-            # One row per image, from white noise on the left to the sample on the right.
+            self.show("samples", step, Panel(title="samples of the averaged weights", images=stages[-1]))
             rows = stages[:, :PROGRESSION_ROWS].transpose(0, 1).flatten(0, 1)
-            self.show("progression", step, grid(rows, len(stages), enlarge=enlarge))
+            self.show("progression", step, Panel(title=PROGRESSION_TITLE, images=rows, columns=len(stages)))
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from drl_dist.config.presets import preset
 from drl_dist.config.tree import RunConfig
 from drl_dist.console import delete as deletion
 from drl_dist.console.command import run
+from drl_dist.data.shards import encode_png
 from drl_dist.tracking.files import table as metrics_table
 from drl_dist.tracking.files.run_files import RunFiles
 from tests.helpers import checkpoints
@@ -74,7 +75,7 @@ def make(
                     },
                 )
             patch.undo()
-            files.log_image("samples", steps, np.zeros((8, 8, 3), np.uint8))
+            files.log_image("samples", steps, encode_png(np.zeros((3, 8, 8), np.uint8)))
         checkpoints.add(folder, 50)
     return folder
 

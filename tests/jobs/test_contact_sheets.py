@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from pathlib import Path
 
@@ -12,7 +13,11 @@ from PIL import Image
 
 from benchmarks.sheets import images_of
 from drl_dist.common.errors import UserError
-from drl_dist.jobs.common.output.sheet import MIN_WIDTH, Panel, images_in, sheet_of
+from drl_dist.common.images import MIN_WIDTH, Panel
+from drl_dist.config.tree import RunConfig
+from drl_dist.jobs.common.output.sheet import images_in, sheet_of
+from drl_dist.jobs.train.pictures import training_sheet
+from tests.helpers.steps import tiny
 
 
 def _images(count: int, channels: int, size: int) -> torch.Tensor:
@@ -61,3 +66,38 @@ def test_the_benchmark_takes_the_generated_images_of_a_sheet(tmp_path: Path) -> 
 
 def test_another_picture_is_none_of_ours() -> None:
     assert images_in(Image.new("RGB", (900, 10))) is None
+
+
+def test_images_are_enlarged_by_whole_pixels_to_fill_the_width() -> None:
+    # 6 columns of 8 pixels: 16 times, where 15 times would leave the page narrower than 800 pixels.
+    panel = Panel(title="samples", images=_images(12, 1, 8), columns=6)
+    with Image.open(io.BytesIO(sheet_of([panel], "caption"))) as picture:
+        assert picture.size == (16 + 6 * (8 * 16 + 2) + 2 + 16, 16 + 22 + 8 + 22 + 2 * (8 * 16 + 2) + 2 + 16)
+        tile = np.asarray(picture)[70 : 70 + 128, 18 : 18 + 128, 0]
+    assert np.array_equal(tile, np.repeat(np.repeat(panel.images[0, 0].numpy(), 16, 0), 16, 1))
+    # Few small images do not make a huge sheet: the rest of the width is paper.
+    with Image.open(io.BytesIO(sheet_of([Panel(title="one", images=_images(1, 1, 8))], "caption"))) as picture:
+        assert picture.width == MIN_WIDTH and picture.height < 400
+
+
+def test_a_long_title_does_not_run_into_its_neighbour() -> None:
+    images = _images(64, 1, 8)
+    titles = ["1 step per level and more", "30 steps per level and more", "1000 steps"]
+    panels = [Panel(title=title, images=images, columns=8) for title in titles]
+    with Image.open(io.BytesIO(sheet_of(panels, "caption"))) as picture:
+        pixels, found = np.asarray(picture.convert("L")), images_in(picture)
+    assert found is not None and all(torch.equal(one, images) for one in found.values())
+    across = 8 * (8 * 4 + 2) + 2
+    # Titles are dark, and the paper between two panels stays white all the way down.
+    for gap in (16 + across, 16 + 2 * across + 16):
+        assert (pixels[16 + 22 :, gap : gap + 16] == 255).all()
+    assert (pixels[46:90, 16 : 16 + across] < 128).any()
+
+
+def test_training_says_which_run_a_picture_is_of() -> None:
+    experiment = tiny(num_steps=9)
+    experiment = dataclasses.replace(experiment, train=dataclasses.replace(experiment.train, seed=4))
+    panel = Panel(title="samples", images=_images(4, 1, 8))
+    with Image.open(io.BytesIO(training_sheet(RunConfig(experiment=experiment, run_name="a"), 3, panel))) as picture:
+        assert picture.width >= MIN_WIDTH
+        assert picture.info["Description"] == f"run a ({experiment.preset}), step 3 of 9, seed 4"

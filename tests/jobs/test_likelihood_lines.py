@@ -111,14 +111,15 @@ def test_the_limits_stand_beside_the_estimates() -> None:
 def test_the_pictures_caption_leads_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[str] = []
 
-    def png(drawing: object) -> bytes:
+    def png(drawing: object, caption: str) -> bytes:
         [axes] = drawing.axes  # pyright: ignore
+        assert caption == "log Z of a model"
         drawn.append(axes.get_title().replace("\n", " "))  # pyright: ignore
         return b""
 
     monkeypatch.setattr(output, "figure_png", png)
     bad, _ = BAD["all"]
-    figure(bad)
+    figure(bad, "log Z of a model")
     assert drawn == [summary(bad)]
 
 

@@ -20,9 +20,11 @@ from PIL import Image
 from drl_dist.checkpoints.format import PARTS, read_checkpoint
 from drl_dist.checkpoints.run_status import RunStatus, read_status
 from drl_dist.common.errors import UserError
+from drl_dist.common.images import MIN_WIDTH, PROGRESSION_TITLE
 from drl_dist.common.program import Stopped
 from drl_dist.config.tree import RunConfig
 from drl_dist.data.pixels.array_file import read_array_file
+from drl_dist.jobs.common.output.sheet import images_in
 from drl_dist.jobs.train import single_device as train_single_device
 from drl_dist.jobs.train.options import parse_train_options
 from drl_dist.jobs.train.single_device import LocalCheckpoints, train_on_one_device
@@ -117,7 +119,18 @@ def test_a_run_writes_metrics_pictures_curves_and_checkpoints(
     assert pictures == {"samples.png", "progression.png", "curves.png"} | each
     assert (folder / "samples.png").read_bytes() == (folder / "pictures/samples/step_00000004.png").read_bytes()
     with Image.open(folder / "curves.png") as picture:
-        assert picture.info["Description"] == "curves of a"
+        assert picture.info["Description"] == "curves of a" and picture.width >= MIN_WIDTH
+    for name, title, count in (
+        ("samples", "samples of the averaged weights", 2),
+        ("progression", PROGRESSION_TITLE, 14),
+    ):
+        with Image.open(folder / f"{name}.png") as picture:
+            assert picture.info["Description"] == f"run a (digits), step {STEPS} of {STEPS}, seed 0"
+            assert picture.width >= MIN_WIDTH
+            images = images_in(picture)
+        assert images is not None and {title: (count, 1, 8, 8)} == {
+            key: tuple(one.shape) for key, one in images.items()
+        }
     # The older one is removed.
     assert sorted(path.name for path in folder.glob("checkpoint_*")) == ["checkpoint_000000004"]
     audit = [line for path in (tmp_path / "audit" / "a").iterdir() for line in path.read_text().splitlines()]

@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,12 +19,13 @@ from PIL import Image
 from drl_dist.build import build_ladder, build_levels, build_network
 from drl_dist.checkpoints.format import read_checkpoint
 from drl_dist.common.errors import UserError
-from drl_dist.common.images import to_uint8
+from drl_dist.common.images import MIN_WIDTH, to_uint8
 from drl_dist.config.tree import EngineConfig
 from drl_dist.data.decode import read_images
 from drl_dist.data.index import open_index
 from drl_dist.diffusion.noise import PhiloxNoise
 from drl_dist.jobs.common.output.report import finite
+from drl_dist.jobs.common.output.sheet import images_in
 from drl_dist.jobs.long_run.diagnostics import MIN_DRAWS, mixing
 from drl_dist.jobs.long_run.driver import long_run
 from drl_dist.jobs.long_run.options import LongRunOptions, check_options
@@ -83,8 +85,13 @@ def test_the_job_writes_everything(finished: tuple[Path, str, str]) -> None:
     schedule = json.loads((out / "step_sizes.json").read_text())["schedule"]
     assert len(schedule["step_size"]) == 6
     assert all(0.6 <= rate <= 0.9 for rate in schedule["acceptance_rate"])
-    for name in ("step_sizes.png", "samples.png", "stages_20.png"):
-        assert np.asarray(Image.open(out / name)).std() > 5
+    for name in ("step_sizes.png", "samples.png", "samples_20.png", "stages_20.png"):
+        with Image.open(out / name) as picture:
+            assert np.asarray(picture).std() > 5 and picture.width >= MIN_WIDTH
+            assert re.search(r"/checkpoint, step \d+, seed 7, kernel hmc$", picture.info["Description"])
+    with Image.open(out / "samples.png") as picture:
+        sheets = images_in(picture)
+    assert sheets is not None and list(sheets) == ["1 step per level", "3 steps per level", "20 steps per level"]
     assert "adapting: 6/6 levels" in told
     assert "20 steps per level: 600/600 image steps" in told
     assert "image steps/s" in told
@@ -267,7 +274,7 @@ def test_pictures_and_tables() -> None:
         num_steps=1,
         seed=0,
     )
-    assert np.asarray(Image.open(io.BytesIO(figure(schedule, AdaptationConfig())))).shape == (408, 1080, 4)
+    assert np.asarray(Image.open(io.BytesIO(figure(schedule, AdaptationConfig(), "a, step 1")))).shape == (408, 1080, 4)
     row = {"level": 3, "is_shown": True, "acceptance_rate": 0.5, "displacement": 0.1, "energy_error_rms": math.inf}
     row |= {"num_divergences": 2, "leapfrogs_per_step": 2.0, "mixing": None}
     header, line = level_table([row, row | {"is_shown": False}]).split("\n")

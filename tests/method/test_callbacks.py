@@ -7,11 +7,10 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 
+from drl_dist.common.images import Panel
 from drl_dist.training import callbacks
 from drl_dist.training.callbacks import Metrics, Progress, Samples, Scores
 from drl_dist.training.generate import draw_together
@@ -108,19 +107,19 @@ def test_progress_prints_rate_and_time_left(
 
 
 def test_samples_are_drawn_when_due_and_the_last_ones_are_of_the_last_step() -> None:
-    shown: dict[tuple[str, int], NDArray[np.uint8]] = {}
+    shown: dict[tuple[str, int], Panel] = {}
 
-    def show(name: str, step: int, sheet: NDArray[np.uint8]) -> None:
-        shown[name, step] = sheet
+    def show(name: str, step: int, panel: Panel) -> None:
+        shown[name, step] = panel
 
     state = run(Samples(tiny(), EAGER, 2, num_samples=4, show=show))
     assert list(shown) == [(name, step) for step in (2, 3) for name in ("samples", "progression")]
-    # Images of 8 pixels are enlarged to 32; 2 x 2 of them, with white between; 4 rows of 7 levels.
-    assert shown["samples", 3].shape == (2 * 34 + 2, 2 * 34 + 2, 3) and shown["samples", 3].dtype == np.uint8
-    assert shown["progression", 3].shape == (4 * 34 + 2, 7 * 34 + 2, 3)
     images = draw_together(tiny(), EAGER, state, 4, whole_way=False)[-1]
-    corner = shown["samples", 3][2:34:4, 2:34:4, 0]
-    assert np.array_equal(corner, images[0, 0].numpy())
+    assert torch.equal(shown["samples", 3].images, images)
+    # 4 rows of 7 levels, the last of which are the samples.
+    way = shown["progression", 3]
+    assert way.columns == 7 and way.images.shape == (28, *images.shape[1:]) and way.images.dtype == torch.uint8
+    assert torch.equal(way.images[6::7], images) and not torch.equal(way.images[::7], images)
 
 
 def test_scores_reach_the_log_and_images_are_looked_at_before(capsys: pytest.CaptureFixture[str]) -> None:

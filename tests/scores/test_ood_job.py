@@ -101,13 +101,14 @@ def test_the_door_compares_and_draws(folder: Path) -> None:
     assert f"AUROC {report['auroc']:.4f}" in done.stdout
     with Image.open(folder / "out" / "histogram.png") as image:
         assert image.size == (840, 480)
+        assert image.info["Description"] == f"log-densities of two sets of images: {given.model}, step 7, seed 5"
 
 
 @pytest.mark.slow
 def test_the_histogram_shows_both_sets() -> None:
     def colours(inside: torch.Tensor, outside: torch.Tensor) -> tuple[int, int]:
         """Pixels that are rather blue, and rather orange, in the lower left half of the picture."""
-        with Image.open(io.BytesIO(histogram_png(inside, outside, 0.9, ("a", "b")))) as image:
+        with Image.open(io.BytesIO(histogram_png(inside, outside, 0.9, ("a", "b"), "of a, step 3"))) as image:
             pixels = np.asarray(image.convert("RGB")).astype(int)[100:400, 100:420]
         return int((pixels[..., 2] - pixels[..., 0] > 40).sum()), int((pixels[..., 0] - pixels[..., 2] > 40).sum())
 

@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from drl_dist.common.errors import UserError
+from drl_dist.common.images import MIN_WIDTH
 from drl_dist.config.presets import preset
 from drl_dist.config.tree import Experiment
 from drl_dist.jobs.sweep.options import parse_sweep, plan_sweep
@@ -134,17 +135,19 @@ def test_values_lie_on_axes_where_they_should(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_plots_show_every_trial(tmp_path: Path) -> None:
     base = plan(tmp_path)
-    full = make_plots(rows(), base.space)
+    full = make_plots(rows(), base.space, "sweep s of tiny")
     assert sorted(full) == ["learning_curves.png", "parallel_coordinates.png", "score_against_hyperparameters.png"]
     for name, data in full.items():
         for left_out in (0, 2, 3):
-            some = make_plots([one for one in rows() if one.trial.number != left_out], base.space)
+            some = make_plots([one for one in rows() if one.trial.number != left_out], base.space, "sweep s of tiny")
             assert some[name] != data, f"trial {left_out} leaves no trace in {name}"
         pixels = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
-        assert pixels.shape[0] > 200 and pixels.std() > 5
+        assert pixels.shape[0] > 200 and pixels.shape[1] >= MIN_WIDTH and pixels.std() > 5
+        with Image.open(io.BytesIO(data)) as picture:
+            assert picture.info["Description"].endswith(": sweep s of tiny")
     # A sweep of which nothing has come yet still has pictures.
-    assert make_plots([], base.space).keys() == full.keys()
-    assert make_plots([rows()[3]], base.space).keys() == full.keys()
+    assert make_plots([], base.space, "sweep s of tiny").keys() == full.keys()
+    assert make_plots([rows()[3]], base.space, "sweep s of tiny").keys() == full.keys()
 
 
 @pytest.mark.parametrize("name", ["digits", "cifar10", "lsun_bedroom64"])

@@ -17,6 +17,7 @@ import pytest
 
 from drl_dist.common.errors import UserError
 from drl_dist.config.tree import RunConfig
+from drl_dist.data.shards import encode_png
 from drl_dist.jobs.common.options import parse_options
 from drl_dist.jobs.sample.options import SampleOptions
 from drl_dist.jobs.train.options import parse_train
@@ -87,7 +88,7 @@ def track_and_fetch(uri: str, make_checkpoint: Callable[[int], Path], tmp_path: 
     run_id = open_run(uri, "access", "run-1", {"a": 1})
     tracker = Tracker(uri, run_id, tmp_path / "spools")
     tracker.log_metrics(1, {"loss": 0.5})
-    tracker.log_image("samples", 1, np.zeros((8, 8, 3), np.uint8))
+    tracker.log_image("samples", 1, encode_png(np.zeros((3, 8, 8), np.uint8)))
     tracker.register_checkpoint("access", 1, make_checkpoint(1), {})
     assert tracker.close("FINISHED", 60)
     model = resolve_model("models:/access@latest", uri, tmp_path / "models")

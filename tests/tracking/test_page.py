@@ -16,6 +16,7 @@ from playwright.sync_api import Locator, Page, expect, sync_playwright
 from drl_dist.common.nested import flatten, to_dict
 from drl_dist.config.presets import preset
 from drl_dist.config.tree import RunConfig
+from drl_dist.data.shards import encode_png
 from drl_dist.localhost import MlflowServer
 from drl_dist.tracking.runs import describe_by_picture, open_run
 from drl_dist.tracking.server.client import client_of
@@ -46,7 +47,7 @@ def test_a_picture_is_what_a_person_sees_first(mlflow_server: MlflowServer, tmp_
     y, x = np.mgrid[:256, :256]
     grids = [np.stack([x, y, np.full_like(x, 5 * step)], axis=-1).astype(np.uint8) for step in (0, 25, 50)]
     for step, grid in zip((0, 25, 50), grids, strict=True):
-        tracker.log_image("samples", step, grid)
+        tracker.log_image("samples", step, encode_png(grid.transpose(2, 0, 1)))
     for step in range(1, 51):
         tracker.log_metrics(step, {"loss": math.exp(-step / 20), "log_density_gap/level_0": 1 / step})
     assert tracker.close("FINISHED")

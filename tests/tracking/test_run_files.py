@@ -10,7 +10,9 @@ import pytest
 from PIL import Image
 
 from drl_dist.common.errors import UserError
+from drl_dist.common.images import MIN_WIDTH
 from drl_dist.data.filesystem import Folder
+from drl_dist.data.shards import encode_png
 from drl_dist.tracking.files import events, run_files
 from drl_dist.tracking.files.run_files import RunFiles, refuse_other_files
 from drl_dist.tracking.files.table import EARLIER, SCHEMA, MetricsTable, histories, read_table
@@ -119,12 +121,13 @@ def test_numbers_that_are_not_finite_are_gaps_and_curves_are_optional(
     with RunFiles(str(tmp_path), 0) as files:
         files.log_metrics(1, {"loss": float("nan"), "grad_norm": 2.0})
         monkeypatch.setattr(run_files, "find_spec", lambda name: None)
-        files.draw_curves()
+        files.draw_curves(5)
         assert not (tmp_path / "curves.png").exists()
         monkeypatch.undo()
-        files.draw_curves()
+        files.draw_curves(5)
         with Image.open(tmp_path / "curves.png") as picture:
             assert picture.info["Description"] == f"curves of {tmp_path.name}"
+            assert picture.width >= MIN_WIDTH
     found = histories(read_table(str(tmp_path)))
     assert found["loss"].values == {1: None} and found["grad_norm"].values == {1: 2.0}
 
@@ -143,13 +146,13 @@ def test_an_outage_of_the_storage_costs_nothing(
 
     with RunFiles(str(tmp_path), 0) as files:
         monkeypatch.setattr(Folder, "write", through)
-        files.log_image("samples", 1, np.full((8, 8, 3), 7, np.uint8))
+        files.log_image("samples", 1, encode_png(np.full((3, 8, 8), 7, np.uint8)))
         files.log_metrics(1, {"loss": 1.0})
         with pytest.raises(UserError, match="storage: got nothing"):
             files.write(is_sealed=True)
         while len(refused) < 4:
             pass
-        files.draw_curves()
+        files.draw_curves(5)
         assert not list(tmp_path.rglob("*.p*"))
         is_away[0] = False
         files.write(is_sealed=True)
@@ -174,7 +177,7 @@ def test_tensorboard_sees_each_step_once(tmp_path: Path, monkeypatch: pytest.Mon
         for step in range(1, 5):
             files.log_metrics(step, {"loss": float(step)})
             files.write(is_sealed=step == 2)
-        files.log_image("samples", 2, np.zeros((8, 8, 3), np.uint8))
+        files.log_image("samples", 2, encode_png(np.zeros((3, 8, 8), np.uint8)))
     with RunFiles(str(tmp_path), 2, has_files=False, has_events=True) as files:
         files.log_metrics(3, {"loss": 30.0})
     assert not (tmp_path / "metrics").exists()

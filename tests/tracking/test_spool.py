@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from drl_dist.common.errors import UserError
+from drl_dist.data.shards import encode_png
 from drl_dist.tracking import spool as spool_module
 from drl_dist.tracking.sender import METRICS_PER_REQUEST, _groups
 from drl_dist.tracking.spool import ImageRecord, MetricsRecord, Spool, StatusRecord
@@ -163,7 +164,7 @@ def test_logging_does_not_wait_for_a_server_that_does_not_answer(tmp_path: Path)
     began = time.monotonic()
     for step in range(1, 201):
         tracker.log_metrics(step, {f"displacement/level_{t}": 1.0 for t in range(30)})
-    tracker.log_image("samples", 200, np.zeros((8, 8, 1), np.uint8))
+    tracker.log_image("samples", 200, encode_png(np.zeros((1, 8, 8), np.uint8)))
     assert time.monotonic() - began < 1
     assert not tracker.flush(0.1)
     began = time.monotonic()
@@ -204,6 +205,6 @@ def test_names_that_the_server_would_refuse_are_refused_at_once(tmp_path: Path) 
     tracker = Tracker("http://127.0.0.1:9", "0" * 32, tmp_path)
     with pytest.raises(ValueError, match="no metric or image name"):
         tracker.log_metrics(0, {"a:b": 1.0})
-    with pytest.raises(ValueError, match="is not uint8"):
-        tracker.log_image("samples", 0, np.zeros((8, 8), np.float32))
+    with pytest.raises(ValueError, match="image samples is no PNG file: it begins with b'GIF89a'"):
+        tracker.log_image("samples", 0, b"GIF89a")
     tracker.close(deadline_seconds=0)

@@ -21,6 +21,7 @@ from drl_dist.common.errors import UserError
 from drl_dist.common.nested import flatten, to_dict
 from drl_dist.config.presets import preset
 from drl_dist.config.tree import RunConfig
+from drl_dist.data.shards import encode_png
 from drl_dist.localhost import MlflowServer, free_ports
 from drl_dist.tracking.runs import finish_run, log_results, open_run
 from drl_dist.tracking.server.client import client_of, connect
@@ -115,7 +116,7 @@ def test_an_outage_loses_and_doubles_nothing(tmp_path: Path) -> None:
         away_since = time.time()
         for step in range(100, 700):
             tracker.log_metrics(step, {"loss": float(step), "grad_norm": 1.0})
-        tracker.log_image("samples", 700, np.zeros((8, 8, 3), np.uint8))
+        tracker.log_image("samples", 700, encode_png(np.zeros((3, 8, 8), np.uint8)))
         assert not tracker.flush(3)
         assert away_since - 30 < tracker.told_at < away_since
         server.start()

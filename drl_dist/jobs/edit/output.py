@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from drl_dist.common.images import Panel
 from drl_dist.common.places import joined
 from drl_dist.data.filesystem import Folder
 from drl_dist.data.shards import encode_png
 from drl_dist.jobs.common.output.job_folder import JobFolder
 from drl_dist.jobs.common.output.job_records import Record, digest_of
-from drl_dist.jobs.common.output.sheet import Panel, sheet_of
+from drl_dist.jobs.common.output.sheet import sheet_of
 
 IMAGES_FOLDER = "images"
 JOB = "drl_dist.edit"

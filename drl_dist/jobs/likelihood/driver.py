@@ -192,7 +192,11 @@ def _finish(
         model.experiment.model.channels * model.experiment.model.resolution**2,
         model_warnings(model.experiment),
     )
-    picture = figure(found)
+    picture = figure(
+        found,
+        f"log Z over the number of chains: {options.model}, step {model.step}, seed {request.seed}, "
+        f"{counted(request.num_images, 'image')} of {index.name} {index.split}",
+    )
     output.write_weights(
         {
             (f"{kind}_{length}/{name}" if length else f"{kind}/{name}"): value

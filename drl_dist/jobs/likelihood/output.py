@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save
 
+from drl_dist.common.figures import SMALLEST_POINTS, figure_png, new_figure
 from drl_dist.jobs.common.output.job_folder import JobFolder, read_json
-from drl_dist.jobs.common.output.report import Column, evenly_spread, figure_png, new_figure, report_bytes, table
+from drl_dist.jobs.common.output.report import Column, evenly_spread, report_bytes, table
 from drl_dist.jobs.common.step_sizes import STEP_SIZES_NAME, read_step_sizes, write_step_sizes
 from drl_dist.jobs.likelihood.task import LikelihoodRequest, TaskResult
 from drl_dist.likelihood.partition import LogZ
@@ -134,12 +135,15 @@ class LikelihoodOutput:
         return request if isinstance(request, dict) else {}
 
 
-def figure(report: Report) -> bytes:
+def figure(report: Report, caption: str) -> bytes:
     """Both estimates of log Z over the number of chains, for every chain length, as a PNG.
 
     Figure 7, right, shows the lower one alone, from single steps between levels.
+
+    Args:
+        caption: data, model, step and seed.
     """
-    drawing = new_figure(6.4, 4.2)
+    drawing = new_figure(8, 4.8)
     axes = drawing.subplots()
     for place, estimate in enumerate(report.estimates):
         colour, steps = f"C{place}", _steps(estimate.steps_per_level)
@@ -147,12 +151,12 @@ def figure(report: Report) -> bytes:
         axes.plot(lower.num_chains, lower.log_z, "-o", color=colour, markersize=3, label=f"{steps}, from below")
         axes.plot(upper.num_chains, upper.log_z, "--s", color=colour, markersize=3, label=f"{steps}, from above")
     axes.set_xscale("log", base=2)
-    axes.set_title(textwrap.fill(summary(report), 80), fontsize=8)
+    axes.set_title(textwrap.fill(summary(report), 100), fontsize=SMALLEST_POINTS)
     axes.set(xlabel="number of chains", ylabel="log Z of y_0 (nats)")
     axes.ticklabel_format(axis="y", useOffset=False)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=7, title="estimates that bound log Z on average", title_fontsize=7)
-    return figure_png(drawing)
+    axes.legend(fontsize=SMALLEST_POINTS, title="estimates that bound log Z on average", title_fontsize=SMALLEST_POINTS)
+    return figure_png(drawing, caption)
 
 
 def level_table(bound: LogZ) -> list[str]:

@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
-from drl_dist.common.images import beside, grid
+from drl_dist.common.amounts import counted
+from drl_dist.common.figures import figure_png, new_figure
+from drl_dist.common.images import Panel
 from drl_dist.common.places import joined
 from drl_dist.data.filesystem import Folder
 from drl_dist.data.index import ShardIndex, write_index
 from drl_dist.data.shards import Sample, ShardRow, encode_png, pack_shard, shard_name
 from drl_dist.jobs.common.output.job_folder import JobFolder
-from drl_dist.jobs.common.output.report import Column, figure_png, new_figure, report_bytes, sheet_png, table
+from drl_dist.jobs.common.output.report import Column, report_bytes, table
+from drl_dist.jobs.common.output.sheet import sheet_of
 from drl_dist.mcmc.adaptation import StepSizes
 from drl_dist.mcmc.settings import AdaptationConfig
 
@@ -28,7 +29,6 @@ COMPARISON_NAME = "samples.png"
 SHEET_IMAGES = 64
 STAGE_IMAGES = 8
 _SHARD_IMAGES = 256
-_SHOWN_PIXELS = 32
 SPLIT = "generated"
 
 _COLUMNS: tuple[Column, ...] = (
@@ -55,12 +55,12 @@ class LongRunOutput:
 
     def __init__(self, folder: JobFolder, experiment: Experiment, origin: Mapping[str, Any]) -> None:
         self._job, self._folder, self._experiment, self._origin = folder, folder.files, experiment, origin
-        self._enlarge = max(1, _SHOWN_PIXELS // experiment.model.resolution)
-        self._sheets: list[NDArray[np.uint8]] = []
+        self._caption = f"{origin['model']}, step {origin['step']}, seed {origin['seed']}, kernel {origin['kernel']}"
+        self._panels: list[Panel] = []
 
     def write_step_sizes(self, schedule: StepSizes, config: AdaptationConfig) -> None:
         """Draw step size and acceptance rate over the levels (Figure 7, left and centre)."""
-        self._folder.write(FIGURE_NAME, figure(schedule, config))
+        self._folder.write(FIGURE_NAME, figure(schedule, config, self._caption))
 
     def write_run(self, length: int, images: Tensor, stages: Tensor) -> None:
         """Write the images of one chain length as image shards, a sheet of the first, and their way down the ladder.
@@ -70,19 +70,19 @@ class LongRunOutput:
             images: uint8 (B, C, H, W).
             stages: uint8 (stages, b, C, H, W) of the first batch, the noisiest first.
         """
-        sheet = grid(images[:SHEET_IMAGES], enlarge=self._enlarge)
-        self._sheets.append(sheet)
-        self._folder.write(f"samples_{length}.png", sheet_png(sheet))
+        steps = f"{counted(length, 'step')} per level"
+        panel = Panel(title=steps, images=images[:SHEET_IMAGES])
+        self._panels.append(panel)
+        self._folder.write(f"samples_{length}.png", sheet_of([panel], self._caption))
         shown = stages[:, :STAGE_IMAGES].transpose(0, 1).flatten(0, 1)
-        self._folder.write(f"stages_{length}.png", sheet_png(grid(shown, len(stages), enlarge=self._enlarge)))
+        title = f"{steps}; each row: down the levels from noise, left, to an image, right"
+        way = Panel(title=title, images=shown, columns=len(stages))
+        self._folder.write(f"stages_{length}.png", sheet_of([way], self._caption))
         self._write_shards(length, images)
 
     def write_comparison(self) -> None:
         """Write the sheets of all chain lengths side by side, in the order they were run (Figures 8 and 10)."""
-        sheet = self._sheets[0]
-        for other in self._sheets[1:]:
-            sheet = beside(sheet, other)
-        self._folder.write(COMPARISON_NAME, sheet_png(sheet))
+        self._folder.write(COMPARISON_NAME, sheet_of(self._panels, self._caption))
 
     def write_diagnostics(self, runs: Sequence[Mapping[str, Any]]) -> None:
         """Write what the chains say about themselves as JSON, which completes the folder."""
@@ -122,8 +122,12 @@ def shard_names(preset: str, num_images: int) -> list[str]:
     return [shard_name(preset, SPLIT, unit) for unit in range(-(-num_images // _SHARD_IMAGES))]
 
 
-def figure(schedule: StepSizes, config: AdaptationConfig) -> bytes:
-    """Step size, on a logarithmic axis, and acceptance rate over the noise level, as a PNG."""
+def figure(schedule: StepSizes, config: AdaptationConfig, caption: str) -> bytes:
+    """Step size, on a logarithmic axis, and acceptance rate over the noise level, as a PNG.
+
+    Args:
+        caption: model, step and seed.
+    """
     drawing = new_figure(9, 3.4)
     left, right = drawing.subplots(1, 2)
     marker = "o" if schedule.num_levels <= 50 else ""
@@ -132,7 +136,7 @@ def figure(schedule: StepSizes, config: AdaptationConfig) -> bytes:
     right.plot(schedule.acceptance_rate, marker=marker)
     right.axhspan(config.lowest_rate, config.highest_rate, alpha=0.15)
     right.set(xlabel="noise level t", ylabel="acceptance rate", ylim=(0, 1))
-    return figure_png(drawing)
+    return figure_png(drawing, f"step sizes adapted to the levels: {caption}")
 
 
 def level_table(rows: Iterable[Mapping[str, Any]]) -> str:

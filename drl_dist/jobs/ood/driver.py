@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from drl_dist.common.figures import figure_png, new_figure
 from drl_dist.common.progress import progress
 from drl_dist.data.index import ShardIndex, open_index
 from drl_dist.data.subset import check_count, image_batches
@@ -19,7 +20,7 @@ from drl_dist.diffusion.noise import PhiloxNoise
 from drl_dist.jobs.common.device import device_name, prepare_device
 from drl_dist.jobs.common.output.job_folder import JobFolder
 from drl_dist.jobs.common.output.job_records import Record, SaveClock, digest_of
-from drl_dist.jobs.common.output.report import figure_png, new_figure, report_bytes
+from drl_dist.jobs.common.output.report import report_bytes
 from drl_dist.jobs.ood.auroc import auroc
 from drl_dist.jobs.ood.options import OodOptions
 from drl_dist.library.engine import averaged_network, check_finite
@@ -96,7 +97,13 @@ def ood_run(options: OodOptions) -> int:
     }
     folder.files.write(
         HISTOGRAM_NAME,
-        histogram_png(values, others, area, (f"{inside.name} {inside.split}", f"{outside.name} {outside.split}")),
+        histogram_png(
+            values,
+            others,
+            area,
+            (f"{inside.name} {inside.split}", f"{outside.name} {outside.split}"),
+            f"{options.model}, step {model.step}, seed {options.seed}",
+        ),
     )
     folder.finish(report_bytes(report))
     folder.clean_up(request, records=_RECORDS, files=[HISTOGRAM_NAME])
@@ -166,7 +173,7 @@ class _Work:
         return torch.cat(parts)
 
 
-def histogram_png(inside: Tensor, outside: Tensor, area: float, names: tuple[str, str]) -> bytes:
+def histogram_png(inside: Tensor, outside: Tensor, area: float, names: tuple[str, str], caption: str) -> bytes:
     """A PNG of the two histograms over common bins.
 
     Args:
@@ -174,6 +181,7 @@ def histogram_png(inside: Tensor, outside: Tensor, area: float, names: tuple[str
         outside: (M,) of the other images.
         area: their AUROC, shown above.
         names: of the two sets.
+        caption: model, step and seed.
     """
     figure = new_figure(7, 4)
     axes = figure.subplots()
@@ -186,7 +194,7 @@ def histogram_png(inside: Tensor, outside: Tensor, area: float, names: tuple[str
     axes.set_ylabel("share of images per nat")
     axes.set_title(f"AUROC {area:.4f}")
     axes.legend()
-    return figure_png(figure)
+    return figure_png(figure, f"log-densities of two sets of images: {caption}")
 
 
 def _facts(index: ShardIndex, values: Tensor) -> dict[str, Any]:

@@ -96,7 +96,15 @@ def _make(
             cpus=options.cpus_per_worker,
             gpus=int(options.use_gpu),
             new_runner=SampleTasks,
-            arguments=(model.experiment, model.ema, request, options.out, output.aside, output.replaced),
+            arguments=(
+                model.experiment,
+                model.ema,
+                request,
+                options.out,
+                output.aside,
+                output.replaced,
+                _caption(options, model),
+            ),
         )
         began, before = time.monotonic(), done
         with (
@@ -130,7 +138,7 @@ def _finish(
     }
     output.write_manifest(records, origin)
     index = output.index(records)
-    caption = f"{options.model}, step {model.step}, seed {request.seed}, {counted(index.num_samples, 'image')}"
+    caption = f"{_caption(options, model)}, {counted(index.num_samples, 'image')}"
     _log(options, model, request, output, index, output.write_grid(index, real, caption))
     output.finish(index)
     print(
@@ -138,6 +146,10 @@ def _finish(
         f"with {MANIFEST_NAME}, {GRID_NAME} and {PROGRESSION_NAME}",
         flush=True,
     )
+
+
+def _caption(options: SampleOptions, model: TrainedModel) -> str:
+    return f"{options.model}, step {model.step}, seed {options.seed}"
 
 
 def _run_name(model: TrainedModel, request: SampleRequest, output: SampleOutput) -> str:

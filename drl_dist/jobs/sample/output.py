@@ -15,12 +15,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from drl_dist.common.errors import UserError
+from drl_dist.common.images import Panel
 from drl_dist.data.decode import read_images
 from drl_dist.data.index import INDEX_NAME, METADATA_KEY, ShardIndex, open_index, write_index
 from drl_dist.data.manifest import MANIFEST_FORMAT, MANIFEST_NAME, MANIFEST_VERSION, read_manifest
 from drl_dist.data.shards import Sample, ShardRow, pack_shard, shard_name
+from drl_dist.data.subset import images_at, representative
 from drl_dist.jobs.common.output.job_folder import JobFolder, refuse_other
-from drl_dist.jobs.common.output.sheet import Panel, sheet_of
+from drl_dist.jobs.common.output.sheet import sheet_of
 from drl_dist.jobs.sample.task import PROGRESSION_NAME, SPLIT, TAR_HEADER_BYTES, SampleRequest, TaskRecord
 
 if TYPE_CHECKING:
@@ -254,7 +256,9 @@ class SampleOutput:
         self._folder.write(MANIFEST_NAME, buffer.getvalue())
 
     def write_grid(self, index: ShardIndex, real: ShardIndex | None, caption: str) -> bytes:
-        """Write a picture of the first generated images, with the first real ones to their right; the PNG.
+        """Write a picture of the first generated images, with real ones from all over the data to their right; the PNG.
+
+        The first real images would show one class where the data are ordered by class.
 
         Args:
             caption: model, step and seed.
@@ -262,7 +266,8 @@ class SampleOutput:
         shown = min(GRID_IMAGES, index.num_samples)
         panels = [Panel(title="generated", images=read_images(index, shown))]
         if real is not None:
-            panels.append(Panel(title="real", images=read_images(real, shown)))
+            some = representative(real.num_samples, min(shown, real.num_samples))
+            panels.append(Panel(title=f"real: {real.name} {real.split}", images=images_at(real, some)))
         picture = sheet_of(panels, caption)
         self._folder.write(GRID_NAME, picture)
         return picture

@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from drl_dist.build import build_sampler
-from drl_dist.common.images import enlargement, grid, to_uint8
+from drl_dist.common.images import PROGRESSION_TITLE, Panel, to_uint8
 from drl_dist.data.filesystem import Folder
 from drl_dist.data.shards import Sample, ShardRow, encode_png, pack_shard, shard_name
 from drl_dist.diffusion.noise import PhiloxNoise
 from drl_dist.jobs.common.chains import CHAIN_FIELDS, ChainKernelName, with_chains
 from drl_dist.jobs.common.device import prepare_device
 from drl_dist.jobs.common.output.job_records import digest_of
-from drl_dist.jobs.common.output.report import sheet_png
+from drl_dist.jobs.common.output.sheet import sheet_of
 from drl_dist.library.engine import check_finite, frozen_engine
 from drl_dist.sampling.progressive import shown_levels
 
@@ -136,6 +136,7 @@ class SampleTasks:
         out: folder URL that shards are written to.
         aside: folder URL of the tasks below, whose shards take the place of others once all tasks are there.
         replaced: their numbers.
+        caption: of the picture of the first images' way from noise: model, step and seed; by default preset and seed.
     """
 
     def __init__(
@@ -146,8 +147,10 @@ class SampleTasks:
         out: str,
         aside: str = "",
         replaced: Collection[int] = (),
+        caption: str | None = None,
     ) -> None:
         self._request, self._out, self._aside, self._replaced = request, out, aside, replaced
+        self._caption = caption or f"{request.preset}, seed {request.seed}"
         self._device = prepare_device(request.device, threads=request.threads)
         self._engine = frozen_engine(experiment, ema, self._device, precision=request.precision)
         self._sampler = build_sampler(with_chains(experiment, request), self._engine.network.curvature)
@@ -179,7 +182,7 @@ class SampleTasks:
             )
             pngs += [encode_png(pixels) for pixels in to_uint8(stages[-1]).cpu().numpy()]
             if ids[0] == 0:
-                folder.write(PROGRESSION_NAME, progression(stages))
+                folder.write(PROGRESSION_NAME, progression(stages, self._caption))
             yield len(ids)
         name = shard_name(self._request.preset, SPLIT, task)
         data, row = pack_shard(name, (Sample(image, png) for image, png in zip(images, pngs, strict=True)))
@@ -190,11 +193,12 @@ class SampleTasks:
         )
 
 
-def progression(stages: Tensor) -> bytes:
+def progression(stages: Tensor, caption: str) -> bytes:
     """A PNG with a row for each of the first few images: from white noise on the left to the sample on the right.
 
     Args:
         stages: (levels, B, C, H, W), x_T first.
+        caption: model, step and seed.
     """
-    shown = stages[:, :PROGRESSION_IMAGES].transpose(0, 1).flatten(0, 1)
-    return sheet_png(grid(to_uint8(shown), len(stages), enlarge=enlargement(stages.shape[-1])))
+    shown = to_uint8(stages[:, :PROGRESSION_IMAGES].transpose(0, 1).flatten(0, 1))
+    return sheet_of([Panel(title=PROGRESSION_TITLE, images=shown, columns=len(stages))], caption)

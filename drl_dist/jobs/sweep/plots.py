@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from drl_dist.common.figures import SMALLEST_POINTS, figure_png, new_figure
 from drl_dist.jobs.sweep.space import Range, Space
 from drl_dist.jobs.sweep.table import Row
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 PLOTS = ("score_against_hyperparameters.png", "parallel_coordinates.png", "learning_curves.png")
 """Names of the pictures."""
@@ -32,18 +35,23 @@ _HEADROOM = 0.12
 _SYMLOG_BELOW = 20.0
 
 
-def make_plots(rows: Sequence[Row], space: Space) -> dict[str, bytes]:
+def make_plots(rows: Sequence[Row], space: Space, caption: str) -> dict[str, bytes]:
     """PNG files by name.
 
     Args:
         rows: all trials, those without a score too.
         space: what was varied.
+        caption: of which sweep they are.
     """
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    pictures = (_against(rows, space), _parallel(rows, space), _curves(rows))
-    return dict(zip(PLOTS, pictures, strict=True))
+    figures = {
+        f"{_SCORE} against each hyperparameter": _against(rows, space),
+        f"trials by {_SCORE}, in parallel coordinates": _parallel(rows, space),
+        f"{_SCORE} of trials as they train": _curves(rows),
+    }
+    return {
+        name: figure_png(figure, f"{what}: {caption}")
+        for name, (what, figure) in zip(PLOTS, figures.items(), strict=True)
+    }
 
 
 def places(name: str, space: Space, values: Sequence[Any]) -> tuple[np.ndarray, list[float], list[str]]:
@@ -78,13 +86,10 @@ def label(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _against(rows: Sequence[Row], space: Space) -> bytes:
-    from matplotlib import pyplot
-
+def _against(rows: Sequence[Row], space: Space) -> Figure:
     names = list(space.dimensions)
-    figure, axes = pyplot.subplots(
-        1, len(names), figsize=(max(7.0, 3.6 * len(names) + 0.6), 3.6), squeeze=False, sharey=True
-    )
+    figure = new_figure(max(7.0, 3.6 * len(names) + 0.6), 4.2)
+    axes = figure.subplots(1, len(names), squeeze=False, sharey=True)
     scored = [row for row in rows if row.score is not None]
     diverged = [row for row in rows if row.status == "diverged"]
     scores = [row.score for row in scored if row.score is not None]
@@ -101,25 +106,25 @@ def _against(rows: Sequence[Row], space: Space) -> bytes:
                 _apart(at, diverged), [top] * len(at), marker="x", s=30, color=COLOURS["diverged"], label="diverged"
             )
         _, ticks, labels = places(name, space, [])
-        axis.set_xticks(ticks, labels, fontsize=7, rotation=30 if max(map(len, labels)) > 6 else 0)
-        axis.set_xlabel(_NAMES.get(name, name), fontsize=8)
+        axis.set_xticks(ticks, labels, fontsize=SMALLEST_POINTS, rotation=30 if max(map(len, labels)) > 6 else 0)
+        axis.set_xlabel(_NAMES.get(name, name), fontsize=SMALLEST_POINTS)
         axis.grid(alpha=0.3)
-        axis.tick_params(axis="y", labelsize=7)
+        axis.tick_params(axis="y", labelsize=SMALLEST_POINTS)
         _scale(axis, scores)
-    axes[0][0].set_ylabel(f"last {_SCORE} (smaller is better)", fontsize=8)
+    axes[0][0].set_ylabel(f"last {_SCORE} (smaller is better)", fontsize=SMALLEST_POINTS)
     handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, fontsize=7, ncols=4, loc="upper center", frameon=False)
-    figure.tight_layout(rect=(0, 0, 1, 0.93))
-    return _png(figure)
+    if handles:
+        figure.legend(handles, labels, fontsize=SMALLEST_POINTS, ncols=4, loc="outside lower center", frameon=False)
+    return figure
 
 
-def _parallel(rows: Sequence[Row], space: Space) -> bytes:
+def _parallel(rows: Sequence[Row], space: Space) -> Figure:
     import matplotlib as mpl
-    from matplotlib import pyplot
 
     names = list(space.dimensions)
     scored = sorted((row for row in rows if row.score is not None), key=lambda row: -(row.score or 0.0))
-    figure, axis = pyplot.subplots(figsize=(max(7.0, 2.2 * (len(names) + 1) + 2), 4.4))
+    figure = new_figure(max(7.0, 2.2 * (len(names) + 1) + 2), 4.8)
+    axis = figure.subplots()
     order = {row.trial.number: place for place, row in enumerate(scored)}
     colours = mpl.colormaps["viridis"]
     heights: dict[str, tuple[float, float]] = {}
@@ -132,7 +137,7 @@ def _parallel(rows: Sequence[Row], space: Space) -> bytes:
             at = _height(tick, heights[name])
             # Beside the axis and on paper of its own, above the lines that end there.
             box = {"facecolor": "white", "edgecolor": "0.8", "linewidth": 0.4, "boxstyle": "round,pad=0.2"}
-            axis.text(place - 0.03, at, text, fontsize=8, va="center", ha="right", zorder=5, bbox=box)
+            axis.text(place - 0.03, at, text, fontsize=SMALLEST_POINTS, va="center", ha="right", zorder=5, bbox=box)
     for row in [row for row in rows if row.score is None] + scored:
         path = [
             _height(float(places(name, space, [row.trial.values[name]])[0][0]), heights[name])
@@ -154,7 +159,9 @@ def _parallel(rows: Sequence[Row], space: Space) -> bytes:
         )
     axis.axvline(len(names), color="black", linewidth=0.8)
     axis.set_xticks(
-        range(len(names) + 1), [*(_NAMES.get(name, name) for name in names), f"last {_SCORE}, by rank"], fontsize=8
+        range(len(names) + 1),
+        [*(_NAMES.get(name, name) for name in names), f"last {_SCORE}, by rank"],
+        fontsize=SMALLEST_POINTS,
     )
     axis.set_yticks([])
     axis.set_xlim(-0.35, len(names) + 0.05)
@@ -162,12 +169,11 @@ def _parallel(rows: Sequence[Row], space: Space) -> bytes:
         _rank_scale(figure, axis, [row.score or 0.0 for row in scored])
     for side in ("left", "right", "top", "bottom"):
         axis.spines[side].set_visible(False)
-    axis.set_title("solid: finished, dashed: stopped early, dotted red: diverged", fontsize=8)
-    figure.tight_layout()
-    return _png(figure)
+    axis.set_title("solid: finished, dashed: stopped early, dotted red: diverged", fontsize=SMALLEST_POINTS)
+    return figure
 
 
-def _rank_scale(figure: Any, axis: Any, scores: Sequence[float]) -> None:
+def _rank_scale(figure: Figure, axis: Any, scores: Sequence[float]) -> None:
     """The colour of every rank, with the scores that they stand for, best on top.
 
     Args:
@@ -184,14 +190,13 @@ def _rank_scale(figure: Any, axis: Any, scores: Sequence[float]) -> None:
     chosen = sorted({round(place * (len(scores) - 1) / 7) for place in range(8)})
     most = max(1, len(scores) - 1)
     bar.set_ticks([place / most for place in chosen], labels=[f"{scores[place]:.3g}" for place in chosen])
-    bar.ax.tick_params(labelsize=8)
-    bar.set_label(f"last {_SCORE} of the rank (smaller is better)", fontsize=8)
+    bar.ax.tick_params(labelsize=SMALLEST_POINTS)
+    bar.set_label(f"last {_SCORE} of the rank (smaller is better)", fontsize=SMALLEST_POINTS)
 
 
-def _curves(rows: Sequence[Row]) -> bytes:
-    from matplotlib import pyplot
-
-    figure, axis = pyplot.subplots(figsize=(7.2, 4.4))
+def _curves(rows: Sequence[Row]) -> Figure:
+    figure = new_figure(8, 4.8)
+    axis = figure.subplots()
     seen: set[str] = set()
     scores: list[float] = []
     for row in rows:
@@ -209,7 +214,7 @@ def _curves(rows: Sequence[Row]) -> bytes:
                 label=None if row.status in seen else row.status,
             )
             seen.add(row.status)
-            axis.annotate(f" {row.trial.number}", (images[-1], values[-1]), fontsize=6)
+            axis.annotate(f" {row.trial.number}", (images[-1], values[-1]), fontsize=SMALLEST_POINTS)
     top = _top(scores)
     diverged = [row for row in rows if row.status == "diverged" and row.outcome is not None]
     for place, row in enumerate(diverged):
@@ -217,17 +222,18 @@ def _curves(rows: Sequence[Row]) -> bytes:
         at = (row.outcome.images_seen, top)
         axis.scatter([at[0]], [at[1]], marker="x", color=COLOURS["diverged"], s=30)
         # One below the other: trials of one kind diverge at about the same step.
-        offset = (5, -8 * place)
-        axis.annotate(f"{row.trial.number} diverged", at, xytext=offset, textcoords="offset points", fontsize=6)
+        offset = (5, -10 * place)
+        axis.annotate(
+            f"{row.trial.number} diverged", at, xytext=offset, textcoords="offset points", fontsize=SMALLEST_POINTS
+        )
     _scale(axis, scores)
-    axis.set_xlabel("images seen", fontsize=8)
-    axis.set_ylabel(f"{_SCORE} (smaller is better)", fontsize=8)
-    axis.tick_params(labelsize=7)
+    axis.set_xlabel("images seen", fontsize=SMALLEST_POINTS)
+    axis.set_ylabel(f"{_SCORE} (smaller is better)", fontsize=SMALLEST_POINTS)
+    axis.tick_params(labelsize=SMALLEST_POINTS)
     axis.grid(alpha=0.3)
     if seen:
-        axis.legend(fontsize=7)
-    figure.tight_layout()
-    return _png(figure)
+        axis.legend(fontsize=SMALLEST_POINTS)
+    return figure
 
 
 def _scale(axis: Any, scores: Sequence[float]) -> None:
@@ -253,12 +259,3 @@ def _apart(at: np.ndarray, rows: Sequence[Row]) -> np.ndarray:
 def _height(place: float, low_and_span: tuple[float, float]) -> float:
     low, span = low_and_span
     return (place - low) / span
-
-
-def _png(figure: Any) -> bytes:
-    from matplotlib import pyplot
-
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120)
-    pyplot.close(figure)
-    return buffer.getvalue()

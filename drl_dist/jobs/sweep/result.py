@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from drl_dist.checkpoints.storage import newest_checkpoint
+from drl_dist.common.amounts import counted
 from drl_dist.common.errors import UserError
 from drl_dist.data.filesystem import Folder
 from drl_dist.jobs.sweep.plots import PLOTS, make_plots
@@ -81,7 +82,12 @@ def finish_sweep(folder: SweepFolder, sweep_id: str, num_images: int) -> int:
     """
     plan, rows = folder.plan, sweep_rows(folder, num_images)
     table = make_table(rows)
-    files = {TABLE_CSV: as_csv(table), TABLE_PARQUET: as_parquet(table), **make_plots(rows, plan.space)}
+    caption = (
+        f"sweep {plan.options.sweep_name} of {plan.preset}, {counted(len(rows), 'trial')} at up to "
+        f"{counted(plan.base.experiment.train.num_steps, 'step')}, seed {plan.base.experiment.train.seed}"
+    )
+    plots = make_plots(rows, plan.space, caption)
+    files = {TABLE_CSV: as_csv(table), TABLE_PARQUET: as_parquet(table), **plots}
     for name, data in files.items():
         Folder(folder.url).write(name, data)
     winner = best(rows)

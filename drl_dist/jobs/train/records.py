@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
-from drl_dist.config.tree import NO_SERVER
+from drl_dist.common.images import Panel
+from drl_dist.config.tree import NO_SERVER, RunConfig
+from drl_dist.jobs.train.pictures import training_sheet
 from drl_dist.jobs.train.task import WorkerTask
 from drl_dist.tracking.files.run_files import RunFiles
 from drl_dist.tracking.metrics import HEALTH_TAG
@@ -26,11 +25,13 @@ class Records:
     """What a run is recorded in.
 
     Args:
+        run: the run.
         model_name: registered model that checkpoints are versions of, where there is a server.
         tracker: tells the server; None without one.
         files: writes files; None where nothing but the server is told.
     """
 
+    run: RunConfig
     model_name: str
     tracker: Tracker | None
     files: RunFiles | None
@@ -42,12 +43,13 @@ class Records:
         if self.files is not None:
             self.files.log_metrics(step, numbers)
 
-    def log_image(self, name: str, step: int, sheet: NDArray[np.uint8]) -> None:
-        """A picture of a step, (H, W, 3) uint8."""
+    def log_images(self, name: str, step: int, panel: Panel) -> None:
+        """Images of a step, as a sheet with a caption."""
+        png = training_sheet(self.run, step, panel)
         if self.tracker is not None:
-            self.tracker.log_image(name, step, sheet)
+            self.tracker.log_image(name, step, png)
         if self.files is not None:
-            self.files.log_image(name, step, sheet)
+            self.files.log_image(name, step, png)
 
     def register_checkpoint(self, step: int, folder: Path, metadata: Mapping[str, object]) -> None:
         """Make a checkpoint in a local folder a version of the model; nothing without a server, which keeps models."""
@@ -94,4 +96,4 @@ def open_records(task: WorkerTask, step: int, stack: ExitStack, *, first_start: 
         take_access(task.access)
         tracker = Tracker(run.tracking.uri, task.tracking_run, system_since=first_start)
         stack.callback(tracker.close)
-    return Records(model_name=task.model_name, tracker=tracker, files=files)
+    return Records(run=run, model_name=task.model_name, tracker=tracker, files=files)

@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, Self
@@ -31,6 +32,7 @@ from drl_dist.checkpoints.warm_start import starting_point
 from drl_dist.common.amounts import counted
 from drl_dist.common.batch import BatchSource
 from drl_dist.common.errors import UserError
+from drl_dist.common.images import Panel
 from drl_dist.common.places import joined
 from drl_dist.common.program import SIGNALS, Stopped
 from drl_dist.config.rules import ARRAY_SUFFIX
@@ -43,6 +45,7 @@ from drl_dist.data.pixels.scales import scaled_to
 from drl_dist.data.pixels.statistics import PixelStatistics, measure_images
 from drl_dist.data.stream import ShardStream
 from drl_dist.jobs.common.device import device_name, prepare_device
+from drl_dist.jobs.train.pictures import training_sheet
 from drl_dist.tracking.files.events import check_tensorboard
 from drl_dist.tracking.files.run_files import RunFiles, refuse_other_files
 from drl_dist.training.callbacks import Curves, Metrics, Progress, Samples, ScoreImages, Scores
@@ -138,9 +141,11 @@ def _train(run: RunConfig, run_url: str, data: _Data, state: TrainState, score: 
     ):
         health = HealthWatch(files.log_metrics, tracking.log_every_steps)
         log = seen_by(health, files.log_metrics)
-        samples = Samples(
-            experiment, run.engine, tracking.sample_every_steps, tracking.num_samples, show=files.log_image, log=log
-        )
+
+        def show(name: str, step: int, panel: Panel) -> None:
+            files.log_image(name, step, training_sheet(run, step, panel))
+
+        samples = Samples(experiment, run.engine, tracking.sample_every_steps, tracking.num_samples, show=show, log=log)
         # In the order of the Ray job; see `drl_dist.jobs.train.callbacks.build_callbacks`.
         callbacks: list[Callback] = [
             Progress(),
@@ -162,7 +167,7 @@ def _train(run: RunConfig, run_url: str, data: _Data, state: TrainState, score: 
                 )
             )
         callbacks += [
-            Curves(files.draw_curves, tracking.sample_every_steps),
+            Curves(partial(files.draw_curves, experiment.train.seed), tracking.sample_every_steps),
             LocalCheckpoints(run, run_url, data.fingerprint, files),
         ]
         if state.step == 0:

@@ -107,7 +107,7 @@ def _train(task: WorkerTask, index: ShardIndex, state: TrainState, waiting: Wait
             status = count_worker_start(run.url)
             first_start = status.first_start if status else task.started
             records = open_records(task, state.step, stack, first_start=first_start)
-            show, register = records.log_image, records.register_checkpoint
+            show, register = records.log_images, records.register_checkpoint
             # Trials print beside each other.
             prefix = "" if task.make_callback is None else f"{run.run_name}: "
             health = HealthWatch(
@@ -116,7 +116,8 @@ def _train(task: WorkerTask, index: ShardIndex, state: TrainState, waiting: Wait
             log = seen_by(health, records.log_metrics)
             if records.files is not None:
                 before_upload = partial(records.files.write, is_sealed=True)
-                curves = Curves(records.files.draw_curves, run.tracking.sample_every_steps)
+                draw = partial(records.files.draw_curves, experiment.train.seed)
+                curves = Curves(draw, run.tracking.sample_every_steps)
             if task.num_rollbacks:
                 log(state.step, {"rollbacks": task.num_rollbacks})
             exports = Exports(

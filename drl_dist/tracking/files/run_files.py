@@ -11,13 +11,12 @@ from types import TracebackType
 from typing import Self
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from drl_dist.common.errors import UserError
 from drl_dist.common.places import joined
 from drl_dist.data.filesystem import Folder
-from drl_dist.tracking.curve_panels import DEFAULT_METRICS, Curve, binned, draw_panels, without_level
+from drl_dist.tracking.curve_panels import DEFAULT_METRICS, Curve, binned, curves_caption, draw_panels, without_level
 from drl_dist.tracking.files.events import EventFiles
 from drl_dist.tracking.files.table import EARLIER, MetricsTable, histories, read_table
 
@@ -70,14 +69,13 @@ class RunFiles:
         if self._events is not None:
             self._events.log(step, numbers)
 
-    def log_image(self, name: str, step: int, sheet: NDArray[np.uint8]) -> None:
-        """Add a picture, (H, W, 3) uint8, as the newest of its name and as that of its step."""
+    def log_image(self, name: str, step: int, png: bytes) -> None:
+        """Add a picture, an RGB PNG file, as the newest of its name and as that of its step."""
         if self._table is not None:
-            buffer = io.BytesIO()
-            Image.fromarray(sheet).save(buffer, format="PNG")
-            self._pictures.append((name, step, buffer.getvalue()))
+            self._pictures.append((name, step, png))
         if self._events is not None:
-            self._events.show(name, step, sheet)
+            with Image.open(io.BytesIO(png)) as picture:
+                self._events.show(name, step, np.asarray(picture.convert("RGB")))
 
     def write(self, *, is_sealed: bool = False) -> None:
         """Write everything that was added; before a checkpoint counts, all that came before it must be there.
@@ -99,16 +97,19 @@ class RunFiles:
             if self._events is not None:
                 self._events.write(is_sealed=is_sealed)
 
-    def draw_curves(self) -> None:
+    def draw_curves(self, seed: int) -> None:
         """Write all, and draw the metrics so far as ``curves.png``; nothing where matplotlib is not installed.
 
         A line on stderr says so where the storage does not answer: the next picture shows all again.
+
+        Args:
+            seed: of the training, for the caption.
         """
         if self._table is None or find_spec("matplotlib") is None:
             return
         try:
             self.write()
-            draw_curves(self.run_url)
+            draw_curves(self.run_url, seed)
         except UserError as error:
             print(f"the curves could not be drawn: {error}", file=sys.stderr, flush=True)
 
@@ -139,8 +140,12 @@ class RunFiles:
                 self._is_away = False
 
 
-def draw_curves(run_url: str) -> None:
+def draw_curves(run_url: str, seed: int) -> None:
     """Draw a run's main metrics as ``curves.png`` in its folder; nothing if it has none. Needs matplotlib.
+
+    Args:
+        run_url: the run's folder.
+        seed: of the training, for the caption.
 
     Raises:
         UserError: the storage does not answer.
@@ -152,7 +157,8 @@ def draw_curves(run_url: str) -> None:
     }
     panels = {metric: lines for metric, lines in panels.items() if lines}
     if panels:
-        picture = draw_panels(panels, "png", f"curves of {PurePosixPath(run_url).name}")
+        name = PurePosixPath(run_url).name
+        picture = draw_panels(panels, "png", curves_caption(name, panels, seed), f"curves of {name}")
         Folder(run_url).write(CURVES, picture)
 
 

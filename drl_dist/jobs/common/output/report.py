@@ -1,21 +1,13 @@
-"""Reports as JSON, tables as text, figures and sheets of images as PNG: what jobs write at their end."""
+"""Reports as JSON and tables as text: what jobs write at their end."""
 
 from __future__ import annotations
 
-import io
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-
-from drl_dist.data.shards import encode_png
-
-if TYPE_CHECKING:
-    # matplotlib takes a second to import, and most processes of a job draw nothing.
-    from matplotlib.figure import Figure
 
 Column = tuple[str, int, str]
 """Title, width in characters, and the format of a row's field, such as ``{log_z:.3f}``."""
@@ -51,26 +43,3 @@ def _cell(form: str, row: Mapping[str, Any]) -> str:
 def evenly_spread(count: int, most: int) -> list[int]:
     """At most so many of the numbers from 0 to count - 1, both ends included, in ascending order."""
     return sorted(set(np.linspace(0, count - 1, min(count, most)).round().astype(int).tolist()))
-
-
-def new_figure(width: float, height: float) -> Figure:
-    """An empty figure of this size in inches."""
-    # The figure itself, not pyplot, which would keep it and look for a display.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def figure_png(figure: Figure) -> bytes:
-    """A PNG of a figure at 120 dots per inch, without the name of the program that drew it."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120, metadata={"Software": None})
-    return buffer.getvalue()
-
-
-def sheet_png(sheet: NDArray[np.uint8]) -> bytes:
-    """A PNG of a sheet of images, uint8 (H, W, 3)."""
-    return encode_png(sheet.transpose(2, 0, 1))

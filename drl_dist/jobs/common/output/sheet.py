@@ -6,33 +6,21 @@ import io
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 from torch import Tensor
 
-from drl_dist.common.images import grid
+from drl_dist.common.images import MIN_WIDTH, Panel, grid
 
 KEY = "drl_dist.sheet"
 """Of the PNG text that says where the images lie."""
-MIN_WIDTH = 800
-"""Of a sheet, in pixels."""
-_PADDING, _MARGIN, _TEXT = 2, 16, 18
+_PADDING, _MARGIN, _TEXT, _LINE = 2, 16, 18, 22
+_MAX_TILE = 256
+"""Small images are not enlarged beyond it, in pixels: a few of them would make a huge sheet."""
 # A page behind it may be light or dark: the sheet brings its own paper.
 _PAPER, _INK = (255, 255, 255), (32, 32, 32)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Panel:
-    """Images side by side under a title."""
-
-    title: str
-    images: Tensor
-    """(N, C, H, W) uint8, C = 1 or 3; N at least 1."""
-    columns: int | None = None
-    """Images per row; by default about as many as there are rows."""
 
 
 def sheet_of(panels: Sequence[Panel], caption: str) -> bytes:
@@ -45,22 +33,32 @@ def sheet_of(panels: Sequence[Panel], caption: str) -> bytes:
     columns = [panel.columns or math.ceil(math.sqrt(len(panel.images))) for panel in panels]
     height, width = panels[0].images.shape[-2:]
     gaps = _MARGIN * (len(panels) + 1) + _PADDING * (sum(columns) + len(panels))
-    enlarge = max(1, math.ceil((MIN_WIDTH - gaps) / (width * sum(columns))))
+    enlarge = math.ceil((MIN_WIDTH - gaps) / (width * sum(columns)))
+    enlarge = max(1, min(enlarge, _MAX_TILE // max(height, width)))
     sheets = [
         grid(panel.images, across, enlarge=enlarge, padding=_PADDING)
         for panel, across in zip(panels, columns, strict=True)
     ]
-    top = _MARGIN + 2 * (_TEXT + 8)
-    total = sum(sheet.shape[1] + _MARGIN for sheet in sheets) + _MARGIN
+    needed = sum(sheet.shape[1] + _MARGIN for sheet in sheets) + _MARGIN
+    total = max(MIN_WIDTH, needed)
     lines = _wrapped(caption, total - 2 * _MARGIN)
-    top += (len(lines) - 1) * (_TEXT + 4)
+    # A title may be as wide as its images, and that of the last panel as the paper beside them too.
+    room = [sheet.shape[1] for sheet in sheets]
+    room[-1] += total - needed
+    titles = [_wrapped(panel.title, across) for panel, across in zip(panels, room, strict=True)]
+    top_of_titles = _MARGIN + len(lines) * _LINE + 8
+    top = top_of_titles + max(map(len, titles)) * _LINE
     page = Image.new("RGB", (total, top + max(map(len, sheets)) + _MARGIN), _PAPER)
     pen, font = ImageDraw.Draw(page), ImageFont.load_default(_TEXT)
-    for number, line in enumerate(lines):
-        pen.text((_MARGIN, _MARGIN + number * (_TEXT + 4)), line, fill=_INK, font=font)
+
+    def write(text: Sequence[str], left: int, top: int) -> None:
+        for number, line in enumerate(text):
+            pen.text((left, top + number * _LINE), line, fill=_INK, font=font)
+
+    write(lines, _MARGIN, _MARGIN)
     left, found = _MARGIN, list[dict[str, object]]()
-    for panel, across, sheet in zip(panels, columns, sheets, strict=True):
-        pen.text((left, top - _TEXT - 6), panel.title, fill=_INK, font=font)
+    for panel, across, sheet, title in zip(panels, columns, sheets, titles, strict=True):
+        write(title, left, top - len(title) * _LINE)
         page.paste(Image.fromarray(sheet), (left, top))
         count, channels = panel.images.shape[:2]
         found.append(
