@@ -43,13 +43,13 @@ def figure_file(figure: Figure, caption: str, kind: str, description: str | None
         figure: of `new_figure`.
         caption: what is shown, of which model or run, at which step, with which seed; wrapped to the figure's width.
         kind: png, svg or pdf.
-        description: kept in the file's metadata, by default the caption.
+        description: kept in the file's metadata beside the caption, its title; by default the caption too.
     """
     width = figure.get_figwidth()
     lines = textwrap.wrap(caption, max(1, int(width * _CHARACTERS_PER_INCH)))
     # The names of runs are text, also those with a dollar.
     figure.suptitle("\n".join(lines), fontsize=CAPTION_POINTS, parse_math=False)
-    metadata: dict[str, Any] = {"Subject" if kind == "pdf" else "Description": description or caption}
+    metadata: dict[str, Any] = {"Title": caption, "Subject" if kind == "pdf" else "Description": description or caption}
     if kind == "png":
         # The name of the program that drew it would differ between versions of it.
         metadata["Software"] = None

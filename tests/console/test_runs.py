@@ -18,6 +18,7 @@ from drl_dist.checkpoints.run_config import write_run_config
 from drl_dist.checkpoints.run_record import write_record
 from drl_dist.checkpoints.run_status import RunStatus, State, write_status
 from drl_dist.common.errors import UserError
+from drl_dist.common.images import MIN_WIDTH
 from drl_dist.config.presets import preset
 from drl_dist.config.tree import RunConfig
 from drl_dist.console import delete as deletion
@@ -134,7 +135,8 @@ def test_two_runs_are_compared_by_settings_and_curves(tmp_path: Path, capsys: py
             ["optim.learning_rate", "0.001", "0.002"],
         ]
     with Image.open(out) as picture:
-        assert picture.width >= 800 and picture.info["Description"] == f"{one} beside {other}"
+        assert picture.width >= MIN_WIDTH and picture.info["Description"] == f"{one} beside {other}"
+        assert picture.info["Title"] == "curves of one at step 60, seed 0 and other at step 60, seed 0"
         pixels = np.asarray(picture.convert("RGB"))
     # Both curves are drawn.
     for colour in ((0x1F, 0x77, 0xB4), (0xD9, 0x5F, 0x02)):

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import webdataset
+from PIL import Image
 
 from drl_dist.build import build_sampler
 from drl_dist.checkpoints.format import read_checkpoint
 from drl_dist.common.errors import UserError
-from drl_dist.common.images import to_uint8
+from drl_dist.common.images import MIN_WIDTH, PROGRESSION_TITLE, to_uint8
 from drl_dist.config.tree import EngineConfig
-from drl_dist.data.shards import Sample, pack_shard
+from drl_dist.data.index import ShardIndex, write_index
+from drl_dist.data.shards import Sample, encode_png, pack_shard
 from drl_dist.diffusion.noise import PhiloxNoise
+from drl_dist.jobs.common.output.sheet import images_in
 from drl_dist.jobs.sample.output import SampleOutput
-from drl_dist.jobs.sample.task import SampleRequest, SampleTasks, TaskRecord
+from drl_dist.jobs.sample.task import SampleRequest, SampleTasks, TaskRecord, progression
 from drl_dist.training.chain import GradientEngine
 from drl_dist.training.ema import load_averaged
 from drl_dist.training.state import TrainState
+from tests.helpers.steps import tiny
 
 
 def request(**changed: object) -> SampleRequest:
@@ -137,3 +142,39 @@ def test_a_folder_that_cannot_be_written_is_told(checkpoint: Path, tmp_path: Pat
     output = SampleOutput(str(tmp_path / "file" / "out"), read_checkpoint(checkpoint).experiment, request())
     with pytest.raises(UserError, match=r"got a file at .*/file, expected a folder, or room for one"):
         output.is_complete()
+
+
+def _shards(folder: Path, pixels: np.ndarray, split: str) -> ShardIndex:
+    """One shard of uint8 (N, 1, 8, 8) images."""
+    folder.mkdir()
+    samples = (Sample(number, encode_png(image)) for number, image in enumerate(pixels))
+    data, row = pack_shard(f"tiny-{split}-00000.tar", samples)
+    (folder / row.name).write_bytes(data)
+    index = ShardIndex(url=str(folder), name="tiny", split=split, resolution=8, channels=1, shards=(row,))
+    write_index(index)
+    return index
+
+
+def test_the_grid_shows_real_images_of_all_classes_and_says_which_they_are(tmp_path: Path) -> None:
+    # Two classes, as folders are: all of the first, then all of the second.
+    real = np.repeat(np.array([10, 200], np.uint8), 50)[:, None, None, None] * np.ones((1, 1, 8, 8), np.uint8)
+    generated = np.full((70, 1, 8, 8), 77, np.uint8)
+    output = SampleOutput(str(tmp_path / "out"), tiny(), request(num_images=70))
+    shown, from_data = _shards(tmp_path / "made", generated, "generated"), _shards(tmp_path / "real", real, "train")
+    picture = output.write_grid(shown, from_data, "models:/tiny@latest, step 3, seed 3, 70 images")
+    assert (tmp_path / "out" / "grid.png").read_bytes() == picture
+    with Image.open(io.BytesIO(picture)) as opened:
+        found = images_in(opened)
+        assert opened.width >= MIN_WIDTH
+        assert opened.info["Description"] == "models:/tiny@latest, step 3, seed 3, 70 images"
+    assert found is not None and list(found) == ["generated", "real: tiny train"]
+    assert set(found["generated"].flatten().tolist()) == {77} and len(found["generated"]) == 64
+    values = found["real: tiny train"][:, 0, 0, 0].tolist()
+    assert values == sorted(values) and [values.count(value) for value in (10, 200)] == [32, 32]
+
+
+def test_the_way_from_noise_says_what_it_is_of() -> None:
+    with Image.open(io.BytesIO(progression(torch.zeros(5, 3, 1, 8, 8), "a model, step 3, seed 3"))) as picture:
+        found = images_in(picture)
+        assert picture.width >= MIN_WIDTH and picture.info["Description"] == "a model, step 3, seed 3"
+    assert found is not None and found[PROGRESSION_TITLE].shape == (15, 1, 8, 8)

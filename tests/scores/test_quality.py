@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
@@ -30,6 +31,7 @@ from benchmarks.quality.unet import NoiseUNet
 from drl_dist.build import build_ladder, build_levels
 from drl_dist.common.batch import Batch
 from drl_dist.common.errors import UserError
+from drl_dist.common.images import MIN_WIDTH
 from drl_dist.common.program import Stopped
 from drl_dist.config.presets import preset
 from drl_dist.config.tree import ModelConfig
@@ -252,7 +254,9 @@ def test_a_comparison_stops_resumes_and_reports(tiny: float, tmp_path: Path, mon
     assert costs[0] / costs[3] == pytest.approx(0.1, abs=0.03)
     table = (whole / "table.md").read_text()
     assert "| tiny | own |" in table and "| tiny DDPM | five |" in table and "held-out images" in table
-    assert (whole / "curves.png").stat().st_size > 1000
+    for name in ("curves.png", "sheets/preset-0.png", "sheets/held-out.png"):
+        with Image.open(whole / name) as picture:
+            assert picture.width >= MIN_WIDTH and picture.info["Description"]
     assert sorted(path.name for path in (whole / "sheets").iterdir()) == [
         "ddpm-0-1.png", "ddpm-0.png", "held-out.png", "preset-0-1.png", "preset-0.png",
     ]  # fmt: skip

@@ -13,8 +13,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from drl_dist.common.errors import UserError
+from drl_dist.common.images import MIN_WIDTH
 from drl_dist.localhost import processes
 from drl_dist.toy.__main__ import main
 from drl_dist.toy.density import Grid
@@ -50,7 +52,9 @@ def test_it_draws_and_reports_without_the_extras(bare: dict[str, str], tmp_path:
     pictures = sorted((tmp_path / "new" / "folder").iterdir())
     assert [path.name for path in pictures] == ["rings.json", "rings_comparison.png", "rings_levels.png"]
     for path in pictures[1:]:
-        assert path.read_bytes().startswith(b"\x89PNG")
+        with Image.open(path) as picture:
+            assert picture.width >= MIN_WIDTH
+            assert re.fullmatch(r"rings: .* likelihood, step 2, seed 0", picture.info["Description"])
         assert str(path) in ran.stdout
     (numbers,) = re.findall(r"total variation from the exact one +([\d.]+) +([\d.]+)", ran.stdout)
     # Two steps learn nothing.

@@ -9,8 +9,10 @@ from mlflow import MlflowClient
 from PIL import Image
 
 from drl_dist.common.errors import UserError
+from drl_dist.common.images import MIN_WIDTH
 from drl_dist.localhost import MlflowServer
 from drl_dist.tracking import curves as module
+from drl_dist.tracking.curve_panels import Curve
 from drl_dist.tracking.curves import CurvesOptions, curves
 from drl_dist.tracking.runs import open_run
 
@@ -22,20 +24,19 @@ def test_it_draws_what_the_run_has(
 ) -> None:
     client = MlflowClient(mlflow_server.uri)
     names = ["loss", *(f"noise_error/level_{band:03d}-{band + 9:03d}" for band in range(0, 160, 10)), "images_seen"]
-    run = open_run(mlflow_server.uri, "curves", "dsm", {})
+    run = open_run(mlflow_server.uri, "curves", "dsm", {"experiment.train.seed": 9})
     for step in (1, 2, 3):
         for name in names:
             client.log_metric(run, name, 1.0 / step, step=step)
     open_run(mlflow_server.uri, "curves", "empty", {})
     drawn: list[dict[str, int]] = []
     draw = module.draw_panels
-    monkeypatch.setattr(
-        module,
-        "draw_panels",
-        lambda panels, *more: (drawn.append({name: len(lines) for name, lines in panels.items()}), draw(panels, *more))[
-            1
-        ],
-    )
+
+    def counted(panels: dict[str, dict[str, Curve]], *more: str) -> bytes:
+        drawn.append({name: len(lines) for name, lines in panels.items()})
+        return draw(panels, *more)
+
+    monkeypatch.setattr(module, "draw_panels", counted)
 
     def options(**fields: object) -> CurvesOptions:
         given = {"run_name": "dsm", "experiment": "curves", "uri": mlflow_server.uri, "out": str(tmp_path / "a.png")}
@@ -43,7 +44,9 @@ def test_it_draws_what_the_run_has(
 
     assert curves(options()) == 0
     assert drawn.pop() == {"loss": 1, "noise_error": 16}
-    assert Image.open(tmp_path / "a.png").size[0] > 800
+    with Image.open(tmp_path / "a.png") as picture:
+        assert picture.width >= MIN_WIDTH
+        assert picture.info["Title"] == "curves of run dsm, up to about step 3, means over ranges of steps, seed 9"
     before = (tmp_path / "a.png").read_bytes()
     with pytest.raises(UserError, match=r"picture .*/a.png: got a file of something else, expected no such file, or "):
         curves(options(metrics=("images_seen",)))

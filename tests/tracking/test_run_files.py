@@ -128,6 +128,9 @@ def test_numbers_that_are_not_finite_are_gaps_and_curves_are_optional(
         with Image.open(tmp_path / "curves.png") as picture:
             assert picture.info["Description"] == f"curves of {tmp_path.name}"
             assert picture.width >= MIN_WIDTH
+            assert picture.info["Title"] == (
+                f"curves of run {tmp_path.name}, up to about step 1, means over ranges of steps, seed 5"
+            )
     found = histories(read_table(str(tmp_path)))
     assert found["loss"].values == {1: None} and found["grad_norm"].values == {1: 2.0}
 
