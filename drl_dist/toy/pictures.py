@@ -59,9 +59,9 @@ def comparison_picture(drl: Fit, short_run: Fit, data: Tensor, grid: Grid, capti
     figure, axes = _panels(2, 4)
     exact = drl.exact[0]
     _density(axes[0][0], exact, exact, grid)
-    axes[0][0].set_title("exact density")
+    axes[0][0].set_title("exact density", fontsize=10)
     _points(axes[1][0], data[: len(drl.stages[-1])])
-    axes[1][0].set_title("data")
+    axes[1][0].set_title("data", fontsize=10)
     for row, fit, label in zip(axes, (drl, short_run), ("recovery", "short-run"), strict=True):
         _density(row[1], fit.learned[0], exact, grid)
         row[1].set_title(f"{label}: learned density", fontsize=10)
@@ -83,7 +83,9 @@ def _points(axes: Axes, points: Tensor) -> None:
     shown, outside = points[is_inside], int((~is_inside).sum())
     axes.scatter(shown[:, 0].numpy(), shown[:, 1].numpy(), s=1.0 if len(points) > 1000 else 4.0, linewidths=0)
     if outside:
-        axes.text(0.03, 0.03, f"{outside} of {len(points)} outside", transform=axes.transAxes, fontsize=SMALLEST_POINTS)
+        paper = {"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 1}
+        told = f"{outside} of {len(points)} outside"
+        axes.text(0.03, 0.03, told, transform=axes.transAxes, fontsize=SMALLEST_POINTS, bbox=paper)
     _frame(axes)
 
 
