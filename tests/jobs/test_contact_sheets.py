@@ -82,7 +82,7 @@ def test_images_are_enlarged_by_whole_pixels_to_fill_the_width() -> None:
 
 def test_a_long_title_does_not_run_into_its_neighbour() -> None:
     images = _images(64, 1, 8)
-    titles = ["1 step per level and more", "30 steps per level and more", "1000 steps"]
+    titles = ["1 step per level and what else there is", "30 steps per level and what else there is", "more"]
     panels = [Panel(title=title, images=images, columns=8) for title in titles]
     with Image.open(io.BytesIO(sheet_of(panels, "caption"))) as picture:
         pixels, found = np.asarray(picture.convert("L")), images_in(picture)

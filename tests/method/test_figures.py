@@ -13,7 +13,7 @@ from PIL import Image
 from drl_dist.common.figures import CAPTION_POINTS, SMALLEST_POINTS, figure_file, figure_png, new_figure
 from drl_dist.common.images import MIN_WIDTH
 
-CAPTION = "curves of run a$b, up to step 3, seed 0"
+CAPTION = "curves of run a$^$b, up to step 3, seed 0"
 
 
 def drawn(width: float, caption: str = CAPTION) -> tuple[Figure, bytes]:
