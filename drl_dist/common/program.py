@@ -45,15 +45,18 @@ def entry_point(command: Callable[[], int]) -> NoReturn:
     try:
         try:
             status = command()
-        except UserError as error:
-            print(error, file=sys.stderr, flush=True)
-            status = EXIT_USER_ERROR
-        except Stopped as stop:
-            print(stop, file=sys.stderr, flush=True)
-            status = EXIT_STOPPED
-        except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr, flush=True)
-            status = EXIT_INTERRUPTED
+        except (UserError, Stopped, KeyboardInterrupt, SystemError) as error:
+            # Extension modules, such as Ray's, may turn what a signal raised within them into a SystemError.
+            end = error.__cause__ if isinstance(error, SystemError) else error
+            if isinstance(end, UserError):
+                status = EXIT_USER_ERROR
+            elif isinstance(end, Stopped):
+                status = EXIT_STOPPED
+            elif isinstance(end, KeyboardInterrupt):
+                end, status = "interrupted", EXIT_INTERRUPTED
+            else:
+                raise
+            print(end, file=sys.stderr, flush=True)
         finally:
             # Here, where it can be answered, not while the interpreter ends.
             sys.stdout.flush()
