@@ -6,6 +6,7 @@ Jobs hand these arrays to their workers; `drl_dist.library.load` makes a `Model`
 from __future__ import annotations
 
 import json
+import sys
 import tempfile
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from drl_dist.checkpoints.format import CHECKSUMS, CONFIG, part_file, read_checkpoint
 from drl_dist.checkpoints.storage import fetch_checkpoint
+from drl_dist.common.waiting import Waiting
 from drl_dist.config.import_paths import check_allowed
 from drl_dist.config.tree import Experiment
 
@@ -59,7 +61,8 @@ def load_model(address: str, tracking_uri: str | None, allow_code: Collection[st
         UserError: the server or the storage does not answer, there is no such model, or it names code that was not
             allowed.
     """
-    with tempfile.TemporaryDirectory(prefix="drl-model-") as temporary:
+    with tempfile.TemporaryDirectory(prefix="drl-model-") as temporary, Waiting("model", stream=sys.stderr) as waiting:
+        waiting.begin(f"reading {address}", is_told=False)
         version = _registered(address, tracking_uri, Path(temporary)) if address.startswith("models:/") else None
         folder = version.folder if version else fetch_checkpoint(address, into=Path(temporary))
         checkpoint = read_checkpoint(folder)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -81,10 +81,16 @@ class ProgressiveSampler:
         Args:
             keep: the kept t, from 0 to T; all by default. Other arguments as `sample`.
         """
+        keep = range(self.levels.num_levels + 1) if keep is None else keep
+        return torch.stack([x for t, x in self.stages(raw_at, noise, sample_ids, shape) if t in keep])
+
+    def stages(
+        self, raw_at: RawAtLevel, noise: Noise, sample_ids: Tensor, shape: tuple[int, ...]
+    ) -> Iterator[tuple[int, Tensor]]:
+        """t and x_t, float32 (B, C, H, W), from T down to 0, each as soon as it is drawn; arguments as `sample`."""
         num_levels = self.levels.num_levels
-        keep = range(num_levels + 1) if keep is None else keep
         x = noise.normal(Purpose.PRIOR, sample_ids, 0, (0,), shape)[0]
-        stages = [x] if num_levels in keep else []
+        yield num_levels, x
         for t in reversed(range(num_levels)):
             level, y = torch.full_like(sample_ids, t), x
             if self.start is not None:
@@ -98,9 +104,7 @@ class ProgressiveSampler:
                 x = self.end.clean(raw_at(level), y)
             else:
                 x = y / self.levels.transition_scale[t]
-            if t in keep:
-                stages.append(x)
-        return torch.stack(stages)
+            yield t, x
 
     def kernel(
         self, raw_and_grad: LogDensityAndGrad, x_noisy: Tensor, level: Tensor, before: Tensor | None = None

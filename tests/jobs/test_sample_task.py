@@ -16,6 +16,7 @@ from drl_dist.build import build_sampler
 from drl_dist.checkpoints.format import read_checkpoint
 from drl_dist.common.errors import UserError
 from drl_dist.common.images import MIN_WIDTH, PROGRESSION_TITLE, to_uint8
+from drl_dist.common.progress import UnderWay
 from drl_dist.config.tree import EngineConfig
 from drl_dist.data.index import ShardIndex, write_index
 from drl_dist.data.shards import Sample, encode_png, pack_shard
@@ -50,7 +51,8 @@ def test_a_unit_is_what_the_sampler_draws_from_the_averaged_weights(checkpoint: 
     stored = read_checkpoint(checkpoint, ("ema",))
     experiment, ema = stored.experiment, {name: value.numpy() for name, value in stored.tensors["ema"].items()}
     wanted = request()
-    *counts, record = SampleTasks(experiment, ema, wanted, str(tmp_path)).make(1)
+    *parts, record = SampleTasks(experiment, ema, wanted, str(tmp_path)).make(1)
+    counts = [part for part in parts if not isinstance(part, UnderWay)]
     assert counts == [3, 1]
     assert isinstance(record, TaskRecord)
 
@@ -75,6 +77,19 @@ def test_a_unit_is_what_the_sampler_draws_from_the_averaged_weights(checkpoint: 
     quieter = request(noise_scale=0.0)
     list(SampleTasks(experiment, ema, quieter, str(tmp_path)).make(1))
     assert (tmp_path / record.row.name).read_bytes() != before
+
+
+def test_a_batch_says_how_far_it_is(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stored = read_checkpoint(checkpoint, ("ema",))
+    ema = {name: value.numpy() for name, value in stored.tensors["ema"].items()}
+    tasks, num_levels = SampleTasks(stored.experiment, ema, request(num_chain_steps=1), str(tmp_path)), 6
+    # At most once a second.
+    assert sum(isinstance(part, UnderWay) for part in tasks.make(1)) < 2 * num_levels
+    monkeypatch.setattr(sample_task, "TELL_SECONDS", 0.0)
+    *parts, _ = tasks.make(1)
+    first = [UnderWay(3 * made / num_levels, f"images 4 to 6 at noise level {6 - made} of 6") for made in range(6)]
+    last = [UnderWay(made / num_levels, f"images 7 to 7 at noise level {6 - made} of 6") for made in range(6)]
+    assert parts == [*first, 3, *last, 1]
 
 
 def test_weights_that_diverged_are_no_images(checkpoint: Path, tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ import ray
 from ray.exceptions import RayActorError, RayTaskError
 
 from drl_dist.common.errors import UserError
-from drl_dist.common.progress import Advance
+from drl_dist.common.progress import Advance, UnderWay
+from drl_dist.jobs.common.cluster import room_wanted
 
 Record = TypeVar("Record")
 Record_co = TypeVar("Record_co", covariant=True)
@@ -23,9 +24,9 @@ LOOK_SECONDS = 2.0
 class TaskRunner(Protocol[Record_co]):
     """Makes tasks, one after the other, on one device."""
 
-    def make(self, task: int) -> Iterator[int | Record_co]:
+    def make(self, task: int) -> Iterator[int | UnderWay | Record_co]:
         """Make a task, whose result is a pure function of its number; the number of items after each part, then the
-        record."""
+        record. Before a part that takes long, and while it does, it may say how far it is."""
         ...
 
 
@@ -63,7 +64,7 @@ class WorkerPool(Generic[Record]):
         new_runner: Callable[..., TaskRunner[Record]],
         arguments: Sequence[Any],
     ) -> None:
-        self._size = size
+        self._size, self._cpus, self._gpus = size, cpus, gpus
         actor = ray.remote(SampleWorker).options(num_cpus=cpus, num_gpus=gpus, max_restarts=0)
         # The weights are sent to each machine once.
         stored = [ray.put(argument) for argument in arguments]
@@ -73,6 +74,7 @@ class WorkerPool(Generic[Record]):
         self._busy: dict[Any, tuple[Any, int]] = {}
         self._deaths: dict[int | None, int] = {}
         self._made: dict[int, int] = {}
+        self._under_way: dict[int, UnderWay] = {}
 
     def run(self, tasks: Sequence[int], advance: Advance) -> Iterator[tuple[int, Record]]:
         """Make tasks, in no particular order.
@@ -98,7 +100,7 @@ class WorkerPool(Generic[Record]):
             # Streams and plain references alike, which Ray's types do not say.
             ready: list[Any]
             ready, _ = ray.wait([*self._starting, *self._busy], num_returns=1, timeout=LOOK_SECONDS)
-            advance(0, self._note())
+            self._refresh(advance)
             for item in ready:
                 if item in self._starting:
                     self._started(item)
@@ -107,6 +109,7 @@ class WorkerPool(Generic[Record]):
                 try:
                     news: Any = ray.get(next(item))
                 except RayActorError as error:
+                    self._under_way.pop(task, None)
                     advance(-self._made.pop(task, 0))
                     del self._busy[item]
                     queue.appendleft(task)
@@ -116,9 +119,14 @@ class WorkerPool(Generic[Record]):
                         raise error.cause from None
                     raise
                 else:
+                    if isinstance(news, UnderWay):
+                        self._under_way[task] = news
+                        self._refresh(advance)
+                        continue
+                    self._under_way.pop(task, None)
                     if isinstance(news, int):
                         self._made[task] = self._made.get(task, 0) + news
-                        advance(news, self._note())
+                        self._refresh(advance, news)
                     else:
                         self._idle.append(self._busy.pop(item)[0])
                         self._made.pop(task, None)
@@ -158,5 +166,16 @@ class WorkerPool(Generic[Record]):
         print(f"{what} died ({reason}); another one takes over", flush=True)
         self._start()
 
+    def _refresh(self, advance: Advance, items: int = 0) -> None:
+        under_way = sum(one.items for one in self._under_way.values())
+        advance(items, self._note(), under_way=under_way, is_starting=not self._busy)
+
     def _note(self) -> str:
-        return f"workers: {len(self._busy)} busy" + (f", {len(self._starting)} starting" if self._starting else "")
+        """What the workers do or wait for; of the tasks at work, how far the one is that is furthest behind."""
+        if self._starting and not self._busy:
+            return room_wanted(len(self._starting), cpus=self._cpus, gpus=self._gpus)
+        states = ((len(self._busy), "busy"), (len(self._starting), "starting"))
+        note = "workers: " + ", ".join(f"{count} {state}" for count, state in states if count)
+        if self._under_way:
+            note += "; " + min(self._under_way.values(), key=lambda one: one.items).what
+        return note

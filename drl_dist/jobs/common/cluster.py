@@ -25,6 +25,7 @@ from ray.exceptions import AuthenticationError, RayError
 
 from drl_dist.common.amounts import counted
 from drl_dist.common.errors import UserError
+from drl_dist.common.waiting import Waiting
 from drl_dist.data.filesystem import ADDRESS_VARIABLES, within
 from drl_dist.jobs.common.ray_folders import session_folder, warn_of_large_folder
 from drl_dist.localhost.ray_head import short_tmpdir
@@ -58,6 +59,16 @@ def cluster(*, prestart: bool = True, state_api: bool = False) -> Iterator[None]
         return
     warn_of_large_folder()
     address = os.environ.get("RAY_ADDRESS")
+    with Waiting("Ray", stream=sys.stderr) as waiting:
+        waiting.begin(f"joining the cluster at {address}" if address else "starting on this machine", is_told=False)
+        _enter(address, prestart=prestart, state_api=state_api)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _enter(address: str | None, *, prestart: bool, state_api: bool) -> None:
     if address:
         check_answers(address)
     # Ray refuses a variable that the submitted job has too; that one reaches every process anyway.
@@ -65,10 +76,6 @@ def cluster(*, prestart: bool = True, state_api: bool = False) -> Iterator[None]
     submitted = (job.get("runtime_env") or {}).get("env_vars") or {}
     variables = {name: os.environ[name] for name in ADDRESS_VARIABLES if name in os.environ and name not in submitted}
     _join(address, variables, prestart=prestart, state_api=state_api)
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 @contextmanager
@@ -176,6 +183,15 @@ def check_capacity(num_workers: int, *, cpus: int, gpus: int) -> None:
                 expected=f"{num_workers * per_worker} {name}",
                 remedy="use fewer workers or a larger cluster",
             )
+
+
+def room_wanted(num_workers: int, *, cpus: int, gpus: int) -> str:
+    """What workers that are to start need, of each of them, and what of it the cluster has free."""
+    needs = {name: num_workers * each for name, each in (("CPU", cpus), ("GPU", gpus)) if each}
+    wanted = " and ".join(counted(count, name) for name, count in needs.items())
+    has, free = ray.cluster_resources(), ray.available_resources()
+    state = " and ".join(f"{free.get(name, 0):g} of {counted(int(has.get(name, 0)), name)}" for name in needs)
+    return f"{counted(num_workers, 'worker')} to start on {wanted}; free now: {state}"
 
 
 def is_loopback() -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import time
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from drl_dist.build import build_sampler
 from drl_dist.common.images import PROGRESSION_TITLE, Panel, to_uint8
+from drl_dist.common.progress import UnderWay
 from drl_dist.data.filesystem import Folder
 from drl_dist.data.shards import Sample, ShardRow, encode_png, pack_shard, shard_name
 from drl_dist.diffusion.noise import PhiloxNoise
@@ -34,6 +36,8 @@ SPLIT = "generated"
 PROGRESSION_NAME = "progression.png"
 PROGRESSION_IMAGES = 8
 TAR_HEADER_BYTES = 512
+TELL_SECONDS = 1.0
+"""Least seconds between what a task says of a batch that it makes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,8 +166,9 @@ class SampleTasks:
         """The device's own name."""
         return torch.cuda.get_device_name(self._device) if self._device.type == "cuda" else "cpu"
 
-    def make(self, task: int) -> Iterator[int | TaskRecord]:
-        """Generate a task and write its shard; the number of images after each batch, then the record.
+    def make(self, task: int) -> Iterator[int | UnderWay | TaskRecord]:
+        """Generate a task and write its shard; the number of images after each batch, then the record. Meanwhile, it
+        says every second at most which level they are at.
 
         Raises:
             UserError: the images are not finite, or the storage does not take the shard.
@@ -172,9 +177,9 @@ class SampleTasks:
         images, folder = self._request.images_of(task), Folder(self._aside if task in self._replaced else self._out)
         pngs: list[bytes] = []
         for ids in torch.tensor(images, device=self._device).split(self._request.batch_size):
-            stages = self._sampler.sample_levels(
-                self._engine.raw_at, self._noise, ids, self._shape, keep=self._shown if ids[0] == 0 else (0,)
-            )
+            drawn: list[Tensor] = []
+            yield from self._draw(ids, drawn)
+            stages = torch.stack(drawn)
             check_finite(
                 stages,
                 f"generated images {int(ids[0])} to {int(ids[-1])}",
@@ -191,6 +196,23 @@ class SampleTasks:
         yield TaskRecord(
             row, tuple(len(png) for png in pngs), checksums, self.device_name, round(time.monotonic() - began, 3)
         )
+
+    def _draw(self, ids: Tensor, drawn: list[Tensor]) -> Iterator[UnderWay]:
+        """Draw a batch into `drawn`: the images, behind stages on the way to the first of all."""
+        draws = self._sampler.num_draws
+        keep = self._shown if ids[0] == 0 else (0,)
+        made, told = 0, -math.inf
+        for t, x in self._sampler.stages(self._engine.raw_at, self._noise, ids, self._shape):
+            if t in keep:
+                drawn.append(x)
+            if t < len(draws):
+                made += max(1, draws[t])
+            if t and time.monotonic() - told >= TELL_SECONDS:
+                told = time.monotonic()
+                yield UnderWay(
+                    len(ids) * made / sum(max(1, count) for count in draws),
+                    f"images {int(ids[0])} to {int(ids[-1])} at noise level {t} of {len(draws)}",
+                )
 
 
 def progression(stages: Tensor, caption: str) -> bytes:

@@ -7,8 +7,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from ray.train import CheckpointConfig, ControllerError, FailureConfig, LoggingConfig, ScalingConfig, UserCallback
@@ -197,7 +196,8 @@ def fit_run(prepared: PreparedRun, parent: ParentJob | None = None) -> None:
     # In the middle of another job the server may be away for a while, which must not cost a run.
     server = in_background(lambda: None if uri == NO_SERVER else _ask_server(uri, is_asked=parent is None))
     # The workers have variables of their own: Ray Train sets some.
-    with Waiting(f"run {run.run_name}") as waiting, _told(waiting), cluster(prestart=False):
+    with cluster(prestart=False), Waiting(f"run {run.run_name}") as waiting:
+        waiting.begin("looking for the MLflow server, the cluster's room and the run", is_told=False)
         server.result()
         from drl_dist.jobs.train.faults.rollback import fit_with_rollbacks
 
@@ -241,13 +241,6 @@ def fit_run(prepared: PreparedRun, parent: ParentJob | None = None) -> None:
         f"{'' if uri == NO_SERVER else f'model {model_name}, '}metrics and samples {page}",
         flush=True,
     )
-
-
-@contextmanager
-def _told(waiting: Waiting) -> Iterator[None]:
-    """Say while the body begins what it waits for; the body ends that."""
-    waiting.begin("joining Ray, and asking the MLflow server", is_told=False)
-    yield
 
 
 def _ask_server(uri: str, *, is_asked: bool) -> None:

@@ -6,12 +6,11 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import ray
 from ray.exceptions import RaySystemError, RpcError
 
-from drl_dist.common.amounts import counted
 from drl_dist.common.waiting import Waiting
 from drl_dist.config.tree import RunConfig
+from drl_dist.jobs.common.cluster import room_wanted
 from drl_dist.jobs.train.stop import KeyInStore
 
 _LOOK_SECONDS = 0.5
@@ -53,8 +52,4 @@ def _watch(arrival: KeyInStore, waiting: Waiting, is_over: threading.Event) -> N
 
 def workers_wanted(run: RunConfig) -> str:
     """Which workers a run wants, and what the cluster has free."""
-    needs = {"CPU": run.num_workers * run.cpus_per_worker} | ({"GPU": run.num_workers} if run.use_gpu else {})
-    wanted = " and ".join(counted(count, name) for name, count in needs.items())
-    has, free = ray.cluster_resources(), ray.available_resources()
-    state = " and ".join(f"{free.get(name, 0):g} of {counted(int(has.get(name, 0)), name)}" for name in needs)
-    return f"{counted(run.num_workers, 'worker')} to start on {wanted}; free now: {state}"
+    return room_wanted(run.num_workers, cpus=run.cpus_per_worker, gpus=int(run.use_gpu))
