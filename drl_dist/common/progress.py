@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from typing import Protocol
 
 from drl_dist.common.durations import duration
-from drl_dist.common.waiting import Waiting
+from drl_dist.common.waiting import Waiting, say
 
 LINE_SECONDS = 10.0
 """Least seconds between lines when the output is not a terminal."""
@@ -131,7 +131,7 @@ def progress(what: str, total: int, done: int, unit: str) -> Generator[Advance]:
             now, news = time.monotonic(), (count.done, note)
             if news != shown and (now - printed >= LINE_SECONDS or (items and count.is_complete)):
                 printed, shown = now, news
-                print(f"{what}: {state()}", file=sys.stderr, flush=True)
+                say(f"{what}: {state()}", sys.stderr)
                 waiting.begin(state, is_told=False)
 
         waiting.begin(state, is_told=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from drl_dist.common.batch import Batch, BatchSource
 from drl_dist.common.errors import UserError
+from drl_dist.common.waiting import Waiting
 from drl_dist.config.own_data import experiment_for
 from drl_dist.config.presets import default_setting, preset
 from drl_dist.config.tree import EngineConfig, Experiment
@@ -19,7 +21,7 @@ from drl_dist.data.pixels.scales import scaled_to
 from drl_dist.data.pixels.statistics import measure_images
 from drl_dist.library.images import Images, given_images
 from drl_dist.library.model import Model, usable_device
-from drl_dist.training.callbacks import Progress
+from drl_dist.training.callbacks import Progress, told
 from drl_dist.training.in_memory import InMemoryBatches
 from drl_dist.training.loop import Callback
 from drl_dist.training.loop import train as run_loop
@@ -79,14 +81,20 @@ def train(
                 expected="objects with on_step(report, state), as drl_dist.training.loop.Callback",
                 remedy="give objects with this method",
             )
-    data = _Given.of(images)
-    experiment = _experiment(data, config, num_steps, seed)
-    state = TrainState.create(experiment, chosen)
-    step = TrainStep(state, experiment, engine or EngineConfig())
-    # As the jobs do: before whatever would keep what a run that has run away made.
-    watching: list[Callback] = [*([Progress()] if show_progress else []), RunawayGuard(_GUARD_STEPS)]
-    run_loop(step, state, experiment, data.batches(experiment), [*watching, *callbacks])
-    return Model.of_state(experiment, state, data=data.facts())
+    with Waiting("training") if show_progress else nullcontext() as waiting:
+        if waiting is not None:
+            waiting.begin("looking at the images and making the network", is_told=False)
+        data = _Given.of(images)
+        experiment = _experiment(data, config, num_steps, seed)
+        state = TrainState.create(experiment, chosen)
+        step = TrainStep(state, experiment, engine or EngineConfig())
+        # As the jobs do: before whatever would keep what a run that has run away made.
+        used: list[Callback] = [RunawayGuard(_GUARD_STEPS), *callbacks]
+        if waiting is not None:
+            waiting.begin("the first images and step 1 are to come", is_told=False)
+            used = told(waiting, None, [Progress(), *used])
+        run_loop(step, state, experiment, data.batches(experiment), used)
+        return Model.of_state(experiment, state, data=data.facts())
 
 
 @dataclass(frozen=True)

@@ -7,18 +7,18 @@ of a tracker, or two that write files (docs/training.md).
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from drl_dist.common.durations import duration
 from drl_dist.common.images import PROGRESSION_TITLE, Panel
-from drl_dist.common.waiting import Waiting
-from drl_dist.config.tree import EngineConfig, Experiment
+from drl_dist.common.waiting import Waiting, say
+from drl_dist.config.tree import EngineConfig, Experiment, RunConfig
 from drl_dist.training.generate import draw_together
 from drl_dist.training.guard import Interrupt
-from drl_dist.training.loop import StepReport
+from drl_dist.training.loop import Callback, StepReport
 from drl_dist.training.state import TrainState
 from drl_dist.training.watch import saturated_share
 
@@ -60,15 +60,12 @@ class Progress:
         """See `drl_dist.training.loop.Callback`."""
         now = time.monotonic()
         if report.result.interrupt is not Interrupt.NONE:
-            print(
-                f"{self._prefix}{_at(report)}: {_INTERRUPTS[report.result.interrupt]}",
-                flush=True,
-            )
+            say(f"{self._prefix}{_at(report)}: {_INTERRUPTS[report.result.interrupt]}")
         if self._first_step is None:
             # Compilation and warm-up would spoil the estimate.
             self._first_step = self._printed_step = report.step
             self._began = now
-            print(f"{self._prefix}{_at(report)}: under way", flush=True)
+            say(f"{self._prefix}{_at(report)}: under way")
             return
         self._waited += report.wait_seconds
         if now - self._printed < PROGRESS_SECONDS and report.step < report.num_steps:
@@ -76,11 +73,10 @@ class Progress:
         steps, seconds = report.step - self._printed_step, now - max(self._printed, self._began)
         per_step = (now - self._began) / (report.step - self._first_step)
         images = report.images_seen / report.step * steps / seconds
-        print(
+        left = (report.num_steps - report.step) * per_step
+        say(
             f"{self._prefix}{_at(report)}: loss {report.metrics()['loss']:.4g}, {images:.1f} images/s, "
-            f"waiting for data {self._waited / seconds:.1%}, "
-            f"{duration((report.num_steps - report.step) * per_step)} left",
-            flush=True,
+            f"waiting for data {self._waited / seconds:.1%}" + (f", {duration(left)} left" if left else "")
         )
         self._printed, self._printed_step, self._waited = now, report.step, 0.0
 
@@ -89,33 +85,60 @@ def _at(report: StepReport) -> str:
     return f"step {report.step}/{report.num_steps}"
 
 
-@dataclass(frozen=True)
-class SilenceBroken:
-    """Two callbacks that let a `Waiting` say what takes long: `Following` behind the step, this behind all others.
+def told(waiting: Waiting, run: RunConfig | None, callbacks: Sequence[Callback]) -> list[Callback]:
+    """The callbacks of a step between two that let a `Waiting` say what takes long: them, or the next step.
 
     Args:
         waiting: prints lines.
+        run: says when samples, scores and checkpoints are due; None where only the caller's callbacks know.
+        callbacks: all others, in their order.
     """
+    return [_Following(waiting, run), *callbacks, _NextStep(waiting)]
+
+
+def to_come(run: RunConfig, step: int) -> str:
+    """What comes, on the device that computes, between the state after `step` and the first line of progress."""
+    parts = ["samples of the untrained network"] if step == 0 else []
+    parts += ["compiling the network"] if run.use_gpu and run.engine.compile != "never" else []
+    parts += ["the first images of the data", f"step {step + 1}"]
+    return "to come: " + ", ".join(parts)
+
+
+@dataclass(frozen=True)
+class _NextStep:
+    """See `told`."""
 
     waiting: Waiting
 
     def on_step(self, report: StepReport, state: TrainState) -> None:
         """See `drl_dist.training.loop.Callback`."""
         if report.step == report.num_steps or report.result.interrupt is Interrupt.STOP:
-            self.waiting.begin("ending", is_told=False)
+            self.waiting.begin("bringing the last metrics and checkpoints to storage", is_told=False)
         else:
             self.waiting.begin(f"making step {report.step + 1} of {report.num_steps}", is_told=False)
 
 
 @dataclass(frozen=True)
-class Following:
-    """See `SilenceBroken`."""
+class _Following:
+    """See `told`."""
 
     waiting: Waiting
+    run: RunConfig | None
 
     def on_step(self, report: StepReport, state: TrainState) -> None:
         """See `drl_dist.training.loop.Callback`."""
-        self.waiting.begin(f"samples, scores or a checkpoint after step {report.step}", is_told=False)
+        parts = [] if self.run is None else _due(self.run, report)
+        self.waiting.begin(f"{', '.join(parts or ['callbacks'])} after step {report.step}", is_told=False)
+
+
+def _due(run: RunConfig, report: StepReport) -> list[str]:
+    is_last, is_interrupted = report.step == report.num_steps, report.result.interrupt is not Interrupt.NONE
+    schedules = (
+        ("drawing samples", run.tracking.sample_every_steps, is_last),
+        ("drawing and scoring images", run.tracking.score_every_steps, is_last),
+        ("writing a checkpoint", run.checkpoint.every_steps, is_last or is_interrupted),
+    )
+    return [what for what, every, is_due in schedules if every is not None and (is_due or report.step % every == 0)]
 
 
 @dataclass(frozen=True)

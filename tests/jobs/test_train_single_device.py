@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import signal
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import ANY
@@ -22,6 +24,7 @@ from drl_dist.checkpoints.run_status import RunStatus, read_status
 from drl_dist.common.errors import UserError
 from drl_dist.common.images import MIN_WIDTH, PROGRESSION_TITLE
 from drl_dist.common.program import Stopped
+from drl_dist.common.waiting import Waiting
 from drl_dist.config.tree import RunConfig
 from drl_dist.data.pixels.array_file import read_array_file
 from drl_dist.jobs.common.output.sheet import images_in
@@ -106,7 +109,9 @@ def test_a_run_writes_metrics_pictures_curves_and_checkpoints(
     run = parsed(shards, tmp_path, "a", *more, "--loader.ledger-dir", str(tmp_path / "audit"))
     assert train_on_one_device(run) == 0
     printed = capsys.readouterr().out
-    assert "run a: starting on cpu" in printed and "images/s" in printed and " left" in printed
+    assert "run a: starting on cpu" in printed and "images/s" in printed
+    coming = "run a: to come: samples of the untrained network, the first images of the data, step 1\n"
+    assert printed.count(coming) == 1
     folder = tmp_path / "a"
     assert logged(folder) == [1, 2, 3, 4]
     found = histories(read_table(str(folder)))
@@ -137,6 +142,27 @@ def test_a_run_writes_metrics_pictures_curves_and_checkpoints(
     assert len(audit) == STEPS
     assert train_on_one_device(run) == 0
     assert "run a has made its 4 steps; its last checkpoint is " in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_each_part_that_takes_long_is_said(
+    array_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    begin = Waiting.begin
+
+    def slowly(self: Waiting, what: str, **more: Any) -> None:
+        begin(self, what, **more)
+        time.sleep(0.12)
+
+    monkeypatch.setattr(train_single_device, "Waiting", partial(Waiting, seconds=0.06))
+    monkeypatch.setattr(Waiting, "begin", slowly)
+    assert train_on_one_device(parsed(array_file, tmp_path, "slow")) == 0
+    said = re.findall(r"run slow: (.*), for .* so far\n", capsys.readouterr().out)
+    parts = [f"reading {array_file}", f"looking for the newest checkpoint in {tmp_path}/slow", "making the network"]
+    parts += ["to come: samples of the untrained network, the first images of the data, step 1"]
+    parts += ["callbacks after step 1", "making step 2 of 4", "writing a checkpoint after step 2"]
+    parts += ["making step 3 of 4", "drawing samples, writing a checkpoint after step 4"]
+    assert [part for part in dict.fromkeys(said) if part in parts] == parts
 
 
 def interrupted(monkeypatch: pytest.MonkeyPatch, at: int, act: Callable[[], None]) -> None:

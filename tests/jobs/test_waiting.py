@@ -6,8 +6,11 @@ import io
 import re
 import time
 
+import pytest
+
+from drl_dist.common import waiting as module
 from drl_dist.common.amounts import counted, mebibytes, short
-from drl_dist.common.waiting import Waiting
+from drl_dist.common.waiting import Waiting, count_silence, say
 from tests.support import wait_for
 
 
@@ -33,11 +36,32 @@ def test_what_goes_on_in_time_is_not_told() -> None:
     with Waiting("run a", seconds=0.4, stream=stream) as waiting:
         for _ in range(8):
             waiting.begin("step", is_told=False)
+            say("a line of another kind", io.StringIO())
             time.sleep(0.1)
         assert stream.getvalue() == ""
         waiting.begin(lambda: next(states))
         wait_for(lambda: "2 of 2 CPUs are free, for" in stream.getvalue(), 10)
         assert stream.getvalue().startswith("run a: 1 of 2 CPUs is free\n")
+
+
+def test_short_parts_after_one_another_are_not_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_silence", module._Silence())
+    stream = io.StringIO()
+    with Waiting("run a", seconds=0.5, stream=stream) as waiting:
+        for number in range(9):
+            waiting.begin(f"part {number}", is_told=False)
+            time.sleep(0.1)
+    assert re.fullmatch(r"run a: part [4-6], for 0 s so far\n", stream.getvalue())
+    # What was before in a notebook is not silence; between the parts of a command it is.
+    for is_command in (False, True):
+        stream.truncate(0)
+        if is_command:
+            count_silence()
+        time.sleep(0.4)
+        with Waiting("run a", seconds=0.5, stream=stream) as waiting:
+            waiting.begin("another", is_told=False)
+            time.sleep(0.3)
+        assert ("run a: another" in stream.getvalue()) is is_command
 
 
 def test_counts_and_amounts() -> None:

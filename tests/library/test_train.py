@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import drl_dist
 from drl_dist.checkpoints.format import read_checkpoint
 from drl_dist.common.errors import UserError
+from drl_dist.common.waiting import Waiting
 from drl_dist.config.tree import Experiment
 from drl_dist.jobs.train.options import parse_train_options
 from drl_dist.jobs.train.single_device import train_on_one_device
@@ -102,6 +106,27 @@ def test_without_a_config_the_rules_make_one() -> None:
     assert model.experiment.model.data_std is not None
     loader = DataLoader(TensorDataset(pictures(12, 4)), batch_size=3)
     assert trained(loader, None, num_steps=2).experiment.train.batch_size == 8
+
+
+def test_what_takes_long_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    class Slow:
+        """A loader whose second pass takes long."""
+
+        passes = 0
+
+        def __iter__(self) -> Iterator[Tensor]:
+            self.passes += 1
+            time.sleep(0.3 if self.passes == 2 else 0)
+            return iter([pictures()])
+
+    module = sys.modules["drl_dist.library.train"]
+    monkeypatch.setattr(module, "Waiting", partial(Waiting, seconds=0.2))
+    drl_dist.train(Slow(), small(), device="cpu")
+    said = capsys.readouterr().out
+    assert "training: the first images and step 1 are to come, for " in said
+    monkeypatch.setattr(module, "Waiting", None)
+    trained(Slow(), small())
+    assert capsys.readouterr().out == ""
 
 
 def test_progress_is_printed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,8 +11,10 @@ import pytest
 import torch
 
 from drl_dist.common.images import Panel
+from drl_dist.common.waiting import Waiting
+from drl_dist.config.tree import CheckpointConfig, RunConfig, TrackingConfig
 from drl_dist.training import callbacks
-from drl_dist.training.callbacks import Metrics, Progress, Samples, Scores
+from drl_dist.training.callbacks import Metrics, Progress, Samples, Scores, told
 from drl_dist.training.generate import draw_together
 from drl_dist.training.guard import Interrupt
 from drl_dist.training.loop import Callback, StepReport, train
@@ -104,6 +106,30 @@ def test_progress_prints_rate_and_time_left(
     assert second == f"step 2/{STEPS}: asked to stop, so a checkpoint is written and training ends"
     assert third.startswith(f"step 2/{STEPS}: loss ") and " images/s, waiting for data " in third
     assert third.endswith(" s left")
+    capsys.readouterr()
+    run(Progress())
+    # Nothing is left.
+    assert capsys.readouterr().out.splitlines()[-1].endswith("%")
+
+
+def test_what_takes_long_is_told_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[str] = []
+    monkeypatch.setattr(Waiting, "begin", lambda _, what, *, is_told: begun.append(what))
+    waiting = Waiting("run a")
+    config = RunConfig(
+        experiment=tiny(),
+        checkpoint=CheckpointConfig(every_steps=2),
+        tracking=TrackingConfig(sample_every_steps=100, score_every_steps=1),
+    )
+    run(*told(waiting, config, []))
+    assert begun == [
+        "drawing and scoring images after step 1",
+        "making step 2 of 3",
+        "drawing and scoring images, writing a checkpoint after step 2",
+        "making step 3 of 3",
+        "drawing samples, drawing and scoring images, writing a checkpoint after step 3",
+        "bringing the last metrics and checkpoints to storage",
+    ]
 
 
 def test_samples_are_drawn_when_due_and_the_last_ones_are_of_the_last_step() -> None:

@@ -11,7 +11,7 @@ from typing import NoReturn, TypeVar
 
 from drl_dist.common.imports import no_collection
 from drl_dist.common.program import entry_point, interrupt_quietly, stop_on_signals
-from drl_dist.common.waiting import Waiting
+from drl_dist.common.waiting import Waiting, count_silence
 
 # Before what takes longer.
 interrupt_quietly()
@@ -73,6 +73,7 @@ def run_command(
         if resumes:
             # Before the imports, which take seconds: a stop meanwhile is a stop like any other.
             stop_on_signals()
+        count_silence()
         # Heavy imports wait until the options are understood.
         with Waiting(Path(sys.argv[0]).name, stream=sys.stderr) as waiting, no_collection():
             waiting.begin("importing libraries", is_told=False)

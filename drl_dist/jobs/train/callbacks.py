@@ -18,7 +18,7 @@ from drl_dist.jobs.train.faults.damage import Damage
 from drl_dist.jobs.train.faults.restarts import ScaleUp
 from drl_dist.jobs.train.metrics import Clock, Exports, Stalling
 from drl_dist.jobs.train.storage import Uploader
-from drl_dist.training.callbacks import Following, LogMetrics, Metrics, Progress, Samples, Scores, SilenceBroken
+from drl_dist.training.callbacks import LogMetrics, Metrics, Progress, Samples, Scores, told
 from drl_dist.training.guard import Interrupt
 from drl_dist.training.loop import Callback, StepReport
 from drl_dist.training.state import TrainState
@@ -78,9 +78,7 @@ def build_callbacks(
     callbacks += [RunawayGuard(run.checkpoint.every_steps), samples]
     callbacks += [one for one in (curves, scores, trial) if one is not None]
     callbacks += [damage, Stalling(checkpoints, clock)]
-    if waiting is not None:
-        callbacks = [Following(waiting), *callbacks, SilenceBroken(waiting)]
-    return callbacks
+    return callbacks if waiting is None else told(waiting, run, callbacks)
 
 
 @dataclass(frozen=True)

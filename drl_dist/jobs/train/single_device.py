@@ -35,6 +35,7 @@ from drl_dist.common.errors import UserError
 from drl_dist.common.images import Panel
 from drl_dist.common.places import joined
 from drl_dist.common.program import SIGNALS, Stopped
+from drl_dist.common.waiting import Waiting, say
 from drl_dist.config.rules import ARRAY_SUFFIX
 from drl_dist.config.tree import RunConfig
 from drl_dist.data.audit import audited
@@ -48,7 +49,7 @@ from drl_dist.jobs.common.device import device_name, prepare_device
 from drl_dist.jobs.train.pictures import training_sheet
 from drl_dist.tracking.files.events import check_tensorboard
 from drl_dist.tracking.files.run_files import RunFiles, refuse_other_files
-from drl_dist.training.callbacks import Curves, Metrics, Progress, Samples, ScoreImages, Scores
+from drl_dist.training.callbacks import Curves, Metrics, Progress, Samples, ScoreImages, Scores, to_come, told
 from drl_dist.training.guard import DivergedError, Interrupt
 from drl_dist.training.health_watch import HealthWatch, seen_by
 from drl_dist.training.in_memory import InMemoryBatches
@@ -85,7 +86,13 @@ def train_on_one_device(run: RunConfig, chosen: Collection[str] = ()) -> int:
         UserError: something that the user gave cannot be used.
         Stopped: a signal ended it before all steps were made.
     """
+    with Waiting(f"run {run.run_name}") as waiting:
+        return _train_told(run, chosen, waiting)
+
+
+def _train_told(run: RunConfig, chosen: Collection[str], waiting: Waiting) -> int:
     # Not the CPUs that Ray would give a worker: the device is this process's own.
+    waiting.begin(f"reading {run.data}", is_told=False)
     device = prepare_device(device_name(run.use_gpu), threads=run.engine.threads_per_worker, is_reproducible=False)
     data = _open_data(run)
     # Before the run is compared with its record, which holds numbers.
@@ -98,6 +105,7 @@ def train_on_one_device(run: RunConfig, chosen: Collection[str] = ()) -> int:
     refuse_other_files(run_url, RECORD)
     if run.tracking.tensorboard:
         check_tensorboard()
+    waiting.begin(f"looking for the newest checkpoint in {run_url}", is_told=False)
     newest = newest_verified_checkpoint(run_url)
     if newest is not None and newest.step >= experiment.train.num_steps:
         print(
@@ -108,18 +116,23 @@ def train_on_one_device(run: RunConfig, chosen: Collection[str] = ()) -> int:
         return 0
     if run.start_from is not None and newest is None:
         run = dataclasses.replace(run, start_from=starting_point(run.start_from, experiment, data.fingerprint))
+    if run.tracking.score_every_steps is not None:
+        waiting.begin("reading the network and the real images of scores", is_told=False)
     score = _scorer(run, data, device)
+    waiting.begin("making the network", is_told=False)
     state = TrainState.create(experiment, device)
     began_at = newest.url if newest else run.start_from
     if began_at is not None:
+        waiting.begin(f"reading {began_at}", is_told=False)
         _restore(state, run, began_at, data.fingerprint)
     write_record(run_url, experiment, data.fingerprint, run.start_from)
     write_run_config(run, without_ray=True)
     beginning = f"resuming after step {state.step} from {began_at}" if began_at else "starting"
-    print(f"run {run.run_name}: {beginning} on {device}, checkpoints, metrics and samples in {run_url}", flush=True)
+    say(f"run {run.run_name}: {beginning} on {device}, checkpoints, metrics and samples in {run_url}")
+    waiting.begin(to_come(run, state.step))
     try:
         with status_recorded(run_url):
-            cause = _train(run, run_url, data, state, score)
+            cause = _train(run, run_url, data, state, score, waiting)
             if state.step < experiment.train.num_steps:
                 assert cause is not None, "training ends early for a signal alone"
                 raise Stopped(cause, f"after step {state.step}, whose checkpoint is written")
@@ -130,7 +143,9 @@ def train_on_one_device(run: RunConfig, chosen: Collection[str] = ()) -> int:
     return 0
 
 
-def _train(run: RunConfig, run_url: str, data: _Data, state: TrainState, score: ScoreImages | None) -> str | None:
+def _train(
+    run: RunConfig, run_url: str, data: _Data, state: TrainState, score: ScoreImages | None, waiting: Waiting
+) -> str | None:
     """Make the steps that are left; the signal that asked to stop, if any."""
     experiment, tracking = run.experiment, run.tracking
     seed = noise_seed(experiment.train.seed, len(read_rollbacks(run_url)))
@@ -174,7 +189,13 @@ def _train(run: RunConfig, run_url: str, data: _Data, state: TrainState, score: 
             samples.draw(0, state)
         first = state.step
         watched = FirstBatch(batches, lambda share: log(first, {"data_saturated_fraction": share}))
-        train(TrainStep(state, experiment, run.engine, stop, seed), state, experiment, watched, callbacks)
+        train(
+            TrainStep(state, experiment, run.engine, stop, seed),
+            state,
+            experiment,
+            watched,
+            told(waiting, run, callbacks),
+        )
         return stop.cause
 
 

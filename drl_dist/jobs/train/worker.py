@@ -30,7 +30,7 @@ from drl_dist.jobs.train.metrics import Clock, Exports
 from drl_dist.jobs.train.records import open_records
 from drl_dist.jobs.train.stop import StopRequests
 from drl_dist.jobs.train.task import ScoreCallback, WorkerTask
-from drl_dist.training.callbacks import Curves, Samples, Scores
+from drl_dist.training.callbacks import Curves, Samples, Scores, to_come
 from drl_dist.training.health_watch import HealthWatch, seen_by
 from drl_dist.training.loop import train
 from drl_dist.training.state import TrainState
@@ -158,7 +158,7 @@ def _train(task: WorkerTask, index: ShardIndex, state: TrainState, waiting: Wait
         )
         stack.enter_context(stream)
         if waiting is not None:
-            waiting.begin(_first(run, state.step))
+            waiting.begin(to_come(run, state.step))
         if state.step == 0:
             # Show where training began, before there is anything else to see.
             samples.draw(0, state)
@@ -174,14 +174,6 @@ def _log_data_share(log: Callable[[int, dict[str, float]], None], step: int, sha
 
 def _nothing() -> None:
     """Of ranks that write no files."""
-
-
-def _first(run: RunConfig, step: int) -> str:
-    """What comes before the first line of progress."""
-    parts = ["samples of the untrained network"] if step == 0 else []
-    parts += ["compiling the network"] if run.use_gpu and run.engine.compile != "never" else []
-    parts += ["the first images of the data", f"step {step + 1}"]
-    return "to come: " + ", ".join(parts)
 
 
 def _index(task: WorkerTask) -> ShardIndex:
