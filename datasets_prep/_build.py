@@ -50,8 +50,9 @@ from datasets_prep._resume import (
 )
 from datasets_prep._source import Part, Source
 from datasets_prep._statistics import add_statistics, describe, with_statistics
+from drl_dist.common.amounts import counted
 from drl_dist.common.errors import UserError
-from drl_dist.common.places import joined
+from drl_dist.common.places import in_full, joined
 from drl_dist.common.progress import progress
 from drl_dist.common.validation import place_of
 from drl_dist.data.filesystem import Folder, check_reachable
@@ -115,7 +116,7 @@ def build(source: Source, options: PrepOptions) -> int:
     if not rows:
         raise UserError(
             "source",
-            got=f"{len(unreadable)} images, none of them readable (first: {unreadable[0]['reason']})",
+            got=f"{counted(len(unreadable), 'image')}, none readable (first: {unreadable[0]['reason']})",
             expected="readable images",
             remedy="check the download; nothing was prepared",
         )
@@ -159,8 +160,8 @@ def _report_earlier(url: str, earlier: Source, source: Source) -> None:
     """Print in what the images of an output that an earlier version began differ from those of this one."""
     if earlier.left_out != source.left_out:
         print(
-            f"{url} was begun by an earlier version and keeps its choice of files: {len(earlier)} images, where this "
-            f"version takes {len(source)}.",
+            f"{url} was begun by an earlier version and keeps its choice of files: "
+            f"{counted(len(earlier), 'image')}, where this version takes {len(source)}.",
             file=sys.stderr,
         )
     if CLASSES in source.parameters:
@@ -195,7 +196,7 @@ def check_options(source: Source, options: PrepOptions) -> None:
             f"at least {max(1, -(-len(source) // MAX_SHARDS))}",
             options.shard_size >= max(1, -(-len(source) // MAX_SHARDS)),
         ),
-        ("source", f"{len(source)} images", f"1 to {MAX_SAMPLE_ID + 1}", 1 <= len(source) <= MAX_SAMPLE_ID + 1),
+        ("source", counted(len(source), "image"), f"1 to {MAX_SAMPLE_ID + 1}", 1 <= len(source) <= MAX_SAMPLE_ID + 1),
     ]
     for what, got, expected, holds in rules:
         if not holds:
@@ -355,13 +356,15 @@ def _clean_up(folder: Folder, records: Folder, source: Source, options: PrepOpti
 def _report(index: ShardIndex, unreadable: Sequence[dict[str, Any]]) -> None:
     size = sum(shard.size for shard in index.shards)
     print(
-        f"{index.url}: {index.num_samples} images of {index.resolution}x{index.resolution} in {len(index.shards)} "
-        f"shards, {size / 2**20:.1f} MiB, {describe(index)}, fingerprint {index.fingerprint[:16]}.",
+        f"{in_full(index.url)}: {counted(index.num_samples, 'image')} of {index.resolution}x{index.resolution} in "
+        f"{counted(len(index.shards), 'shard')}, {size / 2**20:.1f} MiB, {describe(index)}, "
+        f"fingerprint {index.fingerprint[:16]}.",
         file=sys.stderr,
     )
     if unreadable:
+        are = "is" if len(unreadable) == 1 else "are"
         print(
-            f"{len(unreadable)} images could not be read and are left out; {UNREADABLE_NAME} lists them:",
+            f"{counted(len(unreadable), 'image')} could not be read and {are} left out; {UNREADABLE_NAME} lists them:",
             file=sys.stderr,
         )
         for entry in unreadable[:10]:

@@ -15,6 +15,7 @@ from datasets_prep._files import read_file
 from datasets_prep._listing import printable, utf8
 from datasets_prep._own import class_names
 from datasets_prep._source import digest_of
+from drl_dist.common.amounts import counted
 from drl_dist.common.errors import UserError
 
 METADATA = ("metadata.csv", "metadata.jsonl")
@@ -95,7 +96,7 @@ def _from_table(table: Path, found: Mapping[str, str], images: Sequence[str]) ->
     if missing:
         raise UserError(
             f"metadata {printable(str(table))}",
-            got=f"no class of {len(missing)} images (the first: {printable(missing[0])})",
+            got=f"no class of {counted(len(missing), 'image')} (the first: {printable(missing[0])})",
             expected="a row with a class for every image",
             remedy="complete the table, or choose --labels none",
         )

@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 
 from datasets_prep._files import COARSE_SETTLES, FINE_SETTLES, UNKNOWN, WIDTH
 from datasets_prep._source import Source
+from drl_dist.common.amounts import counted
 from drl_dist.common.errors import UserError
 from drl_dist.common.progress import progress
 from drl_dist.data.filesystem import Folder
@@ -246,6 +247,6 @@ def compare_with_prepared(source: Source, shard_size: int, folder: Folder, stamp
         return ""
     return (
         "Names and sizes of the images are the same; whether their content is could not be compared"
-        + ("" if missing == len(shards) else f" for {missing} of {len(shards)} shards")
+        + ("" if missing == len(shards) else f" for {missing} of {counted(len(shards), 'shard')}")
         + f", since {STAMPS_NAME} is missing or incomplete (folders prepared by earlier versions have none)."
     )

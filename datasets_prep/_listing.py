@@ -227,7 +227,7 @@ def _by_suffix(suffix: str, readable: frozenset[str]) -> str:
     return printable(suffix)
 
 
-def counted(kinds: Mapping[str, int]) -> str:
+def counted_kinds(kinds: Mapping[str, int]) -> str:
     """A line with the numbers of files by kind: pictures first, then the most frequent kinds."""
     order = sorted((kind for kind in kinds if kinds[kind]), key=lambda kind: (" " not in kind, -kinds[kind], kind))
     shown = [f"{kinds[kind]} {_plural(kind, kinds[kind])}" for kind in order[:MOST_KINDS]]

@@ -19,6 +19,7 @@ from datasets_prep._listing import printable
 from datasets_prep._options import Crop, OwnImageOptions
 from datasets_prep._pixels import pixel_rules
 from datasets_prep._source import Source, centre_square
+from drl_dist.common.amounts import counted
 from drl_dist.common.errors import UserError
 from drl_dist.common.places import joined
 from drl_dist.config.own_data import check_resolution
@@ -138,7 +139,10 @@ def build_own(source: Splittable, options: OwnImageOptions, share: float | None)
     try:
         check_resolution(options.resolution)
     except UserError as error:
-        print(f"The images are prepared, but the default networks cannot be trained on them: {error}", file=sys.stderr)
+        print(
+            f"Only a network of your own can be trained on what this prepares. {error} (Ctrl-C ends this command.)",
+            file=sys.stderr,
+        )
     if share is None:
         return build(source, options)
     is_train = np.fromiter((is_first(content, share) for content in source.contents()), bool, len(source))
@@ -147,7 +151,7 @@ def build_own(source: Splittable, options: OwnImageOptions, share: float | None)
         if not len(places):
             raise UserError(
                 "--split",
-                got=f"{options.split} of {len(source)} images, which leaves none for {split}",
+                got=f"{options.split} of {counted(len(source), 'image')}, which leaves none for {split}",
                 expected="a share with which both parts have images",
                 remedy="choose another share, or prepare more images",
             )
@@ -183,4 +187,4 @@ def report_classes(names: Sequence[str]) -> None:
     if names:
         shown = ", ".join(f"{label} {printable(name)}" for label, name in enumerate(names[:8]))
         more = f" and {len(names) - 8} more" if len(names) > 8 else ""
-        print(f"Labels of {len(names)} class{'es' if len(names) > 1 else ''}: {shown}{more}.", file=sys.stderr)
+        print(f"Labels of {counted(len(names), 'class', 'classes')}: {shown}{more}.", file=sys.stderr)

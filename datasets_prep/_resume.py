@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 
 from datasets_prep._identity import STAMPS_NAME, Change, Seen, compare_with_prepared, drop_changed
-from datasets_prep._listing import counted, printable
+from datasets_prep._listing import counted_kinds, printable
 from datasets_prep._pixels import report_treated
 from datasets_prep._source import Source
+from drl_dist.common.amounts import counted
 from drl_dist.common.errors import UserError
 from drl_dist.common.nested import differences
+from drl_dist.common.places import in_full
 from drl_dist.data.filesystem import Folder
 from drl_dist.data.index import CLASS_COUNTS, INDEX_NAME, ShardIndex, open_index
 from drl_dist.data.pixels.statistics import PixelSums
@@ -60,7 +62,7 @@ def report_prepared(folder: Folder, index: ShardIndex, source: Source, shard_siz
         UserError: images have changed since.
     """
     remark = compare_with_prepared(source, shard_size, folder, folder.sizes().get(STAMPS_NAME))
-    print(f"{folder.url} already holds these {index.num_samples} images; nothing to do.", file=sys.stderr)
+    print(f"{in_full(folder.url)} already holds {counted(index.num_samples, 'image')}; nothing to do.", file=sys.stderr)
     if remark:
         print(remark, file=sys.stderr)
     report_treated(index.made_by.get("treated", {}))
@@ -85,7 +87,7 @@ def resume(folder: Folder, records: Folder, identity: dict[str, Any], source: So
         for number, record in found.items()
         if not record["row"] or sizes.get(record["row"]["name"]) == record["row"]["size"]
     }
-    print(f"resuming {folder.url}: {len(kept)} shards are finished.", file=sys.stderr)
+    print(f"resuming {folder.url}: {counted(len(kept), 'shard')} finished.", file=sys.stderr)
     unknown = sum(Seen.from_record(record) is None for record in kept.values())
     if unknown and source.stamps(0, 0) is not None:
         print(
@@ -143,7 +145,7 @@ def forget_changed(
             folder.remove(rows[change.number]["name"])
     if changes:
         print(
-            f"{len(changes)} finished shards are made again, since their images have changed (the first: "
+            f"{counted(len(changes), 'finished shard')} made again, since images have changed (the first: "
             f"{printable(changes[0].image)}).",
             file=sys.stderr,
         )
@@ -166,5 +168,5 @@ def refuse_other(folder: Folder, found: dict[str, Any], wanted: dict[str, Any]) 
 
 def report_left_out(source: Source, unreadable: int) -> None:
     read = [f"{unreadable} that could not be read ({UNREADABLE_NAME} lists them)"] if unreadable else []
-    kinds = [counted(source.left_out)] if any(source.left_out.values()) else []
+    kinds = [counted_kinds(source.left_out)] if any(source.left_out.values()) else []
     print(f"Left out: {', '.join(read + kinds) or 'nothing'}.", file=sys.stderr)

@@ -21,6 +21,7 @@ from datasets_prep._build import build
 from datasets_prep._files import content_by_crc, current_stamp, file_item, read_file
 from datasets_prep._listing import picture_formats, printable
 from datasets_prep._source import Encoded, Item, SourceDefaults, found_in, require_source
+from drl_dist.common.amounts import counted
 from drl_dist.common.errors import UserError
 
 if TYPE_CHECKING:
@@ -79,7 +80,8 @@ class Celeba(SourceDefaults):
             packed = next((name for name in held if name.lower().endswith((".zip", ".7z"))), "")
             raise UserError(
                 f"source {printable(str(images))}",
-                got=f"{len(held)} files, none of the {len(names)} images that {partition.name} lists for {split}"
+                got=f"{counted(len(held), 'file')}, none of the "
+                f"{counted(len(names), 'image')} that {partition.name} lists for {split}"
                 + (f", but {printable(packed)}, which is packed itself" if packed else ""),
                 expected=NEEDS,
                 remedy="give the matching files",

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from datasets_prep._build import build
 from datasets_prep._source import Item, SourceDefaults, digest_of, found_in, from_pixels, require_same, require_source
+from drl_dist.common.amounts import counted
 from drl_dist.common.errors import UserError
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ def _arrays(folder: Path, split: str) -> tuple[NDArray[np.uint8], NDArray[np.uin
     if len(pixels) != len(labels):
         raise UserError(
             f"source {folder}",
-            got=f"{len(pixels)} images but {len(labels)} labels",
+            got=f"{counted(len(pixels), 'image')} but {counted(len(labels), 'label')}",
             expected="as many labels as images",
             remedy="download the files again",
         )

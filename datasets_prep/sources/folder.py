@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from datasets_prep._files import UNKNOWN, content_of, current_stamp, file_item, read_file
 from datasets_prep._folder_labels import Labels, labels_of
-from datasets_prep._listing import Listing, counted, list_images, picture_formats, printable
+from datasets_prep._listing import Listing, counted_kinds, list_images, picture_formats, printable
 from datasets_prep._own import Cut, build_own, check_names, cut_of, report_classes
 from datasets_prep._source import Encoded, Item, SourceDefaults, digest_of, found_in, require_source
 from drl_dist.common.errors import UserError
@@ -77,7 +77,7 @@ class ImageFolder(SourceDefaults):
             raise UserError("--source", got=found_in(folder), expected=NEEDS, remedy="give the folder")
         now, self._earlier = list_images(folder)
         if not now.sizes:
-            kinds = counted(now.left_out)
+            kinds = counted_kinds(now.left_out)
             raise UserError(
                 f"source {printable(str(folder))}",
                 got=f"no usable image, but {kinds}" if kinds else found_in(folder),

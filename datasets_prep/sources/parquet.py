@@ -28,6 +28,7 @@ from datasets_prep._own import (
 )
 from datasets_prep._source import Encoded, Item, SourceDefaults, digest_of, found_in, require_source
 from datasets_prep._tables import SUFFIXES, Table, open_table
+from drl_dist.common.amounts import counted
 from drl_dist.common.errors import UserError
 from drl_dist.common.progress import progress
 from drl_dist.data.index import CLASSES
@@ -110,7 +111,10 @@ class ImageTables(SourceDefaults):
         self._rows = np.arange(self._starts[-1], dtype=np.int64)
         if not len(self._rows):
             raise UserError(
-                "--source", got=f"{len(files)} tables without rows", expected=NEEDS, remedy="give tables with images"
+                "--source",
+                got=f"{counted(len(files), 'table')} without rows",
+                expected=NEEDS,
+                remedy="give tables with images",
             )
         self.digest = self._digest()
 

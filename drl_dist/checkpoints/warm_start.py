@@ -6,6 +6,7 @@ import shutil
 
 from drl_dist.checkpoints.format import read_checkpoint
 from drl_dist.checkpoints.storage import checkpoint_name, fetch_checkpoint, is_complete
+from drl_dist.common.amounts import counted
 from drl_dist.common.errors import UserError
 from drl_dist.common.nested import differences, to_dict
 from drl_dist.common.places import joined
@@ -53,7 +54,7 @@ def starting_point(url: str, experiment: Experiment, data_fingerprint: str) -> s
     if step >= experiment.train.num_steps:
         raise UserError(
             f"--start-from {url}",
-            got=f"{step} steps made",
+            got=f"{counted(step, 'step')} made",
             expected=f"fewer than the {experiment.train.num_steps} of this run",
             remedy="ask for more with --train.num-steps",
         )

@@ -119,6 +119,12 @@ def joined(place: str, name: str) -> str:
     return f"{place.rstrip('/')}/{name}"
 
 
+def in_full(place: str) -> str:
+    """A place as any process may be given it, whatever its working directory."""
+    parsed = parse_place(place)
+    return str(Path(parsed.path).resolve()) if parsed.is_local else place
+
+
 def shown(text: str) -> str:
     """A place as shown in an error message: unchanged if it prints on one line, otherwise as a Python literal."""
     return text if text and text.isprintable() and text == text.strip() else ascii(text)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from drl_dist.common.errors import UserError
-from drl_dist.common.places import Place, PlaceError, parse_file, parse_place, path_here, shown
+from drl_dist.common.places import Place, PlaceError, in_full, parse_file, parse_place, path_here, shown
 
 Rule = tuple[str, object, str, bool]
 """(option, value, what is expected, whether the value meets it)."""
@@ -59,8 +60,12 @@ def place_rule(name: str, place: str | None) -> Rule:
         is_absolute = parse_place(place).is_absolute
     except PlaceError as error:
         return name, error.got, error.expected, False
-    # A job's working directory is a copy that is deleted with the job.
-    return name, place, "a URL or an absolute path", is_absolute
+    expected = "a URL or an absolute path"
+    if not is_absolute:
+        # Not made absolute unasked: of a submitted job, the working directory is a copy that is deleted with the job.
+        is_submitted = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+        expected += ", as a submitted job runs in a copy of your folder" if is_submitted else f", as {in_full(place)}"
+    return name, place, expected, is_absolute
 
 
 def file_rule(name: str, place: str | None) -> Rule:

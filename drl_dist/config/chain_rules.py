@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from drl_dist.common.amounts import counted
+
 if TYPE_CHECKING:
     # The tree checks itself with these rules when it is made.
     from drl_dist.config.tree import Experiment, McmcConfig
@@ -22,7 +24,7 @@ def chain_rules(experiment: Experiment) -> list[Rule]:
         (
             "mcmc.level_chain_steps",
             mcmc.level_chain_steps,
-            f"none, or {levels} numbers (one per level), "
+            f"none, or {counted(levels, 'number')} (one per level), "
             + ("at least 1: a 0 needs mcmc.start tweedie" if fewest else "at least 0"),
             not mcmc.level_chain_steps
             or (len(mcmc.level_chain_steps) == levels and min(mcmc.level_chain_steps) >= fewest),

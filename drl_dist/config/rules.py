@@ -6,6 +6,7 @@ import math
 import re
 from typing import TYPE_CHECKING
 
+from drl_dist.common.amounts import counted
 from drl_dist.common.errors import UserError
 from drl_dist.common.validation import local_rule, place_rule
 from drl_dist.config.chain_rules import Rule, chain_rules, chain_steps_field
@@ -175,7 +176,7 @@ def check_training(experiment: Experiment) -> None:
         fewer = f"set optim.first_objective_steps to {3 * steps // 4 or 1} (three quarters of them), or "
         raise UserError(
             "config field optim.first_objective_steps",
-            got=f"{optim.first_objective_steps} of the {steps} steps of train.num_steps",
+            got=f"{optim.first_objective_steps} of the {counted(steps, 'step')} of train.num_steps",
             expected=f"fewer, since the rest is for optim.objective {optim.objective}",
             remedy=(fewer if steps > 1 else "") + f"raise train.num_steps above {optim.first_objective_steps}",
         )
@@ -337,7 +338,7 @@ def check_run(run: RunConfig, *, complete: bool = True) -> None:
     if (batch_size % run.num_workers) if run.min_workers is None else (batch_size < run.num_workers):
         raise UserError(
             "config field train.batch_size",
-            got=f"{batch_size} for {run.num_workers} workers",
+            got=f"{batch_size} for {counted(run.num_workers, 'worker')}",
             expected="a multiple of the number of workers" if run.min_workers is None else "an image for each worker",
             remedy="change one of the two",
         )

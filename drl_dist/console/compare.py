@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from drl_dist.common.amounts import counted
 from drl_dist.common.errors import UserError
 from drl_dist.common.figures import SMALLEST_POINTS, figure_png, new_figure
 from drl_dist.common.nested import flatten
@@ -111,7 +112,7 @@ def _curves(run: RunView, tracking_uri: str | None) -> dict[str, Curve]:
             return {}
         tracked = look_up(uri, run.status.tracking_run)
         names = _wanted(tracked.latest) if tracked else []
-        print(f"fetching {len(names)} metrics of {run.name}", file=sys.stderr, flush=True)
+        print(f"fetching {counted(len(names), 'metric')} of {run.name}", file=sys.stderr, flush=True)
         merged: dict[str, dict[int, float]] = {}
         for name, values in curves_of(uri, run.status.tracking_run, names).items():
             merged.setdefault(plain_name(name), {}).update(values)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+from drl_dist.common.amounts import counted
 from drl_dist.common.durations import duration
 from drl_dist.common.errors import UserError
 from drl_dist.common.validation import refuse_missing
@@ -59,7 +60,7 @@ def status_lines(run: RunView, now: float) -> list[str]:
     """
     lines = [f"run {run.name} ({run.record['experiment']['preset']}): {run.state}{_since(run, now)}{_restarts(run)}"]
     if run.step is None:
-        lines.append(f"no step of {run.num_steps} is made yet")
+        lines.append(f"none of {counted(run.num_steps, 'step')} is made yet")
     else:
         parts = [f"step {run.step} of {run.num_steps} ({run.step / run.num_steps:.1%})"]
         if run.images_per_second is not None:

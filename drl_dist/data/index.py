@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from drl_dist.common.amounts import counted
 from drl_dist.common.errors import UserError
 from drl_dist.data.filesystem import Folder, check_reachable
 from drl_dist.data.pixels.statistics import PixelStatistics
@@ -158,7 +159,7 @@ def open_index(url: str, *, check_shards: bool = True) -> ShardIndex:
     folder = Folder(url)
     sizes = folder.sizes()
     if INDEX_NAME not in sizes:
-        held = f"{len(sizes)} files, none of them {INDEX_NAME}" if sizes else "an empty or missing folder"
+        held = f"{counted(len(sizes), 'file')} but no {INDEX_NAME}" if sizes else "an empty or missing folder"
         raise UserError(
             f"data {url}",
             got=held,
@@ -265,7 +266,7 @@ def _check(index: ShardIndex, counts: Sequence[int], metadata: Mapping[str, Any]
             url, _shape(index.resolution, index.channels), f"1 to {MAX_RESOLUTION} pixels square with 1 or 3 channels"
         )
     if not 1 <= len(index.shards) <= MAX_SHARDS:
-        raise _bad(url, f"{len(index.shards)} shards", f"1 to {MAX_SHARDS} shards")
+        raise _bad(url, counted(len(index.shards), "shard"), f"1 to {MAX_SHARDS} shards")
     names = [shard.name for shard in index.shards]
     if names != sorted(set(names)):
         raise _bad(url, "shard names repeated or out of order", "distinct names in order")
@@ -277,7 +278,8 @@ def _check(index: ShardIndex, counts: Sequence[int], metadata: Mapping[str, Any]
         if not 2 * TAR_BLOCK <= shard.size <= MAX_SHARD_BYTES:
             raise _bad(url, f"{shard.size} bytes for {shard.name}", f"at most {MAX_SHARD_BYTES} bytes")
         if count != shard.num_samples or count < 1:
-            raise _bad(url, f"{count} samples but {shard.num_samples} offsets for {shard.name}", "one offset a sample")
+            held = f"{counted(count, 'sample')} but {counted(shard.num_samples, 'offset')} for {shard.name}"
+            raise _bad(url, held, "one offset a sample")
         if (
             shard.offsets[0] != 0
             or np.any(np.diff(shard.offsets) < 2 * TAR_BLOCK)

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from drl_dist.common.amounts import counted
 from drl_dist.common.batch import Batch
 from drl_dist.common.errors import UserError
 from drl_dist.config.tree import LoaderConfig
@@ -71,7 +72,7 @@ class ShardStream:
             raise UserError(
                 "train.batch_size",
                 got=batch_size,
-                expected=f"an image for each of {world_size} workers",
+                expected=f"an image for each of {counted(world_size, 'worker')}",
                 remedy="change --num-workers or --train.batch-size",
             )
         self.index = index

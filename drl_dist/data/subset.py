@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from drl_dist.common.amounts import counted
 from drl_dist.common.errors import UserError
 from drl_dist.data.cache import ShardCache
 from drl_dist.data.decode import read_image
@@ -29,7 +30,7 @@ def check_count(index: ShardIndex, count: int, *, what: str) -> None:
     if index.num_samples < count:
         raise UserError(
             f"{what} {index.url}",
-            got=f"{index.num_samples} images",
+            got=counted(index.num_samples, "image"),
             expected=f"at least {count}",
             remedy="add images, or ask for fewer everywhere that scores are compared",
         )

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from drl_dist.common.amounts import counted
 from drl_dist.common.errors import UserError
 
 
@@ -66,7 +67,7 @@ class FeatureNetwork:
                 f"feature network {self.name}",
                 got=f"{what} that are not finite"
                 if is_matrix
-                else f"{what} of shape {tuple(tensor.shape)} and type {tensor.dtype} for {count} images",
+                else f"{what} of shape {tuple(tensor.shape)} and type {tensor.dtype} for {counted(count, 'image')}",
                 expected=f"finite floating-point numbers of shape ({count}, D)",
                 remedy="use another network, or other weights",
             )

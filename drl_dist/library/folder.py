@@ -23,6 +23,7 @@ from torch import Tensor
 from drl_dist.build import weight_shapes
 from drl_dist.checkpoints.configs import config_from_dict
 from drl_dist.checkpoints.format import parse_json_object
+from drl_dist.common.amounts import counted
 from drl_dist.common.errors import UserError
 from drl_dist.common.nested import to_dict
 from drl_dist.common.validation import local_of
@@ -204,7 +205,9 @@ def _check_shapes(path: Path, experiment: Experiment, weights: Mapping[str, Tens
     model = experiment.model
     # Before a network of that many modules is laid out.
     if model.is_built_in and model.num_res_blocks * len(model.width_multipliers) > len(weights):
-        raise _refusal(path, f"{len(weights)} tensors", f"those of {model.num_res_blocks} blocks a level")
+        raise _refusal(
+            path, counted(len(weights), "tensor"), f"those of {counted(model.num_res_blocks, 'block')} a level"
+        )
     try:
         expected = weight_shapes(experiment)
     except (RuntimeError, OverflowError) as error:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from drl_dist.common.amounts import counted
 from drl_dist.common.figures import SMALLEST_POINTS, figure_png, new_figure
 from drl_dist.toy.density import Grid
 from drl_dist.toy.study import Fit
@@ -68,7 +69,7 @@ def comparison_picture(drl: Fit, short_run: Fit, data: Tensor, grid: Grid, capti
         _points(row[2], fit.stages[-1])
         row[2].set_title(f"{label}: samples", fontsize=10)
         _points(row[3], fit.marginal_run)
-        row[3].set_title(f"{label}: {fit.num_long} steps on", fontsize=10)
+        row[3].set_title(f"{label}: {counted(fit.num_long, 'step')} on", fontsize=10)
     return figure_png(figure, caption)
 
 

@@ -9,6 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from drl_dist.common.amounts import counted
 from drl_dist.config.tree import Experiment
 from drl_dist.diffusion.noise import PhiloxNoise
 from drl_dist.diffusion.recovery import LogDensityAndGrad
@@ -167,7 +168,7 @@ def report(drl: Fit, short_run: Fit, data: Tensor, grid: Grid) -> list[str]:
     runs: list[tuple[str, Callable[[Fit], Tensor]]] = [
         ("samples", lambda f: f.stages[-1]),
         (f"chains {drl.lengthen} times as long", lambda f: f.long_run),
-        (f"{drl.num_long} more steps on f(y, 0)", lambda f: f.marginal_run),
+        (f"{counted(drl.num_long, 'more step')} on f(y, 0)", lambda f: f.marginal_run),
     ]
     rows: list[tuple[str, Callable[[Fit], str]]] = [
         ("learned density: total variation from the exact one", lambda f: f"{f.total_variations[0]:.3f}"),

@@ -23,6 +23,7 @@ from mlflow.utils.mlflow_tags import (
     MLFLOW_USER,
 )
 
+from drl_dist.common.amounts import counted
 from drl_dist.common.places import parse_place
 from drl_dist.tracking.runs import NOTE_TAG
 from drl_dist.tracking.server.client import connect, user_errors
@@ -81,7 +82,7 @@ def alias_of(run_name: str) -> str | None:
 def version_description(step: int, metadata: Mapping[str, str]) -> str:
     """What a model version is, for its page."""
     seen = metadata.get("images_seen")
-    parts = [f"Averaged weights after step {step}" + (f" ({seen} images)" if seen else "")]
+    parts = [f"Averaged weights after step {step}" + (f" ({counted(int(seen), 'image')})" if seen else "")]
     if "run_name" in metadata:
         parts.append(f"of run {metadata['run_name']}")
     return " ".join(parts) + (f"; checkpoint {metadata['checkpoint_url']}" if "checkpoint_url" in metadata else "")

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from drl_dist.common.amounts import counted
 from drl_dist.common.durations import duration
 from drl_dist.common.images import PROGRESSION_TITLE, Panel
 from drl_dist.common.waiting import Waiting, say
@@ -252,7 +253,7 @@ class Scores:
             self.log(report.step, numbers)
             shown = ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())
             print(
-                f"{_at(report)}: {shown} of {self.num_images} images, drawn and scored in "
+                f"{_at(report)}: {shown} of {counted(self.num_images, 'image')}, drawn and scored in "
                 f"{duration(time.monotonic() - began)}",
                 flush=True,
             )

@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from drl_dist.common.amounts import counted
+
 Condition = Literal["diverging", "saturating", "stale", "data-bound"]
 CONDITIONS: tuple[Condition, ...] = ("diverging", "saturating", "stale", "data-bound")
 """What may be wrong, the gravest first."""
@@ -151,7 +153,7 @@ def _grown_gap(series: Mapping[str, Mapping[int, float | None]], recent: set[int
             worst = gap / limit if limit else math.inf
             said = (
                 f"{name} is {gap:.3g} nats, more than {limits.max_gap_growth:g} times the {max(first):.3g} of the "
-                f"first {len(first)} steps"
+                f"first {counted(len(first), 'step')}"
             )
     return said
 

@@ -147,7 +147,7 @@ def test_output_of_a_version_without_labels_stays_as_it_is(
     folder_prepared()
     assert {path: path.read_bytes() for path in out.iterdir()} == before
     printed = capsys.readouterr().err
-    assert "already holds these 30 images" in printed and "was begun without labels and stays without" in printed
+    assert "already holds 30 images" in printed and "was begun without labels and stays without" in printed
 
 
 def test_a_split_by_content_is_not_moved_by_further_images(folder_prepared: Prepare, photos: Path) -> None:
@@ -251,7 +251,26 @@ def test_a_size_without_a_network_is_said_where_it_is_made(
     folder_prepared: Prepare, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder_prepared("--resolution", "37")
-    assert "default networks cannot be trained on them: resolution of the images: got 37" in capsys.readouterr().err
+    printed = capsys.readouterr().err
+    assert "\nOnly a network of your own can be trained on what this prepares. resolution of the images: " in printed
+    assert "prepare the data with --resolution 36 or 40. (Ctrl-C ends this command.)\n" in printed
+
+
+def test_one_is_one_and_the_folder_is_named_in_full(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path in sorted(photos.rglob("*.*"))[2:]:
+        path.unlink()
+    sorted(photos.rglob("*.*"))[0].write_bytes(b"no image")
+    monkeypatch.chdir(tmp_path)
+    for said in (
+        f"{tmp_path}/out: 1 image of 8x8 in 1 shard, ",
+        f"{tmp_path}/out already holds 1 image; nothing to do.",
+    ):
+        assert prepare("folder", monkeypatch, "--source", photos, "--out", "out", "--resolution", 8) == 0
+        printed = capsys.readouterr().err
+        assert said in printed
+        assert "1 image could not be read and is left out; " in printed or "already" in said
 
 
 def test_names_of_classes_are_in_their_order() -> None:

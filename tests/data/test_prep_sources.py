@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 import datasets_prep._files as files_module
-from datasets_prep._listing import counted, list_images, picture_suffixes
+from datasets_prep._listing import counted_kinds, list_images, picture_suffixes
 from drl_dist.common.errors import UserError
 from drl_dist.data.index import open_index
 from tests.data.published import photo
@@ -85,10 +85,10 @@ def test_what_is_left_out_is_counted_by_kind(
 
 def test_the_line_of_kinds_names_pictures_first_and_adds_up_the_rest() -> None:
     kinds = {f".k{number:02d}": number + 1 for number in range(20)} | {".heic (Pillow cannot read it)": 1}
-    line = counted(kinds)
+    line = counted_kinds(kinds)
     assert line.startswith("1 .heic (Pillow cannot read it), 20 .k19, 19 .k18")
     assert line.endswith("45 of 9 other kinds")
-    assert counted({"link to nothing": 1, "device": 2, "in @eaDir": 0}) == "1 link to nothing, 2 devices"
+    assert counted_kinds({"link to nothing": 1, "device": 2, "in @eaDir": 0}) == "1 link to nothing, 2 devices"
 
 
 @pytest.mark.parametrize(

@@ -164,7 +164,7 @@ def _as_dict(run: RunConfig) -> dict[str, object]:
         (("--num-workers", "1:33"), r"got 32 for 33 workers, expected an image for each worker"),
         (("--run-name", "a b"), r"run_name: got a b, expected letters"),
         (("--run-name", "../a"), r"run_name: got \.\./a"),
-        (("--data", "shards"), r"data: got shards, expected a URL or an absolute path"),
+        (("--data", "shards"), r"data: got shards, expected a URL or an absolute path, as /.*/shards; "),
         (("--checkpoint.keep", "0"), r"checkpoint\.keep: got 0"),
     ],
 )

@@ -139,7 +139,7 @@ def test_a_killed_job_resumes_to_the_same_bytes(
 
     complete = sample(environment, checkpoint, tmp_path)
     assert complete.returncode == 0
-    assert f"already holds these {NUM_IMAGES} images; nothing to do" in complete.stdout
+    assert f"already holds {NUM_IMAGES} images; nothing to do" in complete.stdout
 
 
 @pytest.mark.integration

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+
 from drl_dist.common.errors import UserError
 from drl_dist.common.imports import no_collection
+from drl_dist.common.waiting import Waiting
 from drl_dist.config.rules import ARRAY_SUFFIX
 from drl_dist.config.tree import RunConfig
 
@@ -13,6 +16,8 @@ def estimate_lines(run: RunConfig, *, tflops: float | None = None) -> list[str]:
 
     It needs neither Ray nor a tracking server; torch is imported here, which takes seconds.
 
+    What it does is said on stderr.
+
     Args:
         run: its data may be missing or out of reach, which a line then says.
         tflops: operations that a worker makes in a second, in 10**12.
@@ -20,10 +25,14 @@ def estimate_lines(run: RunConfig, *, tflops: float | None = None) -> list[str]:
     Raises:
         UserError: the experiment can only be sampled from, or its network cannot be traced without numbers.
     """
-    with no_collection():
-        from drl_dist.training.estimate import estimate
-    made = estimate(run)
-    num_images, missing = _num_images(run)
+    with Waiting("estimate", stream=sys.stderr) as waiting:
+        waiting.begin("following one training step on tensors without numbers, which takes seconds")
+        with no_collection():
+            from drl_dist.training.estimate import estimate
+        made = estimate(run)
+        if run.data:
+            waiting.begin(f"counting the images of {run.data}", is_told=False)
+        num_images, missing = _num_images(run)
     lines = made.lines(tflops=tflops, num_images=num_images)
     if missing:
         # Before the line of the whole run, where epochs would be.

@@ -9,6 +9,7 @@ from typing import Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from drl_dist.common.amounts import counted
 from drl_dist.common.errors import UserError
 from drl_dist.data.filesystem import Folder, check_reachable
 from drl_dist.mcmc.adaptation import DensityName, StepSizes
@@ -93,8 +94,8 @@ def read_step_sizes(folder: str, ema_sha256: str, num_levels: int, density: Dens
     if file.schedule.num_levels != num_levels:
         raise UserError(
             f"step sizes {place}",
-            got=f"{file.schedule.num_levels} levels",
-            expected=f"{num_levels} levels",
+            got=counted(file.schedule.num_levels, "level"),
+            expected=counted(num_levels, "level"),
             remedy=_REMEDY,
         )
     return file.schedule

@@ -143,7 +143,7 @@ def _draw_all(
     made = output.finished(given)
     total, done = sum(map(len, batches)), sum(map(len, made.values()))
     if done:
-        print(f"resumes with {done} of {total} images", flush=True)
+        print(f"resumes with {done} of {counted(total, 'image')}", flush=True)
     with progress(what, total * steps_per_image, done * steps_per_image, "chain steps") as advance:
         for number in range(len(batches)):
             if number not in made:

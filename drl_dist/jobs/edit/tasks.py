@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from drl_dist.common.amounts import counted
 from drl_dist.common.errors import UserError
 from drl_dist.common.images import to_uint8, to_unit_range
 from drl_dist.data.decode import read_images
@@ -127,7 +128,7 @@ def _first_images(index: ShardIndex, count: int) -> Tensor:
     if index.num_samples < count:
         raise UserError(
             f"data {index.url} ({index.name})",
-            got=f"{index.num_samples} images",
+            got=f"{counted(index.num_samples, 'image')}",
             expected=f"at least {count}",
             remedy="lower --num-images",
         )

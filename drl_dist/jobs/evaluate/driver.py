@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from drl_dist.common.amounts import counted
 from drl_dist.common.errors import UserError
 from drl_dist.common.nested import flatten
 from drl_dist.common.validation import file_of
@@ -158,7 +159,10 @@ def _print(scores: Scores, network: FeatureNetwork, options: EvaluateOptions) ->
         print(f"inception score: left out, since {network.name} gives no logits")
     else:
         print(f"inception score {scores.inception_score:.4f} (std over splits {scores.inception_score_std:.4f})")
-    print(f"of {options.num_images} images of {options.samples} against as many of {options.data}, by {network.name}")
+    print(
+        f"of {counted(options.num_images, 'image')} of {options.samples} "
+        f"against as many of {options.data}, by {network.name}"
+    )
 
 
 def _report(

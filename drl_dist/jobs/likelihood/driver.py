@@ -113,7 +113,8 @@ def _adapt(options: LikelihoodOptions, model: TrainedModel, request: LikelihoodR
     """The step sizes, found by one worker."""
     config, count = options.adapt, num_adapted(model.experiment)
     print(
-        f"adapting the step sizes of {count} levels on {config.num_chains} chains x {config.num_steps} steps to "
+        f"adapting the step sizes of {counted(count, 'level')} on {counted(config.num_chains, 'chain')} x "
+        f"{counted(config.num_steps, 'step')} to "
         f"acceptance rates in [{config.lowest_rate:g}, {config.highest_rate:g}]",
         flush=True,
     )
@@ -145,7 +146,7 @@ def _make(
     print(
         f"{'resuming' if results else 'estimating'} log Z and the likelihood of "
         f"{counted(request.num_images, 'image')} under {options.model} (step {model.step}) in {options.out}: "
-        f"{len(missing)} of {len(tasks)} tasks to make on "
+        f"{len(missing)} of {counted(len(tasks), 'task')} to make on "
         f"{counted(options.num_workers, 'worker')}",
         flush=True,
     )

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save
 
+from drl_dist.common.amounts import counted
 from drl_dist.common.figures import SMALLEST_POINTS, figure_png, new_figure
 from drl_dist.jobs.common.output.job_folder import JobFolder, read_json
 from drl_dist.jobs.common.output.report import Column, evenly_spread, report_bytes, table
@@ -216,7 +217,7 @@ def concatenated(results: Iterable[TaskResult]) -> dict[str, NDArray[np.float64]
 def _estimate(bound: LogZ) -> str:
     return (
         f"{bound.log_z:.3f} (standard error {bound.standard_error:.2g}, effective {bound.effective_sample_size:.1f} of "
-        f"{bound.num_chains} chains)"
+        f"{counted(bound.num_chains, 'chain')})"
     )
 
 

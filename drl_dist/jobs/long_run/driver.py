@@ -132,8 +132,8 @@ def _adapt(setting: _Setting, ema_sha256: str, kept: LongRunProgress) -> StepSiz
     """The schedule, found, or found to its end, and kept."""
     options, levels, config = setting.options, setting.levels, setting.options.adapt
     print(
-        f"adapting the step sizes of {levels.num_levels} levels on {config.num_chains} chains x {config.num_steps} "
-        f"steps to acceptance rates in [{config.lowest_rate:g}, {config.highest_rate:g}]",
+        f"adapting the step sizes of {counted(levels.num_levels, 'level')} on {counted(config.num_chains, 'chain')} x "
+        f"{counted(config.num_steps, 'step')} to acceptance rates in [{config.lowest_rate:g}, {config.highest_rate:g}]",
         flush=True,
     )
     adapted = kept.adapted()
@@ -180,7 +180,7 @@ def _run(
     middle = kept.interrupted()
     if middle is not None and (middle.length != length or middle.number not in missing):
         middle = None
-    what = f"{length} steps per level"
+    what = f"{counted(length, 'step')} per level"
     done = sum(len(parts[number]) for number in range(len(parts)) if number not in missing) * length * num_levels
     if middle is not None:
         t, next_step = middle.position.t, middle.position.next_step
@@ -188,7 +188,10 @@ def _run(
         first = int(parts[middle.number][0])
         print(f"resumes at {what}, images from {first} on, level {t}, step {next_step}", flush=True)
     elif done:
-        print(f"resumes at {what}, with {len(parts) - len(missing)} of {len(parts)} batches done", flush=True)
+        print(
+            f"resumes at {what}, with {len(parts) - len(missing)} of {counted(len(parts), 'batch', 'batches')} done",
+            flush=True,
+        )
     with progress(what, length * num_levels * options.num_images, done, "image steps") as advance:
         for number in missing:
             ids = parts[number]

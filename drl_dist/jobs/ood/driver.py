@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from drl_dist.common.amounts import counted
 from drl_dist.common.figures import figure_png, new_figure
 from drl_dist.common.progress import progress
 from drl_dist.data.index import ShardIndex, open_index
@@ -108,7 +109,10 @@ def ood_run(options: OodOptions) -> int:
     folder.finish(report_bytes(report))
     folder.clean_up(request, records=_RECORDS, files=[HISTOGRAM_NAME])
     print(f"AUROC {area:.4f}: the chance that an image of {inside.url} has a higher log-density than one of")
-    print(f"{outside.url}; {count} images of each, {HISTOGRAM_NAME} and {REPORT_NAME} in {options.out}", flush=True)
+    print(
+        f"{outside.url}; {counted(count, 'image')} of each, {HISTOGRAM_NAME} and {REPORT_NAME} in {options.out}",
+        flush=True,
+    )
     for text in warnings:
         print(f"warning: {text}", flush=True)
     return 0
@@ -188,7 +192,7 @@ def histogram_png(inside: Tensor, outside: Tensor, area: float, names: tuple[str
     together = torch.cat([inside, outside]).numpy()
     edges = np.histogram_bin_edges(together, bins=_BINS)
     for values, name, colour in ((inside, names[0], "tab:blue"), (outside, names[1], "tab:orange")):
-        label = f"{name} ({len(values)} images)"
+        label = f"{name} ({counted(len(values), 'image')})"
         axes.hist(values.numpy(), bins=edges.tolist(), density=True, alpha=0.6, label=label, color=colour)
     axes.set_xlabel("log-density f(y_0, 0) up to a constant, in nats")
     axes.set_ylabel("share of images per nat")

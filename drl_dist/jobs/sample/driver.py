@@ -37,7 +37,7 @@ def sample_run(options: SampleOptions) -> int:
     if output.is_complete():
         output.clean_up()
         _log_late(options, model, request, output)
-        print(f"{options.out} already holds these {counted(request.num_images, 'image')}; nothing to do", flush=True)
+        print(f"{options.out} already holds {counted(request.num_images, 'image')}; nothing to do", flush=True)
         return 0
     real = None
     if options.real:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from drl_dist.common.amounts import counted
 from drl_dist.common.errors import UserError
 from drl_dist.common.images import Panel
 from drl_dist.data.decode import read_images
@@ -192,7 +193,7 @@ class SampleOutput:
         if table.column("image_id").to_pylist() != list(range(self._complete.num_samples)):
             raise UserError(
                 f"manifest {self._folder.url_of(MANIFEST_NAME)}",
-                got=f"{len(table)} images",
+                got=counted(len(table), "image"),
                 expected=f"images 0 to {self._complete.num_samples - 1}, as the index beside it has",
                 remedy="copy the manifest again, or choose another --out",
             )
