@@ -27,6 +27,8 @@ from drl_dist.data.filesystem import (
 _NAME = re.compile(r"checkpoint_([0-9]{9}|[1-9][0-9]{9,})")
 FILES = (CONFIG, STATE, *map(part_file, PARTS), CHECKSUMS)
 """All that a checkpoint's folder is given."""
+_LOOKED_AT = 20
+"""Folders in which runs are looked for, for the message where a storage is given in the place of a run."""
 _FETCHES = 2
 """Reads of a file whose checksum differs."""
 
@@ -97,11 +99,14 @@ def fetch_checkpoint(url: str, parts: Iterable[str] = ("ema",), *, into: Path | 
     if CHECKSUMS not in Folder(url).sizes():
         newest = newest_checkpoint(url)
         if newest is None:
+            runs = _runs_below(url)
             raise UserError(
                 f"checkpoint {url}",
-                got="no complete checkpoint there or directly below",
+                got=f"no checkpoint but runs, such as {joined(url, runs[0])}"
+                if runs
+                else "no complete checkpoint there or directly below",
                 expected="a checkpoint folder or a run folder",
-                remedy="correct the URL",
+                remedy=f"choose one of those that python -m drl_dist list {url} shows" if runs else "correct the URL",
             )
         url = newest.url
     folder = Folder(url)
@@ -167,6 +172,12 @@ def upload_checkpoint(local: Path, url: str) -> None:
     names = sorted(path.name for path in local.iterdir() if path.name != CHECKSUMS)
     for name in (*names, CHECKSUMS):
         folder.write(name, (local / name).read_bytes())
+
+
+def _runs_below(url: str) -> list[str]:
+    """Names of folders in a storage that have checkpoints, among the first few."""
+    names = sorted(name for name in _subfolders(url) if not is_own_name(name))
+    return [name for name in names[:_LOOKED_AT] if stored_checkpoints(joined(url, name))]
 
 
 def _subfolders(url: str) -> list[str]:

@@ -59,6 +59,17 @@ def test_nothing_there(tmp_path: Path) -> None:
         fetch_checkpoint(str(tmp_path / "nowhere"))
 
 
+def test_a_storage_in_the_place_of_a_run_names_its_runs(tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    (tmp_path / "first" / "checkpoint_000000004").mkdir(parents=True)
+    with pytest.raises(UserError) as refused:
+        fetch_checkpoint(str(tmp_path))
+    assert str(refused.value) == (
+        f"checkpoint {tmp_path}: got no checkpoint but runs, such as {tmp_path}/first, expected a checkpoint folder or a "
+        f"run folder; choose one of those that python -m drl_dist list {tmp_path} shows."
+    )
+
+
 def test_upload_is_complete_only_at_its_end(tmp_path: Path) -> None:
     local = add(tmp_path / "local", 5)
     target = tmp_path / "run" / checkpoint_name(5)
