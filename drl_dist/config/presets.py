@@ -200,6 +200,16 @@ UNETS: dict[str, UNetRow] = {
 """Rows of the setting `unet` that are not the defaults."""
 
 
+def of_length(experiment: Experiment, num_steps: int) -> Experiment:
+    """The experiment with another number of steps, of which a first objective has the share that it had."""
+    optim, train_config = experiment.optim, experiment.train
+    changed = replace(experiment, train=replace(train_config, num_steps=num_steps))
+    if not optim.first_objective_steps:
+        return changed
+    first = round(optim.first_objective_steps * num_steps / train_config.num_steps)
+    return replace(changed, optim=replace(optim, first_objective_steps=max(1, min(first, num_steps - 1))))
+
+
 def default_setting(name: str) -> str:
     """The setting that commands take where none is given: t6, the paper's, unless another was measured to be better."""
     return _DEFAULT_SETTINGS.get(name, "t6")

@@ -15,7 +15,7 @@ from drl_dist.common.batch import Batch, BatchSource
 from drl_dist.common.errors import UserError
 from drl_dist.common.waiting import Waiting
 from drl_dist.config.own_data import experiment_for
-from drl_dist.config.presets import default_setting, preset
+from drl_dist.config.presets import default_setting, of_length, preset
 from drl_dist.config.tree import EngineConfig, Experiment
 from drl_dist.data.pixels.scales import scaled_to
 from drl_dist.data.pixels.statistics import measure_images
@@ -242,16 +242,6 @@ def _experiment(data: _Given, config: object, num_steps: int | None, seed: int |
     if seed is not None:
         experiment = replace(experiment, train=replace(experiment.train, seed=seed))
     if num_steps is not None:
-        experiment = _of_length(experiment, num_steps)
+        experiment = of_length(experiment, num_steps)
     # Of a loader, what its first batch says: the order of later ones, and so any larger part, may be left to chance.
     return scaled_to(experiment, lambda: measure_images(data.images.numpy()), "given")
-
-
-def _of_length(experiment: Experiment, num_steps: int) -> Experiment:
-    """The experiment with another number of steps, of which a first objective has the share that it had."""
-    optim, train_config = experiment.optim, experiment.train
-    longer = replace(experiment, train=replace(train_config, num_steps=num_steps))
-    if not optim.first_objective_steps:
-        return longer
-    first = round(optim.first_objective_steps * num_steps / train_config.num_steps)
-    return replace(longer, optim=replace(optim, first_objective_steps=max(1, min(first, num_steps - 1))))

@@ -65,8 +65,8 @@ def test_a_storage_in_the_place_of_a_run_names_its_runs(tmp_path: Path) -> None:
     with pytest.raises(UserError) as refused:
         fetch_checkpoint(str(tmp_path))
     assert str(refused.value) == (
-        f"checkpoint {tmp_path}: got no checkpoint but runs, such as {tmp_path}/first, expected a checkpoint folder or a "
-        f"run folder; choose one of those that python -m drl_dist list {tmp_path} shows."
+        f"checkpoint {tmp_path}: got no checkpoint but runs, such as {tmp_path}/first, expected a checkpoint folder or "
+        f"a run folder; choose one of those that python -m drl_dist list {tmp_path} shows."
     )
 
 

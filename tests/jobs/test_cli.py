@@ -174,6 +174,24 @@ def test_mistakes_are_one_sentence(arguments: tuple[str, ...], message: str) -> 
     assert "\n" not in str(caught.value)
 
 
+def test_a_run_that_is_shortened_keeps_the_share_of_its_first_objective(capsys: pytest.CaptureFixture[str]) -> None:
+    def first(*words: str) -> int:
+        return parse_train("digits", [*COMPLETE, *words])[0].experiment.optim.first_objective_steps
+
+    assert first("--train.num-steps", "200") == 156
+    said = "optim.first_objective_steps: 156, the share of 200 steps that 780 of 1000 are\n"
+    assert capsys.readouterr().err == said
+    # Otherwise, as it was: runs that exist say so.
+    assert first("--train.num-steps", "781") == first("--train.num-steps", "2000") == first() == 780
+    assert first("--train.num-steps", "200", "--optim.first-objective-steps", "20") == 20
+    assert first("--setting", "t6", "--train.num-steps", "20") == 0
+    assert capsys.readouterr().err == ""
+    with pytest.raises(UserError, match=r"got 200 of the 200 steps of train.num_steps"):
+        first("--train.num-steps", "200", "--optim.first_objective_steps=200")
+    with pytest.raises(UserError, match=r"got 780 of the 1 step of train.num_steps, .*; raise train.num_steps above"):
+        first("--train.num-steps", "1")
+
+
 def test_unknown_category_names_the_known_ones() -> None:
     with pytest.raises(UserError, match="got kitchen, expected one of church_outdoor, bedroom"):
         parse_train("", ["--category", "kitchen"], LSUN)

@@ -130,7 +130,16 @@ def test_help_of_a_command_imports_nothing_heavy() -> None:
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("command", [["jobs/sample.py"], ["-m", "datasets_prep.digits"], ["-m", "benchmarks.memory"]])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["jobs/sample.py"],
+        ["-m", "datasets_prep.digits"],
+        ["-m", "benchmarks.memory"],
+        ["-m", "drl_dist.toy"],
+        ["-m", "drl_dist"],
+    ],
+)
 def test_an_interrupt_during_imports_is_one_line(command: list[str], tmp_path: Path) -> None:
     # A module of this name is found before the real one.
     (tmp_path / "tyro.py").write_text("raise KeyboardInterrupt\n")

@@ -152,7 +152,7 @@ def test_progress_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
         (pictures(), "digit", {}, "preset: got digit"),
         (pictures(), 3, {}, "argument config: got int"),
         (pictures(), small(), {"num_steps": 0}, "train.num_steps: got 0"),
-        (pictures(), "digits", {"num_steps": 1}, "first_objective_steps: got 1 of the 1 steps"),
+        (pictures(), "digits", {"num_steps": 1}, "first_objective_steps: got 1 of the 1 step of"),
         (pictures(), small(), {"seed": -1}, "train.seed: got -1"),
         (pictures(), small(), {"callbacks": [print]}, "argument callbacks: got builtin_function_or_method"),
         (torch.zeros(4, 1, 8, 8), "cifar10", {}, "got images of shape"),

@@ -140,8 +140,8 @@ def test_a_run_that_would_not_come_to_its_second_objective_is_refused(steps: int
     with pytest.raises(UserError) as caught:
         check_run(RunConfig(experiment=short), complete=False)
     assert str(caught.value) == (
-        f"config field optim.first_objective_steps: got 780 of the {steps} steps of train.num_steps, expected fewer, "
-        f"since the rest is for optim.objective recovery; {remedy}"
+        f"config field optim.first_objective_steps: got 780 of the {steps} step{'s' * (steps > 1)} of train.num_steps, "
+        f"expected fewer, since the rest is for optim.objective recovery; {remedy}"
     )
     longer = dataclasses.replace(experiment, train=dataclasses.replace(experiment.train, num_steps=781))
     check_run(RunConfig(experiment=longer), complete=False)

@@ -74,7 +74,7 @@ def swept(
 def test_a_killed_sweep_goes_on_and_makes_no_trial_twice(swept: tuple[Path, Job, int]) -> None:
     folder, job, ended = swept
     assert job.status == 0, job.output
-    assert "1 of 3 trials ended, 1 continue, 1 at a time on 2 workers each" in job.output
+    assert "1 of 3 trials ended, 1 to continue, 1 to start, 1 at a time on 2 workers each" in job.output
     assert (folder / "s-0000" / "outcome.json").stat().st_mtime_ns == ended
     assert "run s-0000" not in job.output
     assert re.search(r"run s-0001: resuming after step (20|30|40)", job.output)

@@ -35,6 +35,8 @@ from drl_dist.jobs.sweep.space import apply
 from drl_dist.jobs.sweep.table import Row, ranked
 from drl_dist.jobs.sweep.trial import plain_fields, run_trial
 from drl_dist.jobs.train.driver import prepare_run
+from drl_dist.jobs.train.start_up import told_until
+from drl_dist.jobs.train.stop import KeyInStore
 from drl_dist.tracking.runs import status_kept
 from drl_dist.tracking.server.address import access, take_access
 from drl_dist.tracking.server.client import connect
@@ -144,7 +146,7 @@ def _run_trials(folder: SweepFolder, run: Callable[[dict[str, Any]], None]) -> N
     at_once = min(concurrency(plan), left)
     print(
         f"sweep {plan.options.sweep_name}: {ended} of {counted(plan.num_trials, 'trial')} ended, "
-        f"{len(unfinished)} continue, {at_once} at a time on "
+        f"{len(unfinished)} to continue, {left - len(unfinished)} to start, {at_once} at a time on "
         f"{counted(plan.base.num_workers, 'worker')} each; everything is kept in {folder.url}",
         flush=True,
     )
@@ -154,12 +156,18 @@ def _run_trials(folder: SweepFolder, run: Callable[[dict[str, Any]], None]) -> N
     # It would say that no trial has left Ray Tune a file of results.
     logging.getLogger("ray.tune.analysis").setLevel(logging.ERROR)
 
+    arrival = KeyInStore("trial")
+
     def trainable(config: dict[str, Any], access: dict[str, str]) -> None:
+        arrival.write()
         take_access(access)
         run(config)
 
     # Ray Tune's own notes: pickles, which nothing reads, so they go when the sweep does.
-    with tempfile.TemporaryDirectory(prefix="drl-tune-") as temporary:
+    with (
+        tempfile.TemporaryDirectory(prefix="drl-tune-") as temporary,
+        told_until(arrival, f"sweep {plan.options.sweep_name}", "the first trial's process is to start"),
+    ):
         tune.Tuner(
             tune.with_resources(
                 # As a parameter it stays in memory, and is in none of the pickles.

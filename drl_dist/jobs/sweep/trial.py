@@ -16,6 +16,7 @@ from torch import Tensor
 
 from drl_dist.common.errors import UserError
 from drl_dist.common.nested import flatten, to_dict
+from drl_dist.common.waiting import Waiting, count_silence
 from drl_dist.config.tree import RunConfig
 from drl_dist.data.filesystem import Folder
 from drl_dist.jobs.sweep.record import (
@@ -76,7 +77,11 @@ def run_trial(config: dict[str, Any], *, folder: SweepFolder, sweep_run: str, li
 
 
 def _make(folder: SweepFolder, number: int, reports: Reports, sweep_run: str, limits: DivergenceLimits) -> Outcome:
-    prepared, trial = prepare_trial(folder, number)
+    # From here on this process says what it waits for.
+    count_silence()
+    with Waiting(f"run {folder.run_name(number)}") as waiting:
+        waiting.begin("reading its record, the index of the data and the list of checkpoints")
+        prepared, trial = prepare_trial(folder, number)
     # Scheduler and searcher are new with every start of the sweep.
     for report in earlier_reports(folder, number, prepared):
         reports.put(report)

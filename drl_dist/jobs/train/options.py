@@ -11,12 +11,13 @@ from typing import Annotated, NoReturn, TypeVar
 
 import tyro
 
+from drl_dist.common.amounts import counted
 from drl_dist.common.errors import UserError
 from drl_dist.common.imports import no_collection
 from drl_dist.common.nested import to_dict
 from drl_dist.common.validation import refuse_broken
 from drl_dist.config.from_data import left_to_data
-from drl_dist.config.presets import NEWER_FIELDS, SETTINGS, default_setting, preset
+from drl_dist.config.presets import NEWER_FIELDS, SETTINGS, default_setting, of_length, preset
 from drl_dist.config.rules import check_run, check_without_ray
 from drl_dist.config.tree import Experiment, RunConfig
 from drl_dist.jobs.common.entry import run_command
@@ -91,7 +92,8 @@ def parse_train_options(
         experiment = plain(ExperimentOptions, preset(categories[category], setting))
         default = _CategoryOptions(experiment=experiment, category=category, setting=setting)
         options = parse_options(_CategoryOptions, default, argv, description=description)
-    run = dataclasses.replace(plain(RunConfig, options), experiment=plain(Experiment, options.experiment))
+    chosen = shortened(plain(Experiment, options.experiment), plain(Experiment, default.experiment), argv)
+    run = dataclasses.replace(plain(RunConfig, options), experiment=chosen)
     options = dataclasses.replace(options, dry_run=starts_nothing(options))
     check_run(run, complete=not options.dry_run)
     if options.without_ray:
@@ -122,6 +124,28 @@ def starts_nothing(options: TrainOptions) -> bool:
     return options.dry_run or options.estimate or options.tflops is not None
 
 
+def shortened(experiment: Experiment, default: Experiment, argv: Sequence[str]) -> Experiment:
+    """The experiment of a new run; where the command line makes it shorter than the first objective of its defaults,
+    and does not say what becomes of that, with the share that the defaults have, which a line on stderr says."""
+    first, steps = default.optim.first_objective_steps, experiment.train.num_steps
+    is_given = "optim.first_objective_steps" in given_fields(argv)
+    if is_given or experiment.optim.first_objective_steps < steps or steps < 2:
+        return experiment
+    share = of_length(default, steps).optim.first_objective_steps
+    print(
+        f"optim.first_objective_steps: {share}, the share of {counted(steps, 'step')} that {first} of "
+        f"{default.train.num_steps} are",
+        file=sys.stderr,
+        flush=True,
+    )
+    return dataclasses.replace(experiment, optim=dataclasses.replace(experiment.optim, first_objective_steps=share))
+
+
+def given_fields(argv: Sequence[str]) -> set[str]:
+    """The fields that a command line gives."""
+    return {word.removeprefix("--").partition("=")[0].replace("-", "_") for word in argv if word.startswith("--")}
+
+
 def tell_what_is_left(experiment: Experiment) -> None:
     """Say, beside a resolved config, which of its fields are null because the data give them their numbers."""
     if names := left_to_data(experiment):
@@ -144,7 +168,7 @@ def tell_estimate(run: RunConfig, options: TrainOptions) -> None:
 
 def chosen_fields(argv: Sequence[str]) -> tuple[str, ...]:
     """The newer fields that a command line gives; see `drl_dist.checkpoints.run_record.continued`."""
-    given = {word.removeprefix("--").partition("=")[0].replace("-", "_") for word in argv if word.startswith("--")}
+    given = given_fields(argv)
     return tuple(name for name in NEWER_FIELDS if name in given)
 
 

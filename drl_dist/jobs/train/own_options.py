@@ -31,6 +31,7 @@ from drl_dist.jobs.train.options import (
     early_text,
     plain,
     setting_option,
+    shortened,
     split_workers,
     starts_nothing,
     tell_estimate,
@@ -88,7 +89,10 @@ def parse_own_options(argv: Sequence[str]) -> tuple[RunConfig, OwnOptions]:
     begun = _base(argv) if resume is None else _resumed(argv, resume)
     options = parse_options(OwnOptions, begun, argv, description=DESCRIPTION)
     options = dataclasses.replace(options, dry_run=starts_nothing(options))
-    run = dataclasses.replace(plain(RunConfig, options), experiment=plain(Experiment, options.experiment))
+    chosen = plain(Experiment, options.experiment)
+    if resume is None:
+        chosen = shortened(chosen, plain(Experiment, begun.experiment), argv)
+    run = dataclasses.replace(plain(RunConfig, options), experiment=chosen)
     if resume is not None:
         _check_resumed(begun, options)
     elif run.model_name is None:

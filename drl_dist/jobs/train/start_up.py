@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from ray.exceptions import RaySystemError, RpcError
@@ -24,9 +24,21 @@ def start_up_told(run: RunConfig, arrival: KeyInStore) -> Iterator[None]:
         run: says which workers.
         arrival: set by the first worker.
     """
+    with told_until(arrival, f"run {run.run_name}", lambda: workers_wanted(run)):
+        yield
+
+
+@contextmanager
+def told_until(arrival: KeyInStore, prefix: str, what: str | Callable[[], str]) -> Iterator[None]:
+    """Say in the body what is waited for until another process, which speaks for itself then, sets a key.
+
+    Args:
+        arrival: the key.
+        prefix, what: as for `Waiting`.
+    """
     is_over = threading.Event()
-    with Waiting(f"run {run.run_name}") as waiting:
-        waiting.begin(lambda: workers_wanted(run))
+    with Waiting(prefix) as waiting:
+        waiting.begin(what)
         watcher = threading.Thread(target=_watch, args=(arrival, waiting, is_over), daemon=True, name="arrival")
         watcher.start()
         try:
@@ -41,7 +53,6 @@ def _watch(arrival: KeyInStore, waiting: Waiting, is_over: threading.Event) -> N
         try:
             if not arrival.is_there():
                 continue
-            # The worker speaks for itself from here on.
             waiting.end()
             arrival.remove()
             return
