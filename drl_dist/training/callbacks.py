@@ -220,6 +220,7 @@ class Scores:
         score: turns generated images into numbers by name.
         log: gets the step and the numbers. Both are None on ranks that only help to draw.
         look: gets the images on every rank, before they are scored.
+        prefix: of the line with the scores, as of `Progress`.
     """
 
     experiment: Experiment
@@ -231,6 +232,7 @@ class Scores:
     score: ScoreImages | None = None
     log: LogMetrics | None = None
     look: SeeImages | None = None
+    prefix: str = ""
 
     def on_step(self, report: StepReport, state: TrainState) -> None:
         """See `drl_dist.training.loop.Callback`."""
@@ -252,10 +254,9 @@ class Scores:
             numbers = self.score(images)
             self.log(report.step, numbers)
             shown = ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())
-            print(
-                f"{_at(report)}: {shown} of {counted(self.num_images, 'image')}, drawn and scored in "
-                f"{duration(time.monotonic() - began)}",
-                flush=True,
+            say(
+                f"{self.prefix}{_at(report)}: {shown} of {counted(self.num_images, 'image')}, drawn and scored in "
+                f"{duration(time.monotonic() - began)}"
             )
 
 

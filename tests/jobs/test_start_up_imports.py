@@ -137,7 +137,7 @@ def test_help_of_a_command_imports_nothing_heavy() -> None:
         ["-m", "datasets_prep.digits"],
         ["-m", "benchmarks.memory"],
         ["-m", "drl_dist.toy"],
-        ["-m", "drl_dist"],
+        ["-m", "drl_dist", "status"],
     ],
 )
 def test_an_interrupt_during_imports_is_one_line(command: list[str], tmp_path: Path) -> None:

@@ -163,7 +163,8 @@ def test_scores_reach_the_log_and_images_are_looked_at_before(capsys: pytest.Cap
         score=score,
         log=lambda step, numbers: order.append((step, numbers)),
         look=lambda step, images_seen, images: order.append((step, images_seen, len(images))),
+        prefix="trial-3: ",
     )
     run(scores, num_steps=2)
     assert order == [(2, 24, 5), ("scored", (5, 1, 8, 8)), (2, {"score/fid": 3.25})]
-    assert "step 2/2: score/fid 3.25 of 5 images, drawn and scored in " in capsys.readouterr().out
+    assert "trial-3: step 2/2: score/fid 3.25 of 5 images, drawn and scored in " in capsys.readouterr().out

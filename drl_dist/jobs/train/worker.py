@@ -224,4 +224,6 @@ def _scores(
         score,
         log if log is None or trial is None else trial.telling(log),
         None if trial is None else trial.see_images,
+        # Trials print beside each other.
+        "" if trial is None else f"{run.run_name}: ",
     )
