@@ -33,6 +33,7 @@ from drl_dist.common.images import Panel, to_uint8, to_unit_range
 from drl_dist.common.places import path_here
 from drl_dist.common.program import entry_point
 from drl_dist.common.progress import progress
+from drl_dist.common.validation import whole_number
 from drl_dist.config.presets import preset
 from drl_dist.config.tree import EngineConfig, Experiment
 from drl_dist.diffusion.noise import PhiloxNoise
@@ -69,9 +70,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=path_here, required=True, help="folder of results, pictures and the table")
     parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--budget", type=int, default=1000, help="in steps of T=6, K=30")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--seeds", nargs="+", type=whole_number, default=[0, 1, 2])
+    parser.add_argument("--budget", type=whole_number, default=1000, help="in steps of T=6, K=30")
+    parser.add_argument("--threads", type=whole_number, default=torch.get_num_threads())
     arguments = parser.parse_args()
     if arguments.budget < 100:
         parser.error(f"--budget: got {arguments.budget}, expected at least 100; give more")

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from drl_dist.build import build_ladder, build_levels, build_sampler, curvature_bound
 from drl_dist.common.program import entry_point, stop_on_signals
-from drl_dist.common.validation import refuse_broken
+from drl_dist.common.validation import refuse_broken, whole_number
 from drl_dist.config.tree import EngineConfig, Experiment
 from drl_dist.diffusion.noise import PhiloxNoise, Purpose
 from drl_dist.diffusion.recovery import conditional_density, scaled_density
@@ -125,8 +125,8 @@ def main(words: list[str]) -> int:
         prog="benchmarks.curvature", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", required=True, help="URL of a checkpoint or of a run's folder")
-    parser.add_argument("--num-images", type=int, default=64, help="samples at which every level is measured")
-    parser.add_argument("--seed", type=int, default=0, help="of the samples")
+    parser.add_argument("--num-images", type=whole_number, default=64, help="samples at which every level is measured")
+    parser.add_argument("--seed", type=whole_number, default=0, help="of the samples")
     given = parser.parse_args(words)
     refuse_broken(
         [

@@ -16,7 +16,7 @@ from drl_dist.common.amounts import mebibytes, short
 from drl_dist.common.durations import duration
 from drl_dist.common.errors import UserError
 from drl_dist.common.program import entry_point
-from drl_dist.common.validation import refuse_broken
+from drl_dist.common.validation import refuse_broken, whole_number
 from drl_dist.config.presets import SETTINGS, TABLE_6, default_setting, preset
 from drl_dist.config.tree import RunConfig
 
@@ -27,7 +27,7 @@ def main(words: Sequence[str]) -> int:
         prog="benchmarks.presets", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--presets", default=",".join(TABLE_6), help="separated by commas")
-    parser.add_argument("--num-workers", type=int, default=1, help="that share a batch")
+    parser.add_argument("--num-workers", type=whole_number, default=1, help="that share a batch")
     parser.add_argument("--tflops", type=float, help="operations that a worker makes in a second, in 10**12")
     given = parser.parse_args(words)
     refuse_broken(

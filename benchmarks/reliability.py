@@ -32,6 +32,7 @@ from drl_dist.checkpoints.format import PARTS, part_file
 from drl_dist.checkpoints.storage import checkpoint_name
 from drl_dist.common.places import path_here
 from drl_dist.common.program import entry_point
+from drl_dist.common.validation import whole_number
 from drl_dist.data.audit import audit, read_audit_log
 from drl_dist.data.manifest import MANIFEST_NAME
 from drl_dist.localhost import MlflowServer, RayHead
@@ -232,9 +233,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=path_here, required=True)
     parser.add_argument("--parts", nargs="+", default=list(PARTS_OF_BENCH), choices=list(PARTS_OF_BENCH))
-    parser.add_argument("--kills", type=int, default=95, help="of workers, in the part `exact`")
-    parser.add_argument("--drivers", type=int, default=6, help="kills of drivers, in the part `exact`")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kills", type=whole_number, default=95, help="of workers, in the part `exact`")
+    parser.add_argument("--drivers", type=whole_number, default=6, help="kills of drivers, in the part `exact`")
+    parser.add_argument("--seed", type=whole_number, default=0)
     arguments = parser.parse_args()
     out: Path = arguments.out.resolve()
     open_results(parser, out, [f"{name}.json" for name in PARTS_OF_BENCH], ["table.md"])

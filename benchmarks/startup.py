@@ -30,6 +30,7 @@ from pathlib import Path
 
 from drl_dist.common.places import path_here
 from drl_dist.common.program import entry_point
+from drl_dist.common.validation import whole_number
 from drl_dist.localhost import MlflowServer, RayHead, processes
 from drl_dist.localhost.server import end_on_signals
 
@@ -82,8 +83,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("before", "after"):
         parser.add_argument(f"--{name}", type=path_here, required=True, help="a checkout with its environment in .venv")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--repeats", type=whole_number, default=5)
+    parser.add_argument("--workers", type=whole_number, default=2)
     parser.add_argument("--cluster", action="store_true", help="join a running Ray instead of starting one")
     parser.add_argument("--json", type=path_here, help="write the figures to this file, too")
     arguments = parser.parse_args()

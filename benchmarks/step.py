@@ -28,6 +28,7 @@ from benchmarks.peaks import peak_bytes
 from drl_dist.common.batch import Batch
 from drl_dist.common.places import path_here
 from drl_dist.common.program import entry_point
+from drl_dist.common.validation import whole_number
 from drl_dist.config.presets import SETTINGS, TABLE_6, preset
 from drl_dist.config.tree import EngineConfig, Experiment
 from drl_dist.diffusion.ladder import Pairs
@@ -44,14 +45,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", default="cifar10", choices=sorted(TABLE_6))
     parser.add_argument("--setting", default="t6", choices=sorted(set(SETTINGS) - {"t1k", "t1k_dsm"}))
-    parser.add_argument("--num-res-blocks", type=int, default=2)
-    parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--num-chain-steps", type=int, help="by default 30, with the U-Net 3")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--num-res-blocks", type=whole_number, default=2)
+    parser.add_argument("--batch-size", type=whole_number, default=8)
+    parser.add_argument("--num-chain-steps", type=whole_number, help="by default 30, with the U-Net 3")
+    parser.add_argument("--rounds", type=whole_number, default=3)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--precision", nargs="+", default=list(DTYPES), choices=list(DTYPES))
     parser.add_argument("--compile", nargs="+", default=["auto"], choices=["auto", "always", "never"])
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--threads", type=whole_number, default=torch.get_num_threads())
     parser.add_argument("--json", type=path_here, help="write the figures to this file, too")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)

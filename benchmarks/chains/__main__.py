@@ -20,7 +20,7 @@ import sys
 from collections.abc import Sequence
 
 from drl_dist.common.program import entry_point, stop_on_signals
-from drl_dist.common.validation import local_of, refuse_broken
+from drl_dist.common.validation import local_of, refuse_broken, whole_number
 
 
 def main(words: Sequence[str]) -> int:
@@ -41,12 +41,12 @@ def main(words: Sequence[str]) -> int:
     )
     parser.add_argument("--out", default="", help="folder of all results")
     parser.add_argument("--normal", action="store_true", help="compute what normal data become")
-    parser.add_argument("--seeds", type=int, default=3, help="number of seeds, from 0 on")
+    parser.add_argument("--seeds", type=whole_number, default=3, help="number of seeds, from 0 on")
     parser.add_argument("--budget", type=float, default=2.5, help="GFLOP for each training image")
-    parser.add_argument("--images", type=int, default=1024, help="samples that are scored in each way")
+    parser.add_argument("--images", type=whole_number, default=1024, help="samples that are scored in each way")
     parser.add_argument("--groups", default=",".join(GROUPS), help="of ways, separated by commas; all by default")
     parser.add_argument("--exact", action="store_true", help="take energies that are known")
-    parser.add_argument("--threads", type=int, default=1, help="of this process")
+    parser.add_argument("--threads", type=whole_number, default=1, help="of this process")
     given = parser.parse_args(words)
     groups = tuple(dict.fromkeys(name for name in given.groups.split(",") if name))
     refuse_broken(

@@ -13,7 +13,7 @@ from typing import NoReturn
 from benchmarks.quality.settings import DATA, SETTINGS
 from datasets_prep._options import DEBIAN_FOLDER
 from drl_dist.common.program import EXIT_USER_ERROR
-from drl_dist.common.validation import Rule, local_of, refuse_broken
+from drl_dist.common.validation import Rule, local_of, refuse_broken, whole_number
 
 _FEWEST_IMAGES = 64
 POINTS = (1 / 10, 1 / 6, 1 / 3, 1.0)
@@ -64,14 +64,14 @@ def parse(words: Sequence[str], description: str) -> Options:
     parser.add_argument("--out", required=True, help="folder of all results")
     parser.add_argument("--data", default="digits", help=f"the images: {' or '.join(DATA)}")
     parser.add_argument("--settings", default=",".join(SETTINGS), help="names, separated by commas; all by default")
-    parser.add_argument("--seeds", type=int, default=3, help="number of seeds, from 0 on")
+    parser.add_argument("--seeds", type=whole_number, default=3, help="number of seeds, from 0 on")
     parser.add_argument(
         "--budget", type=float, help="GFLOP for each training image; by default those of the preset's own training"
     )
-    parser.add_argument("--images", type=int, default=1024, help="samples that are scored at each point")
+    parser.add_argument("--images", type=whole_number, default=1024, help="samples that are scored at each point")
     parser.add_argument("--only-at-the-end", action="store_true", help="score no samples on the way")
     parser.add_argument("--source", default=DEBIAN_FOLDER, help="folder of Fashion-MNIST's files")
-    parser.add_argument("--threads", type=int, default=1, help="of this process")
+    parser.add_argument("--threads", type=whole_number, default=1, help="of this process")
     parser.add_argument("--calibration", action="store_true", help="train on Gaussian images instead")
     given = parser.parse_args(words)
     names = tuple(dict.fromkeys(name for name in given.settings.split(",") if name))

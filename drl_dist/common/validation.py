@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Mapping
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 
 from drl_dist.common.errors import UserError
@@ -11,6 +13,8 @@ from drl_dist.common.places import Place, PlaceError, in_full, parse_file, parse
 
 Rule = tuple[str, object, str, bool]
 """(option, value, what is expected, whether the value meets it)."""
+# Decimal("1e999999999") is small until it becomes an int of a gigabyte.
+_MAX_DIGITS = 30
 
 
 def refuse_broken(rules: Iterable[Rule]) -> None:
@@ -98,3 +102,34 @@ def refuse_missing(given: Mapping[str, object]) -> None:
     if missing := [name for name, value in given.items() if value in ("", None)]:
         flags = ", ".join(missing)
         raise UserError("command line", got=f"no {flags}", expected=", ".join(given), remedy=f"add {flags}")
+
+
+def whole_number(text: str) -> int:
+    """A whole number in any usual spelling: ``100000``, ``100_000``, ``1e5``, ``1.5e3``, ``100000.0``.
+
+    Raises:
+        ValueError: it is no number, no whole one, or one of more than thirty digits.
+    """
+    try:
+        # Decimal takes underscores anywhere, int between digits alone.
+        number = Decimal(text if "_" not in text else int(text))
+    except (InvalidOperation, ValueError):
+        raise ValueError(f"{shown(text)}, which is not a whole number") from None
+    if not number.is_finite() or number.adjusted() >= _MAX_DIGITS or number != number.to_integral_value():
+        raise ValueError(f"{shown(text)}, which is not a whole number")
+    return int(number)
+
+
+def finite_number(text: str) -> float:
+    """A floating-point number; infinity and NaN are none, since no option means anything by them and JSON has none.
+
+    Raises:
+        ValueError: it is not a finite number.
+    """
+    try:
+        number = float(text)
+    except ValueError:
+        raise ValueError(f"{shown(text)}, which is not a number") from None
+    if not math.isfinite(number):
+        raise ValueError(f"{shown(text)}, which is not a finite number")
+    return number

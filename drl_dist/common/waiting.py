@@ -102,7 +102,9 @@ class Waiting:
                 if self._is_closed:
                     return
                 now = time.monotonic()
-                left = max(_silence.last_line, self._entered) + self._seconds - now
+                # What has just begun has lasted no time yet.
+                due = max(max(_silence.last_line, self._entered) + self._seconds, self._began + self._seconds / 15)
+                left = due - now
                 if self._what is None or left > 0:
                     self._changed.wait(None if self._what is None else left)
                     continue

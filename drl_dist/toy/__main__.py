@@ -18,7 +18,7 @@ from typing import NoReturn
 
 from drl_dist.common.errors import UserError
 from drl_dist.common.program import entry_point
-from drl_dist.common.validation import local_of
+from drl_dist.common.validation import local_of, whole_number
 
 MAX_STEPS = 1_000_000
 MAX_LENGTHEN = 1000
@@ -101,10 +101,13 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
         "name", nargs="?", default="checkerboard", help="the data: checkerboard, rings, mixture or spirals"
     )
     parser.add_argument("--out", default="var/toy", help="folder of the pictures")
-    parser.add_argument("--seed", type=int, default=0, help="keys the initial weights, the data and all noise")
-    parser.add_argument("--steps", type=int, default=700, help="training steps of each of the two methods")
+    parser.add_argument("--seed", type=whole_number, default=0, help="keys the initial weights, the data and all noise")
+    parser.add_argument("--steps", type=whole_number, default=700, help="training steps of each of the two methods")
     parser.add_argument(
-        "--lengthen", type=int, default=100, help="long runs have chains this many times as long as in training"
+        "--lengthen",
+        type=whole_number,
+        default=100,
+        help="long runs have chains this many times as long as in training",
     )
     options = parser.parse_args(list(argv))
     for option, got, expected, holds in (

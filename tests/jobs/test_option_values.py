@@ -9,7 +9,8 @@ import pytest
 
 from drl_dist.common.errors import UserError
 from drl_dist.common.nested import flatten, to_dict
-from drl_dist.jobs.common.options import switches_as_flags, whole_number
+from drl_dist.common.validation import whole_number
+from drl_dist.jobs.common.options import switches_as_flags
 from drl_dist.jobs.train.options import chosen_fields, parse_train
 
 

@@ -359,7 +359,9 @@ def test_a_word_too_many_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureF
     with pytest.raises(SystemExit) as ended:
         main(words(tmp_path, 1, "--seeds", "many"))
     assert ended.value.code == 2
-    assert capsys.readouterr().err == "command line: argument --seeds: invalid int value: 'many'; see --help.\n"
+    assert (
+        capsys.readouterr().err == "command line: argument --seeds: invalid whole_number value: 'many'; see --help.\n"
+    )
 
 
 def test_an_objective_that_changes_within_a_phase_is_refused() -> None:

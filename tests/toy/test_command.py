@@ -79,7 +79,10 @@ def test_bad_input_is_one_sentence_and_exit_status_2(bare: dict[str, str], tmp_p
     ("arguments", "sentence"),
     [
         (["--steps", "0"], "option --steps: got 0, expected 1 to 1000000; correct the option."),
-        (["--steps", "many"], "command line: got argument --steps: invalid int value: 'many', expected options"),
+        (
+            ["--steps", "many"],
+            "command line: got argument --steps: invalid whole_number value: 'many', expected options",
+        ),
         (["--lengthen", "0"], "option --lengthen: got 0, expected 1 to 1000; correct the option."),
         (["--seed", "-1"], r"option --seed: got -1, expected a number in \[0, 2\*\*63\); correct the option."),
         (["--stepz", "3"], "command line: got unrecognized arguments: --stepz 3, expected options as --help"),
@@ -89,6 +92,11 @@ def test_options_that_cannot_be_used(arguments: list[str], sentence: str, tmp_pa
     with pytest.raises(UserError, match=sentence):
         main(["rings", "--out", str(tmp_path / "out"), *arguments])
     assert not (tmp_path / "out").exists()
+
+
+def test_whole_numbers_are_written_as_those_of_jobs(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="option --steps: got 2000000, expected 1 to 1000000"):
+        main(["rings", "--out", str(tmp_path / "out"), "--steps", "2e6"])
 
 
 def test_a_folder_that_cannot_be_written_is_refused_before_training(tmp_path: Path) -> None:

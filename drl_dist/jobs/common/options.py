@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import ast
 import difflib
-import math
 import re
 import sys
 from collections.abc import Collection, Sequence
-from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,7 +19,7 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 
 from drl_dist.common.errors import UserError
 from drl_dist.common.nested import flatten, to_dict
-from drl_dist.common.places import shown
+from drl_dist.common.validation import finite_number, whole_number
 from drl_dist.tracking.server.address import choose_option
 
 Options = TypeVar("Options")
@@ -112,39 +110,6 @@ def _values_in(message: str) -> str:
 _WORDS: dict[str, bool] = {word: True for word in ("true", "yes", "on", "1")}
 _WORDS |= {word: False for word in ("false", "no", "off", "0")}
 _NONE = ("none", "null")
-# Decimal("1e999999999") is small until it becomes an int of a gigabyte.
-_MAX_DIGITS = 30
-
-
-def whole_number(text: str) -> int:
-    """A whole number in any usual spelling: ``100000``, ``100_000``, ``1e5``, ``1.5e3``, ``100000.0``.
-
-    Raises:
-        ValueError: it is no number, no whole one, or one of more than thirty digits.
-    """
-    try:
-        # Decimal takes underscores anywhere, int between digits alone.
-        number = Decimal(text if "_" not in text else int(text))
-    except (InvalidOperation, ValueError):
-        raise ValueError(f"{shown(text)}, which is not a whole number") from None
-    if not number.is_finite() or number.adjusted() >= _MAX_DIGITS or number != number.to_integral_value():
-        raise ValueError(f"{shown(text)}, which is not a whole number")
-    return int(number)
-
-
-def finite_number(text: str) -> float:
-    """A floating-point number; infinity and NaN are none, since no option means anything by them and JSON has none.
-
-    Raises:
-        ValueError: it is not a finite number.
-    """
-    try:
-        number = float(text)
-    except ValueError:
-        raise ValueError(f"{shown(text)}, which is not a number") from None
-    if not math.isfinite(number):
-        raise ValueError(f"{shown(text)}, which is not a finite number")
-    return number
 
 
 def _nothing(text: str) -> None:

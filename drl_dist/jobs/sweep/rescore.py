@@ -9,6 +9,7 @@ from ray.exceptions import RayTaskError
 
 from drl_dist.checkpoints.storage import newest_checkpoint
 from drl_dist.common.errors import UserError
+from drl_dist.common.waiting import Waiting
 from drl_dist.config.tree import RunConfig
 from drl_dist.data.index import ShardIndex, open_index
 from drl_dist.evaluation.feature_cache import cached_features
@@ -73,7 +74,9 @@ def rescore_trial(
                 tracking_uri=run.tracking.uri,
             )
         )
-        scores = _scores_on_a_worker(run, out, index.url, num_images)
+        with Waiting(f"trial {trial.number}") as waiting:
+            waiting.begin("a worker starts, imports libraries and scores the images", is_told=False)
+            scores = _scores_on_a_worker(run, out, index.url, num_images)
         record = Rescore(
             seed=seed,
             num_images=num_images,
