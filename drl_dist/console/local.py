@@ -121,7 +121,7 @@ def local_status(options: FolderOptions) -> int:
         elif not _listens(server.address):
             state = f"process {server.pid} runs, but nothing listens there (log {server.log})"
         else:
-            state = f"runs, since {age}, process {server.pid}"
+            state = f"running for {age}, process {server.pid}"
         all_run = all_run and state.startswith("runs")
         print(f"{server.name} {server.address}: {state}")
     return 0 if all_run else 1

@@ -7,7 +7,6 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from drl_dist.common.amounts import counted
 from drl_dist.common.durations import duration
 from drl_dist.common.errors import UserError
 from drl_dist.common.validation import refuse_missing
@@ -60,7 +59,7 @@ def status_lines(run: RunView, now: float) -> list[str]:
     """
     lines = [f"run {run.name} ({run.record['experiment']['preset']}): {run.state}{_since(run, now)}{_restarts(run)}"]
     if run.step is None:
-        lines.append(f"none of {counted(run.num_steps, 'step')} is made yet")
+        lines.append(f"no step of {run.num_steps} is made yet")
     else:
         parts = [f"step {run.step} of {run.num_steps} ({run.step / run.num_steps:.1%})"]
         if run.images_per_second is not None:
@@ -111,7 +110,8 @@ def _row(url: str, tracking_uri: str | None) -> list[str]:
 def _since(run: RunView, now: float) -> str:
     if run.status is None:
         return ""
-    return f", {'for' if run.state == 'running' else 'since'} {duration(max(0.0, now - run.status.since))}"
+    past = duration(max(0.0, now - run.status.since))
+    return f", for {past}" if run.state in ("running", "stale") else f" {past} ago"
 
 
 def _restarts(run: RunView) -> str:

@@ -123,7 +123,7 @@ def test_up_starts_both_says_so_the_second_time_and_down_stops_all(
     assert exports(second.out) == variables and len(SmallHead.made) == 1
     assert "MLflow server runs already at" in second.err and "Ray head runs already at" in second.err
     assert run(["status", "--folder", str(folder)]) == 0
-    assert capsys.readouterr().out.count(": runs, since ") == 2
+    assert capsys.readouterr().out.count(": running for ") == 2
     running = members(folder)
     assert len(running) >= 4
     assert run(["down", "--folder", str(folder)]) == 0

@@ -104,7 +104,7 @@ def test_status_of_runs_that_are_ill(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert run(["status", str(make(tmp_path, "far", move=3.0))]) == 1
     assert "health: diverging: chains move by 3 per pixel" in capsys.readouterr().out
     assert run(["status", str(make(tmp_path, "done", state="finished", ago=1000))]) == 0
-    assert "run done (digits): finished, since 20 min" in capsys.readouterr().out
+    assert "run done (digits): finished 20 min ago" in capsys.readouterr().out
     assert run(["status", str(make(tmp_path, "broken", state="failed"))]) == 1
     assert run(["status", str(make(tmp_path, "new", steps=0))]) == 0
     said = capsys.readouterr().out

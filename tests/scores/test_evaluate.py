@@ -20,6 +20,7 @@ from drl_dist.data.subset import image_batches
 from drl_dist.evaluation.feature_spec import parse_features
 from drl_dist.evaluation.features import features_of
 from drl_dist.evaluation.networks import load_network
+from drl_dist.jobs.evaluate import driver as evaluate_driver
 from drl_dist.jobs.evaluate.driver import evaluate_run, score
 from drl_dist.jobs.evaluate.options import EvaluateOptions, check_evaluate
 from tests.data.sets import write_set
@@ -185,6 +186,20 @@ def test_a_server_that_is_away_keeps_no_scores_back(folder: Path, capsys: pytest
     report = json.loads((folder / "scores.json").read_text())
     assert report.pop("model")["name"] == "tiny"
     assert alone.pop("model") is None and report == alone
+
+
+def test_a_server_that_does_not_know_the_model_keeps_no_scores_back(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_manifest(folder / "samples")
+
+    def unknown(*_: object) -> None:
+        raise UserError("model tiny", got="no version 4", expected="one that is registered", remedy="use its server")
+
+    monkeypatch.setattr(evaluate_driver, "find_version", unknown)
+    assert evaluate_run(options(folder, tracking_uri="http://127.0.0.1:1")) == 0
+    assert "warning: the scores are not logged to MLflow: model tiny: got no version 4" in capsys.readouterr().err
+    assert json.loads((folder / "scores.json").read_text())["fid"] > 0
 
 
 def test_origin_of_samples(tmp_path: Path) -> None:

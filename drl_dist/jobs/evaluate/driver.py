@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -15,6 +16,7 @@ from drl_dist.common.amounts import counted
 from drl_dist.common.errors import UserError
 from drl_dist.common.nested import flatten
 from drl_dist.common.validation import file_of
+from drl_dist.common.waiting import Waiting
 from drl_dist.data.filesystem import Folder, check_writable_file
 from drl_dist.data.index import ShardIndex, open_index
 from drl_dist.data.manifest import Origin, read_origin
@@ -79,7 +81,9 @@ def evaluate_run(options: EvaluateOptions) -> int:
         )
         for index, what in ((samples, "samples"), (data, "data"))
     )
-    scores = score(generated, real)
+    with Waiting("scores", stream=sys.stderr) as waiting:
+        waiting.begin("computing them from the features", is_told=False)
+        scores = score(generated, real)
     _print(scores, network, options)
     report = _report(scores, network, options, samples, data, origin)
     if options.json:
