@@ -9,7 +9,6 @@ from typing import Literal
 
 from torch import Tensor
 
-from drl_dist.common.amounts import counted
 from drl_dist.diffusion.ladder import NoiseLadder
 from drl_dist.diffusion.recovery import Levels
 from drl_dist.likelihood.bits import bits_per_dim, log_density_of_data
@@ -253,12 +252,12 @@ def _warnings(best: Estimate, num_dims: int, upper_from: Literal["images", "draw
         if bound.is_carried_by_few:
             warnings.append(
                 f"the {name} estimate of log Z rests on {bound.effective_sample_size:.1f} effective of "
-                f"{counted(bound.num_chains, 'chain')}: it may be far from the truth; take more steps per level"
+                f"{bound.num_chains} chains: it may be far from the truth; take more steps per level"
             )
         levels = [row.level for row in bound.levels if row.is_carried_by_few]
         if levels:
             warnings.append(
-                f"the ratios of the {name} estimate at {len(levels)} of {counted(len(bound.levels), 'level')} "
+                f"the ratios of the {name} estimate at {len(levels)} of {len(bound.levels)} levels "
                 f"({_listed(levels)}) each rest on few chains"
             )
         far = [row.level for row in bound.levels if row.root_mean_square > LARGEST_RMS]
