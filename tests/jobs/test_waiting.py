@@ -5,12 +5,15 @@ from __future__ import annotations
 import io
 import re
 import time
+from functools import partial
 
 import pytest
 
 from drl_dist.common import waiting as module
 from drl_dist.common.amounts import counted, mebibytes, short
 from drl_dist.common.waiting import Waiting, count_silence, say
+from drl_dist.jobs.train import start_up
+from drl_dist.jobs.train.faults.restarts import RestartPolicy
 from tests.support import wait_for
 
 
@@ -62,6 +65,52 @@ def test_short_parts_after_one_another_are_not_silent(monkeypatch: pytest.Monkey
             waiting.begin("another", is_told=False)
             time.sleep(0.3)
         assert ("run a: another" in stream.getvalue()) is is_command
+
+
+class Key:
+    """In the place of `KeyInStore`."""
+
+    def __init__(self) -> None:
+        self.is_set = False
+
+    def write(self) -> None:
+        self.is_set = True
+
+    def is_there(self) -> bool:
+        return self.is_set
+
+    def remove(self) -> None:
+        self.is_set = False
+
+
+def test_restarted_workers_are_waited_for_again(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(start_up, "Waiting", partial(Waiting, seconds=0.15))
+    monkeypatch.setattr(start_up, "_LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(start_up, "_RARE_LOOK_SECONDS", 0.02)
+    said: list[str] = []
+
+    def lines() -> list[str]:
+        said.extend(capsys.readouterr().out.splitlines())
+        return said
+
+    arrival, restart = Key(), Key()
+    with start_up.told_until(arrival, "run a", "1 worker to start", again=restart):  # pyright: ignore[reportArgumentType]
+        wait_for(lambda: len(lines()) >= 2, 10)
+        assert said[:2] == ["run a: 1 worker to start", "run a: 1 worker to start, for 0 s so far"]
+        for _ in range(2):
+            arrival.write()
+            wait_for(lambda: not arrival.is_there(), 10)
+            lines()
+            said.clear()
+            time.sleep(0.4)
+            assert lines() == []
+            # As the controller does when a worker has died.
+            RestartPolicy(restart).after_exception(None, {0: OSError("gone")})  # pyright: ignore[reportArgumentType]
+            wait_for(lambda: len(lines()) >= 3, 10)
+            assert said[0].startswith("worker 0 failed (OSError: gone)")
+            assert said[1:3] == ["run a: 1 worker to start", "run a: 1 worker to start, for 0 s so far"]
 
 
 def test_counts_and_amounts() -> None:

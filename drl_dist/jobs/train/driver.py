@@ -304,6 +304,7 @@ def _fit_once(task: WorkerTask, exporter: Exporter, callbacks: Sequence[UserCall
         # A machine of our own is not taken away with notice.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     filesystem, path = ray_filesystem(run.storage)
+    restart = KeyInStore("restart")
     trainer = Trainer(
         lambda: run_task(task),
         # The job that started this run continues.
@@ -323,7 +324,7 @@ def _fit_once(task: WorkerTask, exporter: Exporter, callbacks: Sequence[UserCall
             storage_filesystem=filesystem,
             checkpoint_config=CheckpointConfig(num_to_keep=run.checkpoint.keep),
             failure_config=FailureConfig(max_failures=-1),
-            callbacks=[RestartPolicy(), CheckpointTimes(run.run_name), *callbacks],
+            callbacks=[RestartPolicy(restart), CheckpointTimes(run.run_name), *callbacks],
             # Its console output is what `RestartPolicy` says; its log files hold everything.
             logging_config=LoggingConfig(log_level="CRITICAL"),
             # Otherwise gloo listens on the address of the machine's name.
@@ -331,7 +332,7 @@ def _fit_once(task: WorkerTask, exporter: Exporter, callbacks: Sequence[UserCall
         ),
     )
     try:
-        with start_up_told(run, task.arrival):
+        with start_up_told(run, task.arrival, restart):
             if task.stop_flag is None:
                 trainer.fit()
                 return

@@ -6,13 +6,14 @@ Importing this needs no torch, so that the controller, and with it every worker,
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ray._private.state import state as cluster_state
-from ray.exceptions import RayTaskError
+from ray.exceptions import RaySystemError, RayTaskError, RpcError
 from ray.train import Checkpoint, UserCallback
 
 from drl_dist.common.amounts import counted
@@ -24,6 +25,7 @@ from drl_dist.training.guard import DivergedError
 if TYPE_CHECKING:
     # Ray's controller imports this file, and does without torch.
     from drl_dist.jobs.train.metrics import Clock
+    from drl_dist.jobs.train.stop import KeyInStore
     from drl_dist.training.loop import StepReport
     from drl_dist.training.state import TrainState
 
@@ -86,10 +88,13 @@ class RestartPolicy(UserCallback):
 
     Errors that a restart cannot mend end the run, and so do failures one after another without a checkpoint between
     them. The others are reported in one line.
+
+    Args:
+        restart: a key that is set when other workers are to start; see `drl_dist.jobs.train.start_up`.
     """
 
-    def __init__(self) -> None:
-        self._failures = 0
+    def __init__(self, restart: KeyInStore | None = None) -> None:
+        self._failures, self._restart = 0, restart
 
     def after_report(self, run_context: object, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None) -> None:
         """A checkpoint is in storage: the run gets on."""
@@ -109,6 +114,7 @@ class RestartPolicy(UserCallback):
         for error in worker_exceptions.values():
             if isinstance(error, ScaleUpError):
                 print(f"{error}; all restart from the checkpoint that is just complete", flush=True)
+                self._tell_restart()
                 return
         self._failures += 1
         reasons = {rank: _reason(error) for rank, error in sorted(worker_exceptions.items())}
@@ -120,6 +126,13 @@ class RestartPolicy(UserCallback):
                 f"{self._failures} of at most {MAX_FAILURES} without a further checkpoint)",
                 flush=True,
             )
+        self._tell_restart()
+
+    def _tell_restart(self) -> None:
+        # Without the key the driver says nothing of this start; that must not end the run.
+        with contextlib.suppress(RpcError, RaySystemError):
+            if self._restart is not None:
+                self._restart.write()
 
 
 class CheckpointTimes(UserCallback):
