@@ -6,6 +6,7 @@ import pickle  # noqa: TID251 - what Ray does with errors
 
 import pytest
 from ray.train import Checkpoint
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
 from drl_dist.common.errors import UserError
 from drl_dist.jobs.train.faults.restarts import MAX_FAILURES, NoProgressError, RestartPolicy, ScaleUpError
@@ -23,6 +24,16 @@ def test_checkpoints_between_failures_keep_a_run_going(capsys: pytest.CaptureFix
     told = capsys.readouterr().out.splitlines()
     assert len(told) == 4 * MAX_FAILURES
     assert told[0].startswith("worker 1 failed (RuntimeError: The actor died); Ray Train restarts from the newest")
+
+
+def test_a_killed_worker_is_said_to_have_died(capsys: pytest.CaptureFixture[str]) -> None:
+    died = RuntimeError(
+        "The actor died.\n\tpid: 7\nThe actor is dead because its worker process has died. Exit type: KILL"
+    )
+    failed = WorkerHealthCheckFailedError("A worker health check failed.\nWorker info: Worker(actor=1)", died)
+    RestartPolicy().after_exception(None, {0: failed})
+    told = capsys.readouterr().out
+    assert told.startswith("worker 0 failed (RuntimeError: its worker process has died. Exit type: KILL); Ray Train")
 
 
 def test_failures_without_a_checkpoint_end_the_run() -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ray._private.state import state as cluster_state
 from ray.exceptions import RaySystemError, RayTaskError, RpcError
 from ray.train import Checkpoint, UserCallback
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
 from drl_dist.common.amounts import counted
 from drl_dist.common.errors import UserError
@@ -158,7 +159,12 @@ class CheckpointTimes(UserCallback):
 def _reason(error: Exception) -> str:
     # From another actor, such as the one by which ranks wait for each other, an error comes wrapped in a traceback.
     cause = error.cause if isinstance(error, RayTaskError) else error
-    return f"{type(cause).__name__}: {' '.join(str(cause).split())[:300]}"
+    if isinstance(cause, WorkerHealthCheckFailedError):
+        # Its own message is what the worker was; a death is in the error of its process.
+        cause = cause.health_check_failure
+    text = " ".join(str(cause).split())
+    _, _, why = text.partition("The actor is dead because ")
+    return f"{type(cause).__name__}: {(why or text)[:300]}"
 
 
 class ScaleUpError(RuntimeError):
