@@ -63,7 +63,7 @@ def test_no_shards_is_said_before_anything_else(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"empty or missing folder.*datasets_prep"):
         open_index(str(tmp_path / "nowhere"))
     (tmp_path / "photo.jpg").write_bytes(b"")
-    with pytest.raises(UserError, match=r"1 files, none of them index.parquet"):
+    with pytest.raises(UserError, match=r"1 file but no index.parquet"):
         open_index(str(tmp_path))
 
 

@@ -301,7 +301,7 @@ def test_ordinary_images_keep_their_bytes_and_old_records_are_resumed(
     capsys.readouterr()
     assert prepare(monkeypatch, source, tmp_path / "out", "--shard-size", "2").fingerprint == FINGERPRINT
     printed = capsys.readouterr().err
-    assert "1 shards are finished" in printed and "1 of them were made by an earlier version" in printed
+    assert "1 shard finished" in printed and "1 of them were made by an earlier version" in printed
 
 
 FINGERPRINT = "634ef37635725b817d9aa652b03a0e39db63f88ad498929ecd2f631f880bf2b8"

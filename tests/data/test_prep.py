@@ -264,7 +264,7 @@ def test_wrong_sources_say_what_they_found_and_need(tmp_path: Path, monkeypatch:
 def test_a_source_without_one_readable_image_leaves_no_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.png").write_text("hello")
-    with pytest.raises(UserError, match=r"1 images, none of them readable"):
+    with pytest.raises(UserError, match=r"1 image, none readable"):
         prepare("folder", monkeypatch, "--source", tmp_path / "photos", "--out", tmp_path / "out")
     assert not list((tmp_path / "out").glob("*.parquet"))
 

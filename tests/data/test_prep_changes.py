@@ -125,7 +125,7 @@ def test_after_a_kill_no_old_image_stays_beside_new_ones(
     (tmp_path / "photos" / "3.bmp").write_bytes(encoded(photo(8, 16, 16), "BMP"))
     assert preparing(monkeypatch, tmp_path / "photos", tmp_path / "out")() == 0
     shown = capsys.readouterr().err
-    assert "2 shards are finished" in shown and "1 finished shards are made again" in shown and "first: 3.bmp" in shown
+    assert "2 shards finished" in shown and "1 finished shard made again" in shown and "first: 3.bmp" in shown
     images = read_images(open_index(str(tmp_path / "out")), 9).numpy().transpose(0, 2, 3, 1)
     assert np.array_equal(images, [photo(seed, 16, 16) for seed in (1, 2, 3, 8, 5, 6)])
 
@@ -144,7 +144,7 @@ def test_an_image_replaced_while_shards_are_made_is_made_again(
 
     monkeypatch.setattr(build_module, "_make_shard", replacing)
     assert preparing(monkeypatch, tmp_path / "photos", tmp_path / "out")() == 0
-    assert "2 finished shards are made again" in capsys.readouterr().err
+    assert "2 finished shards made again" in capsys.readouterr().err
     images = read_images(open_index(str(tmp_path / "out")), 9).numpy().transpose(0, 2, 3, 1)
     assert np.array_equal(images, [photo(seed, 16, 16) for seed in (11, 12, 13, 14)])
 

@@ -194,7 +194,7 @@ def test_a_preparation_that_was_killed_goes_on(
         prepared(hub, out="killed")
     monkeypatch.setattr(build_module, "_make_shard", make)
     killed = prepared(hub, out="killed")
-    assert "2 shards are finished" in capsys.readouterr().err
+    assert "2 shards finished" in capsys.readouterr().err
     for name in ("images-train-00000.tar", "images-train-00001.tar", "images-train-00002.tar", "index.parquet"):
         assert (killed / name).read_bytes() == (straight / name).read_bytes()
 
@@ -248,7 +248,7 @@ def test_what_is_no_table_is_said(hub: Path, prepared: Prepare, tmp_path: Path) 
     with pytest.raises(UserError, match=r"^--source: got a folder with README\.md"):
         prepared(empty)
     pq.write_table(table_of([]), empty / "none.parquet")
-    with pytest.raises(UserError, match=r"^--source: got 1 tables without rows"):
+    with pytest.raises(UserError, match=r"^--source: got 1 table without rows"):
         prepared(empty)
     (empty / "none.parquet").write_bytes(b"PAR1 and something else")
     with pytest.raises(UserError, match=r"^table \S+none\.parquet: got damage, or a file that cannot be read"):

@@ -90,7 +90,7 @@ def test_killed_and_run_again_it_ends_with_the_same_bytes(tmp_path: Path) -> Non
 
     again = run(*arguments("killed", 2))
     assert again.returncode == 0, again.stderr
-    assert f"{finished - 1} shards are finished" in again.stderr
+    assert f"{finished - 1} shards finished" in again.stderr
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
     assert "unreadable.json" in contents(tmp_path / "killed")
 

@@ -358,7 +358,7 @@ def test_what_does_not_fit_is_told_before_a_cluster_is_asked(
         ({"data": str(tmp_path / "empty")}, "got an empty or missing folder, expected image shards"),
         ({"data": str(tmp_path / "large")}, "got 16x16 pixels with 1 channel, expected 8x8 pixels with 1 channel"),
         ({"data": str(tmp_path / "colours")}, "got 8x8 pixels with 3 channels, expected 8x8 pixels with 1 channel"),
-        ({"data": str(tmp_path / "one"), "num_images": None}, "got 1 images, expected at least 2"),
+        ({"data": str(tmp_path / "one"), "num_images": None}, "got 1 image, expected at least 2"),
         ({"num_images": 10}, "got 9 images, expected at least 10"),
         ({"schedule": str(tmp_path)}, "step_sizes.json: got no such file, expected what a likelihood job wrote"),
         ({"schedule": long_run}, "got those of conditional densities, expected those of marginal densities"),

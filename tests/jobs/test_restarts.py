@@ -27,9 +27,8 @@ def test_checkpoints_between_failures_keep_a_run_going(capsys: pytest.CaptureFix
 
 
 def test_a_killed_worker_is_said_to_have_died(capsys: pytest.CaptureFixture[str]) -> None:
-    died = RuntimeError(
-        "The actor died.\n\tpid: 7\nThe actor is dead because its worker process has died. Exit type: KILL"
-    )
+    why = "The actor is dead because its worker process has died. Exit type: KILL"
+    died = RuntimeError(f"The actor died.\n\tpid: 7\n{why}")
     failed = WorkerHealthCheckFailedError("A worker health check failed.\nWorker info: Worker(actor=1)", died)
     RestartPolicy().after_exception(None, {0: failed})
     told = capsys.readouterr().out
