@@ -22,6 +22,7 @@ from drl_dist.data.index import ShardIndex, write_index
 from drl_dist.data.shards import Sample, encode_png, pack_shard
 from drl_dist.diffusion.noise import PhiloxNoise
 from drl_dist.jobs.common.output.sheet import images_in
+from drl_dist.jobs.sample import task as sample_task
 from drl_dist.jobs.sample.output import SampleOutput
 from drl_dist.jobs.sample.task import SampleRequest, SampleTasks, TaskRecord, progression
 from drl_dist.training.chain import GradientEngine
