@@ -1,6 +1,6 @@
 # The front desk. Every target creates the environment first if need be.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast coverage lint types docs bench clean
+.PHONY: help setup demo test test-fast coverage lint types docs wheel bench clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -19,6 +19,7 @@ help:
 	@echo "make coverage   run all tests and report which lines of drl_dist and datasets_prep they ran"
 	@echo "make lint   style, types, floors"
 	@echo "make docs   build the documentation as a site in var/site, with warnings as errors"
+	@echo "make wheel  build the package in var/wheel, and try it away from the checkout"
 	@echo "make bench  time the training step against the plain reference and the bare convolutions"
 	@echo "make types  types alone"
 	@echo "make setup  create the environment in $(VENV)"
@@ -63,6 +64,12 @@ types: $(STAMP)
 docs: $(STAMP)
 	@$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet --builder html docs var/site
 	@echo "var/site/index.html"
+
+wheel: $(STAMP)
+	@rm -rf build var/wheel
+	@$(BIN)/uv build --quiet --wheel --out-dir var/wheel .
+	@rm -rf build
+	@$(BIN)/python .ci/wheel.py var/wheel
 
 bench: $(STAMP)
 	@mkdir -p var && $(BIN)/python -m benchmarks.step --json var/bench.json

@@ -116,13 +116,14 @@ def local_status(options: FolderOptions) -> int:
     all_run = True
     for server in servers.values():
         age = duration(max(0.0, time.time() - server.since))
+        runs = server.is_alive and _listens(server.address)
         if not server.is_alive:
             state = f"has ended; it was started {age} ago (log {server.log}); `python -m drl_dist up` starts it again"
-        elif not _listens(server.address):
+        elif not runs:
             state = f"process {server.pid} runs, but nothing listens there (log {server.log})"
         else:
             state = f"running for {age}, process {server.pid}"
-        all_run = all_run and state.startswith("runs")
+        all_run = all_run and runs
         print(f"{server.name} {server.address}: {state}")
     return 0 if all_run else 1
 

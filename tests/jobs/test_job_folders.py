@@ -121,7 +121,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     run_in_process(monkeypatch, sample_driver, likelihood_driver)
     # What figures show is tested elsewhere, and drawing them takes longer than all the rest.
-    monkeypatch.setattr(likelihood_driver, "figure", lambda _: b"figure")
+    monkeypatch.setattr(likelihood_driver, "figure", lambda *_: b"figure")
     monkeypatch.setattr(long_run_output, "figure", lambda *_: b"figure")
     monkeypatch.setattr(ood, "histogram_png", lambda *_: b"figure")
 

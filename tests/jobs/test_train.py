@@ -44,9 +44,11 @@ def test_a_submitted_job_leaves_checkpoints(straight: Job, storage: Path) -> Non
 
 
 def test_progress_is_told_with_rate_and_time_left(straight: Job) -> None:
-    told = [line for line in straight.lines if re.search(rf"step \d+/{STEPS}: loss .* images/s, .* left$", line)]
+    told = [line for line in straight.lines if re.search(rf"step \d+/{STEPS}: loss .* images/s, .*(%|left)$", line)]
     assert told
-    assert f"step {STEPS}/{STEPS}" in told[-1]
+    # At the end no time is left.
+    assert f"step {STEPS}/{STEPS}" in told[-1] and "left" not in told[-1]
+    assert all(line.endswith(" left") for line in told[:-1])
     assert len([line for line in straight.lines if f"step 1/{STEPS}: under way" in line]) == 1
 
 

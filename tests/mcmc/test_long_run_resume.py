@@ -82,7 +82,7 @@ def test_a_run_that_is_cut_short_at_every_kind_of_place_ends_with_the_same_bytes
     start: str,
 ) -> None:
     # Drawn again by every start. The killed processes below compare the picture itself.
-    monkeypatch.setattr(output, "figure", lambda schedule, config: repr((schedule, config)).encode())
+    monkeypatch.setattr(output, "figure", lambda *given: repr(given).encode())
     write, left = Folder.write, 0
 
     def cut_short(self: Folder, name: str, data: bytes) -> None:
