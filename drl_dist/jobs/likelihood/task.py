@@ -57,8 +57,8 @@ class Task(NamedTuple):
     """Steps per level of the chains whose ends are the draws that others begin at; 0 for those that need no draws."""
 
     def num_items(self, num_levels: int) -> int:
-        """Chain steps, or images."""
-        return len(self.numbers) * max(1, (self.num_bridges + self.num_draw_bridges) * num_levels)
+        """Chain steps; 0 for images, which take no time beside chains, so that they tell nothing of the time left."""
+        return len(self.numbers) * (self.num_bridges + self.num_draw_bridges) * num_levels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,7 +233,7 @@ class LikelihoodTasks:
         self._noise = PhiloxNoise(request.seed)
 
     def make(self, task: int) -> Iterator[int | TaskResult]:
-        """Make a task; the number of its items after each part, then its result.
+        """Make a task; its chain steps after each part, then its result.
 
         Raises:
             UserError: an image cannot be read, or numbers are not finite.
@@ -245,7 +245,6 @@ class LikelihoodTasks:
             at_data = self._images(np.array(wanted.numbers))
             arrays["at_data"] = self._log_density(at_data)
             arrays["at_x_0"] = self._log_density(self._x_0(np.array(wanted.numbers), at_data))
-            yield len(wanted.numbers)
         else:
             yield from self._chains(wanted, arrays)
         for name, values in arrays.items():
