@@ -7,6 +7,7 @@ of a tracker, or two that write files (docs/training.md).
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -37,6 +38,9 @@ ScoreImages = Callable[[Tensor], dict[str, float]]
 SeeImages = Callable[[int, int, Tensor], None]
 """Takes the step, the images trained on since the first step, and generated images, uint8 (B, C, H, W)."""
 
+_PACE_LINES = 7
+"""Lines over which the time of a step is averaged for the time left: about a minute, so that a slow beginning, a change
+of objective and a busy machine count for as long as they last."""
 _INTERRUPTS = {
     Interrupt.CHECKPOINT: "a machine is about to be taken away, so a checkpoint is written",
     Interrupt.STOP: "asked to stop, so a checkpoint is written and training ends",
@@ -56,6 +60,7 @@ class Progress:
         self._waited = 0.0
         self._first_step: int | None = None
         self._printed_step = 0
+        self._marks = deque[tuple[float, int]](maxlen=_PACE_LINES)
 
     def on_step(self, report: StepReport, state: TrainState) -> None:
         """See `drl_dist.training.loop.Callback`."""
@@ -66,13 +71,16 @@ class Progress:
             # Compilation and warm-up would spoil the estimate.
             self._first_step = self._printed_step = report.step
             self._began = now
+            self._marks.append((now, report.step))
             say(f"{self._prefix}{_at(report)}: under way")
             return
         self._waited += report.wait_seconds
         if now - self._printed < PROGRESS_SECONDS and report.step < report.num_steps:
             return
         steps, seconds = report.step - self._printed_step, now - max(self._printed, self._began)
-        per_step = (now - self._began) / (report.step - self._first_step)
+        since, first = self._marks[0]
+        per_step = (now - since) / (report.step - first)
+        self._marks.append((now, report.step))
         images = report.images_seen / report.step * steps / seconds
         left = (report.num_steps - report.step) * per_step
         say(

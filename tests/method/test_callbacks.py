@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -110,6 +111,32 @@ def test_progress_prints_rate_and_time_left(
     run(Progress())
     # Nothing is left.
     assert capsys.readouterr().out.splitlines()[-1].endswith("%")
+
+
+def test_the_time_left_follows_the_pace_of_the_last_minute(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(callbacks.time, "monotonic", lambda: now)
+    progress, state = Progress(), cast(TrainState, None)
+    left: dict[int, str] = {}
+    for step in range(1, 401):
+        # Ten seconds a step, then one.
+        now += 10.0 if step <= 100 else 1.0
+        report = SimpleNamespace(
+            step=step,
+            num_steps=1000,
+            images_seen=8 * step,
+            wait_seconds=0.0,
+            result=SimpleNamespace(interrupt=Interrupt.NONE),
+            metrics=lambda: {"loss": 1.0},
+        )
+        progress.on_step(cast(StepReport, report), state)
+        if "left" in (line := capsys.readouterr().out):
+            left[step] = line.rpartition(", ")[2].strip()
+    assert left[100] == "2 h 30 min left"
+    # 600 steps of a second each; over the whole run it would be 33 min.
+    assert left[400] == "10 min left"
 
 
 def test_what_takes_long_is_told_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
