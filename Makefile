@@ -62,7 +62,7 @@ types: $(STAMP)
 	@$(BIN)/pyright
 
 docs: $(STAMP)
-	@$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet --builder html docs var/site
+	@$(BIN)/sphinx-build --fresh-env --fail-on-warning --keep-going --quiet --builder html docs var/site
 	@echo "var/site/index.html"
 
 wheel: $(STAMP)
