@@ -8,7 +8,7 @@ too narrow as a proposal for y_{T-2} (`tests/likelihood/one_step.py`).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -137,44 +137,6 @@ class Marginals:
         """
         yield from self._pass(x, step_size, noise, sample_ids, num_bridges, num_leapfrog_steps, True)
 
-    def draws(
-        self,
-        step_size: Sequence[float],
-        noise: Noise,
-        sample_ids: Tensor,
-        shape: tuple[int, ...],
-        *,
-        num_bridges: int,
-        num_leapfrog_steps: int = 2,
-        dtype: torch.dtype = torch.float64,
-    ) -> Iterator[tuple[int, Tensor]]:
-        """Draws of x_0 from the model itself, approximately: ends of `descend`, resampled by their weights.
-
-        They come from p(x_0) as far as the weights are even; among few effective chains the same ends repeat.
-
-        Args:
-            sample_ids: (B,) int64, one for each draw; the draws of a batch depend on each other by the resampling.
-
-        Yields:
-            the level, and where the chains are; the last one is 0 with the draws (B, ...).
-        """
-        total = torch.zeros(len(sample_ids), dtype=torch.float64, device=sample_ids.device)
-        for part in self.descend(
-            step_size,
-            noise,
-            sample_ids,
-            shape,
-            num_bridges=num_bridges,
-            num_leapfrog_steps=num_leapfrog_steps,
-            dtype=dtype,
-        ):
-            total += part.log_weight
-            x = part.x
-            if part.level == 0:
-                offset = noise.uniform(Purpose.RESAMPLE, sample_ids[:1], 0, (0,), 1).flatten()
-                x = x[resampled(total, offset)]
-            yield part.level, x
-
     def _pass(
         self,
         x: Tensor,
@@ -203,6 +165,30 @@ class Marginals:
             )
             x = passed.x
             yield LevelPassage(t, *passed)
+
+
+def draws(passage: Iterable[LevelPassage], noise: Noise, sample_ids: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """Draws of x_0 from the model itself, approximately: ends of `Marginals.descend`, resampled by their weights.
+
+    They come from p(x_0) as far as the weights are even; among few effective chains the same ends repeat, and the draws
+    of a batch depend on each other.
+
+    Args:
+        passage: chains on their way from white noise down.
+        noise: keyed by chain.
+        sample_ids: (B,) int64, of the chains.
+
+    Yields:
+        the level, and where the chains are; the last one is 0 with the draws (B, ...).
+    """
+    total = torch.zeros(len(sample_ids), dtype=torch.float64, device=sample_ids.device)
+    for part in passage:
+        total += part.log_weight
+        x = part.x
+        if part.level == 0:
+            offset = noise.uniform(Purpose.RESAMPLE, sample_ids[:1], 0, (0,), 1).flatten()
+            x = x[resampled(total, offset)]
+        yield part.level, x
 
 
 def white_noise(x: Tensor) -> tuple[Tensor, Tensor]:

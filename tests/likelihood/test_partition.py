@@ -15,7 +15,7 @@ from drl_dist.config.presets import preset
 from drl_dist.diffusion.noise import PhiloxNoise
 from drl_dist.likelihood.adaptation import LIKELIHOOD_IDS, MAX_ADAPTED, adapted_levels
 from drl_dist.likelihood.bits import bits_per_dim, log_density_of_data
-from drl_dist.likelihood.marginals import Marginals, white_noise_log_z
+from drl_dist.likelihood.marginals import Marginals, draws, white_noise_log_z
 from drl_dist.likelihood.partition import LogZ, annealed_log_density, lower_bound, upper_bound
 from drl_dist.likelihood.report import report
 from drl_dist.likelihood.weights import effective_sample_size, is_carried_by_few, log_mean_exp, resampled
@@ -257,7 +257,8 @@ def test_draws_of_the_model_give_the_upper_estimate_where_images_cannot() -> Non
     def upper_from(way: Passage) -> LogZ:
         return upper_bound(way.log_weight, way.acceptance_rate, way.root_mean_square, oracle.levels, oracle.num_dims)
 
-    passed = list(marginals.draws(steps, noise, IDS[num_chains : 2 * num_chains], shape, num_bridges=num_bridges))
+    ids = IDS[num_chains : 2 * num_chains]
+    passed = list(draws(marginals.descend(steps, noise, ids, shape, num_bridges=num_bridges), noise, ids))
     level, x_0 = passed[-1]
     assert (len(passed), level, x_0.shape) == (6, 0, (num_chains, *shape))
     own = upper_from(upward(x_0))

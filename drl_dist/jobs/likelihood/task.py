@@ -24,7 +24,7 @@ from drl_dist.jobs.likelihood.options import MAX_CHAINS, UpperFrom
 from drl_dist.library.engine import check_finite, frozen_engine
 from drl_dist.likelihood.adaptation import LIKELIHOOD_IDS, AdaptedLevel, MarginalAdaptation, adapted_levels
 from drl_dist.likelihood.bits import dequantise, noisy_x_0
-from drl_dist.likelihood.marginals import Marginals
+from drl_dist.likelihood.marginals import Marginals, draws
 from drl_dist.mcmc.adaptation import StepSizes
 from drl_dist.mcmc.settings import AdaptationConfig
 
@@ -293,7 +293,7 @@ class LikelihoodTasks:
     def _draws(self, ids: Tensor, num_bridges: int) -> Generator[int, None, Tensor]:
         """Draws of x_0 from the model, (B, C, H, W); chain steps after each part."""
         model, told = self._model, 0
-        levels = model.marginals.draws(
+        passage = model.marginals.descend(
             self._step_size,
             self._noise,
             ids,
@@ -303,7 +303,7 @@ class LikelihoodTasks:
             dtype=model.dtype,
         )
         num_levels = model.marginals.num_levels
-        for level, x_0 in levels:
+        for level, x_0 in draws(passage, self._noise, ids):
             passed = num_levels - level
             if passed * _SIGNS_OF_LIFE // num_levels > told * _SIGNS_OF_LIFE // num_levels:
                 yield (passed - told) * num_bridges * len(ids)
