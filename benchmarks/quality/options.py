@@ -27,7 +27,7 @@ class Options:
     out: Path
     data: str
     settings: tuple[str, ...]
-    seeds: int
+    seeds: range
     budget: float | None
     """GFLOP for each training image; those of the preset's own training if None."""
     images: int
@@ -64,7 +64,8 @@ def parse(words: Sequence[str], description: str) -> Options:
     parser.add_argument("--out", required=True, help="folder of all results")
     parser.add_argument("--data", default="digits", help=f"the images: {' or '.join(DATA)}")
     parser.add_argument("--settings", default=",".join(SETTINGS), help="names, separated by commas; all by default")
-    parser.add_argument("--seeds", type=whole_number, default=3, help="number of seeds, from 0 on")
+    parser.add_argument("--seeds", type=whole_number, default=3, help="number of seeds")
+    parser.add_argument("--first-seed", type=whole_number, default=0, help="the first of them")
     parser.add_argument(
         "--budget", type=float, help="GFLOP for each training image; by default those of the preset's own training"
     )
@@ -82,6 +83,7 @@ def parse(words: Sequence[str], description: str) -> Options:
         ("--data", given.data, f"one of {', '.join(DATA)}", given.data in DATA),
         ("--settings", given.settings, f"some of {', '.join(known)}", bool(names) and set(names) <= set(known)),
         ("--seeds", given.seeds, "at least 1", given.seeds >= 1),
+        ("--first-seed", given.first_seed, "at least 0", given.first_seed >= 0),
         (
             "--budget",
             given.budget,
@@ -96,7 +98,7 @@ def parse(words: Sequence[str], description: str) -> Options:
         out=local_of(given.out, "--out"),
         data=given.data,
         settings=names,
-        seeds=given.seeds,
+        seeds=range(given.first_seed, given.first_seed + given.seeds),
         budget=given.budget,
         images=given.images,
         points=POINTS[-1:] if given.only_at_the_end else POINTS,

@@ -44,7 +44,7 @@ def compare_all(options: Options) -> str:
     record = Record.open(options.out, {"benchmark": "quality", **asked})
     missing = [
         (seed, name)
-        for seed in range(options.seeds)
+        for seed in options.seeds
         for name in options.settings
         if any(record.point(name, SETTINGS[name], seed, point) is None for point in range(len(options.points)))
     ]
@@ -82,7 +82,7 @@ def calibrate_all(options: Options) -> str:
     data = load_data(options.data, options.source)
     budget = preset_budget(data) if options.budget is None else options.budget * 1e9
     found: dict[str, list[Ratio]] = {}
-    for seed in range(options.seeds):
+    for seed in options.seeds:
         for name in options.settings:
             setting = SETTINGS[name]
             point = record.point(name, setting, seed, 0)
@@ -106,7 +106,7 @@ def _report(record: Record, options: Options) -> str:
     for name in options.settings:
         runs = [
             [record.point(name, SETTINGS[name], seed, point) for point in range(len(options.points))]
-            for seed in range(options.seeds)
+            for seed in options.seeds
         ]
         if finished := [[point for point in run if point is not None] for run in runs if None not in run]:
             results[name] = finished

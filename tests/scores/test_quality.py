@@ -317,6 +317,9 @@ def test_calibration_runs(tiny: float, tmp_path: Path) -> None:
     assert (out / "calibration.md").read_text() == table
     (point,) = (out / "points").iterdir()
     assert Ratio(**json.loads(point.read_text())["levels"][5]).level == 5
+    assert main(words(out, tiny, "--calibration", "--settings", "preset", "--first-seed", "3")) == 0
+    other = (out / "calibration.md").read_text()
+    assert other.count("| tiny, seed 3 |") == 6 and "seed 0" not in other
 
 
 @pytest.mark.parametrize(
@@ -326,6 +329,7 @@ def test_calibration_runs(tiny: float, tmp_path: Path) -> None:
         (["--settings", ","], "--settings"),
         (["--settings", "ddpm", "--calibration"], "--settings: got ddpm, expected some of preset"),
         (["--seeds", "0"], "--seeds: got 0, expected at least 1"),
+        (["--first-seed", "-1"], "--first-seed: got -1, expected at least 0"),
         (["--data", "mnist"], "--data: got mnist"),
         (["--budget", "0"], "--budget"),
         (["--budget", "nan"], "--budget"),
