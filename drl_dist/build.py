@@ -11,14 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from drl_dist.common.errors import UserError
-from drl_dist.config.from_data import known
+from drl_dist.config.from_data import known, known_names
 from drl_dist.config.import_paths import TIMM, imported, is_import_path, is_timm, made
 from drl_dist.config.tree import DiffusionConfig, Experiment, McmcConfig, ModelConfig
 from drl_dist.diffusion.ladder import NoiseLadder, composed_ladder, geometric_ladder, linear_ladder
 from drl_dist.diffusion.recovery import Levels, LogDensityAndGrad
 from drl_dist.energy.check import check_network
+from drl_dist.energy.condition import ConditionEmbedding
 from drl_dist.energy.network import EnergyNetwork
-from drl_dist.energy.own import OwnNetwork, takes_log_snr
+from drl_dist.energy.own import OwnNetwork, takes_condition, takes_log_snr
 from drl_dist.energy.unet import EnergyUNet
 from drl_dist.energy.wide_resnet import WideResNet
 from drl_dist.mcmc.kernel import Kernel, check_kernel
@@ -137,9 +138,22 @@ def _made(experiment: Experiment, generator: torch.Generator | None) -> EnergyNe
     else:
         build = build_unet if experiment.model.network == "unet" else build_wide_resnet
         network = build(experiment, generator)
+        network.condition = build_condition(experiment, experiment.model.time_hidden_dim)
     if experiment.mcmc.step_adaptation == "curvature":
         network.curvature = torch.ones(experiment.diffusion.num_levels)
     return network
+
+
+def build_condition(experiment: Experiment, width: int) -> ConditionEmbedding | None:
+    """What labels add to an embedding of `width` numbers, float32; None for energies without labels.
+
+    Raises:
+        UserError: the names of the labels are left to the data.
+    """
+    condition = experiment.condition
+    if condition.kind == "none":
+        return None
+    return ConditionEmbedding(condition.kind, len(known_names(experiment)), width)
 
 
 def build_wide_resnet(experiment: Experiment, generator: torch.Generator | None = None) -> WideResNet:
@@ -169,6 +183,14 @@ def build_own_network(experiment: Experiment, *, is_checked: bool = True) -> Ene
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(experiment.train.seed)
         module = _timm_energy(experiment) if is_timm(model.network) else _own_module(experiment)
+    size = 0 if experiment.condition.kind == "none" else len(known_names(experiment))
+    if size and not takes_condition(module):
+        raise UserError(
+            f"network {model.network}",
+            got="a forward(y, t) that is given no labels",
+            expected=f"a third argument called condition, since condition.kind is {experiment.condition.kind}",
+            remedy="add it (docs/own_parts.md), or leave labels out with --condition.kind none",
+        )
     if isinstance(module, EnergyNetwork):
         network = module
     else:
@@ -177,11 +199,11 @@ def build_own_network(experiment: Experiment, *, is_checked: bool = True) -> Ene
             noise, signal = _stds_in_y(experiment)
             log_snr = 2 * (signal / noise).log()
         shape = (model.channels, model.resolution, model.resolution)
-        network = OwnNetwork(module, image_shape=shape, num_levels=levels, log_snr=log_snr)
+        network = OwnNetwork(module, image_shape=shape, num_levels=levels, log_snr=log_snr, condition_size=size)
     if is_checked:
         network.float()
         is_matched = any(name != "recovery" for name in experiment.optim.objectives)
-        uses_all = check_network(network, model.network, levels, is_matched=is_matched)
+        uses_all = check_network(network, model.network, levels, is_matched=is_matched, condition_size=size)
         network.gradient_uses_all_parameters = uses_all
     return network
 
@@ -189,7 +211,7 @@ def build_own_network(experiment: Experiment, *, is_checked: bool = True) -> Ene
 def _timm_energy(experiment: Experiment) -> nn.Module:
     model = experiment.model
     try:
-        from drl_dist.energy.timm_backbone import TimmEnergy
+        from drl_dist.energy.timm_backbone import EMBEDDING_DIM, TimmEnergy
     except ModuleNotFoundError as error:
         raise UserError(
             f"config field model.network {model.network}",
@@ -205,6 +227,7 @@ def _timm_energy(experiment: Experiment) -> nn.Module:
         noise_std=noise,
         signal_std=signal,
         options=json.loads(model.options),
+        condition=build_condition(experiment, EMBEDDING_DIM),
     )
 
 

@@ -29,6 +29,8 @@ class NoiseUNet(EnergyUNet):
         )
         self.float()
 
-    def forward(self, y: Tensor, level: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    def forward(
+        self, y: Tensor, level: Tensor, dtype: torch.dtype | None = None, condition: Tensor | None = None
+    ) -> Tensor:
         """Noisy images (B, C, H, W) and their levels (B,) of the baseline's ladder -> (B, C, H, W)."""
-        return apply_unet(self.prepare(level, dtype), y)
+        return apply_unet(self.prepare(level, dtype, None, condition), y)

@@ -36,6 +36,7 @@ def starting_point(url: str, experiment: Experiment, data_fingerprint: str) -> s
     before, after = (
         {
             "model": to_dict(one.model),
+            "condition": _labels(one, experiment),
             # Whose checkpoints hold the curvatures, too.
             "mcmc": {"step_adaptation": one.mcmc.step_adaptation},
             "train": {"batch_size": one.train.batch_size},
@@ -59,3 +60,9 @@ def starting_point(url: str, experiment: Experiment, data_fingerprint: str) -> s
             remedy="ask for more with --train.num-steps",
         )
     return url if is_complete(url) else joined(url, checkpoint_name(step))
+
+
+def _labels(start: Experiment, run: Experiment) -> list[object]:
+    """What must be equal of the labels: nothing where the start knows none, for its network can learn any."""
+    condition = run.condition if start.condition.kind == "none" else start.condition
+    return [condition.kind, list(condition.names)]

@@ -19,6 +19,9 @@ class Batch:
     """(B,) int64, each image's position in the global stream of samples; keys all of its noise."""
     bad_samples: int = 0
     """Number of images that replace damaged ones."""
+    labels: Tensor | None = None
+    """(B,) int64 numbers of classes, -1 for none, or (B, size) int8 of attributes, 1 for true, -1 for false and 0 for
+    unknown; None from data that are read without labels."""
 
 
 class BatchSource(Protocol):

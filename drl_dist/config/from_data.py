@@ -15,6 +15,22 @@ def left_to_data(experiment: Experiment) -> tuple[str, ...]:
     return tuple(".".join((part, field)) for part, field in parts if getattr(getattr(experiment, part), field) is None)
 
 
+def known_names(experiment: Experiment) -> tuple[str, ...]:
+    """Names of the labels of a config whose energies know any.
+
+    Raises:
+        UserError: they are still left to the data.
+    """
+    if not experiment.condition.names:
+        raise UserError(
+            "config field condition.names",
+            got="none, which leaves them to the data",
+            expected="names, since no data are seen here",
+            remedy="give condition.names, or let drl_dist.data.labels take them from the data",
+        )
+    return experiment.condition.names
+
+
 def known(value: float | None, name: str) -> float:
     """A field's number.
 

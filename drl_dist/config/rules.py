@@ -10,6 +10,7 @@ from drl_dist.common.amounts import counted
 from drl_dist.common.errors import UserError
 from drl_dist.common.validation import local_rule, place_rule
 from drl_dist.config.chain_rules import Rule, chain_rules, chain_steps_field
+from drl_dist.config.condition import condition_rules
 from drl_dist.config.import_paths import import_path_rules, is_timm
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ def check_experiment(experiment: Experiment) -> None:
     resolutions = [model.resolution // max(1, model.patch_size) >> pool for pool in range(pools + 1)]
     rules: list[Rule] = [
         *import_path_rules(experiment),
+        *condition_rules(experiment.condition),
         (
             "model.patch_size",
             model.patch_size,

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from drl_dist.common.places import joined
+from drl_dist.config.condition import ConditionConfig
 from drl_dist.config.import_paths import NEEDS_NEGATIVES, NETWORKS, is_timm
 from drl_dist.config.rules import check_experiment
 
@@ -325,6 +326,7 @@ class Experiment:
     mcmc: McmcConfig = field(default_factory=McmcConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    condition: ConditionConfig = field(default_factory=ConditionConfig)
 
     def __post_init__(self) -> None:
         check_experiment(self)

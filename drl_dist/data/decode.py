@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,11 @@ from torch import Tensor
 from webdataset.gopen import gopen_schemes
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
+from drl_dist.config.condition import ConditionKind
 from drl_dist.data.cache import OpenShard, ShardCache
 from drl_dist.data.filesystem import open_filesystem
 from drl_dist.data.index import ShardIndex
+from drl_dist.data.labels import label_in, names_of
 from drl_dist.data.pixels.pictures import PictureError, bits_of_colour, decoding, open_verified
 from drl_dist.data.shards import MAX_SAMPLE_ID
 from drl_dist.data.substitutes import DamageError
@@ -29,7 +32,23 @@ def read_image(shard: OpenShard, sample: int, index: ShardIndex) -> NDArray[np.u
     Raises:
         DamageError: the sample is not a single tar sample with an intact PNG of the index's size and channels.
     """
+    return _pixels(parse_sample(shard, sample, index.url), shard, sample, index)
+
+
+def read_labelled(
+    shard: OpenShard, sample: int, index: ShardIndex, kind: ConditionKind
+) -> tuple[NDArray[np.uint8], NDArray[Any]]:
+    """Pixels as `read_image`, and the label, see `drl_dist.data.labels.label_in`.
+
+    Raises:
+        DamageError: from either.
+    """
     data = parse_sample(shard, sample, index.url)
+    label = label_in(data, kind, len(names_of(index, kind)), place_of(shard, sample, index.url))
+    return _pixels(data, shard, sample, index), label
+
+
+def _pixels(data: Mapping[str, bytes], shard: OpenShard, sample: int, index: ShardIndex) -> NDArray[np.uint8]:
     if "png" not in data:
         raise _damaged(shard, sample, index.url, f"members {sorted(data)}", "a png member")
     try:
@@ -102,9 +121,14 @@ def _open_url(url: str, mode: str = "rb", *_: Any, **__: Any) -> Any:
     return filesystem.open(path, mode)
 
 
+def place_of(shard: OpenShard, sample: int, url: str) -> str:
+    """Where a sample is, for messages."""
+    return f"sample {sample} of shard {url.rstrip('/')}/{shard.row.name}"
+
+
 def _damaged(shard: OpenShard, sample: int, url: str, got: str, expected: str) -> DamageError:
     return DamageError(
-        f"sample {sample} of shard {url.rstrip('/')}/{shard.row.name}",
+        place_of(shard, sample, url),
         got=got,
         expected=expected,
         remedy="prepare the data again",

@@ -33,6 +33,8 @@ MAX_RESOLUTION = 4096
 TAR_BLOCK = 512
 CLASSES, CLASS_COUNTS = "classes", "class_counts"
 """Names in `ShardIndex.made_by`, which readers of every version keep: names of classes, and images of each."""
+ATTRIBUTES, ATTRIBUTE_COUNTS = "attributes", "attribute_counts"
+"""The same of attributes: their names, and of how many images each is true."""
 _SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -73,6 +75,16 @@ class ShardIndex:
     def class_counts(self) -> tuple[int, ...]:
         """Images of each class, in the same order; fewer than `num_samples` together where images have no label."""
         return tuple(self.made_by.get(CLASS_COUNTS, ()))
+
+    @property
+    def attributes(self) -> tuple[str, ...]:
+        """Names of the attributes, in the order of the samples' JSON; empty where they have none."""
+        return tuple(self.made_by.get(ATTRIBUTES, ()))
+
+    @property
+    def attribute_counts(self) -> tuple[int, ...]:
+        """Of how many images each attribute is true, in the same order."""
+        return tuple(self.made_by.get(ATTRIBUTE_COUNTS, ()))
 
     @property
     def fingerprint(self) -> str:
@@ -287,13 +299,14 @@ def _check(index: ShardIndex, counts: Sequence[int], metadata: Mapping[str, Any]
             or shard.offsets[-1] + 2 * TAR_BLOCK > shard.size
         ):
             raise _bad(url, f"impossible offsets for {shard.name}", "offsets that rise from 0 within the file")
-    _check_classes(index)
+    _check_names(index, CLASSES, CLASS_COUNTS, is_exclusive=True)
+    _check_names(index, ATTRIBUTES, ATTRIBUTE_COUNTS, is_exclusive=False)
     if metadata.get("num_samples") != index.num_samples or metadata.get("fingerprint") != index.fingerprint:
         raise _bad(url, "a fingerprint or count that does not fit its rows", "the fingerprint of these rows")
 
 
-def _check_classes(index: ShardIndex) -> None:
-    names, counts = index.made_by.get(CLASSES), index.made_by.get(CLASS_COUNTS)
+def _check_names(index: ShardIndex, of_names: str, of_counts: str, *, is_exclusive: bool) -> None:
+    names, counts = index.made_by.get(of_names), index.made_by.get(of_counts)
     if names is None and counts is None:
         return
     if (
@@ -302,9 +315,9 @@ def _check_classes(index: ShardIndex) -> None:
         or len(names) != len(counts)
         or not all(isinstance(name, str) for name in names)
         or not all(type(count) is int and count >= 0 for count in counts)
-        or sum(counts) > index.num_samples
+        or (sum(counts) if is_exclusive else max(counts, default=0)) > index.num_samples
     ):
-        raise _bad(index.url, "classes that do not fit their counts", "a name and a number of images for each class")
+        raise _bad(index.url, f"{of_names} that do not fit their counts", "a name and a number of images for each")
 
 
 def _bad(url: str, got: str, expected: str) -> UserError:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from functools import partial
 from types import TracebackType
-from typing import Self
+from typing import Any, Self, TypeAlias
 
 import numpy as np
 import torch
@@ -18,17 +18,22 @@ from numpy.typing import NDArray
 from drl_dist.common.amounts import counted
 from drl_dist.common.batch import Batch
 from drl_dist.common.errors import UserError
+from drl_dist.config.condition import ConditionKind
 from drl_dist.config.tree import LoaderConfig
 from drl_dist.data.cache import OpenShard, ShardCache
-from drl_dist.data.decode import read_image
+from drl_dist.data.decode import read_image, read_labelled
 from drl_dist.data.filesystem import Folder
 from drl_dist.data.index import ShardIndex
+from drl_dist.data.labels import blank, names_of
 from drl_dist.data.order import Places, SampleOrder, flips
 from drl_dist.data.substitutes import DamageError, Substitute
 
 _FETCH_THREADS = 2
 _DECODED_OVERHEAD = 400
 """Bytes that an array, its buffer and its entry in a dictionary take in addition to the pixels."""
+
+_Decoded: TypeAlias = tuple[NDArray[np.uint8], NDArray[Any] | None]
+"""Pixels, and the label if any is asked for."""
 
 
 class ShardStream:
@@ -48,6 +53,7 @@ class ShardStream:
         start_position: the first position of the stream; batch_size times the number of finished steps.
         horizontal_flip: mirror half of the images.
         loader: options of cache and prefetching.
+        labels: kind of labels that batches have; none by default.
 
     Raises:
         UserError: the batch is smaller than the number of ranks, or the cache is too small for the shards in use at one
@@ -66,6 +72,7 @@ class ShardStream:
         start_position: int = 0,
         horizontal_flip: bool = False,
         loader: LoaderConfig | None = None,
+        labels: ConditionKind = "none",
     ) -> None:
         loader = loader or LoaderConfig()
         if batch_size < world_size:
@@ -76,6 +83,7 @@ class ShardStream:
                 remedy="change --num-workers or --train.batch-size",
             )
         self.index = index
+        self._kind: ConditionKind = labels
         self.order = SampleOrder([shard.num_samples for shard in index.shards], seed, loader.window_shards)
         self._seed, self._batch_size, self._flip = seed, batch_size, horizontal_flip
         self._share = np.arange(rank, batch_size, world_size, dtype=np.int64)
@@ -89,7 +97,7 @@ class ShardStream:
         self._spare_lock = threading.Lock()
         self._check_cache_size(loader)
         self._cache = ShardCache(index.url, cache_dir=loader.cache_dir, max_bytes=int(loader.cache_gib * 2**30))
-        self._decoded: dict[tuple[int, int], NDArray[np.uint8]] = {}
+        self._decoded: dict[tuple[int, int], _Decoded] = {}
         image_bytes = index.channels * index.resolution**2 + _DECODED_OVERHEAD
         self._max_decoded = int(loader.decoded_mib * 2**20 / image_bytes)
         self._closed = threading.Event()
@@ -160,6 +168,7 @@ class ShardStream:
     ) -> tuple[Batch, list[Substitute]]:
         size = self.index.resolution
         images = np.empty((len(positions), self.index.channels, size, size), dtype=np.uint8)
+        labels = blank(len(positions), self._kind, len(names_of(self.index, self._kind)))
         substitutes: list[Substitute] = []
         mirrored = flips(positions, self._seed) if self._flip else np.zeros(len(positions), dtype=bool)
         for row in range(len(positions)):
@@ -167,22 +176,30 @@ class ShardStream:
                 raise CancelledError
             shard, sample = int(places.shard[row]), int(places.sample[row])
             try:
-                pixels = self._image(shard, sample, windows[int(places.window[row])][shard].result)
+                pixels, label = self._image(shard, sample, windows[int(places.window[row])][shard].result)
             except DamageError as damage:
                 if not self._substitutes_damage:
                     raise
-                pixels, by_shard, by_sample = self._replacement(int(positions[row]), windows)
+                (pixels, label), by_shard, by_sample = self._replacement(int(positions[row]), windows)
                 names = self.index.shards[shard].name, self.index.shards[by_shard].name
                 substitutes.append(
                     Substitute(int(positions[row]), names[0], sample, str(damage.got), names[1], by_sample)
                 )
             images[row] = pixels[:, :, ::-1] if mirrored[row] else pixels
-        return Batch(torch.from_numpy(images), torch.from_numpy(positions), len(substitutes)), substitutes
+            if labels is not None:
+                labels[row] = label
+        batch = Batch(
+            torch.from_numpy(images),
+            torch.from_numpy(positions),
+            len(substitutes),
+            None if labels is None else torch.from_numpy(labels),
+        )
+        return batch, substitutes
 
     def _replacement(
         self, position: int, windows: dict[int, dict[int, Future[OpenShard]]]
-    ) -> tuple[NDArray[np.uint8], int, int]:
-        """The first intact image that may replace the one at a position, its shard and its sample."""
+    ) -> tuple[_Decoded, int, int]:
+        """The first intact image that may replace the one at a position, with its own label; its shard and sample."""
         for window, shard, sample in self.order.replacements(position):
             if self._stopped():
                 raise CancelledError
@@ -218,16 +235,19 @@ class ShardStream:
             if isinstance(spare, OpenShard):
                 spare.close()
 
-    def _image(self, shard: int, sample: int, opened: Callable[[], OpenShard]) -> NDArray[np.uint8]:
+    def _image(self, shard: int, sample: int, opened: Callable[[], OpenShard]) -> _Decoded:
         if self._substitutes_damage:
             # A damaged shard must count as damaged even if its images are still in memory.
             opened()
-        pixels = self._decoded.get((shard, sample))
-        if pixels is None:
-            pixels = read_image(opened(), sample, self.index)
+        decoded = self._decoded.get((shard, sample))
+        if decoded is None:
+            if self._kind == "none":
+                decoded = read_image(opened(), sample, self.index), None
+            else:
+                decoded = read_labelled(opened(), sample, self.index, self._kind)
             if len(self._decoded) < self._max_decoded:
-                self._decoded[shard, sample] = pixels
-        return pixels
+                self._decoded[shard, sample] = decoded
+        return decoded
 
     def _drop_windows(self, *, before: int | None) -> None:
         for window in [number for number in self._windows if before is None or number < before]:

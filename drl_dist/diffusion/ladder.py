@@ -117,6 +117,8 @@ class Pairs:
     """(B, ...) gradient of log p(x_{t+1} | x): -(x_{t+1} - cumulative_scale x) / cumulative_std**2."""
     y_score: Tensor
     """(B, ...) gradient of log p(y_t | x), at y_pos."""
+    condition: Tensor | None = None
+    """(B, size) labels; None for energies of images alone."""
 
     def opposite_y_pos(self, variance: Tensor) -> Tensor:
         """Another draw of y_t given x_{t+1} and x: y_pos mirrored at the mean of y_t given both.

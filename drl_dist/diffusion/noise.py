@@ -69,6 +69,8 @@ class Purpose(IntEnum):
     """The same of chains that make a generated image."""
     RESAMPLE = 20
     """Which of several weighted chains are taken."""
+    LABEL = 21
+    """Labels that the network is not given while training."""
 
 
 class Noise(Protocol):

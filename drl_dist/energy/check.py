@@ -18,7 +18,9 @@ _TOLERANCE = 1e-3
 """Relative difference that rounding may make between an image alone and beside others."""
 
 
-def check_network(network: EnergyNetwork, name: str, num_levels: int, *, is_matched: bool) -> bool:
+def check_network(
+    network: EnergyNetwork, name: str, num_levels: int, *, is_matched: bool, condition_size: int = 0
+) -> bool:
     """Return if a network can be trained and sampled from.
 
     Args:
@@ -26,6 +28,7 @@ def check_network(network: EnergyNetwork, name: str, num_levels: int, *, is_matc
         name: that the config has for it.
         num_levels: T.
         is_matched: an objective compares image gradients, so that second derivatives are needed.
+        condition_size: numbers of a label; 0 for a network without labels.
 
     Returns:
         Whether the image gradient was seen to depend on every parameter; see
@@ -35,7 +38,7 @@ def check_network(network: EnergyNetwork, name: str, num_levels: int, *, is_matc
         UserError: it cannot.
     """
     try:
-        return _check(network, name, num_levels, is_matched)
+        return _check(network, name, num_levels, is_matched, condition_size)
     except UserError:
         raise
     except Exception as error:
@@ -44,12 +47,14 @@ def check_network(network: EnergyNetwork, name: str, num_levels: int, *, is_matc
         raise _refusal(
             name,
             f"{described(error)} at images of shape {shape}",
-            "forward(y, t) of images and levels",
+            "forward(y, t, condition) of images, levels and labels"
+            if condition_size
+            else "forward(y, t) of images and levels",
             "correct the network or model.options",
         ) from error
 
 
-def _check(network: EnergyNetwork, name: str, num_levels: int, is_matched: bool) -> bool:
+def _check(network: EnergyNetwork, name: str, num_levels: int, is_matched: bool, condition_size: int) -> bool:
     if not any(parameter.requires_grad for parameter in network.parameters()):
         raise _refusal(name, "no parameters", "some that can be trained", "register layers in __init__")
     if normalised := [place for place, module in network.named_modules() if isinstance(module, _BatchNorm)]:
@@ -68,8 +73,9 @@ def _check(network: EnergyNetwork, name: str, num_levels: int, is_matched: bool)
             parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=_STIR)
     level = torch.tensor([0, num_levels - 1, num_levels // 2])
     y = torch.randn(3, *network.image_shape, generator=generator).requires_grad_()
+    given = {"condition": torch.randn(3, condition_size, generator=generator)} if condition_size else {}
     before = {place: buffer.clone() for place, buffer in stirred.named_buffers()}
-    raw = stirred(y, level)
+    raw = stirred(y, level, **given)
     _check_output(raw, name)
     if changed := [place for place, value in stirred.named_buffers() if not torch.equal(value, before[place])]:
         raise _refusal(
@@ -78,11 +84,14 @@ def _check(network: EnergyNetwork, name: str, num_levels: int, is_matched: bool)
             "a function of the image, the level and the parameters",
             "leave running statistics out",
         )
-    if not torch.equal(stirred(y, level), raw):
+    if not torch.equal(stirred(y, level, **given), raw):
         raise _refusal(
             name, "another output for the same images", "the same each time", "leave out dropout and other noise"
         )
-    alone = torch.cat([stirred(y[i : i + 1], level[i : i + 1]) for i in range(3)])
+    each = [slice(i, i + 1) for i in range(3)]
+    alone = torch.cat(
+        [stirred(y[one], level[one], **{name: values[one] for name, values in given.items()}) for one in each]
+    )
     difference, size = ((alone - raw).detach().abs().max(), raw.detach().abs().max())
     if difference > _TOLERANCE * (1e-3 + size):
         raise _refusal(

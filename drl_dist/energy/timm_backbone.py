@@ -5,9 +5,10 @@ log-density is, for a backbone g of which a vector of features is taken,
 
     f(y, t) = -|y|**2 / (2 (v + s**2)) + sqrt(v) / s <w(t), g(u, t)>
 
-where w is a dense layer over an embedding of the log signal-to-noise ratio, and g sees that ratio as a further channel
-of the image. As for the U-Net, w = 0 at the start, where f is the log-density of white Gaussian data of variance v, and
-the factor makes the image gradient of <w, g> as large as the score asks for at every level.
+where w is a dense layer over an embedding of the log signal-to-noise ratio, and of the label where there is one, and g
+sees that ratio as a further channel of the image. As for the U-Net, w = 0 at the start, where f is the log-density of
+white Gaussian data of variance v, and the factor makes the image gradient of <w, g> as large as the score asks for at
+every level.
 
 Energies are differentiated twice and see images of all levels in one batch, so what backbones have for classification
 is replaced: batch normalisation by group normalisation, activations with kinks by SiLU, dropout and stochastic depth by
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 
 from drl_dist.common.errors import UserError, described
 from drl_dist.common.torchvision_import import make_importable
+from drl_dist.energy.condition import ConditionEmbedding
 from drl_dist.energy.layers import sinusoidal_embedding
 from drl_dist.energy.unet import EMBEDDING_SCALE, num_groups
 
@@ -44,7 +46,8 @@ _KINKED = (
     nn.Hardtanh,
     nn.ELU,
 )
-_EMBEDDING_DIM = 128
+EMBEDDING_DIM = 128
+"""Of the noise level."""
 _CHANNEL_SCALE = 4.0
 """Of log signal-to-noise ratios, which then are of order one."""
 
@@ -57,6 +60,7 @@ class TimmEnergy(nn.Module):
         channels, resolution: of the images.
         noise_std, signal_std: (T,) standard deviation of the noise, and of the data, in y_t.
         options: further arguments of ``timm.create_model``.
+        condition: what labels add to the embedding, of width `EMBEDDING_DIM`; None for energies without labels.
 
     Raises:
         UserError: timm has no such model, or it cannot be made for these images.
@@ -74,28 +78,33 @@ class TimmEnergy(nn.Module):
         noise_std: Tensor,
         signal_std: Tensor,
         options: dict[str, Any],
+        condition: ConditionEmbedding | None = None,
     ) -> None:
         super().__init__()
+        self.condition = condition
         self.register_buffer("noise_std", noise_std, persistent=False)
         self.register_buffer("signal_std", signal_std, persistent=False)
         self.backbone, width = _backbone(name, channels + 1, resolution, options)
-        self.embed = nn.Sequential(nn.Linear(_EMBEDDING_DIM, _EMBEDDING_DIM), nn.SiLU())
-        self.head = nn.Linear(_EMBEDDING_DIM, width)
+        self.embed = nn.Sequential(nn.Linear(EMBEDDING_DIM, EMBEDDING_DIM), nn.SiLU())
+        self.head = nn.Linear(EMBEDDING_DIM, width)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
-    def forward(self, y: Tensor, level: Tensor) -> Tensor:
-        """Log-densities (B,) of images (B, C, H, W) at levels (B,)."""
+    def forward(self, y: Tensor, level: Tensor, condition: Tensor | None = None) -> Tensor:
+        """Log-densities (B,) of images (B, C, H, W) at levels (B,), and with labels (B, size)."""
         noise, signal = self.noise_std[level].to(y.dtype), self.signal_std[level].to(y.dtype)
         variance = noise.square() + signal.square()
         log_snr = 2 * (signal / noise).log()
         u = y * variance.rsqrt()[:, None, None, None]
         channel = (log_snr / _CHANNEL_SCALE)[:, None, None, None].expand(-1, 1, *y.shape[2:])
         features = self.backbone(torch.cat([u, channel], dim=1))
-        embedding = sinusoidal_embedding(EMBEDDING_SCALE * log_snr, _EMBEDDING_DIM).to(y.dtype)
+        embedding = sinusoidal_embedding(EMBEDDING_SCALE * log_snr, EMBEDDING_DIM).to(y.dtype)
         # Sums of many numbers, for which bfloat16 has too few bits.
         with torch.autocast(y.device.type, enabled=False):
-            product = (self.head(self.embed(embedding)) * features.to(y.dtype)).sum(1) / math.sqrt(features.shape[1])
+            embedded = self.embed(embedding)
+            if self.condition is not None and condition is not None:
+                embedded = embedded + self.condition(condition)
+            product = (self.head(embedded) * features.to(y.dtype)).sum(1) / math.sqrt(features.shape[1])
         return signal / noise * product - 0.5 * y.square().flatten(1).sum(1) / variance
 
 

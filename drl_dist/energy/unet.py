@@ -239,14 +239,19 @@ class EnergyUNet(EnergyNetwork):
         )
 
     def prepare(
-        self, level: Tensor, dtype: torch.dtype | None = None, weights: EffectiveWeights | None = None
+        self,
+        level: Tensor,
+        dtype: torch.dtype | None = None,
+        weights: EffectiveWeights | None = None,
+        condition: Tensor | None = None,
     ) -> Prepared:
         """See `EnergyNetwork.prepare`."""
         weights = weights or self.effective_weights(dtype)
         noise, signal = self.noise_std[level], self.signal_std[level]
         log_snr = 2 * (signal / noise).log()
         embedding = sinusoidal_embedding(EMBEDDING_SCALE * log_snr, self.time_embedding_dim).to(self.dtype)
-        time = functional.silu(self.dense_2(functional.silu(self.dense_1(embedding))))
+        time = self.with_condition(self.dense_2(functional.silu(self.dense_1(embedding))), condition)
+        time = functional.silu(time)
         total = torch.hypot(noise, signal)
         down, up = (
             [[_prepare_block(block, time) for block in blocks] for blocks in side]

@@ -155,13 +155,18 @@ class WideResNet(EnergyNetwork):
         return EffectiveWeights(conv_weights(self.stem.effective(), dtype), blocks)
 
     def prepare(
-        self, level: Tensor, dtype: torch.dtype | None = None, weights: EffectiveWeights | None = None
+        self,
+        level: Tensor,
+        dtype: torch.dtype | None = None,
+        weights: EffectiveWeights | None = None,
+        condition: Tensor | None = None,
     ) -> Prepared:
         """See `EnergyNetwork.prepare`."""
         own = self.dtype
         weights = weights or self.effective_weights(dtype)
         embedding = sinusoidal_embedding(level, self.time_embedding_dim).to(own)
-        time = _activate(self.dense_2(_activate(self.dense_1(embedding), self.activation)), self.activation)
+        time = self.dense_2(_activate(self.dense_1(embedding), self.activation))
+        time = _activate(self.with_condition(time, condition), self.activation)
         if self.head_kind == "inner_product":
             head, head_bias = self.head(time), torch.zeros(len(level), device=level.device, dtype=own)
         else:

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from drl_dist.config.tree import EngineConfig
-from drl_dist.diffusion.recovery import LogDensityAndGrad
+from drl_dist.diffusion.recovery import LogDensityAndGrad, RawAtLevel
 from drl_dist.energy.network import EnergyNetwork
 
 Evaluate = Callable[[Any, Tensor], Tensor]
@@ -53,14 +53,16 @@ class GradientEngine:
         self._weights: Any = None
         self._graphs: dict[tuple[int, ...], _GradientGraph] = {}
 
-    def raw_at(self, level: Tensor) -> LogDensityAndGrad:
+    def raw_at(self, level: Tensor, condition: Tensor | None = None) -> LogDensityAndGrad:
         """The network at these levels (B,): y (B, C, H, W) -> raw (B,), and its gradient in y's dtype.
+
+        With labels (B, size) it is that of f(y, t, c), without f(y, t).
 
         Effective weights and time biases are computed here, once; weight gradients are never formed.
         """
         with torch.no_grad():
             weights = self.network.effective_weights(self.dtype) if self._weights is None else self._weights
-            prepared = self.network.prepare(level, self.dtype, weights)
+            prepared = self.network.prepare_given(level, self.dtype, weights, condition)
         if self._is_frozen:
             self._weights = weights
         if not self.uses_graphs:
@@ -70,13 +72,17 @@ class GradientEngine:
             self._graphs[key] = _GradientGraph(self._raw_and_grad, prepared, key, self.network.device, self._is_frozen)
         return self._graphs[key].with_weights(prepared)
 
-    def forward(self, y: Tensor, level: Tensor) -> Tensor:
-        """Raw output (B,) with gradients to the parameters: the update's forward."""
-        return self.evaluate(self.network.prepare(level, self.dtype), y)
+    def with_labels(self, condition: Tensor | None) -> RawAtLevel:
+        """`raw_at` of as many images as there are labels, (B, size)."""
+        return self.raw_at if condition is None else functools.partial(self.raw_at, condition=condition)
 
-    def gradient(self, y: Tensor, level: Tensor) -> Tensor:
+    def forward(self, y: Tensor, level: Tensor, condition: Tensor | None = None) -> Tensor:
+        """Raw output (B,) with gradients to the parameters: the update's forward."""
+        return self.evaluate(self.network.prepare_given(level, self.dtype, None, condition), y)
+
+    def gradient(self, y: Tensor, level: Tensor, condition: Tensor | None = None) -> Tensor:
         """The image gradient (B, C, H, W) of raw, itself with gradients to the parameters."""
-        return self._gradient(self.network.prepare(level, self.dtype), y.detach())
+        return self._gradient(self.network.prepare_given(level, self.dtype, None, condition), y.detach())
 
     def _raw_and_grad(self, prepared: Any, y: Tensor) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():

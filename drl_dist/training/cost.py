@@ -46,6 +46,8 @@ _PLACEHOLDERS = {
     "diffusion.last_noise_to_signal": 140.0,
 }
 """For fields that are left to the data: nothing that is counted depends on them."""
+_NUM_LABELS = 10
+"""Names of labels that are left to the data, which cost next to nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +136,19 @@ def with_numbers(experiment: Experiment) -> Experiment:
         part, _, field = name.partition(".")
         changed = replace(getattr(experiment, part), **{field: _PLACEHOLDERS[name]})
         experiment = replace(experiment, **{part: changed})
+    condition = experiment.condition
+    if condition.kind != "none" and not condition.names:
+        names = tuple(str(number) for number in range(_NUM_LABELS))
+        experiment = replace(experiment, condition=replace(condition, names=names))
     return experiment
+
+
+def _labels(experiment: Experiment, count: int) -> Tensor | None:
+    """Labels of so many images, as `Batch.labels`."""
+    kind, size = experiment.condition.kind, experiment.condition.size
+    if kind == "none":
+        return None
+    return torch.empty(count, dtype=torch.int64) if kind == "class" else torch.empty(count, size, dtype=torch.int8)
 
 
 def _traced(experiment: Experiment, share: int, engine: EngineConfig) -> StepCost:
@@ -144,7 +158,7 @@ def _traced(experiment: Experiment, share: int, engine: EngineConfig) -> StepCos
     memory = AllocatedBytes()
     with memory, mode:
         images = torch.empty(share, model.channels, model.resolution, model.resolution, dtype=torch.uint8)
-        batch = Batch(images, torch.empty(share, dtype=torch.int64))
+        batch = Batch(images, torch.empty(share, dtype=torch.int64), labels=_labels(experiment, share))
         _forget_numbers(network)
     with memory:
         state = TrainState.of(network, experiment)

@@ -7,8 +7,8 @@ A new one is a class here, its row in `OBJECTIVES`, and its name in `drl_dist.co
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import Any, ClassVar, NamedTuple, Protocol, cast
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,9 @@ from drl_dist.diffusion.ladder import NoiseLadder, Pairs
 from drl_dist.diffusion.recovery import Levels, matching_loss, recovery_loss
 from drl_dist.mcmc.kernel import column, root_mean_square
 from drl_dist.training.chain import GradientEngine
+
+LevelForward: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+"""Images (B, C, H, W) and levels (B,) -> raw (B,), or its image gradient (B, C, H, W)."""
 
 
 class Outcome(NamedTuple):
@@ -45,11 +48,12 @@ class Objective(Protocol):
 
     def __init__(self, experiment: Experiment, ladder: NoiseLadder) -> None: ...
 
-    def outcome(self, forward: nn.Module, pairs: Pairs, y_neg: Tensor | None, here: Levels) -> Outcome:
+    def outcome(self, forward: LevelForward, pairs: Pairs, y_neg: Tensor | None, here: Levels) -> Outcome:
         """The loss of a batch, and what is reported of it.
 
         Args:
-            forward: `Forward`, of gradients if the objective needs them, maybe wrapped by DDP; called once.
+            forward: images (B, C, H, W) and levels (B,) -> raw (B,), or its image gradient if the objective needs
+                gradients; called once, with the pairs' levels or repetitions of them in the same order.
             pairs: (B,) of them.
             y_neg: (B, C, H, W) ends of chains, or (2B, C, H, W) of which the second half are other draws for the same
                 pairs; None for an objective without negatives.
@@ -71,9 +75,27 @@ class Forward(nn.Module):
         self.network = engine.network
         self._engine, self._is_gradient = engine, is_gradient
 
-    def forward(self, y: Tensor, level: Tensor) -> Tensor:
-        """Raw (B,), or its gradient (B, C, H, W), at images (B, C, H, W) and levels (B,)."""
-        return self._engine.gradient(y, level) if self._is_gradient else self._engine.forward(y, level)
+    def forward(self, y: Tensor, level: Tensor, condition: Tensor | None = None) -> Tensor:
+        """Raw (B,), or its gradient (B, C, H, W), at images (B, C, H, W), levels (B,) and labels (B, size)."""
+        return (self._engine.gradient if self._is_gradient else self._engine.forward)(y, level, condition)
+
+
+def with_labels(forward: nn.Module, condition: Tensor | None) -> LevelForward:
+    """A forward of images and levels whose labels are those of the batch, again and again.
+
+    Objectives know nothing of labels: the images that they give are those of the batch, or several batches of them.
+
+    Args:
+        forward: `Forward`, maybe wrapped by DDP.
+        condition: (B, size) labels of the batch; None for energies of images alone.
+    """
+    if condition is None:
+        return forward
+
+    def labelled(y: Tensor, level: Tensor) -> Tensor:
+        return forward(y, level, condition.repeat(len(level) // len(condition), 1))
+
+    return labelled
 
 
 class Recovery:
@@ -89,7 +111,7 @@ class Recovery:
     def __init__(self, experiment: Experiment, ladder: NoiseLadder) -> None:
         self._is_antithetic = experiment.mcmc.antithetic
 
-    def outcome(self, forward: nn.Module, pairs: Pairs, y_neg: Tensor | None, here: Levels) -> Outcome:
+    def outcome(self, forward: LevelForward, pairs: Pairs, y_neg: Tensor | None, here: Levels) -> Outcome:
         """See `Objective.outcome`."""
         assert y_neg is not None
         y_pos = pairs.y_pos
@@ -126,7 +148,7 @@ class _Matching(ABC):
     def __init__(self, experiment: Experiment, ladder: NoiseLadder) -> None:
         self._ladder, self._is_equal = ladder, experiment.optim.loss_weight == "inverse_std"
 
-    def outcome(self, forward: nn.Module, pairs: Pairs, y_neg: Tensor | None, here: Levels) -> Outcome:
+    def outcome(self, forward: LevelForward, pairs: Pairs, y_neg: Tensor | None, here: Levels) -> Outcome:
         """See `Objective.outcome`."""
         gradient = column(here.energy_scale, pairs.x_noisy) * forward(pairs.x_noisy, pairs.level)
         std = self._ladder.cumulative_std.to(gradient.device, gradient.dtype)[pairs.level + 1]
@@ -173,7 +195,7 @@ class ScoreMatching:
             signal = known(model.data_std, "model.data_std") * ladder.signal_in_y(scale)
             self._weight = self._weight * (1 + (self._std / signal).square())
 
-    def outcome(self, forward: nn.Module, pairs: Pairs, y_neg: Tensor | None, here: Levels) -> Outcome:
+    def outcome(self, forward: LevelForward, pairs: Pairs, y_neg: Tensor | None, here: Levels) -> Outcome:
         """See `Objective.outcome`."""
         gradient = column(here.energy_scale, pairs.y_pos) * forward(pairs.y_pos, pairs.level)
         std, weight = (values.to(gradient.device, gradient.dtype)[pairs.level] for values in (self._std, self._weight))
@@ -249,7 +271,7 @@ class CheckedObjective:
         if self.needs_negatives and experiment.mcmc.start == "tweedie" and min(experiment.mcmc.chain_steps) == 0:
             raise self._refusal("which needs negatives, with chains of no step", "mcmc.num_chain_steps of at least 1")
 
-    def outcome(self, forward: nn.Module, pairs: Pairs, y_neg: Tensor | None, here: Levels) -> Outcome:
+    def outcome(self, forward: LevelForward, pairs: Pairs, y_neg: Tensor | None, here: Levels) -> Outcome:
         """See `Objective.outcome`.
 
         Raises:

@@ -60,9 +60,17 @@ class TrainState:
     def load_tensors(self, parts: Parts, step: int) -> None:
         """Continue from saved tensors.
 
+        Those of a network that knew no labels do for one that does: what labels add begins anew, with nothing.
+
         Raises:
             ValueError: names or shapes are not those of this network.
         """
+        before = {"weights": dict(self.network.state_dict()), "ema": self.ema.shadow}
+        new = {name for name in before["weights"] if "condition" in name.split(".")} - parts["weights"].keys()
+        parts = {
+            part: {**tensors, **{name: before[part][name] for name in new}} if part in before else tensors
+            for part, tensors in parts.items()
+        }
         self.network.load_state_dict(parts["weights"])
         _check_names("ema", set(self.ema.shadow), set(parts["ema"]))
         for name, value in parts["ema"].items():
@@ -70,7 +78,7 @@ class TrainState:
         parameters = dict(self.network.named_parameters())
         owners = {name.rsplit("/", 1)[0] for name in parts["optimizer"]}
         if parts["optimizer"]:
-            _check_names("optimizer", set(parameters), owners)
+            _check_names("optimizer", set(parameters) - new, owners)
         self.optimizer.state.clear()
         for name, value in parts["optimizer"].items():
             owner, key = name.rsplit("/", 1)

@@ -27,7 +27,8 @@ from drl_dist.sampling.progressive import ProgressiveSampler, noise_before
 from drl_dist.sampling.tweedie import Tweedie
 from drl_dist.training.chain import GradientEngine
 from drl_dist.training.guard import DivergedError, Interrupt, agree
-from drl_dist.training.objectives import Forward, Objective, make_objective
+from drl_dist.training.labels import given_labels
+from drl_dist.training.objectives import Forward, Objective, make_objective, with_labels
 from drl_dist.training.state import TrainState
 
 MAX_REPORTED_LEVELS = 16
@@ -176,17 +177,18 @@ class TrainStep:
         self._follow_schedule()
         self.state.network.advance_power_iteration()
         positions = batch.positions.to(self.device, non_blocking=True)
-        pairs = self.draw(batch.images, positions)
+        pairs = self.draw(batch.images, positions, batch.labels)
         if not self.objective.needs_negatives:
             return pairs, None, None
         meter = None if self._bound is None else CurvatureAlongMoves(self.levels.at(pairs.level))
         return pairs, self.run_chain(pairs, positions, meter), meter
 
-    def draw(self, images: Tensor, positions: Tensor) -> Pairs:
-        """Levels and pairs for uint8 images (B, C, H, W) at stream positions (B,)."""
+    def draw(self, images: Tensor, positions: Tensor, labels: Tensor | None = None) -> Pairs:
+        """Levels and pairs for uint8 images (B, C, H, W) at stream positions (B,), labelled as in `Batch.labels`."""
         x = to_unit_range(images.to(self.device, non_blocking=True)).to(self.dtype)
         level = draw_levels(self.noise, positions, self.levels.num_levels)
-        return draw_pairs(self.noise, positions, x, level, self.ladder, self.levels.transition_scale)
+        pairs = draw_pairs(self.noise, positions, x, level, self.ladder, self.levels.transition_scale)
+        return replace(pairs, condition=given_labels(self.experiment.condition, self.noise, positions, labels))
 
     def run_chain(self, pairs: Pairs, positions: Tensor, meter: CurvatureAlongMoves | None = None) -> Tensor:
         """y_neg (B, C, H, W), a sample of y_t given x_noisy: K Langevin steps from x_noisy, exactly K gradients, all
@@ -203,13 +205,14 @@ class TrainStep:
             meter: measures the curvature along the chains.
         """
         y, shape = pairs.x_noisy, tuple(pairs.x_noisy.shape[1:])
+        raw_at = self.gradients.with_labels(pairs.condition)
         if self.sampler.start is not None:
             normal = self.noise.normal(Purpose.TRAIN_START, positions, pairs.level, (0,), shape)[0].to(self.dtype)
             # Before the chain's kernel is made: a captured graph holds one set of levels.
-            y = self.sampler.start.draw(self.gradients.raw_at, y, pairs.level, self.sampler.noise_scale * normal)
+            y = self.sampler.start.draw(raw_at, y, pairs.level, self.sampler.noise_scale * normal)
         averages, purpose = self.sampler.averages_noise, Purpose.TRAIN_BEFORE
         before = noise_before(averages, self.noise, purpose, positions, pairs.level, shape, dtype=self.dtype)
-        network, sampler = self.gradients.raw_at(pairs.level), self.sampler
+        network, sampler = raw_at(pairs.level), self.sampler
         if meter is not None:
             network = meter.watching(network)
         if self.state.network.curvature is not None:
@@ -254,7 +257,7 @@ class TrainStep:
         """
         self._follow_schedule()
         here = self.levels.at(pairs.level)
-        loss, reported = self.objective.outcome(self.forward, pairs, y_neg, here)
+        loss, reported = self.objective.outcome(with_labels(self.forward, pairs.condition), pairs, y_neg, here)
         if meter is not None and self._bound is not None:
             reported = {**reported, "curvature": meter.curvature() / self._bound[pairs.level]}
         if is_initialized():

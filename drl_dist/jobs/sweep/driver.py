@@ -21,6 +21,7 @@ from drl_dist.common.errors import UserError
 from drl_dist.common.places import joined
 from drl_dist.data.decode import read_images
 from drl_dist.data.index import ShardIndex
+from drl_dist.data.labels import labelled_by
 from drl_dist.data.pixels.scales import scaled_to
 from drl_dist.data.subset import check_count
 from drl_dist.jobs.common.cluster import capacity, check_capacity, cluster
@@ -109,7 +110,8 @@ def scaled_plan(plan: SweepPlan, index: ShardIndex) -> SweepPlan:
     Raises:
         UserError: from `scaled_to`, or the numbers do not go with some value of the space.
     """
-    experiment = scaled_to(plan.base.experiment, lambda: index.statistics, plan.base.data)
+    experiment = labelled_by(plan.base.experiment, index)
+    experiment = scaled_to(experiment, lambda: index.statistics, plan.base.data)
     plan = dataclasses.replace(plan, base=dataclasses.replace(plan.base, experiment=experiment))
     for values in plan.space.corners():
         apply(values, plan.base)

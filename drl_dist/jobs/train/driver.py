@@ -29,6 +29,7 @@ from drl_dist.config.import_paths import import_paths
 from drl_dist.config.tree import NO_SERVER, RunConfig
 from drl_dist.data.filesystem import check_reachable
 from drl_dist.data.index import ShardIndex, open_index
+from drl_dist.data.labels import labelled_by
 from drl_dist.data.pixels.scales import scaled_to
 from drl_dist.evaluation.feature_spec import parse_features
 from drl_dist.jobs.common.cluster import check_capacity, cluster, in_background, is_loopback
@@ -148,7 +149,8 @@ def prepare_run(run: RunConfig, chosen: Collection[str] = ()) -> PreparedRun:
     index = open_index(run.data, check_shards=run.loader.on_damage == "strict")
     index.check_model(resolution=experiment.model.resolution, channels=experiment.model.channels)
     # Before the run is compared with its record, which holds numbers.
-    run = dataclasses.replace(run, experiment=scaled_to(experiment, lambda: index.statistics, run.data))
+    experiment = scaled_to(labelled_by(experiment, index), lambda: index.statistics, run.data)
+    run = dataclasses.replace(run, experiment=experiment)
     if import_paths(experiment) or not experiment.model.is_built_in:
         # Only here does the driver need torch: what is wrong with the user's own code is said before Ray starts.
         from drl_dist.training.own_parts import check_own_parts

@@ -37,10 +37,11 @@ from drl_dist.common.places import joined
 from drl_dist.common.program import SIGNALS, Stopped
 from drl_dist.common.waiting import Waiting, say
 from drl_dist.config.rules import ARRAY_SUFFIX
-from drl_dist.config.tree import RunConfig
+from drl_dist.config.tree import Experiment, RunConfig
 from drl_dist.data.audit import audited
 from drl_dist.data.filesystem import Folder, check_reachable
 from drl_dist.data.index import ShardIndex, open_index
+from drl_dist.data.labels import checked_names, labelled_by
 from drl_dist.data.pixels.array_file import read_array_file
 from drl_dist.data.pixels.scales import scaled_to
 from drl_dist.data.pixels.statistics import PixelStatistics, measure_images
@@ -71,6 +72,13 @@ class _Data:
     batches: Callable[[int], AbstractContextManager[BatchSource]]
     """Batches from a position in the stream of samples on."""
 
+    def labelled(self, run: RunConfig) -> Experiment:
+        """The run's experiment with the names of the data's labels; see `drl_dist.data.labels.labelled_by`."""
+        if self.index is None:
+            checked_names(run.experiment.condition, (), f"data {run.data}")
+            return run.experiment
+        return labelled_by(run.experiment, self.index)
+
 
 def train_on_one_device(run: RunConfig, chosen: Collection[str] = ()) -> int:
     """Start or resume a run, make the steps that are left; the exit status.
@@ -96,7 +104,7 @@ def _train_told(run: RunConfig, chosen: Collection[str], waiting: Waiting) -> in
     device = prepare_device(device_name(run.use_gpu), threads=run.engine.threads_per_worker, is_reproducible=False)
     data = _open_data(run)
     # Before the run is compared with its record, which holds numbers.
-    run = dataclasses.replace(run, experiment=scaled_to(run.experiment, data.statistics, run.data))
+    run = dataclasses.replace(run, experiment=scaled_to(data.labelled(run), data.statistics, run.data))
     run_url = joined(run.storage, run.run_name)
     check_reachable(run_url)
     run = continued(run, chosen)
@@ -308,6 +316,7 @@ class _Shards:
             start_position=position,
             horizontal_flip=train_config.horizontal_flip,
             loader=run.loader,
+            labels=run.experiment.condition.kind,
         )
 
     def __enter__(self) -> BatchSource:

@@ -93,6 +93,7 @@ def _train(task: WorkerTask, index: ShardIndex, state: TrainState, waiting: Wait
         start_position=position,
         horizontal_flip=experiment.train.horizontal_flip,
         loader=run.loader,
+        labels=experiment.condition.kind,
     )
     damage = Damage.take_up(run, run.url, stream, rank=rank, world_size=world_size, position=position)
     with ExitStack() as stack:
