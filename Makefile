@@ -33,7 +33,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "creating the environment in $(VENV) (half a minute to a few minutes)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check 'uv>=0.9'
-	@$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -c constraints.txt -e '.[all,dev]'
+	@$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -c constraints.txt -C editable_mode=compat -e '.[all,dev]'
 	@touch $@
 
 demo: $(STAMP)

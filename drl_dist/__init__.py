@@ -11,6 +11,7 @@ edits and saves (docs/library.md). Importing this package costs nothing: torch i
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
     from drl_dist.library.train import train as train
 
     __version__: str
+
+# Read when torch is imported. Threads that wait for each other would otherwise spin, and where something else runs on
+# the same cores, which is the rule on laptops, they spin while those they wait for are not let on: tens of times slower.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 __all__ = ["Model", "__version__", "load", "train"]
 

@@ -25,6 +25,8 @@ class Panel:
     """(N, C, H, W) uint8, C = 1 or 3; N at least 1."""
     columns: int | None = None
     """Images per row; by default about as many as there are rows."""
+    row_names: tuple[str, ...] = ()
+    """To the left of the rows, if they have names; as many as there are rows."""
 
 
 def to_unit_range(images: Tensor) -> Tensor:

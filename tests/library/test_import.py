@@ -54,3 +54,33 @@ def test_a_checkout_that_is_not_installed_has_no_version(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(version, "version", missing)
     assert version.installed_version() == version.UNKNOWN
+
+
+def test_a_folder_of_its_name_does_not_hide_it(tmp_path: Path) -> None:
+    # As the folder that holds the checkout does.
+    (tmp_path / "drl_dist").mkdir()
+    environment = {name: value for name, value in subprocess_environment().items() if name != "PYTHONPATH"}
+    ran = subprocess.run(
+        [real_python(), "-c", "import drl_dist; print(drl_dist.load.__name__)"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (ran.stdout, ran.returncode) == ("load\n", 0), ran.stderr
+
+
+@pytest.mark.parametrize(("given", "expected"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_threads_do_not_wait_by_spinning_unless_told_to(given: str | None, expected: str, tmp_path: Path) -> None:
+    environment = {name: value for name, value in subprocess_environment().items() if name != "OMP_WAIT_POLICY"}
+    program = "import drl_dist, os, sys; print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)"
+    ran = subprocess.run(
+        [real_python(), "-S", "-c", program],
+        cwd=tmp_path,
+        env=environment | ({} if given is None else {"OMP_WAIT_POLICY": given}),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.stdout.split() == [expected, "False"], ran.stderr

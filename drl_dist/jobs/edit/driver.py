@@ -16,6 +16,7 @@ from drl_dist.common.progress import Advance, progress
 from drl_dist.diffusion.noise import PhiloxNoise
 from drl_dist.jobs.common.chains import CHAIN_FIELDS, with_chains
 from drl_dist.jobs.common.device import device_name, prepare_device
+from drl_dist.jobs.common.labels import given_labels, wanted_of
 from drl_dist.jobs.edit.options import EditOptions, InpaintOptions, InterpolateOptions
 from drl_dist.jobs.edit.output import IMAGES_FOLDER, EditOutput
 from drl_dist.jobs.edit.tasks import open_task
@@ -45,6 +46,7 @@ def interpolate_run(options: InterpolateOptions) -> int:
     device = prepare_device(device_name(options.use_gpu))
     model = load_model(options.model, options.tracking_uri, options.allow_code)
     experiment = with_chains(model.experiment, options)
+    labels = wanted_of(options, experiment.condition)
     request = _request(options, model, experiment) | {"pairs": options.pairs, "columns": options.columns}
     pairs = torch.arange(options.pairs, device=device)
     weights = torch.linspace(0, 1, options.columns, dtype=torch.float64, device=device)
@@ -59,9 +61,9 @@ def interpolate_run(options: InterpolateOptions) -> int:
     sampler = build_sampler(experiment, model.curvature)
 
     def draw(ids: Tensor, advance: Advance) -> Tensor:
-        return to_uint8(
-            _finite(sampler.sample(with_progress(engine.raw_at, advance), noise, ids, engine.network.image_shape))
-        )
+        # Both ends of a row have its label.
+        raw_at = labels.raw_at(engine.raw_at, ids // options.columns, PhiloxNoise(options.seed))
+        return to_uint8(_finite(sampler.sample(with_progress(raw_at, advance), noise, ids, engine.network.image_shape)))
 
     images = _draw_all(output, batches, draw, "interpolating", sampler.num_gradients)
     output.write_images(dict(zip(names, images, strict=True)))
@@ -85,6 +87,7 @@ def inpaint_run(options: InpaintOptions) -> int:
     model = load_model(options.model, options.tracking_uri, options.allow_code)
     experiment = with_chains(model.experiment, options)
     sampler = build_posterior_sampler(experiment, options.num_rounds, model.curvature)
+    labels, noise = wanted_of(options, experiment.condition), PhiloxNoise(options.seed)
     size = experiment.model.resolution
     task = open_task(options, sampler, (experiment.model.channels, size, size), device)
     fields = ("task", "data", "mask", "noise_std", "factor", "degraded", "num_images", "num_completions", "num_rounds")
@@ -102,7 +105,8 @@ def inpaint_run(options: InpaintOptions) -> int:
 
     def draw(numbers: Tensor, advance: Advance) -> Tensor:
         chosen, completion = numbers // completions, numbers % completions
-        results = task.draw(with_progress(engine.raw_at, advance), chosen, (completion << _COMPLETION) + chosen)
+        raw_at = with_progress(labels.raw_at(engine.raw_at, chosen, noise), advance)
+        results = task.draw(raw_at, chosen, (completion << _COMPLETION) + chosen)
         return task.finish(_finite(results), chosen)
 
     shown_as = [tensor.cpu().numpy() for tensor in (task.given, task.original) if tensor is not None]
@@ -164,6 +168,7 @@ def _request(options: EditOptions, model: TrainedModel, experiment: Experiment) 
         "device": device_name(options.use_gpu),
         # The model's own are part of its config, and folders begun without these options have none of them.
         **{name: getattr(options, name) for name in CHAIN_FIELDS if getattr(options, name) is not None},
+        **given_labels(options),
     }
 
 

@@ -10,6 +10,7 @@ from typing import Literal
 from drl_dist.common.errors import UserError
 from drl_dist.common.validation import Rule, file_rule, model_rule, place_rule, refuse_broken, refuse_missing
 from drl_dist.jobs.common.chains import ChainKernelName, chain_rules
+from drl_dist.jobs.common.labels import LabelOptions
 
 SHAPES = ("left-half", "right-half", "top-half", "bottom-half", "centre")
 """Regions that a mask can hide by name; random-NN% hides so many of the pixels."""
@@ -21,7 +22,7 @@ _RANDOM = re.compile(r"random-(\d{1,3})%")
 
 
 @dataclass(frozen=True, kw_only=True)
-class EditOptions:
+class EditOptions(LabelOptions):
     """What both jobs need."""
 
     model: str = ""

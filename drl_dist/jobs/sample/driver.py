@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from contextlib import closing
+from typing import TYPE_CHECKING
 
 from drl_dist.common.amounts import counted
 from drl_dist.common.progress import progress
 from drl_dist.data.filesystem import Folder
 from drl_dist.data.index import ShardIndex, open_index
+from drl_dist.data.labels import checked_names
 from drl_dist.data.manifest import MANIFEST_NAME
 from drl_dist.jobs.common.actor_pool import WorkerPool
 from drl_dist.jobs.common.chains import with_chains
@@ -21,6 +23,9 @@ from drl_dist.jobs.sample.task import PROGRESSION_NAME, SampleRequest, SampleTas
 from drl_dist.library.stored import TrainedModel, load_model
 from drl_dist.tracking.job_runs import PICTURE_NAME, JobRun, is_logged, job_run_name, log_or_warn
 
+if TYPE_CHECKING:
+    from drl_dist.config.tree import Experiment
+
 
 def sample_run(options: SampleOptions) -> int:
     """Generate images, or those that an earlier start has left to do; the exit status.
@@ -32,17 +37,17 @@ def sample_run(options: SampleOptions) -> int:
         UserError: something that the user gave cannot be used.
     """
     model = load_model(options.model, options.tracking_uri, options.allow_code)
-    experiment, request = model.experiment, sample_request(options, model)
+    experiment = model.experiment
+    real = _open_real(options, experiment) if options.labels == "data" else None
+    request = sample_request(options, model, real)
+    request.wanted(experiment.condition)
     output = SampleOutput(options.out, experiment, request)
     if output.is_complete():
         output.clean_up()
         _log_late(options, model, request, output)
         print(f"{options.out} already holds {counted(request.num_images, 'image')}; nothing to do", flush=True)
         return 0
-    real = None
-    if options.real:
-        real = open_index(options.real)
-        real.check_model(resolution=experiment.model.resolution, channels=experiment.model.channels)
+    real = real or _open_real(options, experiment)
     records = output.finished()
     missing = [task for task in range(request.num_tasks) if task not in records]
     if missing:
@@ -53,8 +58,27 @@ def sample_run(options: SampleOptions) -> int:
     return 0
 
 
-def sample_request(options: SampleOptions, model: TrainedModel) -> SampleRequest:
-    """All that determines the images."""
+def _open_real(options: SampleOptions, experiment: Experiment) -> ShardIndex | None:
+    if not options.real:
+        return None
+    real = open_index(options.real)
+    real.check_model(resolution=experiment.model.resolution, channels=experiment.model.channels)
+    return real
+
+
+def sample_request(options: SampleOptions, model: TrainedModel, real: ShardIndex | None = None) -> SampleRequest:
+    """All that determines the images.
+
+    Args:
+        real: the data of `--real`, whose classes labels can be as frequent as.
+
+    Raises:
+        UserError: these have other classes than the model.
+    """
+    counts = None
+    if options.labels == "data" and real is not None:
+        checked_names(model.experiment.condition, real.classes, f"data {real.url} ({real.name})")
+        counts = real.class_counts
     return SampleRequest(
         preset=model.experiment.preset,
         ema_sha256=model.ema_sha256,
@@ -70,6 +94,11 @@ def sample_request(options: SampleOptions, model: TrainedModel) -> SampleRequest
         num_chain_steps=options.num_chain_steps,
         bound_fraction=options.bound_fraction,
         chain_kernel=options.chain_kernel,
+        label=options.label,
+        labels=options.labels,
+        compose=options.compose,
+        guidance=options.guidance,
+        class_counts=counts,
     )
 
 
@@ -138,7 +167,7 @@ def _finish(
     }
     output.write_manifest(records, origin)
     index = output.index(records)
-    caption = f"{_caption(options, model)}, {counted(index.num_samples, 'image')}"
+    caption = f"{_caption(options, model)}, {counted(index.num_samples, 'image')}{_asked(request)}"
     _log(options, model, request, output, index, output.write_grid(index, real, caption))
     output.finish(index)
     print(
@@ -150,6 +179,12 @@ def _finish(
 
 def _caption(options: SampleOptions, model: TrainedModel) -> str:
     return f"{options.model}, step {model.step}, seed {options.seed}"
+
+
+def _asked(request: SampleRequest) -> str:
+    """What the images were asked to show, for captions."""
+    given = {"labels": request.label or request.labels, "composed": request.compose, "guidance": request.guidance}
+    return "".join(f", {name} {value}" for name, value in given.items() if value is not None)
 
 
 def _run_name(model: TrainedModel, request: SampleRequest, output: SampleOutput) -> str:

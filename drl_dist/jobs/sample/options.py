@@ -7,13 +7,14 @@ from typing import Literal
 
 from drl_dist.common.validation import Rule, model_rule, place_rule, refuse_broken, refuse_missing
 from drl_dist.jobs.common.chains import ChainKernelName, chain_rules
+from drl_dist.jobs.common.labels import LabelOptions
 
 MAX_IMAGES = 10**9
 MAX_SHARDS = 100_000
 
 
 @dataclass(frozen=True, kw_only=True)
-class SampleOptions:
+class SampleOptions(LabelOptions):
     """Options of ``jobs/sample.py``."""
 
     model: str = ""
@@ -46,7 +47,7 @@ class SampleOptions:
     chain_kernel: ChainKernelName | None = None
     """Kernel of the chains; by default the model's mcmc.sampling_kernel, or that of its training."""
     real: str | None = None
-    """URL of image shards; the first of them are shown beside the generated ones."""
+    """URL of image shards, some of which are shown beside the generated ones."""
     tracking_uri: str | None = None
     """MLflow server; by default the environment's MLFLOW_TRACKING_URI. Only models:/ addresses need it."""
     allow_code: tuple[str, ...] = ()

@@ -13,24 +13,40 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 
 from drl_dist.common.amounts import counted
 from drl_dist.common.errors import UserError
 from drl_dist.common.images import Panel
 from drl_dist.data.decode import read_images
-from drl_dist.data.index import INDEX_NAME, METADATA_KEY, ShardIndex, open_index, write_index
+from drl_dist.data.index import (
+    ATTRIBUTE_COUNTS,
+    ATTRIBUTES,
+    CLASS_COUNTS,
+    CLASSES,
+    INDEX_NAME,
+    METADATA_KEY,
+    ShardIndex,
+    open_index,
+    write_index,
+)
 from drl_dist.data.manifest import MANIFEST_FORMAT, MANIFEST_NAME, MANIFEST_VERSION, read_manifest
-from drl_dist.data.shards import Sample, ShardRow, pack_shard, shard_name
+from drl_dist.data.shards import ShardRow, pack_shard, shard_name
 from drl_dist.data.subset import images_at, representative
+from drl_dist.diffusion.noise import PhiloxNoise
 from drl_dist.jobs.common.output.job_folder import JobFolder, refuse_other
 from drl_dist.jobs.common.output.sheet import sheet_of
-from drl_dist.jobs.sample.task import PROGRESSION_NAME, SPLIT, TAR_HEADER_BYTES, SampleRequest, TaskRecord
+from drl_dist.jobs.sample.task import PROGRESSION_NAME, SPLIT, TAR_HEADER_BYTES, SampleRequest, TaskRecord, samples
 
 if TYPE_CHECKING:
     from drl_dist.config.tree import Experiment
 
 GRID_NAME = "grid.png"
 GRID_IMAGES = 64
+GRID_ROWS, GRID_COLUMNS = 20, 8
+"""Of images with labels: rows of different labels, and images of each."""
+LABEL_FACTS = (CLASSES, CLASS_COUNTS, ATTRIBUTES, ATTRIBUTE_COUNTS)
+"""In the index beside the request, from which they follow."""
 DEVICES_BETWEEN = "; "
 """Between the names of devices in the record of a task that is known from a manifest alone."""
 
@@ -61,6 +77,7 @@ class SampleOutput:
         )
         self.url, self._folder, self._records = self._job.url, self._job.files, self._job.records
         self._fields = request.to_record()
+        self._wanted, self._noise = request.wanted(experiment.condition), PhiloxNoise(request.seed)
         self._complete: ShardIndex | None = None
 
     @property
@@ -178,7 +195,8 @@ class SampleOutput:
         if pngs[: len(before)] == before:
             return record
         pngs = before + pngs[len(before) :]
-        data, new_row = pack_shard(row.name, (Sample(first + place, png) for place, png in enumerate(pngs)))
+        images = range(first, first + len(pngs))
+        data, new_row = pack_shard(row.name, samples(self._wanted, self._noise, images, pngs))
         self._records.write({row.name: data})
         checksums = tuple(hashlib.sha256(png).hexdigest() for png in pngs)
         return dataclasses.replace(record, row=new_row, png_sizes=tuple(map(len, pngs)), png_sha256=checksums)
@@ -215,8 +233,21 @@ class SampleOutput:
             resolution=model.resolution,
             channels=model.channels,
             shards=tuple(records[task].row for task in sorted(records)),
-            made_by=self._fields,
+            made_by=self._fields | self._labels(),
         )
+
+    def _labels(self) -> dict[str, Any]:
+        """Names and counts of the labels that images were asked to have, as prepared data have them."""
+        asked = [self._wanted.label_of(row) for row in range(len(self._wanted.rows))]
+        if not asked or None in asked:
+            return {}
+        rows = self._wanted.row_of(torch.arange(self._request.num_images), self._noise)
+        per_row = torch.bincount(rows, minlength=len(asked))
+        names = list(self._experiment.condition.names)
+        counts = (per_row[:, None] * (torch.tensor(self._wanted.vectors) > 0)).sum(0).tolist()
+        if self._wanted.kind == "class":
+            return {CLASSES: names, CLASS_COUNTS: counts}
+        return {ATTRIBUTES: names, ATTRIBUTE_COUNTS: counts}
 
     def write_manifest(self, records: Mapping[int, TaskRecord], origin: Mapping[str, Any]) -> None:
         """Write a row for each image: image_id, shard, member, offset and size of its PNG in the shard, sha256.
@@ -264,14 +295,29 @@ class SampleOutput:
         Args:
             caption: model, step and seed.
         """
-        shown = min(GRID_IMAGES, index.num_samples)
-        panels = [Panel(title="generated", images=read_images(index, shown))]
+        panels = [self._generated(index)]
+        shown = len(panels[0].images)
         if real is not None:
             some = representative(real.num_samples, min(shown, real.num_samples))
             panels.append(Panel(title=f"real: {real.name} {real.split}", images=images_at(real, some)))
         picture = sheet_of(panels, caption)
         self._folder.write(GRID_NAME, picture)
         return picture
+
+    def _generated(self, index: ShardIndex) -> Panel:
+        """The first images, with a row for each label where they have several."""
+        shown = min(GRID_IMAGES, index.num_samples)
+        if len(self._wanted.rows) < 2:
+            return Panel(title="generated", images=read_images(index, shown))
+        names = self._wanted.rows[:GRID_ROWS]
+        rows = self._wanted.row_of(torch.arange(index.num_samples), self._noise)
+        of_row = [torch.nonzero(rows == row).flatten() for row in range(len(names))]
+        columns = min(GRID_COLUMNS, *(len(some) for some in of_row if len(some)))
+        present = [(name, some[:columns]) for name, some in zip(names, of_row, strict=True) if len(some)]
+        places = torch.cat([some for _, some in present]).numpy()
+        order = places.argsort()
+        images = images_at(index, places[order])[torch.from_numpy(order.argsort())]
+        return Panel(title="generated", images=images, columns=columns, row_names=tuple(name for name, _ in present))
 
     def finish(self, index: ShardIndex) -> None:
         """Write the index, which completes the folder, and remove the records."""
@@ -292,7 +338,9 @@ class SampleOutput:
     def _read_index(self) -> Mapping[str, Any]:
         """What a complete folder was made for."""
         self._complete = open_index(self.url)
-        return self._complete.made_by
+        made_by = self._complete.made_by
+        # What follows from the request is no part of it.
+        return {name: value for name, value in made_by.items() if name not in LABEL_FACTS}
 
     def _refuse_other(self, found: Mapping[str, Any], is_done: bool) -> None:
         """Refuse other images; fewer of the same are extended."""

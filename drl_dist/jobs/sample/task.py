@@ -7,7 +7,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,16 +20,20 @@ from drl_dist.build import build_sampler
 from drl_dist.common.images import PROGRESSION_TITLE, Panel, to_uint8
 from drl_dist.common.progress import UnderWay
 from drl_dist.data.filesystem import Folder
+from drl_dist.data.labels import ATTRIBUTES, LABEL
 from drl_dist.data.shards import Sample, ShardRow, encode_png, pack_shard, shard_name
-from drl_dist.diffusion.noise import PhiloxNoise
+from drl_dist.diffusion.noise import Noise, PhiloxNoise
 from drl_dist.jobs.common.chains import CHAIN_FIELDS, ChainKernelName, with_chains
 from drl_dist.jobs.common.device import prepare_device
+from drl_dist.jobs.common.labels import LABEL_FIELDS
 from drl_dist.jobs.common.output.job_records import digest_of
 from drl_dist.jobs.common.output.sheet import sheet_of
 from drl_dist.library.engine import check_finite, frozen_engine
+from drl_dist.sampling.labels import Wanted, wanted
 from drl_dist.sampling.progressive import shown_levels
 
 if TYPE_CHECKING:
+    from drl_dist.config.condition import ConditionConfig
     from drl_dist.config.tree import Experiment
 
 SPLIT = "generated"
@@ -64,6 +68,13 @@ class SampleRequest:
     """c, if it was asked for."""
     chain_kernel: ChainKernelName | None = None
     """The kernel, if it was asked for."""
+    label: str | None = None
+    labels: Literal["uniform", "data"] | None = None
+    compose: str | None = None
+    guidance: float | None = None
+    """These four as `drl_dist.jobs.common.labels.LabelOptions`."""
+    class_counts: tuple[int, ...] | None = None
+    """Images of each class in the data, where labels are as frequent as there."""
 
     @property
     def num_tasks(self) -> int:
@@ -73,7 +84,10 @@ class SampleRequest:
     def to_record(self) -> dict[str, Any]:
         """All fields by name, but for options that were not given and that requests of earlier versions do not have."""
         fields = dataclasses.asdict(self)
-        return {name: value for name, value in fields.items() if name not in CHAIN_FIELDS or value is not None}
+        newer = (*CHAIN_FIELDS, *LABEL_FIELDS)
+        fields = {name: value for name, value in fields.items() if name not in newer or value is not None}
+        # As JSON gives it back.
+        return json.loads(json.dumps(fields))
 
     @property
     def digest(self) -> str:
@@ -84,6 +98,22 @@ class SampleRequest:
     def task_digest(self) -> str:
         """SHA-256 over all fields but the number of images, which changes no image: what records are bound to."""
         return dataclasses.replace(self, num_images=0).digest
+
+    def wanted(self, condition: ConditionConfig) -> Wanted:
+        """What the images are to show; errors as of `drl_dist.sampling.labels.wanted`.
+
+        Args:
+            condition: of the model.
+        """
+        return wanted(
+            condition,
+            label=self.label,
+            labels=self.labels,
+            compose=self.compose,
+            guidance=self.guidance,
+            num_images=self.num_images,
+            counts=self.class_counts or (),
+        )
 
     def images_of(self, task: int) -> range:
         """Ids of the images of a task."""
@@ -158,7 +188,7 @@ class SampleTasks:
         self._device = prepare_device(request.device, threads=request.threads)
         self._engine = frozen_engine(experiment, ema, self._device, precision=request.precision)
         self._sampler = build_sampler(with_chains(experiment, request), self._engine.network.curvature)
-        self._noise = PhiloxNoise(request.seed)
+        self._noise, self._wanted = PhiloxNoise(request.seed), request.wanted(experiment.condition)
         self._shape, self._shown = self._engine.network.image_shape, shown_levels(experiment.diffusion.num_levels)
 
     @property
@@ -190,7 +220,7 @@ class SampleTasks:
                 folder.write(PROGRESSION_NAME, progression(stages, self._caption))
             yield len(ids)
         name = shard_name(self._request.preset, SPLIT, task)
-        data, row = pack_shard(name, (Sample(image, png) for image, png in zip(images, pngs, strict=True)))
+        data, row = pack_shard(name, samples(self._wanted, self._noise, images, pngs))
         folder.write(name, data)
         checksums = tuple(hashlib.sha256(png).hexdigest() for png in pngs)
         yield TaskRecord(
@@ -202,7 +232,8 @@ class SampleTasks:
         draws = self._sampler.num_draws
         keep = self._shown if ids[0] == 0 else (0,)
         made, told = 0, -math.inf
-        for t, x in self._sampler.stages(self._engine.raw_at, self._noise, ids, self._shape):
+        raw_at = self._wanted.raw_at(self._engine.raw_at, ids, self._noise)
+        for t, x in self._sampler.stages(raw_at, self._noise, ids, self._shape):
             if t in keep:
                 drawn.append(x)
             if t < len(draws):
@@ -213,6 +244,22 @@ class SampleTasks:
                     len(ids) * made / sum(max(1, count) for count in draws),
                     f"images {int(ids[0])} to {int(ids[-1])} at noise level {t} of {len(draws)}",
                 )
+
+
+def samples(wanted: Wanted, noise: Noise, images: Sequence[int], pngs: Sequence[bytes]) -> Iterator[Sample]:
+    """Generated images as samples of a shard, with the labels that they were asked to have.
+
+    Args:
+        wanted: what they were to show.
+        noise: of the job.
+        images: their numbers.
+        pngs: in the same order.
+    """
+    rows = wanted.row_of(torch.tensor(images), noise).tolist() if wanted.rows else [None] * len(images)
+    for image, png, row in zip(images, pngs, rows, strict=True):
+        label = None if row is None else wanted.label_of(row)
+        name = LABEL if wanted.kind == "class" else ATTRIBUTES
+        yield Sample(image, png, None if label is None else {name: label})
 
 
 def progression(stages: Tensor, caption: str) -> bytes:

@@ -32,14 +32,17 @@ def sheet_of(panels: Sequence[Panel], caption: str) -> bytes:
     """
     columns = [panel.columns or math.ceil(math.sqrt(len(panel.images))) for panel in panels]
     height, width = panels[0].images.shape[-2:]
-    gaps = _MARGIN * (len(panels) + 1) + _PADDING * (sum(columns) + len(panels))
+    font = ImageFont.load_default(_TEXT)
+    # What rows are called stands to their left.
+    indents = [math.ceil(max(map(font.getlength, panel.row_names), default=-_MARGIN)) + _MARGIN for panel in panels]
+    gaps = _MARGIN * (len(panels) + 1) + _PADDING * (sum(columns) + len(panels)) + sum(indents)
     enlarge = math.ceil((MIN_WIDTH - gaps) / (width * sum(columns)))
     enlarge = max(1, min(enlarge, _MAX_TILE // max(height, width)))
     sheets = [
         grid(panel.images, across, enlarge=enlarge, padding=_PADDING)
         for panel, across in zip(panels, columns, strict=True)
     ]
-    needed = sum(sheet.shape[1] + _MARGIN for sheet in sheets) + _MARGIN
+    needed = sum(sheet.shape[1] + _MARGIN for sheet in sheets) + _MARGIN + sum(indents)
     total = max(MIN_WIDTH, needed)
     lines = _wrapped(caption, total - 2 * _MARGIN)
     # A title may be as wide as its images, and that of the last panel as the paper beside them too.
@@ -49,7 +52,7 @@ def sheet_of(panels: Sequence[Panel], caption: str) -> bytes:
     top_of_titles = _MARGIN + len(lines) * _LINE + 8
     top = top_of_titles + max(map(len, titles)) * _LINE
     page = Image.new("RGB", (total, top + max(map(len, sheets)) + _MARGIN), _PAPER)
-    pen, font = ImageDraw.Draw(page), ImageFont.load_default(_TEXT)
+    pen = ImageDraw.Draw(page)
 
     def write(text: Sequence[str], left: int, top: int) -> None:
         for number, line in enumerate(text):
@@ -57,8 +60,12 @@ def sheet_of(panels: Sequence[Panel], caption: str) -> bytes:
 
     write(lines, _MARGIN, _MARGIN)
     left, found = _MARGIN, list[dict[str, object]]()
-    for panel, across, sheet, title in zip(panels, columns, sheets, titles, strict=True):
+    for panel, across, sheet, title, indent in zip(panels, columns, sheets, titles, indents, strict=True):
+        left += indent
         write(title, left, top - len(title) * _LINE)
+        for row, name in enumerate(panel.row_names):
+            middle = top + _PADDING + row * (height * enlarge + _PADDING) + (height * enlarge - _TEXT) // 2
+            write([name], left - indent, middle)
         page.paste(Image.fromarray(sheet), (left, top))
         count, channels = panel.images.shape[:2]
         found.append(
