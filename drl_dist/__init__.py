@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     __version__: str
 
 # Read when torch is imported. Threads that wait for each other would otherwise spin, and where something else runs on
-# the same cores, which is the rule on laptops, they spin while those they wait for are not let on: tens of times slower.
+# the same cores, as on laptops, they spin while those that they wait for are not let on: tens of times slower.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 __all__ = ["Model", "__version__", "load", "train"]

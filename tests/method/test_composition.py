@@ -12,12 +12,13 @@ from torch import Tensor
 from drl_dist.build import build_ladder, build_levels
 from drl_dist.common.errors import UserError
 from drl_dist.config.condition import ConditionConfig
-from drl_dist.diffusion.noise import PhiloxNoise
+from drl_dist.diffusion.noise import PhiloxNoise, Purpose
 from drl_dist.diffusion.recovery import LogDensityAndGrad
 from drl_dist.energy.analytic import CorrelatedGaussian
+from drl_dist.mcmc.kernel import KeyedChainNoise, run_chain
 from drl_dist.sampling.composition import Concept, composed
 from drl_dist.sampling.labels import Wanted, wanted
-from drl_dist.sampling.progressive import ProgressiveSampler
+from drl_dist.sampling.progressive import ProgressiveSampler, langevin
 from drl_dist.sampling.tweedie import Tweedie
 from tests.method.test_tweedie import experiment_of
 
@@ -102,28 +103,37 @@ def test_the_energy_is_the_sum(concepts: list[Concept], guidance: float, weights
         torch.testing.assert_close(gradient, sum(w * value for w, (_, value) in zip(weights, terms, strict=True)))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("is_equal", [True, False])
+def check_draws(drawn: Tensor, expected: CorrelatedGaussian) -> None:
+    whitened = (drawn.double() - expected.mean) @ torch.linalg.cholesky(expected.precision)
+    assert float(whitened.mean(0).abs().max()) < 0.06
+    torch.testing.assert_close(torch.cov(whitened.T), torch.eye(4, dtype=torch.float64), atol=0.08, rtol=0)
+
+
 @pytest.mark.parametrize(("concepts", "guidance", "weights"), SUMS)
-def test_what_is_drawn_has_the_distribution_of_the_algebra(
-    concepts: list[Concept], guidance: float, weights: tuple[float, ...], is_equal: bool
+def test_images_have_the_distribution_of_the_algebra(
+    concepts: list[Concept], guidance: float, weights: tuple[float, ...]
 ) -> None:
-    world = World(is_equal=is_equal)
-    # Sums of densities that differ in width are no diffusion of one another: long chains at the last level.
-    sampler = ProgressiveSampler(
-        world.levels,
-        (6 if is_equal else 40, *[6] * 8),
-        1.0,
-        Tweedie(world.levels, world.ladder),
-        averages_noise=True,
-    )
-    raw_at, count = composed(world.raw_at, concepts, guidance), 4000
-    drawn = sampler.sample(raw_at, PhiloxNoise(0), torch.arange(count), (4,)).double()
-    drawn = drawn * float(world.levels.transition_scale[0])
-    expected = world.expected(weights)
-    whitened = (drawn - expected.mean) @ torch.linalg.cholesky(expected.precision)
-    assert float(whitened.mean(0).abs().max()) < 0.08
-    torch.testing.assert_close(torch.cov(whitened.T), torch.eye(4, dtype=torch.float64), atol=0.09, rtol=0)
+    # Classes of one covariance: the sum at each level is what the sum below becomes under noise.
+    world = World(is_equal=True)
+    start = Tweedie(world.levels, world.ladder)
+    sampler = ProgressiveSampler(world.levels, 6, 1.0, start, averages_noise=True)
+    raw_at = composed(world.raw_at, concepts, guidance)
+    drawn = sampler.sample(raw_at, PhiloxNoise(0), torch.arange(4000), (4,))
+    check_draws(drawn * world.levels.transition_scale[0], world.expected(weights))
+
+
+@pytest.mark.parametrize(("concepts", "guidance", "weights"), SUMS)
+def test_long_chains_have_the_distribution_of_the_algebra(
+    concepts: list[Concept], guidance: float, weights: tuple[float, ...]
+) -> None:
+    # Of any covariances, a level's own chain draws from the sum at that level.
+    world, ids = World(is_equal=False), torch.arange(4000)
+    level, noise = torch.zeros_like(ids), PhiloxNoise(0)
+    density = composed(world.raw_at, concepts, guidance)(level)
+    before = noise.normal(Purpose.SAMPLE_BEFORE, ids, 0, (0,), (4,))[0]
+    kernel = langevin(density, torch.full((4000,), float(world.levels.step_size[0])), 1.0, before)
+    numbers = KeyedChainNoise(noise, Purpose.SAMPLE_CHAIN, ids, level, (4,))
+    check_draws(run_chain(kernel, torch.zeros(4000, 4), numbers, 150).y, world.expected(weights))
 
 
 @pytest.mark.parametrize(
