@@ -16,6 +16,7 @@ from drl_dist.common.progress import Advance
 from drl_dist.config.tree import EngineConfig, Experiment
 from drl_dist.diffusion.recovery import LogDensityAndGrad, RawAtLevel
 from drl_dist.energy.network import EnergyNetwork
+from drl_dist.sampling.composition import LabelledRawAtLevel
 from drl_dist.training.chain import GradientEngine
 from drl_dist.training.ema import load_averaged
 
@@ -72,17 +73,25 @@ def check_finite(values: Tensor, what: str, *, remedy: str, expected: str = "fin
         raise UserError(what, got="values that are not finite", expected=expected, remedy=remedy)
 
 
+def with_labelled_progress(raw_at_level: LabelledRawAtLevel, advance: Advance) -> LabelledRawAtLevel:
+    """The network, which may be given labels, reporting as `with_progress` does."""
+
+    def raw_at(level: Tensor, condition: Tensor | None = None) -> LogDensityAndGrad:
+        return _reporting(raw_at_level(level, condition), advance)
+
+    return raw_at
+
+
 def with_progress(raw_at_level: RawAtLevel, advance: Advance) -> RawAtLevel:
     """The network, reporting after each chain step how many images made it."""
 
-    def raw_at(level: Tensor) -> LogDensityAndGrad:
-        raw = raw_at_level(level)
+    return lambda level: _reporting(raw_at_level(level), advance)
 
-        def density(y: Tensor) -> tuple[Tensor, Tensor]:
-            result = raw(y)
-            advance(len(y))
-            return result
 
-        return density
+def _reporting(raw: LogDensityAndGrad, advance: Advance) -> LogDensityAndGrad:
+    def density(y: Tensor) -> tuple[Tensor, Tensor]:
+        result = raw(y)
+        advance(len(y))
+        return result
 
-    return raw_at
+    return density

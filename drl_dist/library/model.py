@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 import torch
 from torch import Tensor
@@ -17,13 +17,14 @@ from drl_dist.common.errors import UserError
 from drl_dist.common.images import to_uint8, to_unit_range
 from drl_dist.common.progress import progress
 from drl_dist.diffusion.noise import PhiloxNoise
-from drl_dist.library.engine import Weights, check_finite, frozen_engine, with_progress
+from drl_dist.library.engine import Weights, check_finite, frozen_engine, with_labelled_progress
 from drl_dist.library.images import Images, given_images, given_mask, given_noisy
 from drl_dist.library.log_density import log_densities
 from drl_dist.likelihood.trust import model_warnings
+from drl_dist.sampling.composition import LabelledRawAtLevel
 from drl_dist.sampling.inpainting import ObservedPixels, PosteriorSampler
 from drl_dist.sampling.interpolation import InterpolatedNoise
-from drl_dist.sampling.progressive import RawAtLevel
+from drl_dist.sampling.labels import Wanted, wanted
 
 if TYPE_CHECKING:
     from drl_dist.config.tree import Experiment
@@ -33,8 +34,10 @@ if TYPE_CHECKING:
 GREY_LEVELS = 127.5
 """Grey levels in a unit of the data's scale, which is [-1, 1]."""
 
-Draw = Callable[[RawAtLevel, Tensor], Tensor]
+Draw = Callable[[LabelledRawAtLevel, Tensor], Tensor]
 """(network, sample ids (B,)) -> images (B, C, H, W) of about [-1, 1]."""
+Labels: TypeAlias = str | Sequence[str] | None
+"""Names of labels, of which images take turns."""
 
 
 class Model:
@@ -124,12 +127,24 @@ class Model:
         return self
 
     def sample(
-        self, num_images: int, *, seed: int = 0, num_chain_steps: int | None = None, batch_size: int = 64
+        self,
+        num_images: int,
+        *,
+        labels: Labels = None,
+        compose: str | None = None,
+        guidance: float | None = None,
+        seed: int = 0,
+        num_chain_steps: int | None = None,
+        batch_size: int = 64,
     ) -> Tensor:
         """Generated images, uint8 (num_images, C, H, W): image i is the one that `jobs/sample.py` makes of a seed.
 
         Args:
             num_images: how many.
+            labels: of a model that knows labels (docs/labels.md): names, of which images take turns, as a sequence or
+                as the text of ``--label``; or ``"uniform"``, for all classes in turn.
+            compose: a sum of energies instead, as of ``--compose``.
+            guidance: w of (1 + w) f(y, c) - w f(y); by default 0.
             seed: keys all noise, in [0, 2**63).
             num_chain_steps: K, chain steps of every level; by default the model's own.
             batch_size: images that are computed together.
@@ -139,11 +154,12 @@ class Model:
         """
         _check("num_images", num_images, "at least 1", num_images >= 1)
         sampler, noise = build_sampler(self._with_steps(num_chain_steps), self.network.curvature), _noise(seed)
+        asked = self._wanted(labels, guidance, compose, num_images)
 
-        def draw(raw_at: RawAtLevel, ids: Tensor) -> Tensor:
-            return sampler.sample(raw_at, noise, ids, self.image_shape)
+        def draw(network: LabelledRawAtLevel, ids: Tensor) -> Tensor:
+            return sampler.sample(asked.raw_at(network, ids, noise), noise, ids, self.image_shape)
 
-        return self._draw("sampling", torch.arange(num_images), draw, sampler.num_gradients, batch_size)
+        return self._draw("sampling", torch.arange(num_images), draw, sampler.num_gradients, batch_size, asked)
 
     def interpolate(
         self,
@@ -151,6 +167,8 @@ class Model:
         second: int,
         num_images: int,
         *,
+        labels: Labels = None,
+        guidance: float | None = None,
         seed: int = 0,
         num_chain_steps: int | None = None,
         batch_size: int = 64,
@@ -163,6 +181,7 @@ class Model:
         Args:
             first, second: numbers of the two images of this seed, 0 or more.
             num_images: images of the row, both ends included; at least 2.
+            labels, guidance: as of `sample`, of which the row has the first label.
             seed, num_chain_steps, batch_size: as of `sample`.
 
         Raises:
@@ -174,17 +193,21 @@ class Model:
         ends = torch.tensor([first, second], device=self.device)
         weights = torch.linspace(0, 1, num_images, dtype=torch.float64, device=self.device)
         noise = InterpolatedNoise(_noise(seed), ends[:1], ends[1:], weights)
+        asked = self._wanted(labels, guidance)
 
-        def draw(raw_at: RawAtLevel, ids: Tensor) -> Tensor:
+        def draw(network: LabelledRawAtLevel, ids: Tensor) -> Tensor:
+            raw_at = asked.raw_at(network, torch.zeros_like(ids), _noise(seed))
             return sampler.sample(raw_at, noise, ids, self.image_shape)
 
-        return self._draw("interpolating", torch.arange(num_images), draw, sampler.num_gradients, batch_size)
+        return self._draw("interpolating", torch.arange(num_images), draw, sampler.num_gradients, batch_size, asked)
 
     def inpaint(
         self,
         images: Images,
         mask: Images,
         *,
+        labels: Labels = None,
+        guidance: float | None = None,
         seed: int = 0,
         num_rounds: int = 4,
         num_chain_steps: int | None = None,
@@ -197,6 +220,7 @@ class Model:
         Args:
             images: (N, C, H, W) or (N, H, W); hidden pixels are not looked at.
             mask: bool (H, W), (N, H, W) or (N, 1, H, W), true where a pixel is to be filled in.
+            labels, guidance: as of `sample`.
             seed: keys all noise.
             num_rounds: runs of each level's chain; 1 is the paper's procedure, more are nearer to the right
                 distribution.
@@ -209,17 +233,21 @@ class Model:
         hidden = given_mask(mask, count=len(given), resolution=self.image_shape[1]).to(self.device)
         observed = (~hidden).expand(len(given), -1, -1, -1)
         sampler, noise = self._posterior_sampler(num_rounds, num_chain_steps), _noise(seed)
+        asked = self._wanted(labels, guidance, None, len(given))
 
-        def draw(raw_at: RawAtLevel, ids: Tensor) -> Tensor:
+        def draw(network: LabelledRawAtLevel, ids: Tensor) -> Tensor:
+            raw_at = asked.raw_at(network, ids, noise)
             return sampler.complete(raw_at, noise, ids, to_unit_range(given[ids]), ObservedPixels(observed[ids]))
 
-        return self._draw("inpainting", torch.arange(len(given)), draw, sampler.num_gradients(), batch_size)
+        return self._draw("inpainting", torch.arange(len(given)), draw, sampler.num_gradients(), batch_size, asked)
 
     def denoise(
         self,
         images: Images,
         noise_std: float,
         *,
+        labels: Labels = None,
+        guidance: float | None = None,
         seed: int = 0,
         num_chain_steps: int | None = None,
         batch_size: int = 64,
@@ -230,6 +258,7 @@ class Model:
             images: (N, C, H, W) or (N, H, W) with the noise. Floating-point pixels may lie outside [0, 1]: clipping
                 them would change the noise.
             noise_std: standard deviation of the noise, in grey levels of 255.
+            labels, guidance: as of `sample`.
             seed, num_chain_steps, batch_size: as of `sample`.
 
         Raises:
@@ -247,10 +276,12 @@ class Model:
             smallest < std < largest,
         )
 
-        def draw(raw_at: RawAtLevel, ids: Tensor) -> Tensor:
-            return sampler.denoise(raw_at, noise, ids, noisy[ids], std)
+        asked = self._wanted(labels, guidance, None, len(noisy))
 
-        return self._draw("denoising", torch.arange(len(noisy)), draw, sampler.num_gradients(std), batch_size)
+        def draw(network: LabelledRawAtLevel, ids: Tensor) -> Tensor:
+            return sampler.denoise(asked.raw_at(network, ids, noise), noise, ids, noisy[ids], std)
+
+        return self._draw("denoising", torch.arange(len(noisy)), draw, sampler.num_gradients(std), batch_size, asked)
 
     def log_density(self, images: Images, *, level: int = 0, seed: int = 0, batch_size: int = 64) -> Tensor:
         """f(y_t, t) of images, in nats up to a constant of the level; float64 (N,) on the CPU.
@@ -318,14 +349,31 @@ class Model:
         mcmc = dataclasses.replace(self._experiment.mcmc, sampling_chain_steps=num_chain_steps)
         return dataclasses.replace(self._experiment, mcmc=mcmc)
 
-    def _draw(self, what: str, ids: Tensor, draw: Draw, num_gradients: int, batch_size: int) -> Tensor:
+    def _wanted(
+        self, labels: Labels, guidance: float | None, compose: str | None = None, num_images: int | None = None
+    ) -> Wanted:
+        """What the arguments of `sample` ask for."""
+        if labels is not None and not isinstance(labels, str):
+            labels = ",".join(f'"{name}"' for name in labels)
+        is_uniform = labels == "uniform"
+        return wanted(
+            self._experiment.condition,
+            label=None if is_uniform else labels,
+            labels="uniform" if is_uniform else None,
+            compose=compose,
+            guidance=guidance,
+            num_images=num_images,
+        )
+
+    def _draw(self, what: str, ids: Tensor, draw: Draw, num_gradients: int, batch_size: int, asked: Wanted) -> Tensor:
         """The images of these ids, batch by batch; uint8 on the CPU."""
         _check("batch_size", batch_size, "at least 1", batch_size >= 1)
         made: list[Tensor] = []
-        with _fixed_sums(), progress(what, len(ids) * num_gradients, 0, "chain steps") as advance:
-            raw_at = with_progress(self._engine.raw_at, advance)
+        total = len(ids) * num_gradients * asked.num_energies
+        with _fixed_sums(), progress(what, total, 0, "chain steps") as advance:
+            network = with_labelled_progress(self._engine.raw_at, advance)
             for batch in ids.to(self.device).split(batch_size):
-                images = draw(raw_at, batch)
+                images = draw(network, batch)
                 check_finite(
                     images,
                     f"images {int(batch[0])} to {int(batch[-1])}",

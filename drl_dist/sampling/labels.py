@@ -168,6 +168,12 @@ def wanted(
     return _listed(condition, label, strength, num_images)
 
 
+def rows_of_classes(condition: ConditionConfig, columns: int) -> Wanted:
+    """All classes of a model, so many images of each, one class after the other."""
+    vectors = tuple(tuple(map(float, row)) for row in torch.eye(condition.size).tolist())
+    return Wanted("class", condition.names, vectors, counts=(columns,) * condition.size)
+
+
 def _listed(condition: ConditionConfig, text: str, guidance: float, num_images: int | None) -> Wanted:
     rows: list[str] = []
     vectors: list[tuple[float, ...]] = []

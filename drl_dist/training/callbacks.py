@@ -18,6 +18,7 @@ from drl_dist.common.durations import duration
 from drl_dist.common.images import PROGRESSION_TITLE, Panel
 from drl_dist.common.waiting import Waiting, say
 from drl_dist.config.tree import EngineConfig, Experiment, RunConfig
+from drl_dist.sampling.labels import rows_of_classes
 from drl_dist.training.generate import draw_together
 from drl_dist.training.guard import Interrupt
 from drl_dist.training.loop import Callback, StepReport
@@ -172,6 +173,8 @@ class Metrics:
 class Samples:
     """Shows images generated from the averaged weights, always from the same noise; all ranks draw a share.
 
+    Energies that know classes show a row of each, if a sheet has room for all.
+
     Args:
         experiment: of the run.
         engine: how gradients are computed.
@@ -198,21 +201,31 @@ class Samples:
 
     def draw(self, step: int, state: TrainState) -> None:
         """Draw and show the pictures of a state; a collective call of all ranks."""
+        condition = self.experiment.condition
+        columns = self.num_samples // condition.size if condition.kind == "class" else 0
+        labels, count, names = None, self.num_samples, ()
+        if columns:
+            labels, count, names = rows_of_classes(condition, columns), columns * condition.size, condition.names
         stages = draw_together(
             self.experiment,
             self.engine,
             state,
-            self.num_samples,
+            count,
             rank=self.rank,
             world_size=self.world_size,
             whole_way=True,
+            labels=labels,
         )
         if self.log is not None:
             self.log(step, {"saturated_fraction": saturated_share(stages[-1])})
         if self.show is not None:
-            self.show("samples", step, Panel(title="samples of the averaged weights", images=stages[-1]))
-            rows = stages[:, :PROGRESSION_ROWS].transpose(0, 1).flatten(0, 1)
-            self.show("progression", step, Panel(title=PROGRESSION_TITLE, images=rows, columns=len(stages)))
+            title = "samples of the averaged weights"
+            self.show("samples", step, Panel(title=title, images=stages[-1], columns=columns or None, row_names=names))
+            # The first of each class.
+            rows = stages[:, :: columns or 1][:, :PROGRESSION_ROWS].transpose(0, 1).flatten(0, 1)
+            shown = names[:PROGRESSION_ROWS]
+            way = Panel(title=PROGRESSION_TITLE, images=rows, columns=len(stages), row_names=shown)
+            self.show("progression", step, way)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,9 @@ import torch
 
 from drl_dist.common.images import Panel
 from drl_dist.common.waiting import Waiting
+from drl_dist.config.condition import ConditionConfig
 from drl_dist.config.tree import CheckpointConfig, RunConfig, TrackingConfig
+from drl_dist.sampling.labels import wanted
 from drl_dist.training import callbacks
 from drl_dist.training.callbacks import Metrics, Progress, Samples, Scores, told
 from drl_dist.training.generate import draw_together
@@ -173,6 +175,30 @@ def test_samples_are_drawn_when_due_and_the_last_ones_are_of_the_last_step() -> 
     way = shown["progression", 3]
     assert way.columns == 7 and way.images.shape == (28, *images.shape[1:]) and way.images.dtype == torch.uint8
     assert torch.equal(way.images[6::7], images) and not torch.equal(way.images[::7], images)
+
+
+def test_a_sheet_has_a_row_of_each_class() -> None:
+    shown: dict[str, Panel] = {}
+    condition = ConditionConfig(kind="class", names=("a", "b", "c"))
+    experiment = dataclasses.replace(tiny(), condition=condition)
+    state = TrainState.create(experiment)
+    with torch.no_grad():
+        state.ema.shadow["condition.table"].normal_(std=5.0, generator=torch.Generator().manual_seed(0))
+
+    def show(name: str, step: int, panel: Panel) -> None:
+        shown[name] = panel
+
+    Samples(experiment, EAGER, 2, num_samples=7, show=show).draw(0, state)
+    samples, way = shown["samples"], shown["progression"]
+    assert samples.columns == 2 and samples.row_names == way.row_names == ("a", "b", "c") and len(samples.images) == 6
+    labels = wanted(condition, label="a:2,b:2,c:2")
+    expected = draw_together(experiment, EAGER, state, 6, whole_way=False, labels=labels)[-1]
+    assert torch.equal(samples.images, expected)
+    # The first of each class, at the end of its way.
+    assert torch.equal(way.images[6::7], expected[::2])
+    # Without room for all classes, images have none.
+    Samples(experiment, EAGER, 2, num_samples=2, show=show).draw(0, state)
+    assert shown["samples"].row_names == () and len(shown["samples"].images) == 2
 
 
 def test_scores_reach_the_log_and_images_are_looked_at_before(capsys: pytest.CaptureFixture[str]) -> None:
