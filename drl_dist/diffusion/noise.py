@@ -71,7 +71,7 @@ class Purpose(IntEnum):
     """Which of several weighted chains are taken."""
     LABEL = 21
     """Labels that the network is not given while training."""
-    SAMPLE_LABEL = 22
+    SAMPLE_LABEL = 23
     """The label of a generated image, where labels are as frequent as in the data."""
 
 
