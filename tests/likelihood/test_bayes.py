@@ -174,10 +174,10 @@ def test_energies_are_those_of_keyed_noise_and_the_mean_over_draws() -> None:
 
 def test_labels_may_differ_between_images() -> None:
     x, _ = world(3)
-    same = energies_of(x[:4])
+    same = energies_of(x[:4], num_draws=3)
     swapped = torch.eye(3)[:2, None].repeat(1, 4, 1)
     swapped[:, 2:] = swapped[:, 2:].flip(0)
-    found = energies_of(x[:4], conditions=swapped)
+    found = energies_of(x[:4], num_draws=3, conditions=swapped)
     assert torch.equal(found[:2], same[:2, :2]) and torch.equal(found[2:], same[2:, :2].flip(1))
 
 

@@ -29,6 +29,7 @@ from drl_dist.jobs.classify.questions import questions_of
 from drl_dist.jobs.common.output import job_records
 from drl_dist.library.engine import averaged_network
 from drl_dist.library.stored import load_model
+from drl_dist.likelihood.auroc import auroc
 from drl_dist.likelihood.bayes import (
     Constants,
     attribute_conditions,
@@ -82,6 +83,7 @@ def test_classes_are_those_of_bayes_rule(folder: Path, tmp_path: Path, capsys: p
     out = tmp_path / "out"
     assert classify_run(options(folder, out, fit_data="fit", other="other")) == 0
     report = report_of(out)
+    assert report["inverse_temperature"] != 1, "or calibrated constants are those that are fitted"
     fit_labels = torch.tensor([class_of(number) for number in range(100, 130)])[:, None]
     labels = torch.tensor([class_of(number) for number in range(26)])
     known = labels >= 0
@@ -123,7 +125,10 @@ def test_classes_are_those_of_bayes_rule(folder: Path, tmp_path: Path, capsys: p
     assert per_class == pytest.approx((np.diag(table) / table.sum(1)).tolist())
     assert report["mean_accuracy"] == pytest.approx(np.mean(per_class))
     assert sum(report["reliability"]["counts"]) == 23
-    assert 0 <= report["out_of_distribution"]["auroc_summed"] <= 1
+    # Densities have the fitted offsets and no temperature.
+    other = energies(folder, "class", range(200, 220), level, class_conditions(3))
+    inside, outside = (constants.log_evidence(part[:, None, :3])[:, 0].contiguous() for part in (values, other))
+    assert report["out_of_distribution"]["auroc_summed"] == pytest.approx(auroc(inside, outside), abs=1e-6)
     assert "fitted by maximum likelihood to 26 labelled images" in report["assumption"]
     # A row for each image, also those without a label.
     rows = pq.read_table(out / "predictions.parquet").to_pylist()

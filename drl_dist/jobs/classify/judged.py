@@ -80,8 +80,7 @@ def check_seen(questions: Questions, answers: Tensor, url: str) -> None:
 def default_level(ladder: NoiseLadder, data_std: float | None) -> int:
     """The level whose noise is nearest as wide as the data.
 
-    Where there is less noise, the constants of the labels differ by more, and where there is more, images differ by
-    less from one another.
+    Where there is less noise, the constants of the labels differ by more; where there is more, images differ by less.
     """
     noise_to_signal = (ladder.cumulative_std / ladder.cumulative_scale)[:-1]
     return int((noise_to_signal / (data_std or 0.5)).log().abs().argmin())
