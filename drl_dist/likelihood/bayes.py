@@ -85,14 +85,14 @@ def label_energies(
     count = len(x)
     if conditions.dim() == 2:
         conditions = conditions[:, None].expand(-1, count, -1)
-    level = torch.full((num_draws * count,), t, device=x.device)
+    level = torch.full((count,), t, device=x.device)
     found: list[Tensor] = []
     with torch.no_grad():
         weights = network.effective_weights()
         for condition in conditions.to(x.device):
-            prepared = network.prepare_given(level, None, weights, condition.repeat(num_draws, 1))
-            raw = network.evaluate(prepared, y.flatten(0, 1))
-            found.append(raw.double().reshape(num_draws, count).mean(0))
+            prepared = network.prepare_given(level, None, weights, condition)
+            # Draw by draw, so that no more images are held at once than were given.
+            found.append(torch.stack([network.evaluate(prepared, one).double() for one in y]).mean(0))
     return torch.stack(found, 1).cpu() * float(levels.energy_scale[t])
 
 

@@ -63,7 +63,8 @@ def reliability_png(questions: Questions, judged: Mapping[str, Answers], shown: 
         shown: the constants of the right panel.
         caption: model, step, seed and the like.
     """
-    figure = new_figure(11, 5)
+    # Names of attributes need a line each.
+    figure = new_figure(11, 5 if questions.is_class else max(5, 0.19 * len(questions.asked) + 1.2))
     left, right = figure.subplots(1, 2)
     left.plot([0, 1], [0, 1], color="0.6", linewidth=1, label="as often right as they say")
     for mark, (name, answers) in zip(_MARKS, judged.items(), strict=False):
@@ -120,5 +121,5 @@ def _draw_attributes(axes: Any, questions: Questions, answers: Answers) -> None:
     axes.plot([share for *_, share in rows], places, "k|", label="the more frequent answer")
     axes.set(xlim=(0, 1), xlabel="share of images")
     axes.set_yticks(places, [name for name, *_ in rows], fontsize=SMALLEST_POINTS)
-    axes.invert_yaxis()
-    axes.legend(loc="lower left", fontsize=SMALLEST_POINTS)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, fontsize=SMALLEST_POINTS)
