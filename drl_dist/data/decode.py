@@ -43,9 +43,16 @@ def read_labelled(
     Raises:
         DamageError: from either.
     """
-    data = parse_sample(shard, sample, index.url)
+    return read_named(shard, sample, index, kind)[1:]
+
+
+def read_named(
+    shard: OpenShard, sample: int, index: ShardIndex, kind: ConditionKind
+) -> tuple[str, NDArray[np.uint8], NDArray[Any]]:
+    """The name of a sample in its shard, nine digits, and what `read_labelled` reads; errors as there."""
+    key, data = _parse(shard, sample, index.url)
     label = label_in(data, kind, len(names_of(index, kind)), place_of(shard, sample, index.url))
-    return _pixels(data, shard, sample, index), label
+    return key, _pixels(data, shard, sample, index), label
 
 
 def _pixels(data: Mapping[str, bytes], shard: OpenShard, sample: int, index: ShardIndex) -> NDArray[np.uint8]:
@@ -77,6 +84,10 @@ def parse_sample(shard: OpenShard, sample: int, url: str) -> dict[str, bytes]:
     Raises:
         DamageError: the bytes are not exactly one sample with png and json members, named by nine digits.
     """
+    return _parse(shard, sample, url)[1]
+
+
+def _parse(shard: OpenShard, sample: int, url: str) -> tuple[str, dict[str, bytes]]:
     source = {"url": shard.row.name, "stream": io.BytesIO(shard.read_sample(sample))}
     try:
         found: list[dict[str, Any]] = list(group_by_keys(tar_file_expander([source])))
@@ -88,7 +99,7 @@ def parse_sample(shard: OpenShard, sample: int, url: str) -> dict[str, bytes]:
     members = {name: value for name, value in found[0].items() if not name.startswith("__")}
     if not members.keys() <= MEMBERS:
         raise _damaged(shard, sample, url, f"members {sorted(members)}", "png and json members only")
-    return members
+    return keys[0], members
 
 
 def read_images(index: ShardIndex, count: int, *, cache: ShardCache | None = None) -> Tensor:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -11,9 +13,12 @@ from torch import Tensor
 
 from drl_dist.common.amounts import counted
 from drl_dist.common.errors import UserError
-from drl_dist.data.cache import ShardCache
-from drl_dist.data.decode import read_image
+from drl_dist.config.condition import ConditionKind
+from drl_dist.data.cache import OpenShard, ShardCache
+from drl_dist.data.decode import read_image, read_named
 from drl_dist.data.index import ShardIndex
+
+Read = TypeVar("Read")
 
 _KEY_SHOWN = 0x73686F776E  # "shown"
 
@@ -74,14 +79,48 @@ def image_batches(
     Raises:
         UserError: a shard or an image is damaged or cannot be read.
     """
-    batch: list[NDArray[np.uint8]] = []
-    for pixels in _images(index, spread(index.num_samples, count)[first:], cache or ShardCache(index.url)):
-        batch.append(pixels)
-        if len(batch) == batch_size:
-            yield torch.from_numpy(np.stack(batch))
-            batch = []
-    if batch:
+    wanted = spread(index.num_samples, count)[first:]
+    for batch in _batches(_read(index, wanted, cache or ShardCache(index.url), read_image), batch_size):
         yield torch.from_numpy(np.stack(batch))
+
+
+class LabelledImages(NamedTuple):
+    """A batch of images that know their names and labels."""
+
+    keys: list[str]
+    """Names of the samples in their shards, nine digits each."""
+    images: Tensor
+    """uint8 (B, C, H, W)."""
+    labels: Tensor
+    """As `drl_dist.common.batch.Batch.labels`."""
+
+
+def labelled_batches(
+    index: ShardIndex,
+    count: int,
+    batch_size: int,
+    kind: ConditionKind,
+    *,
+    cache: ShardCache | None = None,
+    first: int = 0,
+) -> Iterator[LabelledImages]:
+    """The images of `image_batches`, with their labels.
+
+    Args:
+        index, count, batch_size, cache, first: as of `image_batches`.
+        kind: of the labels, "class" or "attributes".
+
+    Raises:
+        UserError: as `image_batches`; or a label is none of the index.
+    """
+
+    def read(shard: OpenShard, sample: int, index: ShardIndex) -> tuple[str, NDArray[np.uint8], NDArray[Any]]:
+        return read_named(shard, sample, index, kind)
+
+    wanted = spread(index.num_samples, count)[first:]
+    for batch in _batches(_read(index, wanted, cache or ShardCache(index.url), read), batch_size):
+        keys, images, labels = zip(*batch, strict=True)
+        yield LabelledImages(list(keys), torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(labels)))
 
 
 def images_at(index: ShardIndex, places: NDArray[np.int64], *, cache: ShardCache | None = None) -> Tensor:
@@ -93,10 +132,20 @@ def images_at(index: ShardIndex, places: NDArray[np.int64], *, cache: ShardCache
     Raises:
         UserError: a shard or an image is damaged or cannot be read.
     """
-    return torch.from_numpy(np.stack(list(_images(index, places, cache or ShardCache(index.url)))))
+    return torch.from_numpy(np.stack(list(_read(index, places, cache or ShardCache(index.url), read_image))))
 
 
-def _images(index: ShardIndex, wanted: NDArray[np.int64], cache: ShardCache) -> Iterator[NDArray[np.uint8]]:
+def _batches(items: Iterator[Read], size: int) -> Iterator[list[Read]]:
+    while batch := list(islice(items, size)):
+        yield batch
+
+
+def _read(
+    index: ShardIndex,
+    wanted: NDArray[np.int64],
+    cache: ShardCache,
+    read: Callable[[OpenShard, int, ShardIndex], Read],
+) -> Iterator[Read]:
     first = 0
     for row in index.shards:
         inside = wanted[(wanted >= first) & (wanted < first + row.num_samples)] - first
@@ -106,6 +155,6 @@ def _images(index: ShardIndex, wanted: NDArray[np.int64], cache: ShardCache) -> 
         shard = cache.open(row)
         try:
             for sample in inside:
-                yield read_image(shard, int(sample), index)
+                yield read(shard, int(sample), index)
         finally:
             shard.close()

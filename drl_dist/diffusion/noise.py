@@ -71,6 +71,8 @@ class Purpose(IntEnum):
     """Which of several weighted chains are taken."""
     LABEL = 21
     """Labels that the network is not given while training."""
+    INFER_LABEL = 22
+    """Noise of an image whose label is inferred."""
     SAMPLE_LABEL = 23
     """The label of a generated image, where labels are as frequent as in the data."""
 

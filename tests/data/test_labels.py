@@ -23,6 +23,7 @@ from drl_dist.data.index import ATTRIBUTE_COUNTS, ATTRIBUTES, CLASS_COUNTS, CLAS
 from drl_dist.data.labels import labelled_by
 from drl_dist.data.shards import Sample, ShardRow, encode_png, pack_shard, shard_name
 from drl_dist.data.stream import ShardStream
+from drl_dist.data.subset import image_batches, labelled_batches
 from drl_dist.training.in_memory import InMemoryBatches
 from tests.data.sets import pixels_of, rewritten, sample_ids
 
@@ -196,3 +197,18 @@ def test_batches_in_memory_have_labels() -> None:
         assert batch.labels.tolist() == [class_of(number) for number in sample_ids(batch.images.numpy())]
     with pytest.raises(ValueError, match="19 labels for 20 images"):
         InMemoryBatches(images, seed=0, batch_size=8, labels=labels[:-1])
+
+
+@pytest.mark.parametrize(("kind", "of"), [("class", class_of), ("attributes", attributes_of)])
+def test_labelled_images_are_read_in_order(kind: Any, of: Any, tmp_path: Path) -> None:
+    index = write_labelled(str(tmp_path))
+    plain = torch.cat(list(image_batches(index, 20, 8)))
+    batches = list(labelled_batches(index, 20, 8, kind))
+    assert [len(batch.keys) for batch in batches] == [8, 8, 4]
+    assert torch.equal(torch.cat([batch.images for batch in batches]), plain)
+    for batch in batches:
+        numbers = sample_ids(batch.images.numpy())
+        assert batch.keys == [f"{number:09d}" for number in numbers]
+        assert batch.labels.tolist() == [of(number) for number in numbers]
+    (rest,) = labelled_batches(index, 20, 8, kind, first=16)
+    assert rest.keys == batches[2].keys and torch.equal(rest.labels, batches[2].labels)

@@ -19,6 +19,7 @@ from drl_dist.common.nested import flatten, to_dict
 from drl_dist.config.presets import preset
 from drl_dist.config.tree import RunConfig
 from drl_dist.evaluation.feature_spec import parse_features
+from drl_dist.jobs.classify.options import ClassifyOptions, check_classify
 from drl_dist.jobs.edit.options import InpaintOptions, InterpolateOptions, check_inpaint, check_interpolate
 from drl_dist.jobs.evaluate.options import EvaluateOptions, check_evaluate
 from drl_dist.jobs.likelihood import options as likelihood_options
@@ -72,10 +73,17 @@ JOBS: dict[str, tuple[Any, Callable[[Any], object], dict[str, object], tuple[str
         {"model": "/m", "data": "/d", "other": "/e", "out": "/o"},
         ("model", "data", "other", "out"),
     ),
+    "classify": (
+        ClassifyOptions,
+        check_classify,
+        {"model": "/m", "data": "/d", "out": "/o"},
+        ("model", "data", "fit_data", "other", "out"),
+    ),
 }
 """Options, their check, some that are in order, and those that name places."""
 NO_PLACES = {
     "tracking_uri", "features", "steps_per_level", "kernel", "start", "precision", "task", "allow_code",
+    "level", "constants", "given",
 }  # fmt: skip
 """Texts that name something else; the features have a test of their own."""
 RUN_PLACES = ("data", "storage", "start_from", "loader.cache_dir", "loader.ledger_dir")

@@ -11,8 +11,8 @@ from drl_dist.build import build_ladder, build_levels
 from drl_dist.common.images import to_unit_range
 from drl_dist.config.tree import EngineConfig
 from drl_dist.diffusion.noise import PhiloxNoise, Purpose
-from drl_dist.jobs.ood.auroc import auroc
 from drl_dist.library.log_density import log_densities
+from drl_dist.likelihood.auroc import auroc
 from drl_dist.training.chain import GradientEngine
 from drl_dist.training.state import TrainState
 from tests.helpers.steps import batch, tiny, waken

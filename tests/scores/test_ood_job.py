@@ -23,10 +23,10 @@ from drl_dist.data.subset import image_batches
 from drl_dist.diffusion.noise import PhiloxNoise
 from drl_dist.jobs.common.output import job_records
 from drl_dist.jobs.ood import driver as ood
-from drl_dist.jobs.ood.auroc import auroc
 from drl_dist.jobs.ood.driver import histogram_png, ood_run
 from drl_dist.jobs.ood.options import OodOptions, check_ood
 from drl_dist.library.log_density import log_densities
+from drl_dist.likelihood.auroc import auroc
 from drl_dist.likelihood.trust import TOO_SHARP
 from drl_dist.training.state import TrainState
 from tests.data.sets import write_set

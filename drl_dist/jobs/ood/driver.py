@@ -22,11 +22,11 @@ from drl_dist.jobs.common.device import device_name, prepare_device
 from drl_dist.jobs.common.output.job_folder import JobFolder
 from drl_dist.jobs.common.output.job_records import Record, SaveClock, digest_of
 from drl_dist.jobs.common.output.report import report_bytes
-from drl_dist.jobs.ood.auroc import auroc
 from drl_dist.jobs.ood.options import OodOptions
 from drl_dist.library.engine import averaged_network, check_finite
 from drl_dist.library.log_density import log_densities
 from drl_dist.library.stored import load_model
+from drl_dist.likelihood.auroc import auroc
 from drl_dist.likelihood.trust import model_warnings
 
 if TYPE_CHECKING:

@@ -1,0 +1,1 @@
+"""Classification, inference of missing labels and out-of-distribution scores by the energies of labels."""
