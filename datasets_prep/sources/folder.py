@@ -143,7 +143,7 @@ class ImageFolder(SourceDefaults):
             return None
         other = copy.copy(self)
         if self.classes:
-            other._labels = Labels()
+            other._labels, other.lacks = Labels(), "labels"
             return other
         if not self._earlier.sizes or dict(self._files) == self._earlier.sizes:
             return None
