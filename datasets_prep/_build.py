@@ -23,7 +23,7 @@ from multiprocessing.connection import wait as wait_for_end
 from typing import Any
 
 from datasets_prep._identity import STAMPS_NAME, Change, Seen, copies, write_stamps
-from datasets_prep._labels import class_counts
+from datasets_prep._labels import LabelCounts, facts_of, label_counts
 from datasets_prep._listing import printable
 from datasets_prep._options import PictureOptions, PrepOptions
 from datasets_prep._pixels import (
@@ -56,7 +56,7 @@ from drl_dist.common.places import in_full, joined
 from drl_dist.common.progress import progress
 from drl_dist.common.validation import place_of
 from drl_dist.data.filesystem import Folder, check_reachable
-from drl_dist.data.index import CLASSES, INDEX_NAME, MAX_RESOLUTION, MAX_SHARDS, ShardIndex, write_index
+from drl_dist.data.index import INDEX_NAME, MAX_RESOLUTION, MAX_SHARDS, ShardIndex, write_index
 from drl_dist.data.pixels.pictures import PictureError, PixelRules
 from drl_dist.data.pixels.statistics import PixelSums
 from drl_dist.data.shards import MAX_SAMPLE_ID, Sample, encode_png, pack_shard, shard_name
@@ -132,7 +132,7 @@ def build(source: Source, options: PrepOptions) -> int:
         made_by=_parameters(source, options)
         | {"unreadable": len(unreadable)}
         | ({"treated": treated} if treated else {})
-        | class_counts(source, finished.values()),
+        | label_counts(source, finished.values()),
     )
     seen = {number: known for number, record in finished.items() if (known := Seen.from_record(record))}
     if seen:
@@ -164,8 +164,11 @@ def _report_earlier(url: str, earlier: Source, source: Source) -> None:
             f"{counted(len(earlier), 'image')}, where this version takes {len(source)}.",
             file=sys.stderr,
         )
-    if CLASSES in source.parameters:
-        print(f"{url} was begun without labels and stays without; choose another --out to have them.", file=sys.stderr)
+    if earlier.lacks:
+        print(
+            f"{url} was begun without {earlier.lacks} and stays without; choose another --out to have them.",
+            file=sys.stderr,
+        )
 
 
 def _parameters(source: Source, options: PrepOptions) -> dict[str, Any]:
@@ -301,7 +304,7 @@ def _make_shard(task: _Task) -> tuple[int, dict[str, Any]]:
     unreadable: list[dict[str, Any]] = []
     contents, stamps = bytearray(), bytearray()
     treated: Counter[str] = Counter()
-    labels: Counter[int] = Counter()
+    counts = LabelCounts()
     sums = PixelSums.none(task.channels, task.resolution)
     for position, item in enumerate(task.part.items(), start=task.start):
         contents += item.content or b""
@@ -320,20 +323,16 @@ def _make_shard(task: _Task) -> tuple[int, dict[str, Any]]:
             reason = re.sub(r" at 0x[0-9a-f]+", "", f"{name}{error}")
             unreadable.append({"position": position, "source": item.source, "reason": reason})
             continue
-        facts: dict[str, Any] = {"source": item.source} | ({} if item.label is None else {"label": item.label})
-        samples.append(Sample(position, encode_png(pixels), facts))
+        samples.append(Sample(position, encode_png(pixels), facts_of(item)))
         sums += PixelSums.of(pixels[None])
-        if item.label is not None:
-            labels[item.label] += 1
+        counts.add(item)
         treated.update(kinds)
     folder, row = Folder(task.out), None
     if samples:
         data, packed = pack_shard(task.name, samples)
         folder.write(task.name, data)
         row = {"name": packed.name, "size": packed.size, "sha256": packed.sha256, "offsets": packed.offsets.tolist()}
-    record: dict[str, Any] = {"row": row, "unreadable": unreadable, "treated": dict(treated)}
-    if labels:
-        record["labels"] = {str(label): count for label, count in sorted(labels.items())}
+    record: dict[str, Any] = {"row": row, "unreadable": unreadable, "treated": dict(treated)} | counts.as_json()
     if samples:
         record["sums"] = sums.as_json()
     if contents:

@@ -115,13 +115,14 @@ def file_item(
     content: Callable[[bytes], bytes] = content_of,
     *,
     label: int | None = None,
+    attributes: tuple[int, ...] | None = None,
 ) -> Item:
     """The image in a file of its own, which is read here and decoded later."""
     try:
         data, stamp = read_file(path, size)
     except (OSError, ValueError, MemoryError) as error:
         return unread_item(name, error)
-    return Item(utf8(name), lambda: decode(data), label, content=content(data), stamp=stamp)
+    return Item(utf8(name), lambda: decode(data), label, attributes, content=content(data), stamp=stamp)
 
 
 def unread_item(name: str, error: Exception) -> Item:

@@ -1,4 +1,4 @@
-"""Classes of the images in a folder: its subfolders, or the metadata beside them."""
+"""Labels of the images in a folder: classes by its subfolders, classes and attributes by the metadata beside them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from datasets_prep._attributes import Attributes
 from datasets_prep._files import read_file
 from datasets_prep._listing import printable, utf8
 from datasets_prep._own import class_names
@@ -23,6 +24,9 @@ METADATA = ("metadata.csv", "metadata.jsonl")
 FILE_COLUMNS = ("file_name", "image_file_name")
 PARTS = frozenset({"train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval"})
 """Subfolders of these names are parts of a data set, not classes."""
+
+MEANINGS = dict.fromkeys(("1", "true", "yes"), 1) | dict.fromkeys(("0", "-1", "false", "no"), -1) | {"": 0}
+"""Values of attributes in a table, in upper or lower case: true, false and unknown."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,7 @@ def labels_of(folder: Path, images: Sequence[str], kind: str, column: str) -> La
     """
     if kind == "none":
         return Labels()
-    table = next((folder / name for name in METADATA if (folder / name).is_file()), None)
+    table = _table_in(folder)
     if kind == "metadata" and table is None:
         raise UserError(
             "--labels",
@@ -110,22 +114,7 @@ def _from_table(table: Path, found: Mapping[str, str], images: Sequence[str]) ->
 def _read_table(table: Path, column: str, *, is_wanted: bool) -> dict[str, str] | None:
     """The class of each image that a table lists; None if it has no classes and needs none."""
     where = f"metadata {printable(str(table))}"
-    try:
-        text = read_file(table)[0].decode("utf-8-sig")
-        rows: list[dict[str, Any]] = (
-            [dict(row) for row in csv.DictReader(io.StringIO(text, newline=""), strict=True)]
-            if table.suffix == ".csv"
-            else [json.loads(line) for line in text.splitlines() if line.strip()]
-        )
-        if not all(isinstance(row, dict) for row in rows):
-            raise ValueError("a line that is no JSON object")
-    except (OSError, ValueError, csv.Error) as error:
-        raise UserError(
-            where,
-            got=" ".join(str(error).split())[:120],
-            expected="a table in UTF-8 with the columns file_name and --label-column",
-            remedy="correct the file, or choose other --labels",
-        ) from error
+    rows = _rows(table, "the columns file_name and --label-column", "choose other --labels")
     columns: list[str] = list(rows[0]) if rows else []
     key = next((name for name in FILE_COLUMNS if name in columns), None)
     if key is None or column not in columns:
@@ -150,3 +139,122 @@ def _read_table(table: Path, column: str, *, is_wanted: bool) -> dict[str, str] 
                     remedy="correct the table",
                 )
     return found
+
+
+def attributes_of(folder: Path, images: Sequence[str], option: str) -> Attributes:
+    """The attributes of a folder's images.
+
+    Args:
+        folder: the folder.
+        images: paths below it.
+        option: the columns of its metadata that have them, with commas between; none if empty.
+
+    Raises:
+        UserError: there is no metadata, it cannot be read or lacks a column or an image, or a value is none of those
+            that an attribute has.
+    """
+    if not option:
+        return Attributes()
+    names = [name.strip() for name in option.split(",")]
+    if not all(names) or len(set(names)) != len(names):
+        raise UserError(
+            "--attribute-columns",
+            got=printable(option),
+            expected="names of different columns with commas between, such as smiling,hat",
+            remedy="correct it",
+        )
+    table = _table_in(folder)
+    if table is None:
+        raise UserError(
+            "--attribute-columns",
+            got=f"{printable(option)}, but no {' or '.join(METADATA)} in {printable(str(folder))}",
+            expected="a table with the columns file_name and these",
+            remedy="add the table, or leave the option out",
+        )
+    where = f"metadata {printable(str(table))}"
+    rows = _rows(table, "the columns file_name and --attribute-columns", "leave --attribute-columns out")
+    columns: dict[str, None] = dict.fromkeys(name for row in rows for name in row if name is not None)
+    key = next((name for name in FILE_COLUMNS if name in columns), None)
+    if key is None or not columns.keys() >= set(names):
+        raise UserError(
+            where,
+            got=f"the columns {', '.join(map(printable, columns)) or 'none'}",
+            expected=f"file_name and {', '.join(map(printable, names))}",
+            remedy="correct --attribute-columns or the table",
+        )
+    found: dict[str, tuple[int, ...]] = {}
+    for row in rows:
+        # As `csv` marks a row with other fields than the header.
+        if table.suffix == ".csv" and (None in row or None in row.values()):
+            raise UserError(
+                where,
+                got=f"a row of another length than the first for {printable(str(row[key]))}",
+                expected="a field for each column",
+                remedy="correct the table",
+            )
+        if not isinstance(name := row.get(key), str):
+            continue
+        path = name.removeprefix("./")
+        values = tuple(_attribute(row.get(name), f"{where}, column {printable(name)}", path) for name in names)
+        if found.setdefault(path, values) != values:
+            raise UserError(
+                where,
+                got=f"different attributes of {printable(path)} in two rows",
+                expected="one row for each image",
+                remedy="correct the table",
+            )
+    if missing := [path for path in images if utf8(path) not in found]:
+        raise UserError(
+            where,
+            got=f"no row of {counted(len(missing), 'image')} (the first: {printable(missing[0])})",
+            expected="a row for every image, with empty fields for what is unknown",
+            remedy="complete the table, or leave --attribute-columns out",
+        )
+    return Attributes.of_images(names, {path: found[utf8(path)] for path in images})
+
+
+def _attribute(value: object, where: str, path: str) -> int:
+    """1 (true), -1 (false) or 0 (unknown) for a value of a table."""
+    text = "" if value is None else str(value).strip().lower()
+    if text not in MEANINGS:
+        raise UserError(
+            where,
+            got=f"{printable(str(value)[:60])} for {printable(path)}",
+            expected="1, true or yes, or 0, -1, false or no, or an empty field for unknown",
+            remedy="correct the table",
+        )
+    return MEANINGS[text]
+
+
+def _table_in(folder: Path) -> Path | None:
+    return next((folder / name for name in METADATA if (folder / name).is_file()), None)
+
+
+def _rows(table: Path, needs: str, otherwise: str) -> list[dict[Any, Any]]:
+    """The rows of a table.
+
+    Args:
+        table: the file.
+        needs: what it must have, for a message.
+        otherwise: what to do without it, for a message.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        text = read_file(table)[0].decode("utf-8-sig")
+        rows: list[dict[Any, Any]] = (
+            [dict(row) for row in csv.DictReader(io.StringIO(text, newline=""), strict=True)]
+            if table.suffix == ".csv"
+            else [json.loads(line) for line in text.splitlines() if line.strip()]
+        )
+        if not all(isinstance(row, dict) for row in rows):
+            raise ValueError("a line that is no JSON object")
+    except (OSError, ValueError, RecursionError, csv.Error) as error:
+        raise UserError(
+            f"metadata {printable(str(table))}",
+            got=" ".join(str(error).split())[:120],
+            expected=f"a table in UTF-8 with {needs}",
+            remedy=f"correct the file, or {otherwise}",
+        ) from error
+    return rows

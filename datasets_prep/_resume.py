@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from datasets_prep._identity import STAMPS_NAME, Change, Seen, compare_with_prepared, drop_changed
+from datasets_prep._labels import check_counts, in_words
 from datasets_prep._listing import counted_kinds, printable
 from datasets_prep._pixels import report_treated
 from datasets_prep._source import Source
@@ -19,7 +20,7 @@ from drl_dist.common.errors import UserError
 from drl_dist.common.nested import differences
 from drl_dist.common.places import in_full
 from drl_dist.data.filesystem import Folder
-from drl_dist.data.index import CLASS_COUNTS, INDEX_NAME, ShardIndex, open_index
+from drl_dist.data.index import ATTRIBUTE_COUNTS, CLASS_COUNTS, INDEX_NAME, ShardIndex, open_index
 from drl_dist.data.pixels.statistics import PixelSums
 from drl_dist.data.shards import ShardRow, shard_name
 from drl_dist.jobs.common.output.job_folder import read_json, refuse_without_request
@@ -35,7 +36,7 @@ def begun(folder: Folder, records: Folder) -> tuple[ShardIndex | None, dict[str,
     if INDEX_NAME in folder.sizes():
         index = open_index(folder.url)
         made = {"name": index.name, "split": index.split, "channels": index.channels} | dict(index.made_by)
-        for outcome in ("unreadable", "treated", CLASS_COUNTS):
+        for outcome in ("unreadable", "treated", CLASS_COUNTS, ATTRIBUTE_COUNTS):
             made.pop(outcome, None)
         return index, made
     return None, read_json(records, PARAMETERS_NAME)
@@ -114,8 +115,7 @@ def _read_record(records: Folder, number: int, identity: dict[str, Any]) -> dict
             if sums.images != len(record["row"]["offsets"]):
                 raise ValueError("sums of other images")
         Seen.from_record(record)
-        if not all(count > 0 and int(label) >= 0 for label, count in record.get("labels", {}).items()):
-            raise ValueError("labels that are no numbers of classes")
+        check_counts(record, identity)
         if all(isinstance(entry["source"], str) and entry["reason"] for entry in record["unreadable"]):
             return record
     except (ValueError, TypeError, KeyError, AttributeError):
@@ -157,7 +157,7 @@ def refuse_other(folder: Folder, found: dict[str, Any], wanted: dict[str, Any]) 
         # Two checksums would mean nothing to the user.
         found = found | {"source": "other names, sizes or content of its images"}
         wanted = wanted | {"source": "those found now"}
-    if other := differences(found, wanted):
+    if other := differences(*in_words(found, wanted)):
         raise UserError(
             f"output {folder.url}",
             got="data prepared with other options or from another source (" + ", ".join(other) + ")",

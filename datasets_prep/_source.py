@@ -40,6 +40,8 @@ class Item:
     """Returns the encoded image, or one that is 8-bit and square; raises OSError or ValueError if it is unreadable."""
     label: int | None = None
     """Class of the image, if the source has classes."""
+    attributes: tuple[int, ...] | None = None
+    """For each attribute of the source 1 (true), -1 (false) or 0 (unknown), if it has attributes."""
     content: bytes | None = None
     """Checksum of its bytes (see `_files`); None if the source's digest covers them."""
     stamp: bytes | None = None
@@ -88,6 +90,11 @@ class Source(Protocol):
         ...
 
     @property
+    def lacks(self) -> str:
+        """Of a source as an earlier version took it: what its outputs lack; empty if nothing."""
+        ...
+
+    @property
     def parameters(self) -> Mapping[str, Any]:
         """What else tells its outputs from others, as JSON values; nothing for what earlier versions made."""
         ...
@@ -103,7 +110,7 @@ class Source(Protocol):
         ...
 
     def as_earlier(self) -> Source | None:
-        """The same source with the images that earlier versions selected; None if they are the same."""
+        """The same source with the images and labels that earlier versions took; None if they are the same."""
         ...
 
 
@@ -112,6 +119,7 @@ class SourceDefaults:
 
     left_out: Mapping[str, int] = MappingProxyType({})
     may_end_process: bool = False
+    lacks: str = ""
 
     @property
     def parameters(self) -> Mapping[str, Any]:

@@ -20,6 +20,8 @@ class Options(PictureOptions):
     """img_align_celeba.zip, the folder img_align_celeba, or the folder that holds one of them."""
     partition: str = ""
     """list_eval_partition.txt or .csv; by default the one beside the images."""
+    attributes: str = ""
+    """list_attr_celeba.txt or .csv; by default the one beside the images, and without one they have no attributes."""
     split: Literal["train", "val", "test"] = "train"
     """Part of the official partition."""
 

@@ -23,6 +23,9 @@ class Options(OwnImageOptions):
     metadata.csv or metadata.jsonl; none: no labels; auto: metadata or folders where all images have one, else none."""
     label_column: str = "label"
     """Column of the metadata that has the class."""
+    attribute_columns: str = ""
+    """Columns of the metadata, such as smiling,hat, that say what is true of an image: 1, true or yes; 0, -1, false or
+    no; empty if unknown."""
 
 
 def main() -> int:

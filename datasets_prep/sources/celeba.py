@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import codecs
 import copy
 import hashlib
 import os
-import re
+import sys
 import zipfile
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
 from datasets_prep._archive import hindrance, member_item, member_stamp, open_archive
+from datasets_prep._attributes import Attributes, report_attributes
 from datasets_prep._build import build
-from datasets_prep._files import content_by_crc, current_stamp, file_item, read_file
+from datasets_prep._celeba_tables import PARTS, read_attributes, read_partition, read_text_file
+from datasets_prep._files import content_by_crc, current_stamp, file_item
 from datasets_prep._listing import picture_formats, printable
 from datasets_prep._source import Encoded, Item, SourceDefaults, found_in, require_source
 from drl_dist.common.amounts import counted
@@ -30,8 +31,7 @@ if TYPE_CHECKING:
 IMAGES = "img_align_celeba"
 PARTITIONS = ("list_eval_partition.txt", "list_eval_partition.csv")
 """The official file, and the same table as published on Kaggle."""
-HEADERS = (("image_id", "partition"), ("image", "partition"), ("filename", "partition"))
-PARTS = {"train": "0", "val": "1", "test": "2"}
+ATTRIBUTES = ("list_attr_celeba.txt", "list_attr_celeba.csv")
 ALIGNED_SIZE = (178, 218)
 """Width and height of an aligned image."""
 CROP = (0, 20, 178, 198)
@@ -41,19 +41,20 @@ NEEDS = f"{IMAGES}.zip or the folder {IMAGES}, or the folder that holds it, with
 
 @dataclass(frozen=True)
 class CelebaPart:
-    """A run of images, with their sizes when they were listed; None for a missing one."""
+    """A run of images, with their sizes when they were listed, None for a missing one, and their attributes."""
 
     images: Path
-    files: tuple[tuple[str, int | None], ...]
+    files: tuple[tuple[str, int | None, tuple[int, ...] | None], ...]
 
     def items(self) -> Iterator[Item]:
         """The images in order."""
         archive = None if self.images.is_dir() else open_archive(self.images)
-        for name, size in self.files:
+        for name, size, attributes in self.files:
             if archive is None:
-                yield file_item(name, self.images / Path(name).name, size, _load, content_by_crc)
+                item = file_item(name, self.images / Path(name).name, size, _load, content_by_crc)
             else:
-                yield member_item(archive, name, size, _load)
+                item = member_item(archive, name, size, _load)
+            yield replace(item, attributes=attributes)
 
 
 class Celeba(SourceDefaults):
@@ -63,6 +64,7 @@ class Celeba(SourceDefaults):
         images: the zip file or the folder of the images.
         partition: the official partition file, or Kaggle's table.
         split: train, val or test.
+        attributes: the official file of attributes, or Kaggle's table; None for images without.
 
     Raises:
         UserError: one of them cannot be read, or they do not match.
@@ -70,7 +72,7 @@ class Celeba(SourceDefaults):
 
     name, channels = "celeba", 3
 
-    def __init__(self, images: Path, partition: Path, split: str) -> None:
+    def __init__(self, images: Path, partition: Path, split: str, attributes: Path | None = None) -> None:
         self.split, self._images = split, images
         text = read_text_file(partition)
         parts = read_partition(partition, text)
@@ -95,25 +97,44 @@ class Celeba(SourceDefaults):
             for name in unlisted
         )
         self.left_out = left_out + kinds
+        self._attributes = (
+            Attributes() if attributes is None else read_attributes(attributes, read_text_file(attributes), names)
+        )
         # In the official file's format, so that the same table in another format is the same source.
         table = "".join(f"{name} {part}\n" for name, part in parts.items())
         self.digest, self._raw_digest = self._digest(table.encode()), self._digest(text)
+
+    @property
+    def attributes(self) -> tuple[str, ...]:
+        """Names of the attributes; empty without any."""
+        return self._attributes.names
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """See `datasets_prep._source.Source.parameters`."""
+        return self._attributes.parameters
 
     def __len__(self) -> int:
         return len(self._files)
 
     def part(self, start: int, stop: int) -> CelebaPart:
         """Images `start` to `stop`."""
-        return CelebaPart(self._images, self._files[start:stop])
+        of = self._attributes.of
+        return CelebaPart(self._images, tuple((name, size, of.get(name)) for name, size in self._files[start:stop]))
 
     def _digest(self, table: bytes) -> str:
         return hashlib.sha256(table + "".join(f"\n{name} {size}" for name, size in self._files).encode()).hexdigest()
 
     def as_earlier(self) -> Celeba | None:
-        """The same with a digest of the partition file's own bytes, if they differ from the official format."""
+        """The same without attributes; then with a digest of the partition file's own bytes, if they differ from the
+        official format.
+        """
+        other = copy.copy(self)
+        if self.attributes:
+            other._attributes, other.lacks = Attributes(), "attributes"
+            return other
         if self._raw_digest == self.digest:
             return None
-        other = copy.copy(self)
         other.digest = self._raw_digest
         return other
 
@@ -126,8 +147,8 @@ class Celeba(SourceDefaults):
         return b"".join(member_stamp(archive, name) for name in names)
 
 
-def find(source: Path, partition: str) -> tuple[Path, Path]:
-    """The images and the partition file of a source.
+def find(source: Path, partition: str, attributes: str = "") -> tuple[Path, Path, Path | None]:
+    """The images, the partition file and the file of attributes of a source; None if there are no attributes.
 
     Raises:
         UserError: one of them is missing.
@@ -148,12 +169,7 @@ def find(source: Path, partition: str) -> tuple[Path, Path]:
     folders = dict.fromkeys((source, images.parent, source.parent))
     if images.name == images.parent.name:
         folders[images.parent.parent] = None
-    candidates = (
-        [Path(partition)]
-        if partition
-        else [folder / below / name for name in PARTITIONS for folder in folders for below in ("", "Eval")]
-    )
-    list_file = next((path for path in candidates if path.is_file()), None)
+    list_file = _find_table(partition, PARTITIONS, folders, "Eval")
     if list_file is None:
         raise UserError(
             "--partition",
@@ -161,50 +177,27 @@ def find(source: Path, partition: str) -> tuple[Path, Path]:
             expected=NEEDS,
             remedy="give the path of CelebA's list_eval_partition.txt",
         )
-    return images, list_file
-
-
-def read_text_file(path: Path) -> bytes:
-    """The bytes of a small file.
-
-    Raises:
-        UserError: it cannot be read.
-    """
-    try:
-        return read_file(path)[0]
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
+    table = _find_table(attributes, ATTRIBUTES, [*folders, list_file.parent, list_file.parent.parent], "Anno")
+    if table is None and attributes:
         raise UserError(
-            f"file {printable(str(path))}", got=reason, expected="a file that can be read", remedy="correct it"
-        ) from error
+            "--attributes",
+            got=printable(attributes),
+            expected=f"the file {ATTRIBUTES[0]} (or .csv)",
+            remedy="correct the path",
+        )
+    return images, list_file, table
 
 
-def read_partition(path: Path, data: bytes) -> dict[str, str]:
-    """The part of each image, "0", "1" or "2", by its name, in the order of the file.
-
-    Columns are separated by blanks, tabs, commas or semicolons, and may be quoted; a first line of column names is
-    skipped.
-
-    Raises:
-        UserError: the file has other lines, or lists an image twice.
+def _find_table(given: str, names: tuple[str, ...], folders: Iterable[Path], below: str) -> Path | None:
+    """The table that an option names; else one of these names in one of the folders, or below it where CelebA's
+    authors have it; None if it is not there.
     """
-    utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    text = data.decode("utf-16" if utf16 else "utf-8-sig", "replace")
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    entries = [tuple(field.strip("\"'") for field in re.split(r"\s*[,;]\s*|\s+", line)) for line in lines]
-    if entries and entries[0] in HEADERS:
-        del lines[0], entries[0]
-    parts: dict[str, str] = {}
-    for line, entry in zip(lines, entries, strict=True):
-        if len(entry) != 2 or entry[1] not in PARTS.values() or entry[0] in parts:
-            raise UserError(
-                f"partition file {printable(str(path))}",
-                got=f"the line {line[:80]!r}" + (f", after another one for {entry[0]}" if entry[0] in parts else ""),
-                expected="one line for each image, like '000001.jpg 0', with 0 (train), 1 (val) or 2 (test)",
-                remedy="download it again",
-            )
-        parts[entry[0]] = entry[1]
-    return parts
+    candidates = (
+        [Path(given)]
+        if given
+        else [folder / inner / name for name in names for folder in folders for inner in ("", below)]
+    )
+    return next((path for path in candidates if path.is_file()), None)
 
 
 def _held(images: Path) -> tuple[dict[str, int], Counter[str]]:
@@ -258,5 +251,13 @@ def _face(image: Image.Image) -> Image.Image:
 
 def prepare(options: Options) -> int:
     """Make the shards; the exit status."""
-    images, partition = find(require_source(options.source, NEEDS), options.partition)
-    return build(Celeba(images, partition, options.split), options)
+    images, partition, attributes = find(require_source(options.source, NEEDS), options.partition, options.attributes)
+    source = Celeba(images, partition, options.split, attributes)
+    if source.attributes:
+        report_attributes(source.attributes)
+    else:
+        print(
+            f"No attributes: no {ATTRIBUTES[0]} (or .csv) beside {printable(str(images))}; --attributes PATH gives it.",
+            file=sys.stderr,
+        )
+    return build(source, options)

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datasets_prep._build import build
-from datasets_prep._source import Item, SourceDefaults, digest_of, from_pixels
+from datasets_prep._labels import NamedClasses
+from datasets_prep._source import Item, digest_of, from_pixels
 
 if TYPE_CHECKING:
     from datasets_prep.digits import Options
@@ -34,10 +35,11 @@ class DigitsPart:
             yield Item(f"digits/{index}", lambda index=index: from_pixels(pixels[index]), int(labels[index]))
 
 
-class Digits(SourceDefaults):
+class Digits(NamedClasses):
     """All digits."""
 
     name, split, channels = "digits", "train", 1
+    classes = tuple("0123456789")
 
     @property
     def digest(self) -> str:

@@ -15,13 +15,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datasets_prep._build import build
-from datasets_prep._source import Item, SourceDefaults, digest_of, found_in, from_pixels, require_same, require_source
+from datasets_prep._labels import NamedClasses
+from datasets_prep._source import Item, digest_of, found_in, from_pixels, require_same, require_source
 from drl_dist.common.amounts import counted
 from drl_dist.common.errors import UserError
 
 if TYPE_CHECKING:
     from datasets_prep.fashion_mnist import Options
 
+CLASSES = (
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+)
+"""As its authors name them."""
 PREFIXES = {"train": "train", "test": "t10k"}
 MARGIN = 2
 """Black pixels added on each side, from 28 to 32."""
@@ -48,10 +62,10 @@ class FashionPart:
             yield Item(f"{self.split}/{index}", lambda framed=framed: from_pixels(framed), int(labels[index]))
 
 
-class FashionMnist(SourceDefaults):
+class FashionMnist(NamedClasses):
     """One split of the data set in a folder."""
 
-    name, channels = "fashion_mnist", 1
+    name, channels, classes = "fashion_mnist", 1, CLASSES
 
     def __init__(self, folder: Path, split: str) -> None:
         self.split, self._folder = split, folder
@@ -77,6 +91,13 @@ def _arrays(folder: Path, split: str) -> tuple[NDArray[np.uint8], NDArray[np.uin
             f"source {folder}",
             got=f"{counted(len(pixels), 'image')} but {counted(len(labels), 'label')}",
             expected="as many labels as images",
+            remedy="download the files again",
+        )
+    if len(labels) and labels.max() >= len(CLASSES):
+        raise UserError(
+            f"source {folder}",
+            got=f"the label {labels.max()}",
+            expected=f"classes 0 to {len(CLASSES) - 1}",
             remedy="download the files again",
         )
     return pixels, labels

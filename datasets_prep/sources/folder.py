@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from datasets_prep._attributes import report_attributes
 from datasets_prep._files import UNKNOWN, content_of, current_stamp, file_item, read_file
-from datasets_prep._folder_labels import Labels, labels_of
+from datasets_prep._folder_labels import Labels, attributes_of, labels_of
 from datasets_prep._listing import Listing, counted_kinds, list_images, picture_formats, printable
 from datasets_prep._own import Cut, build_own, check_names, cut_of, report_classes
 from datasets_prep._source import Encoded, Item, SourceDefaults, digest_of, found_in, require_source
@@ -32,16 +33,17 @@ READERS = 8
 
 @dataclass(frozen=True)
 class FolderPart:
-    """A run of image files, with their sizes when they were listed, and their labels."""
+    """A run of image files, with their sizes when they were listed, their labels and their attributes."""
 
     folder: Path
-    files: tuple[tuple[str, int, int | None], ...]
+    files: tuple[tuple[str, int, int | None, tuple[int, ...] | None], ...]
     cut: Cut
 
     def items(self) -> Iterator[Item]:
         """The images in order."""
-        for name, size, label in self.files:
-            yield file_item(name, self.folder / name, size, partial(_load, cut=self.cut), label=label)
+        load = partial(_load, cut=self.cut)
+        for name, size, label, attributes in self.files:
+            yield file_item(name, self.folder / name, size, load, label=label, attributes=attributes)
 
 
 class ImageFolder(SourceDefaults):
@@ -55,9 +57,10 @@ class ImageFolder(SourceDefaults):
         cut: makes the images square.
         labels: where their classes come from, see `Options`.
         label_column: of the metadata.
+        attribute_columns: of the metadata, with commas between.
 
     Raises:
-        UserError: there is no image, or some have no class where all must have one.
+        UserError: there is no image, some have no class where all must have one, or the attributes cannot be read.
     """
 
     def __init__(
@@ -70,6 +73,7 @@ class ImageFolder(SourceDefaults):
         *,
         labels: Literal["auto", "folders", "metadata", "none"] = "none",
         label_column: str = "label",
+        attribute_columns: str = "",
     ) -> None:
         self.name, self.split, self.channels, self._folder = name, split, channels, folder
         self._cut, self._share = cut or Cut(), None
@@ -85,6 +89,7 @@ class ImageFolder(SourceDefaults):
                 remedy="give the folder of the images",
             )
         self._labels = labels_of(folder, list(now.sizes), labels, label_column)
+        self._attributes = attributes_of(folder, list(now.sizes), attribute_columns)
         self._choose(now)
 
     def _choose(self, listing: Listing) -> None:
@@ -97,10 +102,16 @@ class ImageFolder(SourceDefaults):
         return self._labels.names
 
     @property
+    def attributes(self) -> tuple[str, ...]:
+        """Names of the attributes; empty without any."""
+        return self._attributes.names
+
+    @property
     def parameters(self) -> dict[str, Any]:
         """See `datasets_prep._source.Source.parameters`."""
         classes: dict[str, Any] = {CLASSES: list(self.classes)} if self.classes else {}
-        labels = {"labels": self._labels.digest} if self._labels.digest else {}
+        labels: dict[str, Any] = {"labels": self._labels.digest} if self._labels.digest else {}
+        labels |= self._attributes.parameters
         return self._cut.parameters | classes | labels | ({} if self._share is None else {"share": self._share})
 
     def __len__(self) -> int:
@@ -108,8 +119,8 @@ class ImageFolder(SourceDefaults):
 
     def part(self, start: int, stop: int) -> FolderPart:
         """Images `start` to `stop`."""
-        label = self._labels.of
-        files = tuple((name, size, label.get(name)) for name, size in self._files[start:stop])
+        label, attributes = self._labels.of.get, self._attributes.of.get
+        files = tuple((name, size, label(name), attributes(name)) for name, size in self._files[start:stop])
         return FolderPart(self._folder, files, self._cut)
 
     def stamps(self, start: int, stop: int) -> bytes:
@@ -139,11 +150,11 @@ class ImageFolder(SourceDefaults):
         """The same without labels; then with fewer kinds of files, but with hidden files and those in folders of
         programs. Neither where an option is given that earlier versions did not have.
         """
-        if self._share is not None or self._cut.parameters:
+        if self._share is not None or self._cut.parameters or self._attributes.names:
             return None
         other = copy.copy(self)
         if self.classes:
-            other._labels = Labels()
+            other._labels, other.lacks = Labels(), "labels"
             return other
         if not self._earlier.sizes or dict(self._files) == self._earlier.sizes:
             return None
@@ -175,6 +186,8 @@ def prepare(options: Options) -> int:
         cut,
         labels=options.labels,
         label_column=options.label_column,
+        attribute_columns=options.attribute_columns,
     )
     report_classes(source.classes)
+    report_attributes(source.attributes)
     return build_own(source, options, share)

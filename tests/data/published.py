@@ -71,22 +71,62 @@ def write_celeba(folder: Path, parts: list[int], *, packed: bool) -> list[NDArra
     return [np.asarray(Image.open(io.BytesIO(data))) for data in files.values()]
 
 
+ATTRIBUTES = (*(f"{number}_o_Clock" for number in range(39)), "Young")
+
+
+def write_celeba_attributes(path: Path, values: NDArray[np.int64]) -> None:
+    """The authors' table of attributes of so many images, or Kaggle's, as the file's suffix says."""
+    images = [f"{number:06d}.jpg" for number in range(1, len(values) + 1)]
+    if path.suffix == ".csv":
+        lines = [f"{image},{','.join(map(str, row))}" for image, row in zip(images, values.tolist(), strict=True)]
+        path.write_text("\r\n".join([",".join(("image_id", *ATTRIBUTES)), *lines]) + "\r\n", newline="")
+        return
+    rows = [" ".join(f"{value:2d}" for value in row) for row in values.tolist()]
+    lines = [f"{image} {row}" for image, row in zip(images, rows, strict=True)]
+    path.write_text("\n".join([str(len(values)), " ".join(ATTRIBUTES) + " ", *lines]) + "\n")
+
+
 def write_cifar10(archive: Path, per_batch: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """The binary archive; pixels (n, 3, 32, 32) and classes (n,) of its training part."""
     generator = np.random.Generator(np.random.PCG64(0))
     pixels = generator.integers(0, 256, (6 * per_batch, 3, 32, 32), dtype=np.uint8)
     labels = generator.integers(0, 10, 6 * per_batch, dtype=np.uint8)
-    names = [f"data_batch_{number}.bin" for number in range(1, 6)] + ["test_batch.bin"]
+    files: dict[str, bytes] = {}
+    for number, name in enumerate([f"data_batch_{number}.bin" for number in range(1, 6)] + ["test_batch.bin"]):
+        here = slice(number * per_batch, (number + 1) * per_batch)
+        files[f"cifar-10-batches-bin/{name}"] = b"".join(
+            bytes([label]) + image.tobytes() for label, image in zip(labels[here], pixels[here], strict=True)
+        )
+    write_tar(archive, files)
+    return pixels[: 5 * per_batch], labels[: 5 * per_batch]
+
+
+FINE = tuple(f"kind_{number * 37 % 100:02d}" for number in range(100))
+COARSE = tuple(f"group {number * 7 % 20}" for number in range(20))
+
+
+def write_cifar100(archive: Path, count: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """The binary archive; pixels (n, 3, 32, 32) and coarse and fine classes (n, 2) of its training part."""
+    generator = np.random.Generator(np.random.PCG64(0))
+    pixels = generator.integers(0, 256, (count + 2, 3, 32, 32), dtype=np.uint8)
+    labels = generator.integers(0, (20, 100), (count + 2, 2), dtype=np.uint8)
+    records = [two.tobytes() + image.tobytes() for two, image in zip(labels, pixels, strict=True)]
+    files = {
+        "coarse_label_names.txt": "".join(f"{name}\n" for name in COARSE).encode(),
+        "fine_label_names.txt": "".join(f"{name}\n" for name in FINE).encode() + b"\n",
+        "test.bin": b"".join(records[count:]),
+        "train.bin": b"".join(records[:count]),
+    }
+    write_tar(archive, {f"cifar-100-binary/{name}": data for name, data in files.items()})
+    return pixels[:count], labels[:count]
+
+
+def write_tar(archive: Path, files: dict[str, bytes]) -> None:
     with tarfile.open(archive, "w:gz") as tar:
-        for number, name in enumerate(names):
-            here = slice(number * per_batch, (number + 1) * per_batch)
-            data = b"".join(
-                bytes([label]) + image.tobytes() for label, image in zip(labels[here], pixels[here], strict=True)
-            )
-            info = tarfile.TarInfo(f"cifar-10-batches-bin/{name}")
+        for name, data in files.items():
+            info = tarfile.TarInfo(name)
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
-    return pixels[: 5 * per_batch], labels[: 5 * per_batch]
 
 
 def write_fashion(folder: Path, count: int, *, packed: bool) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:

@@ -26,7 +26,7 @@ from drl_dist.data.filesystem import Folder
 from drl_dist.data.index import ShardIndex, open_index, write_index
 from drl_dist.data.shards import Sample, ShardRow, encode_png, pack_shard
 from tests.data.published import encoded, photo, write_celeba, write_cifar10, write_lsun
-from tests.helpers.preparation import prepare
+from tests.helpers.preparation import kill_after, prepare
 
 Prepare = Callable[[], int]
 
@@ -56,20 +56,6 @@ def reread(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(files_module, "read_file", spy)
     return read
-
-
-def kill_after(monkeypatch: pytest.MonkeyPatch, shards: int) -> None:
-    """Let the next preparation end after so many shards, as a kill would."""
-    original, made = build_module._make_shard, 0
-
-    def dying(task: build_module._Task) -> tuple[int, dict[str, object]]:
-        nonlocal made
-        if made == shards:
-            raise KeyboardInterrupt
-        made += 1
-        return original(task)
-
-    monkeypatch.setattr(build_module, "_make_shard", dying)
 
 
 def test_an_image_changed_in_place_is_named_and_nothing_is_written(
@@ -236,15 +222,16 @@ def test_a_face_replaced_by_one_of_its_size_is_recognised(
 def test_cifar10_replaced_between_opening_and_making_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from datasets_prep.sources import cifar10
+    from datasets_prep import _cifar
+    from datasets_prep.sources.cifar10 import open_cifar10
 
     archive = tmp_path / "cifar-10-binary.tar.gz"
     write_cifar10(archive, 2)
-    part = cifar10.Cifar10(archive, "train").part(0, 2)
+    part = open_cifar10(archive, "train").part(0, 2)
     assert len(list(part.items())) == 2
     write_cifar10(archive, 3)
-    cifar10._records.cache_clear()
-    cifar10._digest.cache_clear()
+    _cifar.records_of.cache_clear()
+    _cifar.digest_of_records.cache_clear()
     with pytest.raises(UserError, match="other content than at the start"):
         next(part.items())
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import EpsImagePlugin, Image
 
-from datasets_prep.sources.celeba import read_partition
+from datasets_prep._celeba_tables import read_partition
 from drl_dist.common.errors import UserError
 from drl_dist.data.decode import read_images
 from drl_dist.data.index import open_index, write_index

@@ -26,7 +26,7 @@ from drl_dist.console.command import COMMANDS
 from drl_dist.jobs.sweep.options import SweepOptions
 from drl_dist.jobs.sweep.space import LEVEL_SCALE
 from drl_dist.tracking.spool import Spool
-from tests.data.published import encoded, photo, write_celeba, write_cifar10, write_fashion, write_lsun
+from tests.data.published import encoded, photo, write_celeba, write_cifar10, write_cifar100, write_fashion, write_lsun
 from tests.documents import programs
 from tests.documents.pages import (
     Snippet,
@@ -177,6 +177,8 @@ def write_small(kind: str, source: Path) -> None:
             write_fashion(source, 3, packed=True)
         case "cifar10":
             write_cifar10(source, 2)
+        case "cifar100":
+            write_cifar100(source, 2)
         case "celeba":
             write_celeba(source, [0, 0, 1, 2], packed=True)
         case "lsun":

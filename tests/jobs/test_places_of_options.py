@@ -158,7 +158,7 @@ def test_a_feature_network_lies_in_a_file(kind: str) -> None:
             parse_features(kind.format(place))
 
 
-@pytest.mark.parametrize("name", ["celeba", "cifar10", "digits", "fashion_mnist", "folder", "lsun"])
+@pytest.mark.parametrize("name", ["celeba", "cifar10", "cifar100", "digits", "fashion_mnist", "folder", "lsun"])
 def test_preparation_refuses_before_it_writes(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
