@@ -12,6 +12,8 @@ from torch import Tensor
 from drl_dist.build import build_ladder, build_levels
 from drl_dist.common.errors import UserError
 from drl_dist.config.condition import ConditionConfig
+from drl_dist.config.presets import preset
+from drl_dist.config.tree import DiffusionConfig
 from drl_dist.diffusion.noise import PhiloxNoise, Purpose
 from drl_dist.diffusion.recovery import LogDensityAndGrad
 from drl_dist.energy.analytic import CorrelatedGaussian
@@ -20,7 +22,6 @@ from drl_dist.sampling.composition import Concept, composed
 from drl_dist.sampling.labels import Wanted, wanted
 from drl_dist.sampling.progressive import ProgressiveSampler, langevin
 from drl_dist.sampling.tweedie import Tweedie
-from tests.method.test_tweedie import experiment_of
 
 CLASSES = ConditionConfig(kind="class", names=("T-shirt/top", "Ankle boot", "a,b", "x & y", "3:4", "Bag"))
 ATTRIBUTES = ConditionConfig(kind="attributes", names=("Smiling", "Male", "5_o_Clock_Shadow", "Wearing_Hat"))
@@ -35,12 +36,15 @@ class World:
 
     def __init__(self, *, is_equal: bool) -> None:
         generator = torch.Generator().manual_seed(0)
-        given = experiment_of(bound_fraction=1.4)
-        # As much noise at the lowest level as the data vary, so that chains reach everything in few steps.
-        diffusion = dataclasses.replace(given.diffusion, first_noise_to_signal=0.1)
-        self.experiment = dataclasses.replace(given, diffusion=diffusion)
-        self.ladder = build_ladder(self.experiment.diffusion)
-        self.levels = build_levels(self.experiment, self.ladder)
+        digits = preset("digits")
+        experiment = dataclasses.replace(
+            digits,
+            # As much noise at the lowest level as the data vary, so that chains reach everything in few steps.
+            diffusion=DiffusionConfig(ladder="geometric", num_levels=9, first_noise_to_signal=0.1),
+            mcmc=dataclasses.replace(digits.mcmc, energy_scale="unit", step_rule="bound", bound_fraction=1.4),
+        )
+        self.ladder = build_ladder(experiment.diffusion)
+        self.levels = build_levels(experiment, self.ladder)
         eye = torch.eye(4, dtype=torch.float64)
         root = torch.randn(4, 4, generator=generator, dtype=torch.float64) / 4
         own = 0.1 * eye + root @ root.T
