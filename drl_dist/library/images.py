@@ -128,3 +128,30 @@ def _shaped(images: object, what: str, shape: Sequence[int] | None) -> Tensor:
             remedy="give images of the model's size and channels",
         )
     return given
+
+
+def given_classes(labels: object, *, count: int, num_classes: int | None = None) -> Tensor:
+    """Numbers of classes as a batch has them, int64 (count,) on the CPU.
+
+    Args:
+        labels: a tensor, an array or a sequence of whole numbers, -1 for an image without a label.
+        count: images that they are of.
+        num_classes: that a model knows; any by default.
+
+    Raises:
+        UserError: they are of another type or number, or beyond the classes.
+    """
+    expected = f"{count} whole numbers, one for each image, from -1 (no label)"
+    expected += "" if num_classes is None else f" to {num_classes - 1}"
+    try:
+        given = torch.as_tensor(labels).cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError("labels", got=type(labels).__name__, expected=expected, remedy="give numbers") from error
+    if given.is_floating_point() or given.is_complex() or given.dtype == torch.bool or given.shape != (count,):
+        raise UserError(
+            "labels", got=f"{given.dtype} of shape {tuple(given.shape)}", expected=expected, remedy="give one each"
+        )
+    low, high = (int(value) for value in given.aminmax())
+    if low < -1 or (num_classes is not None and high >= num_classes):
+        raise UserError("labels", got=f"numbers from {low} to {high}", expected=expected, remedy="correct them")
+    return given.long()

@@ -14,12 +14,13 @@ from torch import Tensor
 from drl_dist.common.batch import Batch, BatchSource
 from drl_dist.common.errors import UserError
 from drl_dist.common.waiting import Waiting
+from drl_dist.config.condition import ConditionConfig
 from drl_dist.config.own_data import experiment_for
 from drl_dist.config.presets import default_setting, of_length, preset
 from drl_dist.config.tree import EngineConfig, Experiment
 from drl_dist.data.pixels.scales import scaled_to
 from drl_dist.data.pixels.statistics import measure_images
-from drl_dist.library.images import Images, given_images
+from drl_dist.library.images import Images, given_classes, given_images
 from drl_dist.library.model import Model, usable_device
 from drl_dist.training.callbacks import Progress, told
 from drl_dist.training.in_memory import InMemoryBatches
@@ -37,6 +38,8 @@ def train(
     images: Images | Iterable[Any],
     config: str | Experiment | None = None,
     *,
+    labels: object = None,
+    label_names: Sequence[str] | None = None,
     num_steps: int | None = None,
     seed: int | None = None,
     callbacks: Sequence[Callback] = (),
@@ -57,6 +60,9 @@ def train(
             batch size. Of a loader's images, mirroring and the order are its own.
         config: a preset's name, in its usual setting (docs/training.md); an `Experiment`; or None for one made by rules
             of thumb from the size and the number of the images (`drl_dist.config.own_data`).
+        labels: numbers of classes (N,), -1 for none, which the energies are to know (docs/labels.md). Those of a loader
+            are the second items of its tuples, which are taken where the config's `condition` has classes.
+        label_names: of the classes, in the order of their numbers; by default 0, 1 and so on.
         num_steps: training steps, by default the config's; a first objective keeps its share of them.
         seed: keys the initial weights, the order of the images and all noise; by default the config's.
         callbacks: `drl_dist.training.loop.Callback`s, of which ``on_step(report, state)`` is called after each step;
@@ -84,8 +90,9 @@ def train(
     with Waiting("training") if show_progress else nullcontext() as waiting:
         if waiting is not None:
             waiting.begin("looking at the images and making the network", is_told=False)
-        data = _Given.of(images)
+        data = _Given.of(images, labels)
         experiment = _experiment(data, config, num_steps, seed)
+        experiment = _labelled(data, experiment, label_names)
         state = TrainState.create(experiment, chosen)
         step = TrainStep(state, experiment, engine or EngineConfig())
         # As the jobs do: before whatever would keep what a run that has run away made.
@@ -104,9 +111,11 @@ class _Given:
     images: Tensor
     """uint8 (N, C, H, W) on the CPU; of a loader, those of its first batch."""
     loader: Iterable[Any] | None = None
+    labels: Tensor | None = None
+    """int64 (N,), of images in memory."""
 
     @classmethod
-    def of(cls, images: object) -> _Given:
+    def of(cls, images: object, labels: object = None) -> _Given:
         """Images or a loader, looked at."""
         if isinstance(images, str | bytes | dict) or not (hasattr(images, "__array__") or hasattr(images, "__iter__")):
             raise UserError(
@@ -116,8 +125,16 @@ class _Given:
                 remedy="give images in memory, or train on a folder of shards with the jobs",
             )
         if hasattr(images, "__array__"):
-            return cls(given_images(images).cpu())
+            given = given_images(images).cpu()
+            return cls(given, labels=None if labels is None else given_classes(labels, count=len(given)))
         assert isinstance(images, Iterable)
+        if labels is not None:
+            raise UserError(
+                "argument labels",
+                got="labels beside a loader",
+                expected="labels as the second items of what the loader yields",
+                remedy="leave the argument out, and give a config whose condition has classes",
+            )
         if isinstance(images, Iterator):
             raise UserError(
                 "images",
@@ -157,12 +174,13 @@ class _Given:
         """Batches of a run."""
         train_config = experiment.train
         if self.loader is not None:
-            return _Rebatched(self.loader, self.shape, train_config.batch_size)
+            return _Rebatched(self.loader, self.shape, train_config.batch_size, experiment.condition.size)
         return InMemoryBatches(
             self.images,
             seed=train_config.seed,
             batch_size=train_config.batch_size,
             horizontal_flip=train_config.horizontal_flip,
+            labels=self.labels,
         )
 
     def facts(self) -> dict[str, Any]:
@@ -181,23 +199,32 @@ class _Rebatched:
     loader: Iterable[Any]
     shape: tuple[int, ...]
     batch_size: int
+    num_classes: int
+    """0 for batches without labels."""
 
     def __iter__(self) -> Iterator[Batch]:
         kept, position = torch.empty(0, *self.shape, dtype=torch.uint8), 0
-        for images in self._passes():
-            kept = torch.cat([kept, images])
+        labels = torch.empty(0, dtype=torch.int64)
+        for images, classes in self._passes():
+            kept, labels = torch.cat([kept, images]), torch.cat([labels, classes])
             while len(kept) >= self.batch_size:
                 positions = torch.arange(position, position + self.batch_size)
-                yield Batch(kept[: self.batch_size], positions)
-                kept, position = kept[self.batch_size :], position + self.batch_size
+                of_batch = labels[: self.batch_size] if self.num_classes else None
+                yield Batch(kept[: self.batch_size], positions, labels=of_batch)
+                kept, labels = kept[self.batch_size :], labels[self.batch_size :]
+                position += self.batch_size
 
-    def _passes(self) -> Iterator[Tensor]:
+    def _passes(self) -> Iterator[tuple[Tensor, Tensor]]:
         while True:
             count = 0
             for batch in self.loader:
                 images = _images_of(batch, self.shape)
                 count += len(images)
-                yield images
+                classes = torch.empty(0, dtype=torch.int64)
+                if self.num_classes:
+                    second = batch[1] if isinstance(batch, tuple | list) and len(batch) > 1 else None
+                    classes = given_classes(second, count=len(images), num_classes=self.num_classes)
+                yield images, classes
             if not count:
                 raise UserError(
                     "images",
@@ -205,6 +232,39 @@ class _Rebatched:
                     expected="one that begins anew each time that it is iterated over",
                     remedy="give a DataLoader or a list of batches",
                 )
+
+
+def _labelled(data: _Given, experiment: Experiment, names: Sequence[str] | None) -> Experiment:
+    """The config with the names of the labels, for these images."""
+    condition = experiment.condition
+    if data.labels is not None and condition.kind == "none":
+        condition = ConditionConfig(kind="class", dropout=condition.dropout)
+    if condition.kind == "none":
+        if names is not None:
+            raise UserError(
+                "argument label_names",
+                got="names, without labels",
+                expected="labels with them",
+                remedy="give labels, or a config whose condition has classes",
+            )
+        return experiment
+    if condition.kind != "class" or (data.labels is None and data.loader is None):
+        raise UserError(
+            "argument labels",
+            got="none" if condition.kind == "class" else f"a config whose condition.kind is {condition.kind}",
+            expected="numbers of classes, and a condition of kind class",
+            remedy="give them, or train on shards, whose samples can have attributes",
+        )
+    known = 0 if data.labels is None else int(data.labels.max()) + 1
+    chosen = tuple(names or condition.names or map(str, range(max(1, known))))
+    if len(chosen) < known or (data.loader is not None and not (names or condition.names)):
+        raise UserError(
+            "argument label_names",
+            got=f"{len(chosen)} names" if known else "none, with a loader",
+            expected=f"a name for each of at least {known} classes" if known else "the names of the loader's classes",
+            remedy="give them all",
+        )
+    return replace(experiment, condition=replace(condition, names=chosen))
 
 
 def _images_of(batch: object, shape: tuple[int, ...] | None = None) -> Tensor:

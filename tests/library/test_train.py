@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,12 @@ import drl_dist
 from drl_dist.checkpoints.format import read_checkpoint
 from drl_dist.common.errors import UserError
 from drl_dist.common.waiting import Waiting
+from drl_dist.config.condition import ConditionConfig
+from drl_dist.config.presets import preset
 from drl_dist.config.tree import Experiment
 from drl_dist.jobs.train.options import parse_train_options
 from drl_dist.jobs.train.single_device import train_on_one_device
+from drl_dist.training.in_memory import InMemoryBatches
 from drl_dist.training.loop import StepReport
 from drl_dist.training.state import TrainState
 from tests.helpers.steps import tiny
@@ -170,3 +174,58 @@ def test_what_cannot_be_trained_is_refused(images: object, config: object, more:
 def test_a_device_that_is_not_there() -> None:
     with pytest.raises(UserError, match="device: got cuda:99"):
         drl_dist.train(pictures(), small(), device="cuda:99")
+
+
+def labelled_images() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (40, 1, 8, 8), generator=generator, dtype=torch.uint8)
+    return images, torch.arange(40) % 3
+
+
+def test_labels_make_a_model_that_knows_them() -> None:
+    images, labels = labelled_images()
+    model = drl_dist.train(images, labels=labels, label_names=["a", "b", "c"], num_steps=3, show_progress=False)
+    assert model.experiment.condition == ConditionConfig(kind="class", names=("a", "b", "c"))
+    assert bool(model.weights["condition.table"].any()) and model.sample(1, labels=["a"]).shape == (1, 1, 8, 8)
+    numbered = drl_dist.train(images, labels=labels.tolist(), num_steps=1, show_progress=False)
+    assert numbered.experiment.condition.names == ("0", "1", "2")
+    # A loader of the same images in the same order makes the same model.
+    config = model.experiment
+    order = [
+        batch for _, batch in zip(range(3), InMemoryBatches(images, seed=0, batch_size=8, labels=labels), strict=False)
+    ]
+    assert config.train.batch_size == 8
+    loader = [(batch.images, batch.labels) for batch in order]
+    again = drl_dist.train(loader, config, show_progress=False)
+    for name, value in model.weights.items():
+        assert torch.equal(value, again.weights[name]), name
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"labels": [0, 1]}, r"labels: got torch.int64 of shape \(2,\), expected 40 whole numbers"),
+        ({"labels": torch.zeros(40)}, "labels: got torch.float32"),
+        ({"labels": ["a"] * 40}, "labels: got list, expected 40 whole numbers"),
+        ({"labels": [-2] * 40}, "labels: got numbers from -2 to -2"),
+        ({"labels": [5] * 40, "label_names": ["a"]}, "argument label_names: got 1 names, expected a name for each of"),
+        ({"label_names": ["a"]}, "argument label_names: got names, without labels"),
+    ],
+)
+def test_labels_that_cannot_be_are_refused(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        drl_dist.train(labelled_images()[0], num_steps=1, show_progress=False, **given)
+
+
+def test_labels_of_a_loader_must_be_there() -> None:
+    images, labels = labelled_images()
+    config = dataclasses.replace(preset("digits"), condition=ConditionConfig(kind="class", names=("a", "b", "c")))
+    with pytest.raises(UserError, match="argument labels: got labels beside a loader"):
+        drl_dist.train([images], config, labels=labels, num_steps=1, show_progress=False)
+    with pytest.raises(UserError, match="labels: got NoneType, expected 40 whole numbers"):
+        drl_dist.train([images], config, num_steps=1, show_progress=False)
+    with pytest.raises(UserError, match=r"labels: got numbers from 0 to 2, .* to 1"):
+        two = dataclasses.replace(config, condition=ConditionConfig(kind="class", names=("a", "b")))
+        drl_dist.train([(images, labels)], two, num_steps=1, show_progress=False)
+    with pytest.raises(UserError, match="argument labels: got none, expected numbers of classes"):
+        drl_dist.train(images, config, num_steps=1, show_progress=False)
