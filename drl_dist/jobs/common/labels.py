@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from drl_dist.config.condition import ConditionConfig
-from drl_dist.sampling.labels import Wanted, wanted
+if TYPE_CHECKING:
+    from drl_dist.config.condition import ConditionConfig
+    from drl_dist.sampling.labels import Wanted
 
 LABEL_FIELDS = ("label", "labels", "compose", "guidance", "class_counts")
 """What requests without labels, as those of earlier versions, do not have."""
@@ -33,6 +34,9 @@ def wanted_of(
     options: LabelOptions, condition: ConditionConfig, *, num_images: int | None = None, counts: Sequence[int] = ()
 ) -> Wanted:
     """What the options ask of a model with this condition; arguments and errors as of `wanted`."""
+    # Not before: --help is to answer without torch.
+    from drl_dist.sampling.labels import wanted
+
     return wanted(
         condition,
         label=options.label,
