@@ -65,7 +65,7 @@ def curves(options: CurvesOptions) -> int:
             panels[metric] = {
                 # Runs that an earlier version began have the first part of a curve under another name.
                 plain: _binned(client, run.info.run_id, [name for name in names if plain_name(name) == plain])
-                for plain in sorted({plain_name(name) for name in names})
+                for plain in {plain_name(name) for name in names}
             }
     if not panels:
         raise UserError(
