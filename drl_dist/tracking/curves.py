@@ -74,7 +74,7 @@ def curves(options: CurvesOptions) -> int:
             expected="a run that has made a few steps",
             remedy="draw its curves later",
         )
-    caption = curves_caption(options.run_name, panels, run.data.params.get("experiment.train.seed"))
+    caption = curves_caption(options.run_name, panels, run.data.params.get("train.seed"))
     write_local(out, draw_panels(panels, kind, caption, label))
     print(f"curves of {options.run_name}: {options.out}")
     return 0
