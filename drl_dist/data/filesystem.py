@@ -225,17 +225,11 @@ class Folder:
         Raises:
             UserError: the storage does not answer.
         """
-        try:
-            entries = self._request("ls", "", detail=True)
-        except (FileNotFoundError, NotADirectoryError):
-            return {}
-        path = open_filesystem(self.url)[1]
-        return {
-            name: int(entry["size"] or 0)
-            for entry in entries
-            # If the place is a file, it is listed as if it were inside itself.
-            if entry["type"] == "file" and (name := name_below(path, entry)) is not None
-        }
+        return {name: int(entry["size"] or 0) for name, entry in self._entries().items() if entry["type"] == "file"}
+
+    def names(self) -> list[str]:
+        """Names of all files and folders in the folder, empty if there is no such folder; errors as `sizes`."""
+        return sorted(self._entries())
 
     def read(self, name: str, start: int | None = None, stop: int | None = None) -> bytes:
         """Bytes `start` to `stop` of a file; by default the whole file.
@@ -297,6 +291,16 @@ class Folder:
             # rmdir fails if the folder is missing or not empty.
             with suppress(OSError):
                 self.local.rmdir()
+
+    def _entries(self) -> dict[str, dict[str, Any]]:
+        """What the filesystem says of each file and folder in the folder, by name."""
+        try:
+            entries = self._request("ls", "", detail=True)
+        except (FileNotFoundError, NotADirectoryError):
+            return {}
+        path = open_filesystem(self.url)[1]
+        # If the place is a file, it is listed as if it were inside itself.
+        return {name: entry for entry in entries if (name := name_below(path, entry)) is not None}
 
     def _request(self, method: str, name: str, *args: Any, extra_seconds: float = 0.0, **options: Any) -> Any:
         filesystem, path = open_filesystem(self.url)

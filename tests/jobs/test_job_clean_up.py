@@ -88,31 +88,42 @@ def test_records_go_and_notes_stay(job: str, tmp_path: Path) -> None:
     assert not (out / "_progress").exists()
 
 
+@pytest.mark.parametrize("job", ["edit", "likelihood", "sample"])
 @pytest.mark.parametrize(
-    ("job", "name"),
+    "name",
     [
-        ("edit", "images/00000-given.png"),
-        ("edit", "images/00003-007.png"),
-        ("edit", "inpainting.png"),
-        ("edit", "_progress/request.json"),
-        ("likelihood", "_progress/000000.safetensors"),
-        ("likelihood", "log_z.png"),
-        ("sample", "_progress/00001.json"),
-        ("sample", "_progress/digits-generated-00000.tar"),
+        "IMG_0001.jpg",
+        "inpainting.png",
+        "images/00003-007.png",
+        "_progress/000000.safetensors",
+        "_progress/00001.json",
+        "_progress/notes.txt",
+        "_progress/request.json",
     ],
 )
-def test_files_of_others_are_not_written_over(job: str, name: str, tmp_path: Path) -> None:
-    keep_notes(tmp_path / "images")
+def test_folders_of_others_are_refused(job: str, name: str, tmp_path: Path) -> None:
     checks = {
         "edit": EditOutput(str(tmp_path), "inpainting.png", {"seed": 1}, 1).is_complete,
         "likelihood": LikelihoodOutput(str(tmp_path), LIKELIHOOD, 6).finished_report,
         "sample": SampleOutput(str(tmp_path), preset("digits"), SAMPLES).is_complete,
     }
+    # What file managers leave, and killed writes.
+    (tmp_path / "_progress").mkdir()
+    for hidden in (".DS_Store", "_progress/.request.json.0123abcd.part"):
+        (tmp_path / hidden).write_text("hidden")
     assert not checks[job]()
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text("{")
-    with pytest.raises(UserError, match=rf"got ({name}|a damaged request.json)"):
+    found = name if job == "edit" or not name.startswith("images") else "images"
+    with pytest.raises(UserError, match=rf"got ({found} of something else, expected an empty |a damaged request.json)"):
         checks[job]()
+
+
+def test_what_would_be_written_over_is_named_first(tmp_path: Path) -> None:
+    for name in ("a.jpg", "b.jpg", "c.jpg", "grid.png"):
+        (tmp_path / name).write_text("mine")
+    with pytest.raises(UserError, match=r"got grid\.png, a\.jpg, b\.jpg and 1 more of something else"):
+        SampleOutput(str(tmp_path), preset("digits"), SAMPLES).is_complete()
 
 
 def test_records_of_another_request_stay(tmp_path: Path) -> None:
