@@ -38,7 +38,7 @@ class RunView:
     status: RunStatus | None
     """None for runs of earlier versions."""
     state: str
-    """running, stale, finished, failed, stopped or unknown."""
+    """running, stale, killed (seen on its own machine only), finished, failed, stopped or unknown."""
     step: int | None
     """Steps whose numbers are logged, or else those of the newest checkpoint; None before the first."""
     seen_at: float | None
@@ -64,6 +64,11 @@ class RunView:
     def num_steps(self) -> int:
         """Steps that it is to make."""
         return int(self.record["experiment"]["train"]["num_steps"])
+
+    @property
+    def last_sign_at(self) -> float | None:
+        """When it last logged something or completed a checkpoint, in seconds since 1970."""
+        return max((moment for moment in (self.seen_at, self.checkpoint_at) if moment is not None), default=None)
 
     @property
     def seconds_left(self) -> float | None:
@@ -143,6 +148,8 @@ def view_run(url: str, tracking_uri: str | None = None) -> RunView:
     health = judge(numbers.series, silent_seconds=silent, interval_seconds=numbers.interval)
     if any(condition == "stale" for condition, _ in health.findings):
         state = "stale"
+    if status is not None and status.was_killed:
+        state = "killed"
     return RunView(
         url=url,
         record=record,

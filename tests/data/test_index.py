@@ -79,8 +79,8 @@ def test_a_folder_of_parts_is_told_as_one(tmp_path: Path) -> None:
         write_set(f"{tmp_path}/{part}")
     (tmp_path / ".cache").mkdir()
     assert refusal(str(tmp_path)) == (
-        f"data {tmp_path}: got a folder that holds train, a and test, each with image shards of its own, expected image "
-        f"shards with their index.parquet; give {tmp_path}/train."
+        f"data {tmp_path}: got a folder that holds train, a and test, each with image shards of its own, expected "
+        f"image shards with their index.parquet; give {tmp_path}/train."
     )
 
 
