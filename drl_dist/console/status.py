@@ -12,7 +12,9 @@ from drl_dist.common.errors import UserError
 from drl_dist.common.validation import refuse_missing
 from drl_dist.console.local import local_status
 from drl_dist.console.options import ListOptions, StatusOptions
-from drl_dist.console.runs import RunView, run_folders, view_run
+from drl_dist.console.runs import RunView, folders_of, refuse_no_storage, view_run
+from drl_dist.console.sweeps import is_sweep, sweep_line, trial_rows, view_trials
+from drl_dist.data.filesystem import check_reachable
 
 AT_WORK = ("running", "stale", "killed")
 """States of runs that have not ended by themselves."""
@@ -20,14 +22,21 @@ _THREADS = 8
 
 
 def status(options: StatusOptions) -> int:
-    """Say what a run does, or what `up` runs; the exit status: 1 of a run that failed, was killed, is stale or
-    ill.
+    """Say what a run does, a sweep's trials do, or what `up` runs; the exit status: 1 of a run that failed, was killed,
+    is stale or ill.
 
     Raises:
         UserError: the storage does not answer, or the folder is no run's.
     """
     if not options.run:
         return local_status(options)
+    check_reachable(options.run)
+    if is_sweep(options.run):
+        trials = view_trials(options.run, options.tracking_uri)
+        print(sweep_line(options.run, trials))
+        if trials:
+            print(table(["trial", "state", "step", "score"], trial_rows(trials)))
+        return 0
     run = view_run(options.run, options.tracking_uri)
     print("\n".join(status_lines(run, time.time())))
     for note in run.notes:
@@ -36,13 +45,19 @@ def status(options: StatusOptions) -> int:
 
 
 def list_runs(options: ListOptions) -> int:
-    """Print a table of a storage's runs; the exit status.
+    """Print a table of a storage's runs, and a line for each of its sweeps; the exit status.
 
     Raises:
-        UserError: the storage does not answer.
+        UserError: there is no such folder, it is a run's, or the storage does not answer.
     """
     refuse_missing({"STORAGE": options.storage})
-    urls = run_folders(options.storage)
+    refuse_no_storage(options.storage)
+    urls, sweeps = folders_of(options.storage)
+    for sweep in sweeps:
+        line = sweep_line(sweep, view_trials(sweep, options.tracking_uri))
+        print(f"{line}; `python -m drl_dist status {sweep}` shows them")
+    if not urls and sweeps:
+        return 0
     if not urls:
         print(f"no runs in {options.storage}")
         return 0

@@ -51,7 +51,7 @@ class TrainedModel:
 
 
 def load_model(address: str, tracking_uri: str | None, allow_code: Collection[str] = ()) -> TrainedModel:
-    """The averaged weights of a registered model version, a checkpoint, the newest checkpoint of a run, or a saved model.
+    """The averaged weights of a registered model version, a checkpoint, the newest one of a run, or a saved model.
 
     Args:
         address: ``models:/...``, or a folder's URL.
