@@ -162,7 +162,7 @@ def prepare_run(run: RunConfig, chosen: Collection[str] = ()) -> PreparedRun:
         from drl_dist.data.subset import check_count
 
         parse_features(run.tracking.score_features)
-        check_count(index, run.tracking.score_num_images, what="data")
+        check_count(index, run.tracking.score_num_images, what="data", option="--tracking.score-num-images")
     check_reachable(run.url)
     run = continued(run, chosen)
     experiment = run.experiment
