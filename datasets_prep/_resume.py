@@ -20,6 +20,7 @@ from drl_dist.common.nested import differences
 from drl_dist.common.places import in_full, joined
 from drl_dist.data.filesystem import Folder
 from drl_dist.data.index import CLASS_COUNTS, INDEX_NAME, ShardIndex, open_index
+from drl_dist.data.manifest import MANIFEST_NAME
 from drl_dist.data.pixels.statistics import PixelSums
 from drl_dist.data.shards import ShardRow, shard_name
 from drl_dist.jobs.common.output.job_folder import read_json
@@ -32,9 +33,20 @@ PROGRESS_FOLDER = RECORDS_FOLDER
 
 
 def begun(folder: Folder, records: Folder) -> tuple[ShardIndex | None, dict[str, Any] | None]:
-    """The index of a finished output, else None, and the identity with which the output was begun, None if unknown."""
-    if INDEX_NAME in folder.sizes():
+    """The index of a finished output, else None, and the identity with which the output was begun, None if unknown.
+
+    Raises:
+        UserError: it holds generated images, or something that is damaged; or the storage does not answer.
+    """
+    if INDEX_NAME in (names := folder.sizes()):
         index = open_index(folder.url)
+        if MANIFEST_NAME in names or "ema_sha256" in index.made_by:
+            raise UserError(
+                f"output {folder.url}",
+                got=f"{counted(index.num_samples, 'image')} that a model has generated",
+                expected="an empty folder, or one that this command began",
+                remedy="choose another --out",
+            )
         made = {"name": index.name, "split": index.split, "channels": index.channels} | dict(index.made_by)
         for outcome in ("unreadable", "treated", CLASS_COUNTS):
             made.pop(outcome, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from ray import cloudpickle
 from drl_dist.checkpoints.storage import FILES, StoredCheckpoint, checkpoint_name
 from drl_dist.common.errors import UserError
 from drl_dist.config.presets import preset
+from drl_dist.data.index import open_index, write_index
 from drl_dist.jobs.common.output.job_records import Record, Records
 from drl_dist.jobs.edit.output import EditOutput
 from drl_dist.jobs.likelihood.output import LikelihoodOutput
@@ -22,6 +24,7 @@ from drl_dist.jobs.train.storage import drop_stale_snapshot, ray_filesystem
 from drl_dist.tracking.spool import CheckpointRecord, ImageRecord, Spool
 from drl_dist.tracking.sync import sync
 from tests.helpers.notes import assert_notes, checkpoint, keep_notes
+from tests.helpers.preparation import PNG, prepare
 
 SAMPLES = SampleRequest(
     preset="digits",
@@ -117,6 +120,21 @@ def test_folders_of_others_are_refused(job: str, name: str, tmp_path: Path) -> N
     found = name if job == "edit" or not name.startswith("images") else "images"
     with pytest.raises(UserError, match=rf"got ({found} of something else, expected an empty |a damaged request.json)"):
         checks[job]()
+
+
+def test_samples_and_prepared_data_do_not_take_each_others_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "a.png").write_bytes(PNG)
+    words = ("--source", tmp_path / "pictures", "--resolution", 8, "--out")
+    assert prepare("folder", monkeypatch, *words, tmp_path / "data") == 0
+    with pytest.raises(UserError, match=r"/data: got data or results of another kind, expected an empty folder, or "):
+        SampleOutput(str(tmp_path / "data"), preset("digits"), SAMPLES).is_complete()
+    index = dataclasses.replace(open_index(str(tmp_path / "data")), made_by=SAMPLES.to_record())
+    write_index(index)
+    with pytest.raises(UserError, match=r"/data: got 1 image that a model has generated, expected an empty folder, or"):
+        prepare("folder", monkeypatch, *words, tmp_path / "data")
 
 
 def test_what_would_be_written_over_is_named_first(tmp_path: Path) -> None:

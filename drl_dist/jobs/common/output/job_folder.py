@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Any
 
 from drl_dist.common.errors import UserError
-from drl_dist.common.nested import differences
+from drl_dist.common.nested import differences, flatten
 from drl_dist.common.places import joined
 from drl_dist.data.filesystem import Folder, check_reachable
 from drl_dist.data.index import INDEX_NAME
@@ -75,6 +75,10 @@ def refuse_other(
         UserError: they differ.
     """
     if other := differences(dict(found), as_json(wanted)):
+        fields = flatten(as_json(wanted)).keys()
+        if 2 * len(fields - flatten(dict(found)).keys()) > len(fields):
+            # A list of all the fields that such data do not have would say nothing.
+            raise UserError(what, got="data or results of another kind", expected=expected, remedy=remedy)
         raise UserError(what, got=f"{noun} ({', '.join(other)})", expected=expected, remedy=remedy)
 
 
