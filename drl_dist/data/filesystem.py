@@ -52,6 +52,8 @@ REQUEST_BYTES = 8 * 2**20
 """Bytes of one request, few enough for a slow connection not to count as stalled."""
 RETRY_PAUSES = (1.0, 4.0)
 """Seconds before the second and the third attempt."""
+NO_ANSWER = "no answer"
+"""What is said of every time limit that was passed."""
 
 _THREADS = 8
 # Name under which `write_local` writes a file until it is complete.
@@ -168,10 +170,11 @@ def check_reachable(url: str) -> None:
             remedy="create the bucket or correct the URL",
         ) from error
     except Exception as error:
+        got = _describe(error)
         raise UserError(
             f"storage {url}",
-            got=_describe(error),
-            expected=f"an answer within {REACH_DEADLINE:.0f} s",
+            got=got,
+            expected=f"{'one' if got == NO_ANSWER else 'an answer'} within {REACH_DEADLINE:.0f} s",
             remedy="check the address, the network and the credentials",
         ) from error
 
@@ -369,5 +372,8 @@ def write_local(path: Path, data: bytes) -> None:
 
 
 def _describe(error: BaseException) -> str:
+    if isinstance(error, TimeoutError):
+        # Its name and text say no more, whichever library raised it.
+        return NO_ANSWER
     text = " ".join(str(error).split())[:200]
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
