@@ -93,7 +93,7 @@ def build(source: Source, options: PrepOptions) -> int:
         source = earlier
     identity = _identity(source, options)
     if held is None:
-        refuse_foreign(folder, records, source, -(-len(source) // options.shard_size))
+        refuse_foreign(folder, source, -(-len(source) // options.shard_size))
     else:
         refuse_other(folder, held, identity)
     if index is not None:

@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Protocol, get_args
 
 import numpy as np
@@ -18,12 +19,15 @@ from datasets_prep._files import UNKNOWN
 from datasets_prep._listing import printable
 from datasets_prep._options import Crop, OwnImageOptions
 from datasets_prep._pixels import pixel_rules
+from datasets_prep._resume import is_begun
 from datasets_prep._source import Source, centre_square
 from drl_dist.common.amounts import counted
 from drl_dist.common.errors import UserError
 from drl_dist.common.places import joined
 from drl_dist.config.own_data import check_resolution
+from drl_dist.data.filesystem import Folder, check_reachable
 from drl_dist.data.pixels.pictures import PictureError
+from drl_dist.jobs.common.output.job_folder import refuse_foreign
 
 NAME = re.compile(r"[A-Za-z0-9_]{1,60}")
 SPLITS = ("train", "test")
@@ -143,6 +147,7 @@ def build_own(source: Splittable, options: OwnImageOptions, share: float | None)
             f"Only a network of your own can be trained on what this prepares. {error} (Ctrl-C ends this command.)",
             file=sys.stderr,
         )
+    _refuse_out(options, SPLITS if share is not None else ())
     if share is None:
         return build(source, options)
     is_train = np.fromiter((is_first(content, share) for content in source.contents()), bool, len(source))
@@ -160,6 +165,28 @@ def build_own(source: Splittable, options: OwnImageOptions, share: float | None)
         if status:
             return status
     return 0
+
+
+def _refuse_out(options: OwnImageOptions, splits: Sequence[str]) -> None:
+    """Return if the output folder is another one than the source, and holds nothing but its parts, or was begun before.
+
+    Raises:
+        UserError: it holds something else, or the storage does not answer.
+    """
+    check_reachable(options.out)
+    if any(is_begun(Folder(joined(options.out, split) if split else options.out)) for split in splits or ("",)):
+        return
+    local = Folder(options.out).local
+    if local is not None and local.resolve() == Path(options.source).resolve():
+        raise UserError(
+            "--out",
+            got=f"{options.out}, the folder of --source",
+            expected="a folder of its own for the shards",
+            remedy="choose another --out",
+        )
+    # A folder without parts is looked at with what belongs into it.
+    if splits:
+        refuse_foreign(options.out, (), apart_from=splits)
 
 
 def class_names(found: Iterable[str], where: str) -> tuple[str, ...]:

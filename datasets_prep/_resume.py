@@ -18,12 +18,14 @@ from datasets_prep._source import Source
 from drl_dist.common.amounts import counted
 from drl_dist.common.errors import UserError
 from drl_dist.common.nested import differences
-from drl_dist.common.places import in_full
+from drl_dist.common.places import in_full, joined
 from drl_dist.data.filesystem import Folder
 from drl_dist.data.index import ATTRIBUTE_COUNTS, CLASS_COUNTS, INDEX_NAME, ShardIndex, open_index
+from drl_dist.data.manifest import MANIFEST_NAME
 from drl_dist.data.pixels.statistics import PixelSums
 from drl_dist.data.shards import ShardRow, shard_name
-from drl_dist.jobs.common.output.job_folder import read_json, refuse_without_request
+from drl_dist.jobs.common.output.job_folder import read_json
+from drl_dist.jobs.common.output.job_folder import refuse_foreign as refuse_foreign_files
 from drl_dist.jobs.common.output.job_records import RECORDS_FOLDER
 
 UNREADABLE_NAME = "unreadable.json"
@@ -32,9 +34,20 @@ PROGRESS_FOLDER = RECORDS_FOLDER
 
 
 def begun(folder: Folder, records: Folder) -> tuple[ShardIndex | None, dict[str, Any] | None]:
-    """The index of a finished output, else None, and the identity with which the output was begun, None if unknown."""
-    if INDEX_NAME in folder.sizes():
+    """The index of a finished output, else None, and the identity with which the output was begun, None if unknown.
+
+    Raises:
+        UserError: it holds generated images, or something that is damaged; or the storage does not answer.
+    """
+    if INDEX_NAME in (names := folder.sizes()):
         index = open_index(folder.url)
+        if MANIFEST_NAME in names or "ema_sha256" in index.made_by:
+            raise UserError(
+                f"output {folder.url}",
+                got=f"{counted(index.num_samples, 'image')} that a model has generated",
+                expected="an empty folder, or one that this command began",
+                remedy="choose another --out",
+            )
         made = {"name": index.name, "split": index.split, "channels": index.channels} | dict(index.made_by)
         for outcome in ("unreadable", "treated", CLASS_COUNTS, ATTRIBUTE_COUNTS):
             made.pop(outcome, None)
@@ -42,18 +55,21 @@ def begun(folder: Folder, records: Folder) -> tuple[ShardIndex | None, dict[str,
     return None, read_json(records, PARAMETERS_NAME)
 
 
-def refuse_foreign(folder: Folder, records: Folder, source: Source, num_shards: int) -> None:
-    """Return if a folder without an identity holds no file that these shards would overwrite.
+def is_begun(folder: Folder) -> bool:
+    """Whether an output was begun or finished here."""
+    return INDEX_NAME in folder.sizes() or PARAMETERS_NAME in Folder(joined(folder.url, PROGRESS_FOLDER)).sizes()
+
+
+def refuse_foreign(folder: Folder, source: Source, num_shards: int) -> None:
+    """Return if a folder without an identity is empty.
 
     Raises:
-        UserError: it holds such a file.
+        UserError: it holds something.
     """
-    shards = {shard_name(source.name, source.split, number) for number in range(num_shards)}
-    record_names = {f"{number:05d}.json" for number in range(num_shards)}
-    names = folder.sizes()
-    own = map(re.escape, [UNREADABLE_NAME, STAMPS_NAME, *(shards & names.keys())])
-    below = {PROGRESS_FOLDER: list(map(re.escape, record_names & records.sizes().keys()))}
-    refuse_without_request(folder.url, names, own, below=below)
+    shards = [shard_name(source.name, source.split, number) for number in range(num_shards)]
+    records = [f"{number:05d}.json" for number in range(num_shards)]
+    own = map(re.escape, [UNREADABLE_NAME, STAMPS_NAME, *shards])
+    refuse_foreign_files(folder.url, own, below={PROGRESS_FOLDER: list(map(re.escape, records))})
 
 
 def report_prepared(folder: Folder, index: ShardIndex, source: Source, shard_size: int) -> None:

@@ -29,6 +29,8 @@ FILES = (CONFIG, STATE, *map(part_file, PARTS), CHECKSUMS)
 """All that a checkpoint's folder is given."""
 _LOOKED_AT = 20
 """Folders in which runs are looked for, for the message where a storage is given in the place of a run."""
+SAVED_WEIGHTS = "model.safetensors"
+"""File of a saved model, which is no checkpoint; see `drl_dist.library.folder`."""
 _FETCHES = 2
 """Reads of a file whose checksum differs."""
 
@@ -99,6 +101,13 @@ def fetch_checkpoint(url: str, parts: Iterable[str] = ("ema",), *, into: Path | 
     if CHECKSUMS not in Folder(url).sizes():
         newest = newest_checkpoint(url)
         if newest is None:
+            if SAVED_WEIGHTS in Folder(url).sizes():
+                raise UserError(
+                    f"checkpoint {url}",
+                    got="a saved model, which holds nothing to train on",
+                    expected="a checkpoint folder or a run folder",
+                    remedy="give those of the run that trained it",
+                )
             runs = _runs_below(url)
             raise UserError(
                 f"checkpoint {url}",

@@ -34,6 +34,8 @@ def compare(options: CompareOptions) -> int:
     Raises:
         UserError: a folder is no run's, --out cannot be written or holds something else, or no run has metrics.
     """
+    if options.run and not options.other:
+        raise UserError("command line", got="one run", expected="two", remedy="name the other one")
     refuse_missing({"RUN": options.run, "OTHER": options.other})
     if not options.out.lower().endswith(".png"):
         raise UserError("option --out", got=options.out, expected="a name that ends in .png", remedy="choose another")

@@ -6,6 +6,7 @@ import os
 import statistics
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import pairwise
@@ -18,6 +19,7 @@ from drl_dist.checkpoints.run_record import RECORD
 from drl_dist.checkpoints.run_status import RunStatus, read_status
 from drl_dist.checkpoints.storage import StoredCheckpoint, newest_checkpoint
 from drl_dist.common.errors import UserError
+from drl_dist.common.places import joined
 from drl_dist.data.filesystem import REACH_DEADLINE, Folder, check_reachable, open_filesystem, within
 from drl_dist.tracking.files.table import History, histories, read_table
 from drl_dist.tracking.metrics import HEALTH_TAG, plain_name
@@ -25,6 +27,9 @@ from drl_dist.training.health import Health, is_watched, judge
 
 # Newest logged steps that a rate is the median of.
 _RATE_OF = 20
+_THREADS = 8
+SWEEP = "sweep.json"
+"""What a sweep's folder holds in place of an ``experiment.json``; see `drl_dist.jobs.sweep.record`."""
 _ENDED = {"FINISHED": "finished", "FAILED": "failed", "KILLED": "stopped", "RUNNING": "running"}
 
 
@@ -38,7 +43,7 @@ class RunView:
     status: RunStatus | None
     """None for runs of earlier versions."""
     state: str
-    """running, stale, finished, failed, stopped or unknown."""
+    """running, stale, killed (seen on its own machine only), finished, failed, stopped or unknown."""
     step: int | None
     """Steps whose numbers are logged, or else those of the newest checkpoint; None before the first."""
     seen_at: float | None
@@ -64,6 +69,11 @@ class RunView:
     def num_steps(self) -> int:
         """Steps that it is to make."""
         return int(self.record["experiment"]["train"]["num_steps"])
+
+    @property
+    def last_sign_at(self) -> float | None:
+        """When it last logged something or completed a checkpoint, in seconds since 1970."""
+        return max((moment for moment in (self.seen_at, self.checkpoint_at) if moment is not None), default=None)
 
     @property
     def seconds_left(self) -> float | None:
@@ -102,6 +112,13 @@ def read_record(url: str) -> dict[str, Any]:
         record = parse_json_object(folder.read(RECORD), source=f"record {folder.url_of(RECORD)}")
         int(record["experiment"]["train"]["num_steps"])
     except FileNotFoundError:
+        if SWEEP in folder.sizes():
+            raise UserError(
+                f"run {url}",
+                got="a sweep, whose trials are runs",
+                expected="the folder of a run",
+                remedy=f"choose one of those that `python -m drl_dist status {url}` shows",
+            ) from None
         raise UserError(
             f"run {url}",
             got=f"no {RECORD} there",
@@ -143,6 +160,8 @@ def view_run(url: str, tracking_uri: str | None = None) -> RunView:
     health = judge(numbers.series, silent_seconds=silent, interval_seconds=numbers.interval)
     if any(condition == "stale" for condition, _ in health.findings):
         state = "stale"
+    if status is not None and status.was_killed:
+        state = "killed"
     return RunView(
         url=url,
         record=record,
@@ -238,14 +257,38 @@ def _modified(checkpoint_url: str) -> float | None:
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
-def run_folders(storage: str) -> list[str]:
-    """The folders of the runs directly below a storage, by name; errors as `read_record`."""
+def folders_of(storage: str) -> tuple[list[str], list[str]]:
+    """The folders of the runs and of the sweeps directly below a storage, by name; errors as `read_record`."""
+    files = Folder(storage).sizes()
+    urls = [joined(storage, name) for name in Folder(storage).names() if name not in files]
+    with ThreadPoolExecutor(_THREADS) as threads:
+        held = list(threads.map(lambda url: Folder(url).sizes(), urls))
+    runs, sweeps = (
+        [url for url, names in zip(urls, held, strict=True) if record in names] for record in (RECORD, SWEEP)
+    )
+    return runs, sweeps
+
+
+def refuse_no_storage(storage: str) -> None:
+    """Return if runs can be below a place.
+
+    Raises:
+        UserError: there is no such folder, it is a run's, or the storage does not answer.
+    """
     check_reachable(storage)
-    filesystem, path = open_filesystem(storage)
-    try:
-        entries = within(REACH_DEADLINE, lambda: filesystem.ls(path, detail=True, refresh=True))
-    except (FileNotFoundError, NotADirectoryError):
-        entries = []
-    names = sorted(PurePosixPath(str(entry["name"])).name for entry in entries if entry["type"] == "directory")
-    urls = [f"{storage.rstrip('/')}/{name}" for name in names]
-    return [url for url in urls if RECORD in Folder(url).sizes()]
+    names = Folder(storage).names()
+    local = Folder(storage).local
+    if RECORD in names:
+        raise UserError(
+            f"storage {storage}",
+            got="the folder of a run",
+            expected="the folder that runs are in",
+            remedy=f"leave out the run's name; `python -m drl_dist status {storage}` shows the run",
+        )
+    if not names and (local is None or not local.exists()):
+        raise UserError(
+            f"storage {storage}",
+            got="no such folder" if local is not None else "nothing there",
+            expected="the folder that runs are in",
+            remedy="correct the address",
+        )

@@ -12,34 +12,52 @@ from drl_dist.common.errors import UserError
 from drl_dist.common.validation import refuse_missing
 from drl_dist.console.local import local_status
 from drl_dist.console.options import ListOptions, StatusOptions
-from drl_dist.console.runs import RunView, run_folders, view_run
+from drl_dist.console.runs import RunView, folders_of, refuse_no_storage, view_run
+from drl_dist.console.sweeps import is_sweep, sweep_line, trial_rows, view_trials
+from drl_dist.data.filesystem import check_reachable
 
+AT_WORK = ("running", "stale", "killed")
+"""States of runs that have not ended by themselves."""
 _THREADS = 8
 
 
 def status(options: StatusOptions) -> int:
-    """Say what a run does, or what `up` runs; the exit status: 1 of a run that failed, is stale or ill.
+    """Say what a run does, a sweep's trials do, or what `up` runs; the exit status: 1 of a run that failed, was killed,
+    is stale or ill.
 
     Raises:
         UserError: the storage does not answer, or the folder is no run's.
     """
     if not options.run:
         return local_status(options)
+    check_reachable(options.run)
+    if is_sweep(options.run):
+        trials = view_trials(options.run, options.tracking_uri)
+        print(sweep_line(options.run, trials))
+        if trials:
+            print(table(["trial", "state", "step", "score"], trial_rows(trials)))
+        return 0
     run = view_run(options.run, options.tracking_uri)
     print("\n".join(status_lines(run, time.time())))
     for note in run.notes:
         print(f"note: {note}", file=sys.stderr)
-    return int(run.state in ("failed", "stale") or "diverging" in run.health)
+    return int(run.state in ("failed", "stale", "killed") or "diverging" in run.health)
 
 
 def list_runs(options: ListOptions) -> int:
-    """Print a table of a storage's runs; the exit status.
+    """Print a table of a storage's runs, and a line for each of its sweeps; the exit status.
 
     Raises:
-        UserError: the storage does not answer.
+        UserError: there is no such folder, it is a run's, or the storage does not answer.
     """
     refuse_missing({"STORAGE": options.storage})
-    urls = run_folders(options.storage)
+    refuse_no_storage(options.storage)
+    urls, sweeps = folders_of(options.storage)
+    for sweep in sweeps:
+        line = sweep_line(sweep, view_trials(sweep, options.tracking_uri))
+        print(f"{line}; `python -m drl_dist status {sweep}` shows them")
+    if not urls and sweeps:
+        return 0
     if not urls:
         print(f"no runs in {options.storage}")
         return 0
@@ -66,6 +84,9 @@ def status_lines(run: RunView, now: float) -> list[str]:
             parts.append(f"{run.images_per_second:.1f} images/s")
         if run.seconds_left is not None:
             parts.append(f"{duration(run.seconds_left)} left")
+        if run.state in AT_WORK and run.last_sign_at is not None:
+            # It may have been killed: then it is said to run until it has been silent for minutes.
+            parts.append(f"last sign {_ago(run.last_sign_at, now)}")
         lines.append(", ".join(parts))
     if run.checkpoint is None:
         lines.append("no checkpoint yet")
@@ -95,23 +116,28 @@ def _row(url: str, tracking_uri: str | None) -> list[str]:
     except UserError as error:
         # One damaged run must not hide the others.
         return [url.rpartition("/")[2], "damaged", "", "", "", "", str(error)]
-    seen = max((moment for moment in (run.seen_at, run.checkpoint_at) if moment is not None), default=None)
     return [
         run.name,
         run.state,
         "-" if run.step is None else str(run.step),
         str(run.num_steps),
         str(run.record["experiment"]["preset"]),
-        "-" if seen is None else f"{duration(max(0.0, time.time() - seen))} ago",
+        _ago(run.last_sign_at, time.time()) or "-",
         run.health.partition(":")[0],
     ]
+
+
+def _ago(moment: float | None, now: float) -> str:
+    return "" if moment is None else f"{duration(max(0.0, now - moment))} ago"
 
 
 def _since(run: RunView, now: float) -> str:
     if run.status is None:
         return ""
     past = duration(max(0.0, now - run.status.since))
-    return f", for {past}" if run.state in ("running", "stale") else f" {past} ago"
+    if run.state == "killed":
+        return f" after its start {past} ago"
+    return f", for {past}" if run.state in AT_WORK else f" {past} ago"
 
 
 def _restarts(run: RunView) -> str:

@@ -52,6 +52,8 @@ REQUEST_BYTES = 8 * 2**20
 """Bytes of one request, few enough for a slow connection not to count as stalled."""
 RETRY_PAUSES = (1.0, 4.0)
 """Seconds before the second and the third attempt."""
+NO_ANSWER = "no answer"
+"""What is said of every time limit that was passed."""
 
 _THREADS = 8
 # Name under which `write_local` writes a file until it is complete.
@@ -168,10 +170,11 @@ def check_reachable(url: str) -> None:
             remedy="create the bucket or correct the URL",
         ) from error
     except Exception as error:
+        got = _describe(error)
         raise UserError(
             f"storage {url}",
-            got=_describe(error),
-            expected=f"an answer within {REACH_DEADLINE:.0f} s",
+            got=got,
+            expected=f"{'one' if got == NO_ANSWER else 'an answer'} within {REACH_DEADLINE:.0f} s",
             remedy="check the address, the network and the credentials",
         ) from error
 
@@ -225,17 +228,11 @@ class Folder:
         Raises:
             UserError: the storage does not answer.
         """
-        try:
-            entries = self._request("ls", "", detail=True)
-        except (FileNotFoundError, NotADirectoryError):
-            return {}
-        path = open_filesystem(self.url)[1]
-        return {
-            name: int(entry["size"] or 0)
-            for entry in entries
-            # If the place is a file, it is listed as if it were inside itself.
-            if entry["type"] == "file" and (name := name_below(path, entry)) is not None
-        }
+        return {name: int(entry["size"] or 0) for name, entry in self._entries().items() if entry["type"] == "file"}
+
+    def names(self) -> list[str]:
+        """Names of all files and folders in the folder, empty if there is no such folder; errors as `sizes`."""
+        return sorted(self._entries())
 
     def read(self, name: str, start: int | None = None, stop: int | None = None) -> bytes:
         """Bytes `start` to `stop` of a file; by default the whole file.
@@ -297,6 +294,16 @@ class Folder:
             # rmdir fails if the folder is missing or not empty.
             with suppress(OSError):
                 self.local.rmdir()
+
+    def _entries(self) -> dict[str, dict[str, Any]]:
+        """What the filesystem says of each file and folder in the folder, by name."""
+        try:
+            entries = self._request("ls", "", detail=True)
+        except (FileNotFoundError, NotADirectoryError):
+            return {}
+        path = open_filesystem(self.url)[1]
+        # If the place is a file, it is listed as if it were inside itself.
+        return {name: entry for entry in entries if (name := name_below(path, entry)) is not None}
 
     def _request(self, method: str, name: str, *args: Any, extra_seconds: float = 0.0, **options: Any) -> Any:
         filesystem, path = open_filesystem(self.url)
@@ -365,5 +372,8 @@ def write_local(path: Path, data: bytes) -> None:
 
 
 def _describe(error: BaseException) -> str:
+    if isinstance(error, TimeoutError):
+        # Its name and text say no more, whichever library raised it.
+        return NO_ANSWER
     text = " ".join(str(error).split())[:200]
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

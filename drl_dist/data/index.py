@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -16,6 +17,7 @@ import pyarrow.parquet as pq
 
 from drl_dist.common.amounts import counted
 from drl_dist.common.errors import UserError
+from drl_dist.common.places import joined
 from drl_dist.data.filesystem import Folder, check_reachable
 from drl_dist.data.pixels.statistics import PixelStatistics
 from drl_dist.data.shards import ShardRow
@@ -35,6 +37,10 @@ CLASSES, CLASS_COUNTS = "classes", "class_counts"
 """Names in `ShardIndex.made_by`, which readers of every version keep: names of classes, and images of each."""
 ATTRIBUTES, ATTRIBUTE_COUNTS = "attributes", "attribute_counts"
 """The same of attributes: their names, and of how many images each is true."""
+PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".heic", ".ppm")
+"""Ends of the names of pictures, for messages alone."""
+MOST_SUBFOLDERS = 16
+"""Folders that are looked into, for a message."""
 _SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -171,13 +177,7 @@ def open_index(url: str, *, check_shards: bool = True) -> ShardIndex:
     folder = Folder(url)
     sizes = folder.sizes()
     if INDEX_NAME not in sizes:
-        held = f"{counted(len(sizes), 'file')} but no {INDEX_NAME}" if sizes else "an empty or missing folder"
-        raise UserError(
-            f"data {url}",
-            got=held,
-            expected=f"image shards with their {INDEX_NAME}",
-            remedy="correct the URL, or make the shards with python -m datasets_prep.<name>",
-        )
+        raise _no_index(url, sizes)
     if sizes[INDEX_NAME] > MAX_INDEX_BYTES:
         raise _bad(url, f"{sizes[INDEX_NAME]} bytes", f"at most {MAX_INDEX_BYTES} bytes")
     try:
@@ -198,6 +198,37 @@ def open_index(url: str, *, check_shards: bool = True) -> ShardIndex:
                     remedy="copy the shard again, or remove the folder and prepare the data again",
                 )
     return index
+
+
+def _no_index(url: str, sizes: Mapping[str, int]) -> UserError:
+    """What a folder without an index holds instead, and what to do with it."""
+    subfolders = [name for name in Folder(url).names() if name not in sizes and not name.startswith(".")]
+    # A data set may have as many folders as classes; those of its parts are few.
+    held = {name: Folder(joined(url, name)).sizes() for name in subfolders[:MOST_SUBFOLDERS]}
+    parts = sorted((name for name in held if INDEX_NAME in held[name]), key=lambda name: (name != "train", name))
+    names = [*sizes, *(name for inside in held.values() for name in inside)]
+    pictures, tables = ([name for name in names if name.lower().endswith(kind)] for kind in (PICTURES, ".parquet"))
+    got = f"{counted(len(sizes), 'file')} but no {INDEX_NAME}" if sizes else "an empty or missing folder"
+    remedy = "correct the URL, or make the shards with python -m datasets_prep.<name>"
+    if parts:
+        got = f"a folder that holds {_listed(parts)}, each with image shards of its own"
+        remedy = f"give {joined(url, parts[0])}"
+    elif pictures:
+        got = f"{'at least ' if len(held) < len(subfolders) else ''}{counted(len(pictures), 'picture')} but no shards"
+        remedy = f"make shards of them: python -m datasets_prep.folder --source {shlex.quote(url)} --out FOLDER"
+    elif tables:
+        got = f"{counted(len(tables), 'Parquet table')} but no {INDEX_NAME}"
+        remedy = f"make shards of them: python -m datasets_prep.parquet --source {shlex.quote(url)} --out FOLDER"
+    elif subfolders:
+        got = (
+            f"{got if sizes else f'no {INDEX_NAME}'}, and the folder{'s' * (len(subfolders) > 1)} {_listed(subfolders)}"
+        )
+    return UserError(f"data {url}", got=got, expected=f"image shards with their {INDEX_NAME}", remedy=remedy)
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = [*names[:3], *([f"{len(names) - 3} more"] if len(names) > 3 else [])]
+    return " and ".join(filter(None, [", ".join(shown[:-1]), shown[-1]]))
 
 
 def parse_index(url: str, data: bytes) -> ShardIndex:

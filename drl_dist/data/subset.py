@@ -23,11 +23,12 @@ Read = TypeVar("Read")
 _KEY_SHOWN = 0x73686F776E  # "shown"
 
 
-def check_count(index: ShardIndex, count: int, *, what: str) -> None:
+def check_count(index: ShardIndex, count: int, *, what: str, option: str) -> None:
     """Return if a data set has at least `count` images.
 
     Args:
         what: description of the images, for the message.
+        option: that says how many, for the message.
 
     Raises:
         UserError: it has fewer: scores of different numbers of images cannot be compared.
@@ -37,7 +38,7 @@ def check_count(index: ShardIndex, count: int, *, what: str) -> None:
             f"{what} {index.url}",
             got=counted(index.num_samples, "image"),
             expected=f"at least {count}",
-            remedy="add images, or ask for fewer everywhere that scores are compared",
+            remedy=f"add images, or give a smaller {option}, the same one wherever results are compared",
         )
 
 

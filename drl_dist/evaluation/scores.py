@@ -38,7 +38,7 @@ def image_scorer(
     Raises:
         UserError: the feature network cannot be loaded, or there are fewer real images.
     """
-    check_count(index, num_images, what="data")
+    check_count(index, num_images, what="data", option="--tracking.score-num-images")
     network = load_network(parse_features(features), device)
     real = cached_features(
         index, num_images, network, cache_dir=default_cache_dir(), batch_size=BATCH_SIZE, what="real images"

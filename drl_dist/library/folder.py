@@ -30,6 +30,7 @@ from drl_dist.common.validation import local_of
 from drl_dist.common.version import installed_version
 from drl_dist.config.import_paths import check_allowed
 from drl_dist.config.tree import Experiment
+from drl_dist.data.filesystem import Folder, check_reachable
 from drl_dist.library.card import model_card
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
@@ -46,6 +47,10 @@ class SavedModel:
     weights: dict[str, Tensor]
     step: int
     data: dict[str, Any]
+    weights_sha256: str
+    """Of the file of weights."""
+    config_sha256: str
+    """Of the config as it is on storage."""
 
 
 def write_model(
@@ -83,6 +88,28 @@ def write_model(
         ) from error
 
 
+def saved_model(place: str, allow_code: Collection[str] = ()) -> SavedModel | None:
+    """The saved model in a folder of any storage; None if the folder holds none.
+
+    Raises:
+        UserError: the storage does not answer, or as `read_model`.
+    """
+    check_reachable(place)
+    folder = Folder(place)
+    if (local := folder.local) is not None:
+        # Also where it is a link, as in the cache of a model hub.
+        return read_model(local, allow_code) if (local / WEIGHTS).exists() else None
+    sizes = folder.sizes()
+    if WEIGHTS not in sizes:
+        return None
+    with tempfile.TemporaryDirectory(prefix="drl-model-") as temporary:
+        for name in (CONFIG, WEIGHTS):
+            # A missing file is not an error here: reading the folder says which one it is.
+            if name in sizes and (name != CONFIG or sizes[name] <= MAX_CONFIG_BYTES):
+                (Path(temporary) / name).write_bytes(folder.read(name))
+        return read_model(Path(temporary), allow_code)
+
+
 def read_model(folder: Path, allow_code: Collection[str] = ()) -> SavedModel:
     """Read a saved model, which may come from anybody: nothing in it is run, and only what fits the config is loaded.
 
@@ -108,7 +135,7 @@ def read_model(folder: Path, allow_code: Collection[str] = ()) -> SavedModel:
     except (SafetensorError, ValueError) as error:
         raise _refusal(folder / WEIGHTS, str(error).splitlines()[0], "safetensors") from error
     _check_shapes(folder / WEIGHTS, experiment, weights)
-    return SavedModel(experiment, weights, step, data)
+    return SavedModel(experiment, weights, step, data, found, hashlib.sha256(text).hexdigest())
 
 
 def _write_files(

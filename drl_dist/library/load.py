@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Collection
-from pathlib import Path
 
 import torch
 
@@ -54,32 +52,20 @@ def load(
 def _saved(place: str, device: torch.device, allow_code: Collection[str]) -> Model | None:
     """The saved model in a folder; None if the folder holds none."""
     from drl_dist.data.filesystem import Folder, check_reachable
-    from drl_dist.library.folder import CONFIG, MAX_CONFIG_BYTES, WEIGHTS, read_model
+    from drl_dist.library.folder import saved_model
 
     check_reachable(place)
-    folder = Folder(place)
-    if (local := folder.local) is not None:
-        if not local.exists():
-            raise UserError(
-                f"model {place}",
-                got="no such folder",
-                expected="a checkpoint, a run, a saved model, or models:/NAME@latest",
-                remedy="correct the address",
-            )
-        # Also where it is a link, as in the cache of a model hub.
-        if not (local / WEIGHTS).exists():
-            return None
-        found = read_model(local, allow_code)
-    else:
-        sizes = folder.sizes()
-        if WEIGHTS not in sizes:
-            return None
-        with tempfile.TemporaryDirectory(prefix="drl-model-") as temporary:
-            for name in (CONFIG, WEIGHTS):
-                # A missing file is not an error here: reading the folder says which one it is.
-                if name in sizes and (name != CONFIG or sizes[name] <= MAX_CONFIG_BYTES):
-                    (Path(temporary) / name).write_bytes(folder.read(name))
-            found = read_model(Path(temporary), allow_code)
+    local = Folder(place).local
+    if local is not None and not local.exists():
+        raise UserError(
+            f"model {place}",
+            got="no such folder",
+            expected="a checkpoint, a run, a saved model, or models:/NAME@latest",
+            remedy="correct the address",
+        )
+    found = saved_model(place, allow_code)
+    if found is None:
+        return None
     return Model(found.experiment, found.weights, step=found.step, device=device, data=found.data)
 
 

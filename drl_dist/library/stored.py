@@ -1,4 +1,4 @@
-"""A trained model as arrays on this machine, from the registry, a checkpoint or a run's folder.
+"""A trained model as arrays on this machine, from the registry, a checkpoint, a run's folder or a saved model.
 
 Jobs hand these arrays to their workers; `drl_dist.library.load` makes a `Model` of them.
 """
@@ -23,6 +23,7 @@ from drl_dist.checkpoints.storage import fetch_checkpoint
 from drl_dist.common.waiting import Waiting
 from drl_dist.config.import_paths import check_allowed
 from drl_dist.config.tree import Experiment
+from drl_dist.library.folder import saved_model
 
 if TYPE_CHECKING:
     # mlflow takes seconds to import, and a checkpoint given by its URL does not need it.
@@ -50,7 +51,7 @@ class TrainedModel:
 
 
 def load_model(address: str, tracking_uri: str | None, allow_code: Collection[str] = ()) -> TrainedModel:
-    """The averaged weights of a registered model version, a checkpoint, or the newest checkpoint of a run.
+    """The averaged weights of a registered model version, a checkpoint, the newest one of a run, or a saved model.
 
     Args:
         address: ``models:/...``, or a folder's URL.
@@ -63,6 +64,16 @@ def load_model(address: str, tracking_uri: str | None, allow_code: Collection[st
     """
     with tempfile.TemporaryDirectory(prefix="drl-model-") as temporary, Waiting("model", stream=sys.stderr) as waiting:
         waiting.begin(f"reading {address}", is_told=False)
+        if not address.startswith("models:/") and (saved := saved_model(address, allow_code)) is not None:
+            return TrainedModel(
+                experiment=saved.experiment,
+                step=saved.step,
+                ema={name: tensor.numpy() for name, tensor in saved.weights.items()},
+                ema_sha256=saved.weights_sha256,
+                config_sha256=saved.config_sha256,
+                version=None,
+                data_fingerprint=str(saved.data.get("fingerprint", "")),
+            )
         version = _registered(address, tracking_uri, Path(temporary)) if address.startswith("models:/") else None
         folder = version.folder if version else fetch_checkpoint(address, into=Path(temporary))
         checkpoint = read_checkpoint(folder)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ MOST_LABELS = 8
 LINEAR_NATS = 10
 """Log-density gaps beyond it are drawn on a logarithmic scale: those of level 0 are a hundred times the others."""
 _LEVEL = re.compile(r"/level_(\S+)$")
+_FIRST_LEVEL = re.compile(r"/level_(\d+)")
 
 Curve = tuple[NDArray[np.float64], NDArray[np.float64]]
 """Steps and means, (points,) each."""
@@ -27,6 +28,16 @@ Curve = tuple[NDArray[np.float64], NDArray[np.float64]]
 def without_level(name: str) -> str:
     """The metric that levels share: ``displacement`` of ``displacement/level_3``."""
     return _LEVEL.sub("", name)
+
+
+def in_order_of_levels(names: Iterable[str]) -> list[str]:
+    """Names of a metric at each level, or band of levels, by number: level_10 comes after level_9, not level_1."""
+
+    def first_level(name: str) -> tuple[int, str]:
+        found = _FIRST_LEVEL.search(name)
+        return (int(found[1]) if found else -1, name)
+
+    return sorted(names, key=first_level)
 
 
 def binned(history: Mapping[int, float]) -> Curve:
@@ -68,10 +79,11 @@ def draw_panels(panels: Mapping[str, Mapping[str, Curve]], kind: str, caption: s
         axis.remove()
     for axis, (metric, lines) in zip(axes.flat, panels.items(), strict=False):
         colours = mpl.colormaps["viridis"](np.linspace(0, 0.9, len(lines))).tolist()
-        for colour, (name, (steps, values)) in zip(colours, lines.items(), strict=True):
-            level = _LEVEL.search(name)
+        ordered = in_order_of_levels(lines)
+        for colour, name in zip(colours, ordered, strict=True):
+            (steps, values), level = lines[name], _LEVEL.search(name)
             # Sixteen bands of levels would hide the curves: colours run from the first to the last.
-            is_labelled = level and (len(lines) <= MOST_LABELS or name in (min(lines), max(lines)))
+            is_labelled = level and (len(lines) <= MOST_LABELS or name in (ordered[0], ordered[-1]))
             axis.plot(
                 steps, values, color=colour, linewidth=1, label=f"level {level[1]}" if level and is_labelled else None
             )

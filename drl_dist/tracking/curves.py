@@ -65,7 +65,7 @@ def curves(options: CurvesOptions) -> int:
             panels[metric] = {
                 # Runs that an earlier version began have the first part of a curve under another name.
                 plain: _binned(client, run.info.run_id, [name for name in names if plain_name(name) == plain])
-                for plain in sorted({plain_name(name) for name in names})
+                for plain in {plain_name(name) for name in names}
             }
     if not panels:
         raise UserError(
@@ -74,7 +74,7 @@ def curves(options: CurvesOptions) -> int:
             expected="a run that has made a few steps",
             remedy="draw its curves later",
         )
-    caption = curves_caption(options.run_name, panels, run.data.params.get("experiment.train.seed"))
+    caption = curves_caption(options.run_name, panels, run.data.params.get("train.seed"))
     write_local(out, draw_panels(panels, kind, caption, label))
     print(f"curves of {options.run_name}: {options.out}")
     return 0

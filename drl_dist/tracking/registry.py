@@ -130,12 +130,7 @@ def _find(client: MlflowClient, reference: str, name: str, alias: str | None, nu
         # An alias that does not exist is reported as a wrong parameter.
         if not is_missing(error) and error.error_code != "INVALID_PARAMETER_VALUE":
             raise
-        raise UserError(
-            f"model {reference}",
-            got="no such version",
-            expected=_known(client, name),
-            remedy="choose one of these, or train and register the model first",
-        ) from error
+        raise _no_version(client, reference, name) from error
     if version.run_id is None or "step" not in version.tags:
         raise UserError(
             f"model {reference}",
@@ -188,19 +183,26 @@ def _versions(client: MlflowClient, model_name: str, run_id: str) -> list[ModelV
     return [version for version in found if "step" in version.tags]
 
 
-def _known(client: MlflowClient, name: str) -> str:
-    """What there is instead: this model's versions and aliases, or the names of all models."""
+def _no_version(client: MlflowClient, reference: str, name: str) -> UserError:
+    """What there is instead of a version: this model's versions and aliases, or the names of all models."""
     models = {model.name: model for model in every(lambda token: client.search_registered_models(page_token=token))}
-    if name not in models:
-        return "one of the models " + ", ".join(sorted(models)) if models else "a model, but none is registered"
     numbers = [
         int(version.version)
         for version in every(lambda token: client.search_model_versions(f"name = '{name}'", page_token=token))
     ]
-    if not numbers:
-        return f"a version of {name}, but it has none"
-    aliases = sorted(client.get_registered_model(name).aliases)
-    known = (
-        f"models:/{name}/NUMBER from {min(numbers)} to {max(numbers)}, or models:/{name}@latest, the highest of them"
-    )
-    return known + (", or one of the aliases " + ", ".join(aliases) if aliases else "")
+    got, remedy = "no such version", "choose one of these, or train and register the model first"
+    if name in models and numbers:
+        expected = (
+            f"models:/{name}/NUMBER from {min(numbers)} to {max(numbers)}, or models:/{name}@latest, the highest of "
+            "them"
+        )
+        aliases = sorted(client.get_registered_model(name).aliases)
+        expected += ", or one of the aliases " + ", ".join(aliases) if aliases else ""
+    elif name in models:
+        got, expected = "a registered model without versions", "one with a version, which a checkpoint becomes"
+        remedy = "wait until its training has written a checkpoint, or choose another model"
+    elif models:
+        got, expected = "no such model", "one of the models " + ", ".join(sorted(models))
+    else:
+        got, expected, remedy = "no such model", "a registered one, but there is none yet", "train a model first"
+    return UserError(f"model {reference}", got=got, expected=expected, remedy=remedy)

@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 import os
+import re
 import time
 from pathlib import Path
 
@@ -23,10 +24,13 @@ from drl_dist.config.presets import preset
 from drl_dist.config.tree import RunConfig
 from drl_dist.console import delete as deletion
 from drl_dist.console.command import run
+from drl_dist.data.filesystem import Folder
 from drl_dist.data.shards import encode_png
+from drl_dist.jobs.sweep.record import BAD_SCORE, CURVE, OUTCOME, Outcome, Status, SweepFolder, write
 from drl_dist.tracking.files import table as metrics_table
 from drl_dist.tracking.files.run_files import RunFiles
 from tests.helpers import checkpoints
+from tests.sweeps.makers import curve, plan
 
 NUM_STEPS = 1500
 
@@ -86,10 +90,10 @@ def test_status_says_where_a_run_stands(tmp_path: Path, capsys: pytest.CaptureFi
     add_rollback(str(folder), Rollback(diverged_at=40, back_to=30, reason="chains moved"))
     os.utime(folder / "checkpoint_000000050/checksums.json", (time.time() - 600,) * 2)
     assert run(["status", f"{folder}/"]) == 0
-    lines = capsys.readouterr().out.splitlines()
+    lines = re.sub(r"sign \d s", "sign 0 s", capsys.readouterr().out).splitlines()
     assert lines == [
         "run a (digits): running, for 3 min (2 starts, 1 restart of its workers, 1 roll-back)",
-        f"step 60 of {NUM_STEPS} (4.0%), 32.0 images/s, 24 min left",
+        f"step 60 of {NUM_STEPS} (4.0%), 32.0 images/s, 24 min left, last sign 0 s ago",
         f"newest checkpoint: step 50, 10 min old, {folder}/checkpoint_000000050",
         "went back from step 40 to step 30: chains moved",
         "health: healthy",
@@ -97,14 +101,17 @@ def test_status_says_where_a_run_stands(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def test_status_of_runs_that_are_ill(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["status", str(make(tmp_path, "silent", ago=1000))]) == 1
+    silent = make(tmp_path, "silent", ago=1000)
+    os.utime(silent / "checkpoint_000000050/checksums.json", (time.time() - 1010,) * 2)
+    assert run(["status", str(silent)]) == 1
     said = capsys.readouterr().out
     assert said.startswith("run silent (digits): stale") and "health: stale: no step for 10" in said
-    assert " left" not in said
+    assert " left" not in said and ", last sign 17 min ago\n" in said
     assert run(["status", str(make(tmp_path, "far", move=3.0))]) == 1
     assert "health: diverging: chains move by 3 per pixel" in capsys.readouterr().out
     assert run(["status", str(make(tmp_path, "done", state="finished", ago=1000))]) == 0
-    assert "run done (digits): finished 20 min ago" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "run done (digits): finished 20 min ago" in said and "last sign" not in said
     assert run(["status", str(make(tmp_path, "broken", state="failed"))]) == 1
     assert run(["status", str(make(tmp_path, "new", steps=0))]) == 0
     said = capsys.readouterr().out
@@ -122,6 +129,59 @@ def test_a_list_shows_runs_alone_and_damage_hides_none(tmp_path: Path, capsys: p
     assert head.split() == ["run", "state", "step", "of", "preset", "last", "sign", "health"]
     assert damaged.startswith("a    damaged") and "no experiment in it" in damaged
     assert good.split()[:5] == ["b", "finished", "60", str(NUM_STEPS), "digits"] and good.endswith("healthy")
+
+
+def test_a_place_without_runs_is_told_from_one_that_is_not_there(tmp_path: Path) -> None:
+    folder = make(tmp_path, "a")
+    for place, message in (
+        (tmp_path / "nowhere", "nowhere: got no such folder, expected the folder that runs are in; correct"),
+        (folder, "got the folder of a run, expected the folder that runs are in; leave out the run's name"),
+    ):
+        with pytest.raises(UserError, match=message):
+            run(["list", str(place)])
+
+
+@pytest.mark.integration
+def test_runs_in_a_bucket_are_listed(gcs_bucket: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UserError, match=r"runs: got nothing there, expected the folder that runs are in"):
+        run(["list", f"{gcs_bucket}/runs"])
+    for path in make(tmp_path, "a", steps=0).iterdir():
+        Folder(f"{gcs_bucket}/runs/a").write(path.name, path.read_bytes())
+    assert run(["list", f"{gcs_bucket}/runs"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["run", "a"]
+
+
+def test_a_sweep_is_told_as_one_with_its_trials(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sweep = SweepFolder(plan(tmp_path), "f" * 64)
+    sweep.begin()
+    for number in range(5):
+        sweep.propose(number, {"model.num_res_blocks": 1})
+        write(sweep.trial_url(number), CURVE, curve(3.0, 1.25))
+    ended: list[tuple[Status, float]] = [("finished", 0.75), ("diverged", BAD_SCORE)]
+    for number, (status, score) in enumerate(ended):
+        outcome = Outcome(status=status, reason="", score=score, step=200, images_seen=1600)
+        write(sweep.trial_url(number), OUTCOME, outcome)
+    make(tmp_path / "s", "s-0002", steps=60)
+    (make(tmp_path / "s", "s-0003") / "run_status.json").write_text("[]")
+    assert run(["status", sweep.url]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "sweep s: 5 trials, 2 ended"
+    assert [line.split() for line in lines[1:]] == [
+        ["trial", "state", "step", "score"],
+        ["s-0000", "finished", "200", "0.75"],
+        ["s-0001", "diverged", "200", "-"],
+        ["s-0002", "running", "60", "1.25"],
+        ["s-0003", "damaged", "40", "1.25"],
+        ["s-0004", "to", "begin", "40", "1.25"],
+    ]
+    assert run(["list", str(tmp_path)]) == 0
+    line = f"sweep s: 5 trials, 2 ended; `python -m drl_dist status {sweep.url}` shows them"
+    assert capsys.readouterr().out == line + "\n"
+    assert run(["list", sweep.url]) == 0
+    assert [row.split()[0] for row in capsys.readouterr().out.splitlines()] == ["run", "s-0002", "s-0003"]
+    for words in (["delete", sweep.url, "--yes"], ["compare", sweep.url, sweep.trial_url(2)]):
+        with pytest.raises(UserError, match=r"s: got a sweep, whose trials are runs, expected the folder of a run"):
+            run(words)
 
 
 def test_two_runs_are_compared_by_settings_and_curves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,8 +19,8 @@ from tests.data.sets import write_set
 from tests.helpers.notes import NOTES, assert_notes, checkpoint, keep_notes
 
 
-def prepare(source: Path, out: str, monkeypatch: pytest.MonkeyPatch) -> int:
-    words = ["--source", str(source), "--resolution", "8", "--workers", "1", "--shard-size", "2", "--out", out]
+def prepare(source: Path, out: str, monkeypatch: pytest.MonkeyPatch, *more: str) -> int:
+    words = ["--source", str(source), "--resolution", "8", "--workers", "1", "--shard-size", "2", "--out", out, *more]
     monkeypatch.setattr(sys, "argv", ["folder", *words])
     return prepare_folder.main()
 
@@ -45,10 +45,14 @@ def test_preparing_beside_a_folder_of_the_shorter_name(
     assert open_index(f"{tmp_path}/photos::v2").num_samples == 3
 
 
-def test_preparing_into_a_folder_that_holds_notes(
+def test_preparing_leaves_notes_that_came_later(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
+    with pytest.MonkeyPatch.context() as killing:
+        killing.setattr("datasets_prep._build.write_index", _killed)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(pictures, str(out), monkeypatch)
     keep_notes(out)
     keep_notes(out / "_progress")
     (out / ".images-train-00000.tar.0123abcd.part").write_text("half")
@@ -74,12 +78,14 @@ def test_preparing_into_a_folder_that_holds_notes(
         ("request.json", "{}", "got request.json of something else"),
         ("_progress/00001.json", '{"row": null}', "got _progress/00001.json of something else"),
         ("_progress/request.json", "{}", "got _progress/request.json of something else"),
+        ("IMG_0001.jpg", "mine", r"out: got IMG_0001\.jpg of something else, expected an empty folder, or "),
+        ("album/1.png", "mine", "got album of something else"),
         ("_progress/parameters.json", "mine", "got a damaged parameters.json"),
         ("_progress/parameters.json", "[]", "got a damaged parameters.json"),
         ("_progress/parameters.json", "{}", "got data prepared with other options"),
     ],
 )
-def test_preparing_writes_over_nothing_of_others(
+def test_preparing_takes_no_folder_of_others(
     name: str, text: str, message: str, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "out" / name
@@ -120,11 +126,11 @@ def test_parameters_of_others_beside_finished_data_stay(
 
 def test_notes_are_not_taken_for_records(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "out"
-    keep_notes(out / "_progress")
     with monkeypatch.context() as patch:
         patch.setattr("datasets_prep._build.write_index", _killed)
         with pytest.raises(KeyboardInterrupt):
             prepare(pictures, str(out), monkeypatch)
+    keep_notes(out / "_progress")
     assert (out / "_progress" / "00001.json").exists()
     assert prepare(pictures, str(out), monkeypatch) == 0
     assert {path.name for path in (out / "_progress").iterdir()} == set(NOTES)
@@ -132,6 +138,45 @@ def test_notes_are_not_taken_for_records(pictures: Path, tmp_path: Path, monkeyp
 
 def _killed(_: object) -> None:
     raise KeyboardInterrupt
+
+
+def test_hidden_files_are_no_reason_to_refuse_a_folder(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    (out / "_progress").mkdir(parents=True)
+    hidden = [out / ".DS_Store", out / "_progress" / ".parameters.json.0123abcd.part"]
+    for path in hidden:
+        path.write_text("hidden")
+    assert prepare(pictures, str(out), monkeypatch) == 0
+    assert open_index(str(out)).num_samples == 3 and hidden[0].read_text() == "hidden"
+
+
+@pytest.mark.parametrize("split", ["train", "0.5"])
+def test_the_source_is_no_place_for_shards(
+    split: str, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (pictures / "album").mkdir()
+    link = tmp_path / "link"
+    link.symlink_to(pictures)
+    for out in (pictures, link):
+        with pytest.raises(UserError, match=rf"--out: got {out}, the folder of --source, expected a folder of its own"):
+            prepare(pictures, str(out), monkeypatch, "--split", split)
+    with pytest.raises(UserError, match=r"got album, notes\.txt of something else"):
+        keep = tmp_path / "keep"
+        (keep / "album").mkdir(parents=True)
+        (keep / "notes.txt").write_text("mine")
+        prepare(pictures, str(keep), monkeypatch, "--split", split)
+    assert len(list(pictures.iterdir())) == 4 and len(list(keep.iterdir())) == 2
+
+
+def test_parts_of_a_split_resume_beside_what_came_later(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    for _ in range(2):
+        assert prepare(pictures, str(out), monkeypatch, "--split", "0.5") == 0
+        (out / "notes.txt").write_text("mine")
 
 
 def test_records_leave_no_folder_where_nothing_else_lies(
@@ -146,6 +191,13 @@ def test_preparing_in_a_bucket(
     pictures: Path, tmp_path: Path, gcs_bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Folder(f"{gcs_bucket}/photos").write("notes.txt", b"mine")
+    for place in ("photos", "photos/album"):
+        Folder(f"{gcs_bucket}/{place}").write("notes.txt", b"mine")
+        with pytest.raises(UserError, match=r"got (album, )?notes\.txt of something else"):
+            prepare(pictures, f"{gcs_bucket}/{place}", monkeypatch)
+    with pytest.raises(UserError, match="got photos of something else"):
+        prepare(pictures, gcs_bucket, monkeypatch)
+    assert prepare(pictures, f"{gcs_bucket}/photos::v2", monkeypatch) == 0
     Folder(f"{gcs_bucket}/photos::v2/_progress").write("notes.txt", b"mine")
     assert prepare(pictures, f"{gcs_bucket}/photos::v2", monkeypatch) == 0
     assert Folder(f"{gcs_bucket}/photos").sizes() == {"notes.txt": 4}

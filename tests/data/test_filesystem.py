@@ -92,7 +92,7 @@ def test_an_address_without_a_server_is_reported_within_a_minute(monkeypatch: py
         use_emulator(monkeypatch, f"http://127.0.0.1:{probe.getsockname()[1]}")
         monkeypatch.setattr(filesystem, "REACH_DEADLINE", 5.0)
         began = time.monotonic()
-        with pytest.raises(UserError, match=r"storage gs://bucket/data.*an answer within"):
+        with pytest.raises(UserError, match=r"storage gs://bucket/data.*expected one within"):
             open_index("gs://bucket/data")
     assert time.monotonic() - began < 15
 
@@ -110,7 +110,7 @@ def test_an_address_that_never_answers_is_reported(monkeypatch: pytest.MonkeyPat
     with silent_server() as host:
         use_emulator(monkeypatch, host)
         began = time.monotonic()
-        with pytest.raises(UserError, match=r"TimeoutError"):
+        with pytest.raises(UserError, match=r"gs://bucket/data: got no answer, expected one within 1 s; check the"):
             check_reachable("gs://bucket/data")
         assert time.monotonic() - began < 5
 
@@ -161,7 +161,7 @@ def test_a_stalled_read_is_tried_again_a_few_times(
             assert len(folder.read("index.parquet")) > 100
             assert Stalling.stalls == 0
         else:
-            with pytest.raises(UserError, match=r"Timeout"):
+            with pytest.raises(UserError, match=r"got no answer, expected the file's bytes"):
                 folder.read("index.parquet")
             assert Stalling.stalls == 6
     finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -62,9 +63,49 @@ def test_fingerprint_tells_any_change_but_the_place(tmp_path: Path) -> None:
 def test_no_shards_is_said_before_anything_else(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"empty or missing folder.*datasets_prep"):
         open_index(str(tmp_path / "nowhere"))
-    (tmp_path / "photo.jpg").write_bytes(b"")
+    (tmp_path / "notes.txt").write_bytes(b"")
     with pytest.raises(UserError, match=r"1 file but no index.parquet"):
         open_index(str(tmp_path))
+
+
+def refusal(url: str) -> str:
+    with pytest.raises(UserError) as caught:
+        open_index(url)
+    return str(caught.value)
+
+
+def test_a_folder_of_parts_is_told_as_one(tmp_path: Path) -> None:
+    for part in ("a", "test", "train"):
+        write_set(f"{tmp_path}/{part}")
+    (tmp_path / ".cache").mkdir()
+    assert refusal(str(tmp_path)) == (
+        f"data {tmp_path}: got a folder that holds train, a and test, each with image shards of its own, expected "
+        f"image shards with their index.parquet; give {tmp_path}/train."
+    )
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (
+            ["a.JPG", "b.png"],
+            r"got 2 pictures but no shards, .* datasets_prep\.folder --source '?{place}'? --out FOLDER",
+        ),
+        (["cats/a.jpg", "dogs/b.webp", "notes.txt"], "got 2 pictures but no shards"),
+        ([f"{name}/a.jpg" for name in range(20)], "got at least 16 pictures but no shards"),
+        (["a.parquet"], "got 1 Parquet table but no index.parquet, .* datasets_prep.parquet --source"),
+        (["old/a.txt"], "got no index.parquet, and the folder old, .*; correct the URL"),
+        (
+            ["c", *(f"{name}/a.txt" for name in "abdef")],
+            "got 1 file but no index.parquet, and the folders a, b, d and 2",
+        ),
+    ],
+)
+def test_a_folder_without_shards_is_told_by_what_it_holds(files: list[str], message: str, tmp_path: Path) -> None:
+    for name in files:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    assert re.search(message.format(place=re.escape(str(tmp_path))), refusal(str(tmp_path)))
 
 
 def test_another_resolution_is_refused_with_both_figures(tmp_path: Path) -> None:

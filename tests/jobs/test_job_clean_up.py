@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from ray import cloudpickle
 from drl_dist.checkpoints.storage import FILES, StoredCheckpoint, checkpoint_name
 from drl_dist.common.errors import UserError
 from drl_dist.config.presets import preset
+from drl_dist.data.index import open_index, write_index
 from drl_dist.jobs.common.output.job_records import Record, Records
 from drl_dist.jobs.edit.output import EditOutput
 from drl_dist.jobs.likelihood.output import LikelihoodOutput
@@ -22,6 +24,7 @@ from drl_dist.jobs.train.storage import drop_stale_snapshot, ray_filesystem
 from drl_dist.tracking.spool import CheckpointRecord, ImageRecord, Spool
 from drl_dist.tracking.sync import sync
 from tests.helpers.notes import assert_notes, checkpoint, keep_notes
+from tests.helpers.preparation import PNG, prepare
 
 SAMPLES = SampleRequest(
     preset="digits",
@@ -88,31 +91,57 @@ def test_records_go_and_notes_stay(job: str, tmp_path: Path) -> None:
     assert not (out / "_progress").exists()
 
 
+@pytest.mark.parametrize("job", ["edit", "likelihood", "sample"])
 @pytest.mark.parametrize(
-    ("job", "name"),
+    "name",
     [
-        ("edit", "images/00000-given.png"),
-        ("edit", "images/00003-007.png"),
-        ("edit", "inpainting.png"),
-        ("edit", "_progress/request.json"),
-        ("likelihood", "_progress/000000.safetensors"),
-        ("likelihood", "log_z.png"),
-        ("sample", "_progress/00001.json"),
-        ("sample", "_progress/digits-generated-00000.tar"),
+        "IMG_0001.jpg",
+        "inpainting.png",
+        "images/00003-007.png",
+        "_progress/000000.safetensors",
+        "_progress/00001.json",
+        "_progress/notes.txt",
+        "_progress/request.json",
     ],
 )
-def test_files_of_others_are_not_written_over(job: str, name: str, tmp_path: Path) -> None:
-    keep_notes(tmp_path / "images")
+def test_folders_of_others_are_refused(job: str, name: str, tmp_path: Path) -> None:
     checks = {
         "edit": EditOutput(str(tmp_path), "inpainting.png", {"seed": 1}, 1).is_complete,
         "likelihood": LikelihoodOutput(str(tmp_path), LIKELIHOOD, 6).finished_report,
         "sample": SampleOutput(str(tmp_path), preset("digits"), SAMPLES).is_complete,
     }
+    # What file managers leave, and killed writes.
+    (tmp_path / "_progress").mkdir()
+    for hidden in (".DS_Store", "_progress/.request.json.0123abcd.part"):
+        (tmp_path / hidden).write_text("hidden")
     assert not checks[job]()
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text("{")
-    with pytest.raises(UserError, match=rf"got ({name}|a damaged request.json)"):
+    found = name if job == "edit" or not name.startswith("images") else "images"
+    with pytest.raises(UserError, match=rf"got ({found} of something else, expected an empty |a damaged request.json)"):
         checks[job]()
+
+
+def test_samples_and_prepared_data_do_not_take_each_others_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "a.png").write_bytes(PNG)
+    words = ("--source", tmp_path / "pictures", "--resolution", 8, "--out")
+    assert prepare("folder", monkeypatch, *words, tmp_path / "data") == 0
+    with pytest.raises(UserError, match=r"/data: got data or results of another kind, expected an empty folder, or "):
+        SampleOutput(str(tmp_path / "data"), preset("digits"), SAMPLES).is_complete()
+    index = dataclasses.replace(open_index(str(tmp_path / "data")), made_by=SAMPLES.to_record())
+    write_index(index)
+    with pytest.raises(UserError, match=r"/data: got 1 image that a model has generated, expected an empty folder, or"):
+        prepare("folder", monkeypatch, *words, tmp_path / "data")
+
+
+def test_what_would_be_written_over_is_named_first(tmp_path: Path) -> None:
+    for name in ("a.jpg", "b.jpg", "c.jpg", "grid.png"):
+        (tmp_path / name).write_text("mine")
+    with pytest.raises(UserError, match=r"got grid\.png, a\.jpg, b\.jpg and 1 more of something else"):
+        SampleOutput(str(tmp_path), preset("digits"), SAMPLES).is_complete()
 
 
 def test_records_of_another_request_stay(tmp_path: Path) -> None:

@@ -176,9 +176,6 @@ def test_a_job_that_is_killed_everywhere_ends_as_one_that_is_not(
     assert job.start(model, straight) == 0
     assert not (straight / "_progress").exists()
     notes = {place: b"mine" for place in ("notes.txt", "_progress/notes.txt", "_progress/.notes.txt.0123abcd.part")}
-    for place, content in notes.items():
-        (out / place).parent.mkdir(parents=True, exist_ok=True)
-        (out / place).write_bytes(content)
     capsys.readouterr()
     kills, is_done = 0, False
     with pytest.MonkeyPatch.context() as killing:
@@ -189,6 +186,11 @@ def test_a_job_that_is_killed_everywhere_ends_as_one_that_is_not(
                 is_done = True
             except Killed:
                 kills += 1
+                if kills == 1:
+                    # Into a folder that holds them it would not have begun.
+                    for place, content in notes.items():
+                        (out / place).parent.mkdir(parents=True, exist_ok=True)
+                        (out / place).write_bytes(content)
                 before = contents(out)
                 with pytest.raises(UserError, match=f"output .*/killed: got (another request|other images) {job.told}"):
                     job.start(model, out, **job.other)

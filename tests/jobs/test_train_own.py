@@ -24,6 +24,7 @@ from drl_dist.jobs.train.model_name import check_model_name, model_name_for
 from drl_dist.jobs.train.own_options import parse_own_options
 from drl_dist.jobs.train.single_device import train_on_one_device
 from tests.data.sets import write_set
+from tests.helpers.checkpoints import add
 from tests.support import ROOT
 
 PLACES = ("--storage", "/runs", "--run-name", "a")
@@ -234,6 +235,22 @@ def test_a_run_goes_on_with_all_that_its_folder_says(tmp_path: Path, shards: Pat
         assert f"option --resume: got {named} beside it" in refused("--resume", moved, *words)
     # The same value is no other.
     assert parsed("--resume", moved, "--train.seed", "0").experiment == run.experiment
+
+
+def test_a_run_is_made_no_shorter_than_it_is(tmp_path: Path, shards: Path) -> None:
+    run = parsed("--data", shards, "--storage", tmp_path, "--run-name", "r", "--train.num-steps", "1000")
+    first = run.experiment.optim.first_objective_steps
+    write_record(run.url, run.experiment, "0" * 64)
+    write_run_config(run, without_ray=False)
+    said = "option --train.num-steps: got 3 beside --resume, expected "
+    assert said + f"more than the {first} steps of its first objective, " in refused(
+        "--resume", run.url, "--train.num-steps", "3"
+    )
+    for step in (40, first + 1):
+        add(tmp_path / "r", step)
+        told = refused("--resume", run.url, "--train.num-steps", "3")
+        assert said + f"at least the {step} steps that the run has made; leave it out, or give more" in told
+    assert parsed("--resume", run.url, "--train.num-steps", first + 1).experiment.train.num_steps == first + 1
 
 
 def test_a_run_that_names_code_is_resumed_with_permission_alone(tmp_path: Path, shards: Path) -> None:

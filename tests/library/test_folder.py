@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -18,9 +19,13 @@ from safetensors.torch import load_file, save_file
 import drl_dist
 from drl_dist.build import build_network, weight_shapes
 from drl_dist.checkpoints.format import CheckpointState, write_checkpoint
+from drl_dist.checkpoints.warm_start import starting_point
 from drl_dist.common.errors import UserError
 from drl_dist.config.tree import Experiment
+from drl_dist.jobs.edit.driver import interpolate_run
+from drl_dist.jobs.edit.options import InterpolateOptions
 from drl_dist.library import folder as saved_folder
+from drl_dist.library.stored import load_model
 from drl_dist.tracking.registry import ResolvedModel
 from drl_dist.training.state import TrainState
 from tests.helpers.steps import tiny, tiny_unet
@@ -52,6 +57,28 @@ def test_a_checkpoint_a_run_and_a_url_are_the_same_model(
     expected = model.sample(1)
     for place in (str(checkpoint), tmp_path / "run", saved.as_uri(), os.path.relpath(saved)):
         assert torch.equal(drl_dist.load(place).sample(1), expected)
+
+
+def test_jobs_take_a_saved_model_as_the_checkpoint_that_it_was(
+    model: drl_dist.Model, checkpoint: Path, saved: Path, tmp_path: Path
+) -> None:
+    found, expected = load_model(str(saved), None), load_model(str(checkpoint), None)
+    assert (found.experiment, found.step, found.version) == (expected.experiment, expected.step, None)
+    assert found.data_fingerprint == expected.data_fingerprint != ""
+    assert found.ema.keys() == expected.ema.keys()
+    assert all(np.array_equal(found.ema[name], expected.ema[name]) for name in expected.ema)
+    config = json.loads((saved / "config.json").read_text())
+    assert found.ema_sha256 == config["sha256"]["model.safetensors"]
+    assert found.config_sha256 == saved_folder._sha256(saved / "config.json")
+    pictures = []
+    for place in (saved, checkpoint):
+        out = tmp_path / f"of-{place.name}"
+        assert interpolate_run(InterpolateOptions(model=str(place), out=str(out), pairs=1, columns=3)) == 0
+        pictures.append({path.name: path.read_bytes() for path in (out / "images").iterdir()})
+    assert pictures[0] == pictures[1] and len(pictures[0]) == 3
+    # Nothing in it can be trained on.
+    with pytest.raises(UserError, match=r"checkpoint .*/saved: got a saved model, which holds nothing to train on"):
+        starting_point(str(saved), model.experiment, "f00d")
 
 
 def test_a_snapshot_of_a_hub_is_read(model: drl_dist.Model, saved: Path, tmp_path: Path) -> None:

@@ -164,6 +164,12 @@ def test_impossible_options_are_refused(changed: dict[str, object], message: str
         check_evaluate(options(tmp_path, **changed))
 
 
+def test_more_images_than_there_are_name_the_option(folder: Path) -> None:
+    for changed in ({"num_images": 1000}, {"num_images": 1000, "data": str(folder / "samples")}):
+        with pytest.raises(UserError, match=r"; add images, or give a smaller --num-images, the same one wherever res"):
+            evaluate_run(options(folder, **changed))
+
+
 def test_a_gpu_that_is_not_there(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match="--use-gpu: got no GPU"):
@@ -235,7 +241,7 @@ def test_scores_of_another_comparison_are_not_written_over(folder: Path) -> None
     report.write_bytes(before.rstrip())
     assert evaluate_run(options(folder, batch_size=9)) == 0
     assert json.loads(report.read_bytes()) == json.loads(before)
-    for content, told in ((b"my notes", "got a damaged scores.json"), (b'{"a": 1}', "got the scores of another")):
+    for content, told in ((b"my notes", "got a damaged scores.json"), (b'{"a": 1}', "got JSON of something else, exp")):
         report.write_bytes(content)
         with pytest.raises(UserError, match=rf"^file .*/scores.json: {told}"):
             evaluate_run(options(folder))

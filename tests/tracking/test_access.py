@@ -26,7 +26,7 @@ from drl_dist.tracking.curves import CurvesOptions
 from drl_dist.tracking.registry import resolve_model
 from drl_dist.tracking.runs import open_run
 from drl_dist.tracking.server import address as option
-from drl_dist.tracking.server.address import access, take_access
+from drl_dist.tracking.server.address import access, server_uri, take_access
 from drl_dist.tracking.server.client import connect
 from drl_dist.tracking.tracker import Tracker
 from tests.support import subprocess_environment
@@ -293,6 +293,19 @@ def test_what_answers_in_its_place(answers: dict[str, tuple[int, str]], sentence
 def test_addresses_that_are_none(uri: str, sentence: str) -> None:
     told = refused(uri)
     assert sentence in told and "pass-word" not in told
+
+
+@pytest.mark.parametrize(
+    ("uri", "meant"), [("non", "none"), ("NONE", "none"), ("enviroment", "environment"), ("http//host", None)]
+)
+def test_a_mistyped_word_is_named_where_no_server_is_needed(uri: str, meant: str | None) -> None:
+    with pytest.raises(UserError) as caught:
+        server_uri(uri, instead=", or --tracking.uri none to have files")
+    told = str(caught.value)
+    assert told.endswith("start `mlflow server` and give its address, or --tracking.uri none to have files.")
+    assert (f"; did you mean {meant}? Otherwise start" in told) == (meant is not None)
+    # A command that needs a server offers no other way.
+    assert refused(uri).endswith("; start `mlflow server` and give its address.")
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,9 @@ from PIL import Image
 
 from drl_dist.common.errors import UserError
 from drl_dist.common.images import MIN_WIDTH
+from drl_dist.config.presets import preset
+from drl_dist.config.tree import RunConfig
+from drl_dist.jobs.train.tracked import run_params
 from drl_dist.localhost import MlflowServer
 from drl_dist.tracking import curves as module
 from drl_dist.tracking.curve_panels import Curve
@@ -24,7 +28,9 @@ def test_it_draws_what_the_run_has(
 ) -> None:
     client = MlflowClient(mlflow_server.uri)
     names = ["loss", *(f"noise_error/level_{band:03d}-{band + 9:03d}" for band in range(0, 160, 10)), "images_seen"]
-    run = open_run(mlflow_server.uri, "curves", "dsm", {"experiment.train.seed": 9})
+    experiment = preset("digits")
+    experiment = dataclasses.replace(experiment, train=dataclasses.replace(experiment.train, seed=9))
+    run = open_run(mlflow_server.uri, "curves", "dsm", run_params(RunConfig(experiment=experiment)))
     for step in (1, 2, 3):
         for name in names:
             client.log_metric(run, name, 1.0 / step, step=step)

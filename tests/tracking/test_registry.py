@@ -87,8 +87,12 @@ def test_models_that_are_not_there_or_not_whole(
     client = client_of(uri)
     run_id = open_run(uri, "registry", "run-c", {})
     register_checkpoint(client, "cifar10", run_id, 7, make_checkpoint(7), {})
+    client.create_registered_model("bare")
+    bare = "models:/bare@latest: got a registered model without versions, expected one with a version, which a checkpo"
     for reference, told in [
-        ("models:/cifra10@latest", "one of the models .*cifar10"),
+        ("models:/bare@latest", bare),
+        ("models:/bare/1", "got a registered model without versions"),
+        ("models:/cifra10@latest", "got no such model, expected one of the models .*cifar10"),
         ("models:/cifar10@best", "models:/cifar10/NUMBER from 1 to 1, or models:/cifar10@latest"),
         ("models:/cifar10@v1", "got no such version, expected models:/cifar10/NUMBER"),
         ("models:/cifar10/9", "cifar10/NUMBER from 1 to 1"),

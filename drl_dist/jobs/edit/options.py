@@ -26,7 +26,8 @@ class EditOptions(LabelOptions):
     """What both jobs need."""
 
     model: str = ""
-    """models:/NAME@latest, models:/NAME/VERSION, or the URL of a checkpoint or of a run folder."""
+    """models:/NAME@latest, models:/NAME/VERSION, or the URL of a checkpoint, of a run folder or of a saved
+    model."""
     out: str = ""
     """URL of the folder for the pictures; the same command resumes there."""
     seed: int = 0

@@ -65,8 +65,8 @@ def evaluate_run(options: EvaluateOptions) -> int:
     device = prepare_device(device_name(options.use_gpu))
     samples, data = open_index(options.samples), open_index(options.data)
     check_alike(samples, data)
-    check_count(samples, options.num_images, what="samples")
-    check_count(data, options.num_images, what="data")
+    check_count(samples, options.num_images, what="samples", option="--num-images")
+    check_count(data, options.num_images, what="data", option="--num-images")
     compared = _compared(options, samples, data)
     _check_report(options, compared)
     origin = read_origin(options.samples)
@@ -116,13 +116,16 @@ def _check_report(options: EvaluateOptions, compared: Mapping[str, Any]) -> None
     if found is None:
         return
     known, wanted = flatten(found), flatten(dict(compared))
+    expected, remedy = "no such file, or scores of this comparison", "choose another --json"
+    if not {"fid", "num_images", "samples.fingerprint", "data.fingerprint"} <= known.keys():
+        raise UserError(f"file {options.json}", got="JSON of something else", expected=expected, remedy=remedy)
     refuse_other(
         f"file {options.json}",
         {field: known.get(field, "absent") for field in wanted},
         wanted,
         noun="the scores of another comparison",
-        expected="no such file, or scores of this comparison",
-        remedy="choose another --json",
+        expected=expected,
+        remedy=remedy,
     )
 
 

@@ -58,7 +58,7 @@ def likelihood_run(options: LikelihoodOptions) -> int:
     num_levels = model.experiment.diffusion.num_levels
     index = open_index(options.data)
     index.check_model(resolution=model.experiment.model.resolution, channels=model.experiment.model.channels)
-    check_count(index, max(2, options.num_images or 2), what="images")
+    check_count(index, max(2, options.num_images or 2), what="images", option="--num-images")
     given = None
     if options.schedule is not None:
         given = read_step_sizes(options.schedule, model.ema_sha256, num_levels, "marginal")

@@ -19,7 +19,8 @@ class LikelihoodOptions:
     """Options of ``jobs/likelihood.py``."""
 
     model: str = ""
-    """models:/NAME@latest, models:/NAME/VERSION, or the URL of a checkpoint or of a run folder."""
+    """models:/NAME@latest, models:/NAME/VERSION, or the URL of a checkpoint, of a run folder or of a saved
+    model."""
     data: str = ""
     """URL of the images whose likelihood is asked for, at best a test set: a shard folder (docs/data.md)."""
     out: str = ""

@@ -18,7 +18,8 @@ class LongRunOptions:
     """Options of ``jobs/long_run.py``."""
 
     model: str = ""
-    """models:/NAME@latest, models:/NAME/VERSION, or the URL of a checkpoint or of a run folder."""
+    """models:/NAME@latest, models:/NAME/VERSION, or the URL of a checkpoint, of a run folder or of a saved
+    model."""
     kernel: KernelName = "hmc"
     """What moves the chains (docs/samplers.md); NUTS takes the step sizes of HMC."""
     steps_per_level: str = "1,10,100"

@@ -67,8 +67,8 @@ def ood_run(options: OodOptions) -> int:
         records=list(map(re.escape, _RECORDS)),
     )
     folder.check(request)
-    check_count(inside, count, what="data")
-    check_count(outside, count, what="other images")
+    check_count(inside, count, what="data", option="--num-images")
+    check_count(outside, count, what="other images", option="--num-images")
     model = load_model(options.model, options.tracking_uri, options.allow_code)
     for index in (inside, outside):
         index.check_model(resolution=model.experiment.model.resolution, channels=model.experiment.model.channels)

@@ -12,7 +12,8 @@ class OodOptions:
     """Options of ``jobs/ood.py``."""
 
     model: str = ""
-    """models:/NAME@latest, models:/NAME/VERSION, or the URL of a checkpoint or of a run folder."""
+    """models:/NAME@latest, models:/NAME/VERSION, or the URL of a checkpoint, of a run folder or of a saved
+    model."""
     data: str = ""
     """URL of images like those that the model was trained on, at best its test set: a shard folder."""
     other: str = ""

@@ -18,7 +18,8 @@ class SampleOptions(LabelOptions):
     """Options of ``jobs/sample.py``."""
 
     model: str = ""
-    """models:/NAME@latest, models:/NAME/VERSION, or the URL of a checkpoint or of a run folder."""
+    """models:/NAME@latest, models:/NAME/VERSION, or the URL of a checkpoint, of a run folder or of a saved
+    model."""
     num_images: int = 64
     """Images to generate."""
     seed: int = 0

@@ -235,7 +235,7 @@ def _limits(plan: SweepPlan, index: ShardIndex) -> DivergenceLimits:
 def _rescore_images(plan: SweepPlan, index: ShardIndex) -> int:
     wanted = plan.options.rescore_images or min(RESCORE_IMAGES, index.num_samples)
     if plan.options.rescore_trials:
-        check_count(index, wanted, what="data")
+        check_count(index, wanted, what="data", option="--rescore-images")
     return wanted
 
 

@@ -17,6 +17,7 @@ from drl_dist.checkpoints.retention import remove_orphaned
 from drl_dist.checkpoints.rollbacks import read_rollbacks
 from drl_dist.checkpoints.run_config import write_run_config
 from drl_dist.checkpoints.run_record import RECORD, check_record, continued, write_record
+from drl_dist.checkpoints.run_status import refuse_at_work
 from drl_dist.checkpoints.storage import StoredCheckpoint, checkpoint_name, newest_checkpoint
 from drl_dist.checkpoints.verify import newest_to_resume
 from drl_dist.checkpoints.warm_start import starting_point
@@ -126,6 +127,7 @@ def train_run(run: RunConfig, chosen: Collection[str] = ()) -> int:
             flush=True,
         )
         return 0
+    refuse_at_work(prepared.run.url)
     check_model_name(prepared.run, prepared.index.name)
     try:
         fit_run(prepared)
@@ -160,7 +162,7 @@ def prepare_run(run: RunConfig, chosen: Collection[str] = ()) -> PreparedRun:
         from drl_dist.data.subset import check_count
 
         parse_features(run.tracking.score_features)
-        check_count(index, run.tracking.score_num_images, what="data")
+        check_count(index, run.tracking.score_num_images, what="data", option="--tracking.score-num-images")
     check_reachable(run.url)
     run = continued(run, chosen)
     experiment = run.experiment

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+from drl_dist.common.amounts import counted
 from drl_dist.common.errors import UserError
 from drl_dist.common.nested import completed, differences, flatten, to_dict
 from drl_dist.common.validation import file_of, place_rule, refuse_broken
@@ -95,6 +96,8 @@ def parse_own_options(argv: Sequence[str]) -> tuple[RunConfig, OwnOptions]:
     run = dataclasses.replace(plain(RunConfig, options), experiment=chosen)
     if resume is not None:
         _check_resumed(begun, options)
+        if chosen.train.num_steps != begun.experiment.train.num_steps:
+            _check_length(resume, chosen)
     elif run.model_name is None:
         run = dataclasses.replace(run, model_name=model_name_for(run.data, run.run_name))
     check_run(run, complete=not options.dry_run)
@@ -292,4 +295,25 @@ def _check_resumed(begun: OwnOptions, options: OwnOptions) -> None:
             got=f"{flags} beside it, with other values than the run has",
             expected="options of the machine alone, --data and --train.num-steps",
             remedy="leave the others out, or begin another run with --start-from",
+        )
+
+
+def _check_length(url: str, experiment: Experiment) -> None:
+    """Raise `UserError` for another number of steps than before that is less than the run has made, or no more than its
+    first objective has."""
+    from drl_dist.checkpoints.storage import newest_checkpoint
+
+    steps, first = experiment.train.num_steps, experiment.optim.first_objective_steps
+    newest = newest_checkpoint(url)
+    expected = ""
+    if newest is not None and steps < newest.step:
+        expected = f"at least the {counted(newest.step, 'step')} that the run has made"
+    elif steps <= first:
+        expected = f"more than the {counted(first, 'step')} of its first objective, {experiment.optim.first_objective}"
+    if expected:
+        raise UserError(
+            "option --train.num-steps",
+            got=f"{steps} beside --resume",
+            expected=expected,
+            remedy="leave it out, or give more to make the run longer",
         )

@@ -25,7 +25,7 @@ from drl_dist.checkpoints.retention import remove_orphaned
 from drl_dist.checkpoints.rollbacks import noise_seed, read_rollbacks
 from drl_dist.checkpoints.run_config import write_run_config
 from drl_dist.checkpoints.run_record import RECORD, check_checkpoint, check_record, continued, write_record
-from drl_dist.checkpoints.run_status import status_recorded
+from drl_dist.checkpoints.run_status import refuse_at_work, status_recorded
 from drl_dist.checkpoints.storage import StoredCheckpoint, checkpoint_name, fetch_checkpoint, upload_checkpoint
 from drl_dist.checkpoints.verify import newest_verified_checkpoint
 from drl_dist.checkpoints.warm_start import starting_point
@@ -47,6 +47,7 @@ from drl_dist.data.pixels.scales import scaled_to
 from drl_dist.data.pixels.statistics import PixelStatistics, measure_images
 from drl_dist.data.stream import ShardStream
 from drl_dist.jobs.common.device import device_name, prepare_device
+from drl_dist.jobs.train.at_work import refuse_at_work_elsewhere
 from drl_dist.jobs.train.pictures import training_sheet
 from drl_dist.tracking.files.events import check_tensorboard
 from drl_dist.tracking.files.run_files import RunFiles, refuse_other_files
@@ -122,6 +123,8 @@ def _train_told(run: RunConfig, chosen: Collection[str], waiting: Waiting) -> in
             flush=True,
         )
         return 0
+    refuse_at_work(run_url)
+    refuse_at_work_elsewhere(run_url)
     if run.start_from is not None and newest is None:
         run = dataclasses.replace(run, start_from=starting_point(run.start_from, experiment, data.fingerprint))
     if run.tracking.score_every_steps is not None:
@@ -133,6 +136,8 @@ def _train_told(run: RunConfig, chosen: Collection[str], waiting: Waiting) -> in
     if began_at is not None:
         waiting.begin(f"reading {began_at}", is_told=False)
         _restore(state, run, began_at, data.fingerprint)
+    # Once more: two may have been started in the same moment.
+    refuse_at_work(run_url)
     write_record(run_url, experiment, data.fingerprint, run.start_from)
     write_run_config(run, without_ray=True)
     beginning = f"resuming after step {state.step} from {began_at}" if began_at else "starting"

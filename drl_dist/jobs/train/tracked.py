@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 from drl_dist.checkpoints.run_status import status_recorded
 from drl_dist.common.nested import flatten, to_dict
@@ -46,8 +47,7 @@ def open_tracked(run: RunConfig, index: ShardIndex, parent_tags: Mapping[str, st
     from drl_dist.tracking.server.client import through_outage
 
     uri = run.tracking.uri
-    params = {name.removeprefix("experiment."): value for name, value in flatten(to_dict(run)).items()}
-    params["data_fingerprint"] = index.fingerprint
+    params = {**run_params(run), "data_fingerprint": index.fingerprint}
     data = DataSet(
         name=f"{index.name}-{index.split}" if index.split else index.name,
         url=index.url,
@@ -62,6 +62,11 @@ def open_tracked(run: RunConfig, index: ShardIndex, parent_tags: Mapping[str, st
 
     run_id, page = opened() if parent_tags is None else through_outage(uri, opened)
     return Tracked(page=f"at {page}", run_id=run_id, access=access())
+
+
+def run_params(run: RunConfig) -> dict[str, Any]:
+    """The parameters of a training run as MLflow has them: ``train.seed``, without the word experiment."""
+    return {name.removeprefix("experiment."): value for name, value in flatten(to_dict(run)).items()}
 
 
 @contextmanager

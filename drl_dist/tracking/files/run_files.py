@@ -152,7 +152,7 @@ def draw_curves(run_url: str, seed: int) -> None:
     """
     found = {name: history.finite() for name, history in histories(read_table(run_url)).items()}
     panels: dict[str, dict[str, Curve]] = {
-        metric: {name: binned(found[name]) for name in sorted(found) if without_level(name) == metric and found[name]}
+        metric: {name: binned(found[name]) for name in found if without_level(name) == metric and found[name]}
         for metric in DEFAULT_METRICS
     }
     panels = {metric: lines for metric, lines in panels.items() if lines}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 from collections.abc import Iterable, Mapping
 from urllib.parse import urlsplit
@@ -53,7 +54,7 @@ def server_uri(uri: str | None, *, instead: str = "") -> str:
             "MLflow server",
             got=found.partition("?")[0],
             expected="an http:// or https:// address, since workers on other machines use it too",
-            remedy="start `mlflow server` and give its address",
+            remedy=f"{_guess(found) if instead else ''}start `mlflow server` and give its address{instead}",
         )
     if parts.query or parts.fragment:
         raise UserError(
@@ -63,6 +64,12 @@ def server_uri(uri: str | None, *, instead: str = "") -> str:
             remedy="leave out what begins with ? or #",
         )
     return found.rstrip("/")
+
+
+def _guess(found: str) -> str:
+    """What a word that is no address may have meant, where a command can do without a server."""
+    meant = difflib.get_close_matches(found.lower(), (NO_SERVER, ENVIRONMENT), n=1)
+    return f"did you mean {meant[0]}? Otherwise " if meant else ""
 
 
 _NAMES = ("--tracking.uri", "--tracking-uri", "--uri")

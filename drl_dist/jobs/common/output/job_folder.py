@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Any
 
 from drl_dist.common.errors import UserError
-from drl_dist.common.nested import differences
+from drl_dist.common.nested import differences, flatten
 from drl_dist.common.places import joined
 from drl_dist.data.filesystem import Folder, check_reachable
 from drl_dist.data.index import INDEX_NAME
@@ -75,30 +75,48 @@ def refuse_other(
         UserError: they differ.
     """
     if other := differences(dict(found), as_json(wanted)):
+        fields = flatten(as_json(wanted)).keys()
+        if 2 * len(fields - flatten(dict(found)).keys()) > len(fields):
+            # A list of all the fields that such data do not have would say nothing.
+            raise UserError(what, got="data or results of another kind", expected=expected, remedy=remedy)
         raise UserError(what, got=f"{noun} ({', '.join(other)})", expected=expected, remedy=remedy)
 
 
-def refuse_without_request(
+def refuse_foreign(
     url: str,
-    names: Collection[str],
     written: Iterable[str],
     *,
     below: Mapping[str, Iterable[str]] = MappingProxyType({}),
+    apart_from: Collection[str] = (),
 ) -> None:
-    """Return if a folder that holds no request holds nothing that a job would write over; other files do no harm.
+    """Return if a folder that holds no request is empty: results do not belong among photographs, say.
+
+    Hidden files are no reason to refuse it: file managers leave them, and so does a killed write.
 
     Args:
         url: the folder.
-        names: of its files.
-        written: regular expressions of what the job at hand writes there.
-        below: the same of its subfolders, by their names.
+        written: regular expressions of what the job at hand writes there; such files are named first.
+        below: the same of its subfolders, by their names; they may be there, if there is nothing in them.
+        apart_from: names of further subfolders, which are looked at elsewhere.
 
     Raises:
-        UserError: it does, or it is the folder of another job or data set; or the storage does not answer.
+        UserError: it is not, or the storage does not answer.
     """
+    names = _shown(url)
     found = _matching(names, written)
     for subfolder, patterns in below.items():
-        found += [f"{subfolder}/{name}" for name in _matching(Folder(joined(url, subfolder)).sizes(), patterns)]
+        inside = _shown(joined(url, subfolder)) if subfolder in names else []
+        ours = _matching(inside, patterns)
+        found += [f"{subfolder}/{name}" for name in [*ours, *(name for name in inside if name not in ours)]]
+    _refuse(url, [*found, *(name for name in names if name not in {*found, *below, *apart_from})])
+
+
+def _shown(url: str) -> list[str]:
+    return [name for name in Folder(url).names() if not name.startswith(".")]
+
+
+def _refuse(url: str, found: Sequence[str]) -> None:
+    """Raise `UserError` if something was found."""
     if found:
         more = f" and {len(found) - 3} more" if len(found) > 3 else ""
         raise UserError(
@@ -125,7 +143,7 @@ class JobFolder:
         result: the file that is written last, whose presence says that the folder is complete.
         job: what is made there, e.g. ``drl_dist.long_run``.
         request_of_result: reads, in the place of `job`, what the result was made for.
-        written: regular expressions of the names of all other files that the job writes there.
+        written: regular expressions of the names of all other files that the job writes there; see `refuse_foreign`.
         records: the same of its records.
         below: the same of further subfolders, by their names.
         noun: what another request is called.
@@ -176,7 +194,9 @@ class JobFolder:
         begun = self.begun()
         if begun is None:
             # In a complete folder all but the records is this job's.
-            refuse_without_request(self.url, (), self._written, below=self._below)
+            for subfolder, patterns in self._below.items():
+                found = _matching(Folder(joined(self.url, subfolder)).sizes(), patterns)
+                _refuse(self.url, [f"{subfolder}/{name}" for name in found])
         else:
             self._compare(begun, request)
 
@@ -236,11 +256,10 @@ class JobFolder:
     def _found(self) -> tuple[Mapping[str, Any] | None, bool]:
         """The request that the folder holds, None if it holds none, and whether its result is there."""
         check_reachable(self.url)
-        names = self.files.sizes()
-        is_done = self._result in names
+        is_done = self._result in self.files.sizes()
         found = self._request_of_result() if is_done and self._request_of_result is not None else self.begun()
         if found is None:
-            refuse_without_request(self.url, names, self._written, below=self._below)
+            refuse_foreign(self.url, self._written, below=self._below)
         return found, is_done
 
     def _compare(self, found: Mapping[str, Any], wanted: Mapping[str, Any], *, is_done: bool = False) -> None:
