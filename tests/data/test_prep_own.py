@@ -76,9 +76,36 @@ def test_an_image_outside_of_the_classes_leaves_all_without(
     index = open_index(str(folder_prepared("--labels", labels)))
     assert index.classes == classes == index.class_counts
     assert not any("label" in entry for entry in facts(index))
+    said = "No labels: one.png lies in no subfolder; move it, or give --labels none."
+    assert (said in capsys.readouterr().err) == (labels == "auto")
     with pytest.raises(UserError, match=r"^--labels: got folders, but one\.png lies in no subfolder"):
         folder_prepared("--labels", "folders", out="other")
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_images_outside_of_the_classes_are_counted_where_subfolders_may_be_classes(
+    folder_prepared: Prepare, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("one.png", "two.png"):
+        (photos / name).write_bytes(encoded(photo(99, 20, 20), "PNG"))
+    folder_prepared()
+    said = "No labels: 2 images, such as one.png, lie in no subfolder; move them, or give --labels none."
+    assert said in capsys.readouterr().err
+    # A folder of originals beside the pictures is no class.
+    (photos / "cats").rename(photos / "dogs" / "more")
+    folder_prepared(out="other")
+    assert "No labels" not in capsys.readouterr().err
+
+
+def test_metadata_without_the_column_of_the_classes_are_told(
+    folder_prepared: Prepare, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (photos / "metadata.csv").write_text("file_name,mood\ncats/01.png,a\n")
+    assert open_index(str(folder_prepared())).classes == ("cats", "dogs")
+    said = (
+        "No labels from metadata.csv: its columns beside file_name are mood; --label-column names that of the classes"
+    )
+    assert said in capsys.readouterr().err
 
 
 def test_parts_of_a_data_set_are_no_classes(
