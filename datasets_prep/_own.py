@@ -15,6 +15,7 @@ from PIL import Image, ImageColor
 
 from datasets_prep._build import build, check_options
 from datasets_prep._files import UNKNOWN
+from datasets_prep._left_out import TooSmallError
 from datasets_prep._listing import printable
 from datasets_prep._options import Crop, OwnImageOptions
 from datasets_prep._pixels import pixel_rules
@@ -23,7 +24,6 @@ from drl_dist.common.amounts import counted
 from drl_dist.common.errors import UserError
 from drl_dist.common.places import joined
 from drl_dist.config.own_data import check_resolution
-from drl_dist.data.pixels.pictures import PictureError
 
 NAME = re.compile(r"[A-Za-z0-9_]{1,60}")
 SPLITS = ("train", "test")
@@ -43,10 +43,10 @@ class Cut:
         """The square, or with `crop` none the image as it is, which is then resized to one.
 
         Raises:
-            PictureError: the image is smaller than `min_side`.
+            TooSmallError: the image is smaller than `min_side`.
         """
         if min(image.size) < self.min_side:
-            raise PictureError(f"{image.width}x{image.height} pixels, less than --min-side {self.min_side}")
+            raise TooSmallError(f"{image.width}x{image.height} pixels, less than --min-side {self.min_side}")
         if self.crop == "none" or image.width == image.height:
             return image
         if self.crop == "top" and image.height > image.width:

@@ -265,13 +265,28 @@ def test_crops_of_images_that_are_not_square(crop: str, wide: str, tall: str) ->
         assert np.asarray(grey).tolist() == [[10] * 4, [200] * 4, [200] * 4, [10] * 4]
 
 
-def test_small_images_are_left_out_on_request(folder_prepared: Prepare, photos: Path) -> None:
+def test_small_images_are_left_out_on_request(
+    folder_prepared: Prepare, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (photos / "cats" / "icon.png").write_bytes(encoded(photo(77, 8, 40), "PNG"))
     out = folder_prepared("--min-side", "16", "--crop", "pad")
     listed = json.loads((out / "unreadable.json").read_text())
     assert [entry["reason"] for entry in listed] == ["40x8 pixels, less than --min-side 16"]
     made = open_index(str(out)).made_by
     assert (made["crop"], made["min_side"]) == ("pad", 16)
+    # It could be read, and is counted by itself.
+    assert (made["unreadable"], made["small"]) == (0, 1)
+    printed = capsys.readouterr().err
+    assert "1 image is smaller than --min-side and is left out; unreadable.json lists them:" in printed
+    assert "Left out: 1 smaller than --min-side (unreadable.json lists them)" in printed
+    assert "could not be read" not in printed
+    folder_prepared("--min-side", "16", "--crop", "pad")
+    assert "Left out: 1 smaller than --min-side" in capsys.readouterr().err
+    (photos / "cats" / "broken.png").write_bytes(b"no image")
+    folder_prepared("--min-side", "16", out="both")
+    assert "Left out: 1 that could not be read and 1 smaller than --min-side (unr" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"none readable and large enough .*; choose a smaller --min-side; nothing was"):
+        folder_prepared("--min-side", "1600", out="none")
 
 
 def test_a_size_without_a_network_is_said_where_it_is_made(
