@@ -7,7 +7,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +18,11 @@ from drl_dist.checkpoints.run_record import RECORD, RUN_CONFIG, write_record
 from drl_dist.common.errors import UserError
 from drl_dist.common.nested import to_dict
 from drl_dist.config.own_data import experiment_for
-from drl_dist.config.presets import preset
+from drl_dist.config.presets import FIRST_STEPS, preset
 from drl_dist.config.tree import RunConfig
+from drl_dist.jobs.train import own_options
 from drl_dist.jobs.train.model_name import check_model_name, model_name_for
+from drl_dist.jobs.train.options import Wanted
 from drl_dist.jobs.train.own_options import parse_own_options
 from drl_dist.jobs.train.single_device import train_on_one_device
 from tests.data.sets import write_set
@@ -282,6 +284,28 @@ def test_damaged_records_are_said(record: str, text: str, said: str, tmp_path: P
     write_record(run.url, run.experiment, "0" * 64)
     (tmp_path / "r" / record).write_text(text)
     assert said in refused("--resume", run.url, "--data", shards)
+
+
+def test_a_config_chooses_the_first_objective_unless_the_command_shortens_it(
+    config: Path, shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted: list[Wanted] = []
+
+    def run_command(parse: Callable[[Sequence[str]], tuple[Wanted, bool]], *_: object, **__: object) -> None:
+        wanted.append(parse(words)[0])
+
+    monkeypatch.setattr(own_options, "run_command", run_command)
+    partial = config.with_name("part.json")
+    partial.write_text('{"experiment": {"train": {"seed": 1}}}')
+    for path, more, chosen in (
+        (config, (), (FIRST_STEPS,)),
+        (config, ("--train.num-steps", "20"), ()),
+        (partial, (), ()),
+        (partial, ("--optim.first-objective-steps=9",), (FIRST_STEPS,)),
+    ):
+        words = ["--data", str(shards), *PLACES, "--config", str(path), *more]
+        own_options.own_train_command()
+        assert wanted.pop()[2] == chosen
 
 
 @pytest.mark.slow

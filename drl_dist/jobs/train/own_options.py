@@ -16,7 +16,7 @@ from drl_dist.common.nested import completed, differences, flatten, to_dict
 from drl_dist.common.validation import file_of, place_rule, refuse_broken
 from drl_dist.config.import_paths import check_allowed
 from drl_dist.config.own_data import experiment_for
-from drl_dist.config.presets import SETTINGS, TABLE_6, preset
+from drl_dist.config.presets import FIRST_STEPS, SETTINGS, TABLE_6, preset
 from drl_dist.config.rules import ARRAY_SUFFIX, check_run, check_without_ray
 from drl_dist.config.tree import Experiment, RunConfig
 from drl_dist.jobs.common.entry import run_command
@@ -30,6 +30,7 @@ from drl_dist.jobs.train.options import (
     early_option,
     early_text,
     plain,
+    plain_run,
     setting_option,
     shortened,
     split_workers,
@@ -89,10 +90,9 @@ def parse_own_options(argv: Sequence[str]) -> tuple[RunConfig, OwnOptions]:
     begun = _base(argv) if resume is None else _resumed(argv, resume)
     options = parse_options(OwnOptions, begun, argv, description=DESCRIPTION)
     options = dataclasses.replace(options, dry_run=starts_nothing(options))
-    chosen = plain(Experiment, options.experiment)
+    run = plain_run(options)
     if resume is None:
-        chosen = shortened(chosen, plain(Experiment, begun.experiment), argv)
-    run = dataclasses.replace(plain(RunConfig, options), experiment=chosen)
+        run = shortened(run, plain(Experiment, begun.experiment), argv)
     if resume is not None:
         _check_resumed(begun, options)
     elif run.model_name is None:
@@ -118,9 +118,19 @@ def own_train_command() -> NoReturn:
         if options.dry_run:
             tell_what_is_left(run.experiment)
             tell_estimate(run, options)
-        return (run, options.without_ray, chosen_fields(argv)), options.dry_run
+        return (run, options.without_ray, (*chosen_fields(argv), *_chosen_in_file(run, options))), options.dry_run
 
     run_command(parse, train_wanted, as_json=lambda wanted: to_dict(wanted[0]))
+
+
+def _chosen_in_file(run: RunConfig, options: OwnOptions) -> tuple[str, ...]:
+    """What `chosen_fields` would find if the fields of a config were on the command line."""
+    if options.config is None:
+        return ()
+    given = flatten(_values_of(options.config))
+    # Where --train.num-steps beside it makes the run shorter, it has been changed.
+    is_chosen = given.get(f"experiment.{FIRST_STEPS}") == run.experiment.optim.first_objective_steps
+    return (FIRST_STEPS,) if is_chosen else ()
 
 
 def _options(run: RunConfig, **more: Any) -> OwnOptions:
