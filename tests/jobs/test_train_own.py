@@ -209,6 +209,24 @@ def test_a_size_without_a_network_names_the_nearest(tmp_path: Path) -> None:
     assert "prepare the data with --resolution 36 or 40" in refused("--data", tmp_path, *PLACES)
 
 
+@pytest.mark.parametrize("setting", ["unet", "t6", "t1k_dsm"])
+def test_a_network_of_ones_own_takes_any_size(tmp_path: Path, setting: str) -> None:
+    data = tmp_path / "odd"
+    write_set(str(data), (30,), resolution=17, channels=3)
+    mine = ("--setting", setting, "--model.network")
+    for words in (
+        (*mine, "my_network:MyNetwork"),
+        ("--setting", setting, "--model.network=my_network:Other"),
+    ):
+        run = parsed("--data", data, *PLACES, *words)
+        assert run.experiment.model.resolution == 17 and run.experiment.train.batch_size == 8
+    chosen = tmp_path / "part.json"
+    chosen.write_text('{"experiment": {"model": {"network": "my_network:MyNetwork"}}}')
+    assert parsed("--data", data, *PLACES, "--config", chosen).experiment.model.network == "my_network:MyNetwork"
+    for name in ("unet", "wide_resnet"):
+        assert "prepare the data with --resolution 16 or 18" in refused("--data", data, *PLACES, *mine, name)
+
+
 def test_a_run_goes_on_with_all_that_its_folder_says(tmp_path: Path, shards: Path) -> None:
     run = parsed(
         "--data", shards, "--storage", tmp_path, "--run-name", "r", "--loader.cache-gib", "3", "--num-workers", "2"

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 from drl_dist.common.errors import UserError
 from drl_dist.common.nested import completed, differences, flatten, to_dict
 from drl_dist.common.validation import file_of, place_rule, refuse_broken
-from drl_dist.config.import_paths import check_allowed
+from drl_dist.config.import_paths import NETWORKS, check_allowed
 from drl_dist.config.own_data import experiment_for
 from drl_dist.config.presets import FIRST_STEPS, SETTINGS, TABLE_6, preset
 from drl_dist.config.rules import ARRAY_SUFFIX, check_run, check_without_ray
@@ -163,7 +163,10 @@ def _base(argv: Sequence[str]) -> OwnOptions:
     else:
         in_file = values.get("data")
         data = early_text(argv, "--data") or (in_file if isinstance(in_file, str) else "")
-        experiment = _experiment_of(data, setting, is_partial=config is not None)
+        network = early_text(argv, "--model.network") or _network_in(given)
+        experiment = _experiment_of(
+            data, setting, is_partial=config is not None, is_built_in=network is None or network in NETWORKS
+        )
     run = RunConfig(experiment=experiment)
     if config is not None:
         from drl_dist.checkpoints.configs import config_from_dict
@@ -172,7 +175,14 @@ def _base(argv: Sequence[str]) -> OwnOptions:
     return _options(run, setting=setting, preset=name, config=config)
 
 
-def _experiment_of(data: str, setting: str, *, is_partial: bool) -> Experiment:
+def _network_in(experiment: object) -> str | None:
+    """The network that a partial config chooses, if it does."""
+    model = experiment.get("model") if isinstance(experiment, dict) else None
+    network = model.get("network") if isinstance(model, dict) else None
+    return network if isinstance(network, str) else None
+
+
+def _experiment_of(data: str, setting: str, *, is_partial: bool, is_built_in: bool) -> Experiment:
     """What the rules of thumb give the images of a folder or file."""
     if not data:
         raise UserError(
@@ -198,7 +208,9 @@ def _experiment_of(data: str, setting: str, *, is_partial: bool) -> Experiment:
 
         index = open_index(data, check_shards=False)
         num_images, channels, resolution = index.num_samples, index.channels, index.resolution
-    return experiment_for(resolution=resolution, channels=channels, num_images=num_images, setting=setting)
+    return experiment_for(
+        resolution=resolution, channels=channels, num_images=num_images, setting=setting, is_built_in=is_built_in
+    )
 
 
 def _values_of(config: str) -> dict[str, Any]:
