@@ -170,13 +170,15 @@ def tell_what_is_left(experiment: Experiment) -> None:
 
 
 def tell_estimate(run: RunConfig, options: TrainOptions) -> None:
-    """Say beside a resolved config what the run takes, or how to ask for it.
+    """Say beside a resolved config what the run takes, or, in a terminal, how to ask for it.
 
     Raises:
         UserError: it cannot be told.
     """
     if not options.estimate and options.tflops is None:
-        print("--estimate also tells parameters, FLOP, memory, epochs and hours", file=sys.stderr)
+        # For somebody who looks at the config; a program that reads it, such as the demonstration, has no use for it.
+        if sys.stdout.isatty() and sys.stderr.isatty():
+            print("--estimate also tells parameters, FLOP, memory, epochs and hours", file=sys.stderr)
         return
     from drl_dist.jobs.common.estimate import estimate_lines
 
