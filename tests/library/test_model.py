@@ -23,6 +23,7 @@ from drl_dist.diffusion.noise import PhiloxNoise
 from drl_dist.jobs.edit.driver import inpaint_run, interpolate_run
 from drl_dist.jobs.edit.options import InpaintOptions, InterpolateOptions
 from drl_dist.jobs.sample.task import SampleRequest, SampleTasks
+from drl_dist.library.engine import averaged_network
 from drl_dist.library.stored import load_model
 from drl_dist.training.state import TrainState
 from tests.data.sets import pixels_of, write_set
@@ -132,6 +133,16 @@ def test_a_state_of_training_is_a_model(model: drl_dist.Model) -> None:
     state.step = 7
     early = drl_dist.Model.of_state(model.experiment, state)
     assert early.step == 7 and torch.equal(early.sample(2), model.sample(2))
+
+
+@pytest.mark.filterwarnings("error::DeprecationWarning")
+def test_weights_may_be_tensors_or_arrays_that_cannot_be_written_to(model: drl_dist.Model) -> None:
+    arrays = {name: value.numpy() for name, value in model.weights.items()}
+    for array in arrays.values():
+        array.flags.writeable = False
+    one, other = (averaged_network(model.experiment, ema, model.device) for ema in (model.weights, arrays))
+    for name, value in one.state_dict().items():
+        assert torch.equal(value, other.state_dict()[name])
 
 
 def test_moving_it_changes_nothing(model: drl_dist.Model) -> None:
