@@ -25,7 +25,8 @@ from drl_dist.common.errors import UserError
 from drl_dist.common.places import joined
 from drl_dist.config.own_data import check_resolution
 
-NAME = re.compile(r"[A-Za-z0-9_]{1,60}")
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,59}")
+SPLIT = re.compile(r"[A-Za-z0-9_]{1,60}")
 SPLITS = ("train", "test")
 """Parts of a split by content, and their folders."""
 MAX_CLASSES = 100_000
@@ -93,10 +94,10 @@ def check_names(options: OwnImageOptions) -> float | None:
         raise UserError(
             "--name",
             got=repr(options.name),
-            expected="letters, digits and underscores",
+            expected="letters, digits, '_' and '-', not beginning with '-'",
             remedy="choose another name",
         )
-    if NAME.fullmatch(options.split):
+    if SPLIT.fullmatch(options.split):
         return None
     try:
         share = float(options.split)

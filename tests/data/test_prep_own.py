@@ -62,6 +62,12 @@ def test_subfolders_are_classes_in_the_samples_and_in_the_index(folder_prepared:
     assert {path: path.read_bytes() for path in out.iterdir()} == before
 
 
+def test_a_name_may_have_hyphens_as_those_of_runs(folder_prepared: Prepare) -> None:
+    index = open_index(str(folder_prepared("--name", "cats-and-dogs")))
+    assert (index.name, index.shards[0].name) == ("cats-and-dogs", "cats-and-dogs-train-00000.tar")
+    assert len(facts(index)) == 30
+
+
 def test_an_unreadable_image_is_in_no_count(folder_prepared: Prepare, photos: Path) -> None:
     (photos / "dogs" / "broken.jpg").write_bytes(b"\xff\xd8\xff")
     index = open_index(str(folder_prepared()))
@@ -219,6 +225,8 @@ def test_a_split_resumes_and_refuses_another_share(
         (("--split", "0.9999999"), r"^--split: got 0\.9999999 of 30 images, which leaves none for test"),
         (("--split", "0.9", "--shard-size", "0"), "^--shard-size: got 0"),
         (("--name", "a b"), "^--name: got 'a b', expected letters"),
+        (("--name", "a.b"), "^--name: got 'a.b', expected letters"),
+        (("--name=-a",), "^--name: got '-a', expected letters.* not beginning with '-'"),
         (("--min-side", "-1"), "^--min-side: got -1, expected 0 or more"),
         (("--crop", "left"), "option --crop: got left, expected one of center, top, none, pad"),
         (("--labels", "some"), "option --labels: got some, expected one of auto"),

@@ -39,7 +39,7 @@ def sizes(figure: Figure) -> set[float]:
         for axis in (axes.xaxis, axes.yaxis)
         for tick in (*axis.get_major_ticks(), *axis.get_minor_ticks())
     ]
-    return {tick.label1.get_fontsize() for tick in ticks}
+    return {float(tick.label1.get_fontsize()) for tick in ticks}
 
 
 def test_medians_pass_over_single_values_and_keep_a_steep_beginning() -> None:
