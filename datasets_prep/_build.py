@@ -24,6 +24,15 @@ from typing import Any
 
 from datasets_prep._identity import STAMPS_NAME, Change, Seen, copies, write_stamps
 from datasets_prep._labels import LabelCounts, facts_of, label_counts
+from datasets_prep._left_out import (
+    IS_SMALL,
+    UNREADABLE_NAME,
+    TooSmallError,
+    in_words,
+    numbers_left_out,
+    report_entries,
+    report_left_out,
+)
 from datasets_prep._listing import printable
 from datasets_prep._options import PictureOptions, PrepOptions
 from datasets_prep._pixels import (
@@ -38,12 +47,10 @@ from datasets_prep._pixels import (
 from datasets_prep._resume import (
     PARAMETERS_NAME,
     PROGRESS_FOLDER,
-    UNREADABLE_NAME,
     begun,
     forget_changed,
     refuse_foreign,
     refuse_other,
-    report_left_out,
     report_prepared,
     resume,
     row_of,
@@ -114,11 +121,13 @@ def build(source: Source, options: PrepOptions) -> int:
     unreadable = [entry for number in sorted(finished) for entry in finished[number]["unreadable"]]
     treated = sum_treated(record.get("treated", {}) for record in finished.values())
     if not rows:
+        is_small = any(entry.get(IS_SMALL) for entry in unreadable)
+        none_is = "readable and large enough" if is_small else "readable"
         raise UserError(
             "source",
-            got=f"{counted(len(unreadable), 'image')}, none readable (first: {unreadable[0]['reason']})",
-            expected="readable images",
-            remedy="check the download; nothing was prepared",
+            got=f"{counted(len(unreadable), 'image')}, none {none_is} (first: {unreadable[0]['reason']})",
+            expected="readable images that are large enough" if is_small else "readable images",
+            remedy=("choose a smaller --min-side" if is_small else "check the download") + "; nothing was prepared",
         )
     if unreadable:
         folder.write(UNREADABLE_NAME, (json.dumps(unreadable, indent=1) + "\n").encode())
@@ -130,7 +139,7 @@ def build(source: Source, options: PrepOptions) -> int:
         channels=source.channels,
         shards=tuple(rows),
         made_by=_parameters(source, options)
-        | {"unreadable": len(unreadable)}
+        | numbers_left_out(unreadable)
         | ({"treated": treated} if treated else {})
         | label_counts(source, finished.values()),
     )
@@ -144,7 +153,7 @@ def build(source: Source, options: PrepOptions) -> int:
     if repeated := copies(seen):
         print(f"Copies among these images (same bytes as an earlier one): {repeated}.", file=sys.stderr)
     report_treated(treated)
-    report_left_out(source, len(unreadable))
+    report_left_out(source, index.made_by)
     return 0
 
 
@@ -250,7 +259,7 @@ def _make_all(
             )
 
     pool = _pool(min(options.workers, max(1, len(numbers))), apart=source.may_end_process)
-    bad = sum(len(record["unreadable"]) for record in finished.values())
+    bad = Counter(numbers_left_out([entry for record in finished.values() for entry in record["unreadable"]]))
     done = sum(count(number) for number in finished)
     try:
         with progress(f"{source.name} {source.split}", len(source), done, "images") as advance:
@@ -266,8 +275,8 @@ def _make_all(
                 for future in ready:
                     number, record = future.result()
                     finished[number] = record
-                    bad += len(record["unreadable"])
-                    advance(count(number), f"{bad} unreadable" if bad else "")
+                    bad.update(numbers_left_out(record["unreadable"]))
+                    advance(count(number), in_words(bad))
     except BrokenProcessPool as error:
         raise UserError(
             "worker process",
@@ -321,7 +330,8 @@ def _make_shard(task: _Task) -> tuple[int, dict[str, Any]]:
         except (OSError, ValueError) as error:
             name = "" if isinstance(error, PictureError) else f"{type(error).__name__}: "
             reason = re.sub(r" at 0x[0-9a-f]+", "", f"{name}{error}")
-            unreadable.append({"position": position, "source": item.source, "reason": reason})
+            entry: dict[str, Any] = {"position": position, "source": item.source, "reason": reason}
+            unreadable.append(entry | ({IS_SMALL: True} if isinstance(error, TooSmallError) else {}))
             continue
         samples.append(Sample(position, encode_png(pixels), facts_of(item)))
         sums += PixelSums.of(pixels[None])
@@ -360,11 +370,4 @@ def _report(index: ShardIndex, unreadable: Sequence[dict[str, Any]]) -> None:
         f"fingerprint {index.fingerprint[:16]}.",
         file=sys.stderr,
     )
-    if unreadable:
-        are = "is" if len(unreadable) == 1 else "are"
-        print(
-            f"{counted(len(unreadable), 'image')} could not be read and {are} left out; {UNREADABLE_NAME} lists them:",
-            file=sys.stderr,
-        )
-        for entry in unreadable[:10]:
-            print(printable(f"  {entry['source']}: {entry['reason']}"), file=sys.stderr)
+    report_entries(unreadable)

@@ -81,6 +81,7 @@ def _from_folders(folder: Path, images: Sequence[str], *, is_wanted: bool) -> La
                 expected="every image in the subfolder of its class",
                 remedy="move it, or choose other --labels",
             )
+        _tell_outside([path for path in images if path not in tops], set(tops.values()))
         return Labels()
     names = class_names(tops.values(), f"subfolders of {printable(str(folder))}")
     if not is_wanted and {name.lower() for name in names} <= PARTS:
@@ -93,6 +94,17 @@ def _from_folders(folder: Path, images: Sequence[str], *, is_wanted: bool) -> La
         return Labels()
     number = {name: label for label, name in enumerate(names)}
     return Labels(names, {path: number[top] for path, top in tops.items()})
+
+
+def _tell_outside(outside: Sequence[str], tops: set[str]) -> None:
+    """Say which images keep the others from having labels, where the subfolders look like classes."""
+    if len(tops) < 2 or {name.lower() for name in tops} <= PARTS:
+        return
+    first = printable(outside[0])
+    lies, it = (
+        (f"{first} lies", "it") if len(outside) == 1 else (f"{len(outside)} images, such as {first}, lie", "them")
+    )
+    print(f"No labels: {lies} in no subfolder; move {it}, or give --labels none.", file=sys.stderr)
 
 
 def _from_table(table: Path, found: Mapping[str, str], images: Sequence[str]) -> Labels:
@@ -119,6 +131,13 @@ def _read_table(table: Path, column: str, *, is_wanted: bool) -> dict[str, str] 
     key = next((name for name in FILE_COLUMNS if name in columns), None)
     if key is None or column not in columns:
         if not is_wanted:
+            if key is not None:
+                shown = printable(", ".join(name for name in columns if name != key) or "none")
+                print(
+                    f"No labels from {table.name}: its columns beside {key} are {shown}; --label-column names that of "
+                    "the classes.",
+                    file=sys.stderr,
+                )
             return None
         raise UserError(
             where,

@@ -16,6 +16,7 @@ from PIL import Image, ImageColor
 
 from datasets_prep._build import build, check_options
 from datasets_prep._files import UNKNOWN
+from datasets_prep._left_out import TooSmallError
 from datasets_prep._listing import printable
 from datasets_prep._options import Crop, OwnImageOptions
 from datasets_prep._pixels import pixel_rules
@@ -26,10 +27,10 @@ from drl_dist.common.errors import UserError
 from drl_dist.common.places import joined
 from drl_dist.config.own_data import check_resolution
 from drl_dist.data.filesystem import Folder, check_reachable
-from drl_dist.data.pixels.pictures import PictureError
 from drl_dist.jobs.common.output.job_folder import refuse_foreign
 
-NAME = re.compile(r"[A-Za-z0-9_]{1,60}")
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,59}")
+SPLIT = re.compile(r"[A-Za-z0-9_]{1,60}")
 SPLITS = ("train", "test")
 """Parts of a split by content, and their folders."""
 MAX_CLASSES = 100_000
@@ -47,10 +48,10 @@ class Cut:
         """The square, or with `crop` none the image as it is, which is then resized to one.
 
         Raises:
-            PictureError: the image is smaller than `min_side`.
+            TooSmallError: the image is smaller than `min_side`.
         """
         if min(image.size) < self.min_side:
-            raise PictureError(f"{image.width}x{image.height} pixels, less than --min-side {self.min_side}")
+            raise TooSmallError(f"{image.width}x{image.height} pixels, less than --min-side {self.min_side}")
         if self.crop == "none" or image.width == image.height:
             return image
         if self.crop == "top" and image.height > image.width:
@@ -97,10 +98,10 @@ def check_names(options: OwnImageOptions) -> float | None:
         raise UserError(
             "--name",
             got=repr(options.name),
-            expected="letters, digits and underscores",
+            expected="letters, digits, '_' and '-', not beginning with '-'",
             remedy="choose another name",
         )
-    if NAME.fullmatch(options.split):
+    if SPLIT.fullmatch(options.split):
         return None
     try:
         share = float(options.split)

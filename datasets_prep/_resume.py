@@ -12,7 +12,8 @@ import numpy as np
 
 from datasets_prep._identity import STAMPS_NAME, Change, Seen, compare_with_prepared, drop_changed
 from datasets_prep._labels import check_counts, in_words
-from datasets_prep._listing import counted_kinds, printable
+from datasets_prep._left_out import SMALL, UNREADABLE, UNREADABLE_NAME, report_left_out
+from datasets_prep._listing import printable
 from datasets_prep._pixels import report_treated
 from datasets_prep._source import Source
 from drl_dist.common.amounts import counted
@@ -28,7 +29,6 @@ from drl_dist.jobs.common.output.job_folder import read_json
 from drl_dist.jobs.common.output.job_folder import refuse_foreign as refuse_foreign_files
 from drl_dist.jobs.common.output.job_records import RECORDS_FOLDER
 
-UNREADABLE_NAME = "unreadable.json"
 PARAMETERS_NAME = "parameters.json"
 PROGRESS_FOLDER = RECORDS_FOLDER
 
@@ -49,7 +49,7 @@ def begun(folder: Folder, records: Folder) -> tuple[ShardIndex | None, dict[str,
                 remedy="choose another --out",
             )
         made = {"name": index.name, "split": index.split, "channels": index.channels} | dict(index.made_by)
-        for outcome in ("unreadable", "treated", CLASS_COUNTS, ATTRIBUTE_COUNTS):
+        for outcome in (UNREADABLE, SMALL, "treated", CLASS_COUNTS, ATTRIBUTE_COUNTS):
             made.pop(outcome, None)
         return index, made
     return None, read_json(records, PARAMETERS_NAME)
@@ -83,7 +83,7 @@ def report_prepared(folder: Folder, index: ShardIndex, source: Source, shard_siz
     if remark:
         print(remark, file=sys.stderr)
     report_treated(index.made_by.get("treated", {}))
-    report_left_out(source, index.made_by.get("unreadable", 0))
+    report_left_out(source, index.made_by)
 
 
 def resume(folder: Folder, records: Folder, identity: dict[str, Any], source: Source) -> dict[int, dict[str, Any]]:
@@ -180,9 +180,3 @@ def refuse_other(folder: Folder, found: dict[str, Any], wanted: dict[str, Any]) 
             expected="an empty folder, or one prepared with these options",
             remedy="choose another --out, or remove this folder",
         )
-
-
-def report_left_out(source: Source, unreadable: int) -> None:
-    read = [f"{unreadable} that could not be read ({UNREADABLE_NAME} lists them)"] if unreadable else []
-    kinds = [counted_kinds(source.left_out)] if any(source.left_out.values()) else []
-    print(f"Left out: {', '.join(read + kinds) or 'nothing'}.", file=sys.stderr)

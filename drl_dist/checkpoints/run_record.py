@@ -14,6 +14,7 @@ from drl_dist.checkpoints.rollbacks import ROLLBACKS
 from drl_dist.checkpoints.run_status import STATUS
 from drl_dist.common.errors import UserError
 from drl_dist.common.nested import completed, differences, to_dict
+from drl_dist.config.presets import FIRST_STEPS
 from drl_dist.config.tree import Experiment, RunConfig
 from drl_dist.data.filesystem import Folder
 from drl_dist.data.substitutes import SUBSTITUTES
@@ -28,7 +29,8 @@ _MAY_CHANGE = "experiment.train.num_steps"
 
 
 def continued(run: RunConfig, chosen: Collection[str] = ()) -> RunConfig:
-    """The run as its folder has it, if an earlier version began it: see `drl_dist.checkpoints.earlier_records`.
+    """The run as its folder has it, if an earlier version began it (see `drl_dist.checkpoints.earlier_records`), or
+    where another number of steps would move the end of its first objective.
 
     Args:
         chosen: fields, by their dotted names, that are to be as they are.
@@ -37,7 +39,28 @@ def continued(run: RunConfig, chosen: Collection[str] = ()) -> RunConfig:
         UserError: its record is damaged.
     """
     names = [name for name in lacking(run.url, RECORD) if name not in chosen]
-    return dataclasses.replace(run, experiment=as_begun(run.experiment, names, f"run {run.run_name}"))
+    experiment = as_begun(run.experiment, names, f"run {run.run_name}")
+    first = None if FIRST_STEPS in chosen else first_steps_begun(run.url)
+    if first is not None and first != experiment.optim.first_objective_steps:
+        print(f"run {run.run_name} goes on with its own {FIRST_STEPS}, {first}", flush=True)
+        experiment = dataclasses.replace(
+            experiment, optim=dataclasses.replace(experiment.optim, first_objective_steps=first)
+        )
+    return dataclasses.replace(run, experiment=experiment)
+
+
+def first_steps_begun(run_url: str) -> int | None:
+    """Steps of a run's first objective, as its record has them; None without a record, or without such an objective.
+
+    Raises:
+        UserError: the record is damaged.
+    """
+    try:
+        text = Folder(run_url).read(RECORD)
+    except FileNotFoundError:
+        return None
+    optim = parse_json_object(text, source=f"record {run_url}/{RECORD}").get("experiment", {}).get("optim", {})
+    return optim.get("first_objective_steps") or None
 
 
 def check_record(run_url: str, experiment: Experiment, data_fingerprint: str, start_from: str | None = None) -> None:

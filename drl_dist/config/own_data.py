@@ -32,7 +32,9 @@ TABLE_6_MULTIPLIERS = (1, 2, 2, 2, 4, 4)
 """Its networks have the first of these, one a level; further levels are as wide as the last."""
 
 
-def experiment_for(*, resolution: int, channels: int, num_images: int, setting: str = "unet") -> Experiment:
+def experiment_for(
+    *, resolution: int, channels: int, num_images: int, setting: str = "unet", is_built_in: bool = True
+) -> Experiment:
     """An experiment for images that no preset was made for.
 
     ==================  ============================================================================================
@@ -59,10 +61,12 @@ def experiment_for(*, resolution: int, channels: int, num_images: int, setting: 
     The other settings have the wide ResNet of Table 6's row of the nearest size, and as many passes as its rows make.
 
     Args:
-        resolution: height and width of the images, in pixels; 4 or more, with an odd part of at most 15.
+        resolution: height and width of the images, in pixels; for networks that are built in 4 or more, with an odd
+            part of at most 15.
         channels: 1 or 3.
         num_images: images to train on.
         setting: one of `drl_dist.config.presets.SETTINGS`.
+        is_built_in: whether the network will be one of the project's, for which the widths and blocks are.
 
     Returns:
         The experiment, whose `preset` is ``own_unet`` or the like. What it leaves to the data is None.
@@ -73,11 +77,13 @@ def experiment_for(*, resolution: int, channels: int, num_images: int, setting: 
     rules: list[tuple[str, object, str, bool]] = [
         ("channels of the images", channels, "1 or 3", channels in (1, 3)),
         ("number of images", num_images, "at least 1", num_images >= 1),
+        ("resolution of the images", resolution, "at least 1", resolution >= 1),
     ]
     for what, got, expected, holds in rules:
         if not holds:
             raise UserError(what, got=got, expected=expected, remedy="correct it")
-    check_resolution(resolution)
+    if is_built_in:
+        check_resolution(resolution)
     is_small = channels * resolution**2 <= SMALL_DIMENSION
     row = _small_row(resolution, channels, num_images) if is_small else _table_6_row(resolution, channels, num_images)
     unet = _small_unet(resolution, num_images) if is_small else _large_unet(resolution, num_images)

@@ -113,6 +113,8 @@ ADJUSTMENTS: dict[str, dict[str, dict[str, Any]]] = {
 NEWER_FIELDS = ("model.spectral_norm_rule", "mcmc.normal_spread")
 """Fields for which presets choose otherwise than they did before these fields existed. What a record without them means
 is their default in `drl_dist.config.tree`."""
+FIRST_STEPS = "optim.first_objective_steps"
+"""Stays where it is when a run is made longer; defaults, which follow the number of steps, are for new runs."""
 
 SETTINGS = {
     "t6": "T = 6, K = 30 Langevin steps per level (10 for fashion_mnist): the paper's main setting",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -77,19 +77,26 @@ def differing_fields(one: RunView, other: RunView) -> list[list[str]]:
 
 
 def mean_sizes(series: Mapping[str, Mapping[int, float]]) -> dict[str, dict[int, float]]:
-    """Metrics of `PANELS` by step; of those that each level has, the mean over levels of their absolute values."""
-    gathered: dict[str, dict[int, list[float]]] = {}
+    """Metrics of `PANELS` by step; of those that each level has, the mean over levels of their absolute values.
+
+    A small batch has no image of some levels. They count with the value between their last and their next one: levels
+    differ by much, and the mean over those at hand would jump.
+    """
+    gathered: dict[str, list[dict[int, float]]] = {}
     for name, values in series.items():
         metric = without_level(name)
-        if metric not in PANELS:
-            continue
-        for step, value in values.items():
-            if math.isfinite(value):
-                gathered.setdefault(metric, {}).setdefault(step, []).append(abs(value) if name != metric else value)
-    return {
-        metric: {step: sum(values) / len(values) for step, values in by_step.items()}
-        for metric, by_step in gathered.items()
-    }
+        finite = {step: value for step, value in values.items() if math.isfinite(value)}
+        if metric in PANELS and finite:
+            sizes = {step: abs(value) if name != metric else value for step, value in finite.items()}
+            gathered.setdefault(metric, []).append(sizes)
+    return {metric: _mean_of(levels) for metric, levels in gathered.items()}
+
+
+def _mean_of(levels: Sequence[Mapping[int, float]]) -> dict[int, float]:
+    """The mean of curves at every step at which one of them has a value."""
+    steps = sorted({step for values in levels for step in values})
+    sampled = [np.interp(steps, sorted(values), [values[step] for step in sorted(values)]) for values in levels]
+    return dict(zip(steps, np.mean(sampled, axis=0).tolist(), strict=True))
 
 
 def _seed(run: RunView) -> str:
@@ -157,7 +164,7 @@ def _draw(panels: Mapping[str, list[Curve | None]], names: list[str], caption: s
             axis.set_yscale("symlog", linthresh=1.0)
         axis.set_title(f"{metric}, mean size over levels" if of_levels else metric, fontsize=9)
         axis.set_xlabel("step", fontsize=SMALLEST_POINTS)
-        axis.tick_params(labelsize=SMALLEST_POINTS)
+        axis.tick_params(which="both", labelsize=SMALLEST_POINTS)
         axis.grid(alpha=0.3)
         axis.legend(fontsize=SMALLEST_POINTS)
     return figure_png(figure, caption, label)

@@ -91,6 +91,8 @@ class _Numbers:
     seen_at: float | None = None
     images_per_second: float | None = None
     step_seconds: float | None = None
+    recent_seconds: float | None = None
+    """Mean duration of the steps of the last minute; None for runs of earlier versions."""
     interval: float | None = None
     """Seconds between two logged steps."""
     series: Mapping[str, Mapping[int, float | None]] = field(default_factory=dict[str, "dict[int, float | None]"])
@@ -153,6 +155,7 @@ def view_run(url: str, tracking_uri: str | None = None) -> RunView:
         numbers = _from_server(url, status, tracking_uri, notes)
     newest = newest_checkpoint(url)
     state = status.state if status else _ENDED.get(numbers.status or "", "unknown")
+    recent, batch_size = numbers.recent_seconds, record["experiment"]["train"].get("batch_size")
     now = time.time()
     began = status.since if status else None
     alive_at = max((moment for moment in (numbers.seen_at, began) if moment is not None), default=None)
@@ -169,8 +172,8 @@ def view_run(url: str, tracking_uri: str | None = None) -> RunView:
         state=state,
         step=numbers.step if numbers.step is not None else (newest.step if newest else None),
         seen_at=numbers.seen_at,
-        images_per_second=numbers.images_per_second,
-        step_seconds=numbers.step_seconds,
+        images_per_second=batch_size / recent if recent and batch_size else numbers.images_per_second,
+        step_seconds=recent or numbers.step_seconds,
         checkpoint=newest,
         checkpoint_at=_modified(newest.url) if newest else None,
         rollbacks=read_rollbacks(url),
@@ -201,6 +204,7 @@ def _from_files(url: str) -> _Numbers:
         seen_at=max((moment for history in found.values() for moment in history.times.values()), default=None),
         images_per_second=_recent(found.get("images_per_second")),
         step_seconds=_recent(found.get("step_seconds")),
+        recent_seconds=next(reversed(list(found.get("recent_step_seconds", History()).finite().values())), None),
         interval=statistics.median(gaps) if gaps else None,
         series={name: history.values for name, history in found.items() if is_watched(name)},
     )
@@ -228,12 +232,14 @@ def _from_server(url: str, status: RunStatus | None, tracking_uri: str | None, n
         known = latest.get(plain_name(name))
         if known is None or known.time < metric.time:
             latest[plain_name(name)] = metric
-    rate, seconds, loss = (latest.get(name) for name in ("images_per_second", "step_seconds", "loss"))
+    names = ("images_per_second", "step_seconds", "recent_step_seconds", "loss")
+    rate, seconds, recent, loss = map(latest.get, names)
     return _Numbers(
         step=loss.step if loss else None,
         seen_at=max((metric.time for metric in latest.values()), default=None),
         images_per_second=rate.value if rate else None,
         step_seconds=seconds.value if seconds else None,
+        recent_seconds=recent.value if recent else None,
         interval=seconds.value if seconds else None,
         said=run.tags.get(HEALTH_TAG) or ("healthy" if "health" in latest else None),
         status=run.status,

@@ -27,7 +27,10 @@ Weights: TypeAlias = Mapping[str, NDArray[Any]] | Mapping[str, Tensor]
 def averaged_network(experiment: Experiment, ema: Weights, device: torch.device) -> EnergyNetwork:
     """The network at its averaged weights, for sampling."""
     # Copies: arrays from elsewhere, such as Ray's object store, cannot be written to.
-    averaged = {name: torch.from_numpy(np.array(values)) for name, values in ema.items()}
+    averaged = {
+        name: values.detach().clone() if isinstance(values, Tensor) else torch.from_numpy(np.array(values))
+        for name, values in ema.items()
+    }
     # Settled on the CPU, so that every device samples the same network.
     network = load_averaged(build_network(experiment), averaged)
     network.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]

@@ -8,6 +8,7 @@ from collections.abc import Collection
 import torch
 
 from drl_dist.common.errors import UserError
+from drl_dist.library.arguments import place as place_of
 from drl_dist.library.extras import needing
 from drl_dist.library.model import Model, usable_device
 
@@ -34,7 +35,7 @@ def load(
         UserError: there is no such model, a file of it is missing or damaged, the server or the storage does not
             answer, the device cannot be used, or a package that this address needs is not installed.
     """
-    place = os.fspath(address)
+    place = place_of("address", address, "a folder, its URL, or models:/NAME@latest")
     chosen = usable_device(device)
     with needing("files", "loading a model"):
         import safetensors  # noqa: F401

@@ -17,6 +17,7 @@ from drl_dist.common.errors import UserError
 from drl_dist.common.images import to_uint8, to_unit_range
 from drl_dist.common.progress import progress
 from drl_dist.diffusion.noise import PhiloxNoise
+from drl_dist.library.arguments import place, real, refuse, whole
 from drl_dist.library.engine import Weights, check_finite, frozen_engine, with_labelled_progress
 from drl_dist.library.images import Images, given_images, given_mask, given_noisy
 from drl_dist.library.log_density import log_densities
@@ -152,7 +153,7 @@ class Model:
         Raises:
             UserError: an argument cannot be used, or the model makes images that are not finite.
         """
-        _check("num_images", num_images, "at least 1", num_images >= 1)
+        num_images = whole("num_images", num_images, "at least 1", 1)
         sampler, noise = build_sampler(self._with_steps(num_chain_steps), self.network.curvature), _noise(seed)
         asked = self._wanted(labels, guidance, compose, num_images)
 
@@ -187,8 +188,9 @@ class Model:
         Raises:
             UserError: as `sample`.
         """
-        _check("first and second", (first, second), "two different numbers from 0", 0 <= first != second >= 0)
-        _check("num_images", num_images, "at least 2, for both ends", num_images >= 2)
+        first, second = (whole("first and second", end, "two different numbers from 0", 0) for end in (first, second))
+        _check("first and second", (first, second), "two different numbers from 0", first != second)
+        num_images = whole("num_images", num_images, "at least 2, for both ends", 2)
         sampler = build_sampler(self._with_steps(num_chain_steps), self.network.curvature)
         ends = torch.tensor([first, second], device=self.device)
         weights = torch.linspace(0, 1, num_images, dtype=torch.float64, device=self.device)
@@ -266,8 +268,9 @@ class Model:
                 prior.
         """
         noisy = given_noisy(images, what="images", shape=self.image_shape).to(self.device)
-        sampler, noise, std = self._posterior_sampler(1, num_chain_steps), _noise(seed), noise_std / GREY_LEVELS
+        sampler, noise = self._posterior_sampler(1, num_chain_steps), _noise(seed)
         smallest, largest = sampler.noise_range
+        std = real("noise_std", noise_std, "in grey levels of 255") / GREY_LEVELS
         _check(
             "noise_std",
             noise_std,
@@ -300,8 +303,8 @@ class Model:
             UserError: an argument cannot be used, or a log-density is not finite.
         """
         given, noise = given_images(images, shape=self.image_shape), _noise(seed)
-        _check("level", level, f"0 to {self.num_levels - 1}", 0 <= level < self.num_levels)
-        _check("batch_size", batch_size, "at least 1", batch_size >= 1)
+        level = whole("level", level, f"0 to {self.num_levels - 1}", 0, self.num_levels - 1)
+        batch_size = whole("batch_size", batch_size, "at least 1", 1)
         for text in model_warnings(self._experiment):
             warnings.warn(text, UserWarning, stacklevel=2)
         values: list[Tensor] = []
@@ -330,7 +333,9 @@ class Model:
         with needing("files", "saving a model"):
             from drl_dist.library.folder import write_model
 
-            write_model(folder, self._experiment, self._weights, step=self._step, data=self._data)
+            write_model(
+                place("folder", folder, "a path"), self._experiment, self._weights, step=self._step, data=self._data
+            )
 
     def __repr__(self) -> str:
         return (
@@ -339,13 +344,14 @@ class Model:
         )
 
     def _posterior_sampler(self, num_rounds: int, num_chain_steps: int | None) -> PosteriorSampler:
-        _check("num_rounds", num_rounds, "at least 1", num_rounds >= 1)
+        num_rounds = whole("num_rounds", num_rounds, "at least 1", 1)
         return build_posterior_sampler(self._with_steps(num_chain_steps), num_rounds, self.network.curvature)
 
     def _with_steps(self, num_chain_steps: int | None) -> Experiment:
         """The experiment, whose config is checked anew, with K as it was asked for."""
         if num_chain_steps is None:
             return self._experiment
+        num_chain_steps = whole("num_chain_steps", num_chain_steps, "at least 1", 0)
         mcmc = dataclasses.replace(self._experiment.mcmc, sampling_chain_steps=num_chain_steps)
         return dataclasses.replace(self._experiment, mcmc=mcmc)
 
@@ -367,7 +373,7 @@ class Model:
 
     def _draw(self, what: str, ids: Tensor, draw: Draw, num_gradients: int, batch_size: int, asked: Wanted) -> Tensor:
         """The images of these ids, batch by batch; uint8 on the CPU."""
-        _check("batch_size", batch_size, "at least 1", batch_size >= 1)
+        batch_size = whole("batch_size", batch_size, "at least 1", 1)
         made: list[Tensor] = []
         total = len(ids) * num_gradients * asked.num_energies
         with _fixed_sums(), progress(what, total, 0, "chain steps") as advance:
@@ -391,8 +397,8 @@ def usable_device(device: torch.device | str) -> torch.device:
     """
     try:
         return torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError) as error:
-        # Torch without CUDA asserts.
+    except (RuntimeError, AssertionError, TypeError, ValueError) as error:
+        # Torch without CUDA asserts; other types raise the others.
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
             "device",
@@ -414,10 +420,9 @@ def _fixed_sums() -> Iterator[None]:
 
 
 def _noise(seed: int) -> PhiloxNoise:
-    _check("seed", seed, "a number in [0, 2**63)", 0 <= seed < 2**63)
-    return PhiloxNoise(seed)
+    return PhiloxNoise(whole("seed", seed, "0 to 2**63 - 1", 0))
 
 
 def _check(name: str, got: object, expected: str, holds: bool) -> None:
     if not holds:
-        raise UserError(f"argument {name}", got=got, expected=expected, remedy="correct the argument")
+        refuse(name, got, expected)

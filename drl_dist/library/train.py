@@ -20,6 +20,7 @@ from drl_dist.config.presets import default_setting, of_length, preset
 from drl_dist.config.tree import EngineConfig, Experiment
 from drl_dist.data.pixels.scales import scaled_to
 from drl_dist.data.pixels.statistics import measure_images
+from drl_dist.library.arguments import MAX_WHOLE, refuse, whole
 from drl_dist.library.images import Images, given_classes, given_images
 from drl_dist.library.model import Model, usable_device
 from drl_dist.training.callbacks import Progress, told
@@ -79,6 +80,14 @@ def train(
         DivergedError: the loss is not finite, or the chains run away.
     """
     chosen = usable_device(("cuda" if torch.cuda.is_available() else "cpu") if device is None else device)
+    if not isinstance(callbacks, Iterable):
+        refuse("callbacks", type(callbacks).__name__, "a list of objects with on_step(report, state)")
+    callbacks = list(callbacks)
+    if engine is not None and not isinstance(engine, EngineConfig):
+        refuse("engine", type(engine).__name__, "a drl_dist.config.tree.EngineConfig, or None")
+    # Which of them a run can have, the config says.
+    seed = None if seed is None else whole("seed", seed, "0 to 2**63 - 1", -MAX_WHOLE)
+    num_steps = None if num_steps is None else whole("num_steps", num_steps, "at least 1", -MAX_WHOLE)
     for callback in callbacks:
         if not callable(getattr(callback, "on_step", None)):
             raise UserError(

@@ -15,6 +15,10 @@ from drl_dist.tracking.metrics import describe
 DEFAULT_METRICS = ("loss", "log_density_gap", "displacement", "noise_error", "grad_norm")
 BINS = 60
 """Points of a curve: means over equal ranges of steps, since single steps are mostly noise."""
+MEDIAN_REACH = 7
+"""Points on either side that the medians of a line are over; the points themselves are drawn faintly."""
+LEAST_REACH = 3
+"""The same at the ends of a line."""
 MOST_LABELS = 8
 LINEAR_NATS = 10
 """Log-density gaps beyond it are drawn on a logarithmic scale: those of level 0 are a hundred times the others."""
@@ -52,10 +56,18 @@ def binned(history: Mapping[int, float]) -> Curve:
     return np.array([steps[part].mean() for part in parts]), np.array([values[part].mean() for part in parts])
 
 
+def moving_median(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The median of each value and its neighbours: what single ones do may be larger than all change."""
+    # At the ends over as few on the inner side as on the outer one, or the beginning of a fall would look flat.
+    ends = (min(place, len(values) - 1 - place) for place in range(len(values)))
+    reach = (max(LEAST_REACH, min(MEDIAN_REACH, end)) for end in ends)
+    return np.array([np.median(values[max(0, place - far) : place + far + 1]) for place, far in enumerate(reach)])
+
+
 def curves_caption(run_name: str, panels: Mapping[str, Mapping[str, Curve]], seed: int | str | None) -> str:
     """What a picture of curves shows, of which run, up to which step, with which seed if it is known."""
     last = max(float(steps[-1]) for lines in panels.values() for steps, _ in lines.values())
-    parts = [f"curves of run {run_name}", f"up to about step {last:.0f}, means over ranges of steps"]
+    parts = [f"curves of run {run_name}", f"up to about step {last:.0f}, means over ranges of steps, with medians"]
     return ", ".join(parts if seed is None else [*parts, f"seed {seed}"])
 
 
@@ -84,17 +96,20 @@ def draw_panels(panels: Mapping[str, Mapping[str, Curve]], kind: str, caption: s
             (steps, values), level = lines[name], _LEVEL.search(name)
             # Sixteen bands of levels would hide the curves: colours run from the first to the last.
             is_labelled = level and (len(lines) <= MOST_LABELS or name in (ordered[0], ordered[-1]))
-            axis.plot(
-                steps, values, color=colour, linewidth=1, label=f"level {level[1]}" if level and is_labelled else None
-            )
+            axis.plot(steps, values, color=colour, linewidth=0.6, alpha=0.2 if len(lines) > 1 else 0.4)
+            label_of_line = f"level {level[1]}" if level and is_labelled else None
+            axis.plot(steps, moving_median(values), color=colour, linewidth=1.1, label=label_of_line)
         if len(lines) > 1:
-            axis.legend(fontsize=SMALLEST_POINTS)
+            # Below the panel: within it, it would cover curves.
+            below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.17), "frameon": False}
+            axis.legend(fontsize=SMALLEST_POINTS, ncols=4, **below)
         if metric == "log_density_gap" and any(np.abs(values).max() > LINEAR_NATS for _, values in lines.values()):
             axis.set_yscale("symlog", linthresh=LINEAR_NATS)
         axis.set_title(
             textwrap.fill(describe(f"{metric}/level_0") or describe(metric) or metric, 60), fontsize=SMALLEST_POINTS
         )
         axis.set_xlabel("step", fontsize=SMALLEST_POINTS)
-        axis.tick_params(labelsize=SMALLEST_POINTS)
+        # Logarithmic axes have small ticks with labels, too.
+        axis.tick_params(which="both", labelsize=SMALLEST_POINTS)
         axis.grid(alpha=0.3)
     return figure_file(figure, caption, kind, label)

@@ -109,6 +109,13 @@ METRICS: tuple[Metric, ...] = (
         section="speed",
     ),
     Metric(
+        "recent_step_seconds",
+        "duration of a step, mean over about the last minute",
+        "seconds",
+        "training",
+        section="speed",
+    ),
+    Metric(
         "images_seen", "images trained on since the start of the run, over all workers", runs="training", section="main"
     ),
     Metric(

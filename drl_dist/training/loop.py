@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +17,10 @@ from drl_dist.config.tree import Experiment
 from drl_dist.training.guard import Interrupt
 from drl_dist.training.state import TrainState
 from drl_dist.training.step import StepResult, TrainStep
+
+RECENT_SECONDS = 60.0
+_MARK_SECONDS = 1.0
+"""Seconds between the steps that are kept to look back to."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,8 @@ class StepReport:
     """Over all ranks."""
     chain_steps_per_second: float
     """Langevin steps of single images, over all ranks."""
+    recent_seconds: float | None = None
+    """Mean duration of the whole steps of the last minute, but for the first step; None if there is no other."""
 
     def metrics(self) -> dict[str, float]:
         """Every number of the step by its name; read from the device once, however many callbacks ask."""
@@ -50,6 +57,7 @@ class StepReport:
             "chain_steps_per_second": self.chain_steps_per_second,
             "data_wait_fraction": self.wait_seconds / self.seconds,
             "step_seconds": self.seconds,
+            "recent_step_seconds": self.seconds if self.recent_seconds is None else self.recent_seconds,
             "images_seen": float(self.images_seen),
         }
 
@@ -86,7 +94,7 @@ def train(
     """
     num_steps, batch_size = experiment.train.num_steps, experiment.train.batch_size
     stream = iter(batches)
-    started = time.perf_counter()
+    started, pace = time.perf_counter(), _Pace()
     while state.step < num_steps:
         waited = time.perf_counter()
         batch = next(stream)
@@ -106,11 +114,29 @@ def train(
             images_seen=state.step * batch_size,
             images_per_second=rate,
             chain_steps_per_second=rate * (_num_chain_steps(experiment) if step.objective.needs_negatives else 0.0),
+            recent_seconds=pace.after(state.step, now),
         )
         for callback in callbacks:
             callback.on_step(report, state)
         if result.interrupt is Interrupt.STOP:
             return
+
+
+class _Pace:
+    """Durations of steps, of late; the first one, which compiles and warms up, is left out."""
+
+    def __init__(self) -> None:
+        self._marks = deque[tuple[float, int]]()
+
+    def after(self, step: int, now: float) -> float | None:
+        """See `StepReport.recent_seconds`."""
+        marks = self._marks
+        while len(marks) > 1 and marks[1][0] <= now - RECENT_SECONDS:
+            marks.popleft()
+        recent = (now - marks[0][0]) / (step - marks[0][1]) if marks else None
+        if not marks or now - marks[-1][0] >= _MARK_SECONDS:
+            marks.append((now, step))
+        return recent
 
 
 def _num_chain_steps(experiment: Experiment) -> float:

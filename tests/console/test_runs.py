@@ -18,6 +18,7 @@ from drl_dist.checkpoints.rollbacks import Rollback, add_rollback
 from drl_dist.checkpoints.run_config import write_run_config
 from drl_dist.checkpoints.run_record import write_record
 from drl_dist.checkpoints.run_status import RunStatus, State, write_status
+from drl_dist.common.durations import duration
 from drl_dist.common.errors import UserError
 from drl_dist.common.images import MIN_WIDTH
 from drl_dist.config.presets import preset
@@ -98,6 +99,18 @@ def test_status_says_where_a_run_stands(tmp_path: Path, capsys: pytest.CaptureFi
         "went back from step 40 to step 30: chains moved",
         "health: healthy",
     ]
+
+
+def test_the_time_left_follows_the_last_minute_as_the_log_does(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = make(tmp_path, "slow")
+    with RunFiles(str(folder), 60) as files:
+        # Most logged steps are quick, but the machine has become busy.
+        files.log_metrics(61, {"loss": 1.0, "images_per_second": 32.0, "step_seconds": 1.0, "recent_step_seconds": 4.0})
+    assert run(["status", str(folder)]) == 0
+    said = f"step 61 of {NUM_STEPS} (4.1%), 8.0 images/s, {duration((NUM_STEPS - 61) * 4)} left"
+    assert said in capsys.readouterr().out.splitlines()
 
 
 def test_status_of_runs_that_are_ill(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -38,7 +38,8 @@ def make(
     client_of(server.uri).log_metric(run_id, "loss", 9.0, timestamp=1000, step=3)
     tracker = Tracker(server.uri, run_id, storage / "spools", system_since=time.time() - 5)
     for step in range(1, 11):
-        tracker.log_metrics(step, {"loss": 1 / step, "images_per_second": 16.0, "step_seconds": 0.5, "health": 0.0})
+        speed = {"images_per_second": 16.0, "step_seconds": 0.5, "recent_step_seconds": 2.0}
+        tracker.log_metrics(step, {"loss": 1 / step, "health": 0.0} | speed)
     tracker.set_tags({"drl_dist.health": "data-bound: steps wait"})
     for step in (5, 10):
         metadata = {"run_name": name, "images_seen": 8 * step}
@@ -69,7 +70,7 @@ def test_tracked_runs_are_shown_compared_and_deleted_with_their_versions_alone(
     assert run(["status", str(tmp_path / "gone.1")]) == 0
     first, steps, newest, health, page = capsys.readouterr().out.splitlines()
     assert first.startswith("run gone.1 (digits): running, for ")
-    assert steps.startswith("step 10 of 100 (10.0%), 16.0 images/s, 45 s left, last sign ")
+    assert steps.startswith("step 10 of 100 (10.0%), 16.0 images/s, 3 min left, last sign ")
     assert newest.startswith("newest checkpoint: step 10, ") and health == "health: data-bound: steps wait"
     assert page.startswith(f"page: {mlflow_server.uri}/#/experiments/") and gone in page
 

@@ -62,6 +62,12 @@ def test_subfolders_are_classes_in_the_samples_and_in_the_index(folder_prepared:
     assert {path: path.read_bytes() for path in out.iterdir()} == before
 
 
+def test_a_name_may_have_hyphens_as_those_of_runs(folder_prepared: Prepare) -> None:
+    index = open_index(str(folder_prepared("--name", "cats-and-dogs")))
+    assert (index.name, index.shards[0].name) == ("cats-and-dogs", "cats-and-dogs-train-00000.tar")
+    assert len(facts(index)) == 30
+
+
 def test_an_unreadable_image_is_in_no_count(folder_prepared: Prepare, photos: Path) -> None:
     (photos / "dogs" / "broken.jpg").write_bytes(b"\xff\xd8\xff")
     index = open_index(str(folder_prepared()))
@@ -76,9 +82,36 @@ def test_an_image_outside_of_the_classes_leaves_all_without(
     index = open_index(str(folder_prepared("--labels", labels)))
     assert index.classes == classes == index.class_counts
     assert not any("label" in entry for entry in facts(index))
+    said = "No labels: one.png lies in no subfolder; move it, or give --labels none."
+    assert (said in capsys.readouterr().err) == (labels == "auto")
     with pytest.raises(UserError, match=r"^--labels: got folders, but one\.png lies in no subfolder"):
         folder_prepared("--labels", "folders", out="other")
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_images_outside_of_the_classes_are_counted_where_subfolders_may_be_classes(
+    folder_prepared: Prepare, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("one.png", "two.png"):
+        (photos / name).write_bytes(encoded(photo(99, 20, 20), "PNG"))
+    folder_prepared()
+    said = "No labels: 2 images, such as one.png, lie in no subfolder; move them, or give --labels none."
+    assert said in capsys.readouterr().err
+    # A folder of originals beside the pictures is no class.
+    (photos / "cats").rename(photos / "dogs" / "more")
+    folder_prepared(out="other")
+    assert "No labels" not in capsys.readouterr().err
+
+
+def test_metadata_without_the_column_of_the_classes_are_told(
+    folder_prepared: Prepare, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (photos / "metadata.csv").write_text("file_name,mood\ncats/01.png,a\n")
+    assert open_index(str(folder_prepared())).classes == ("cats", "dogs")
+    said = (
+        "No labels from metadata.csv: its columns beside file_name are mood; --label-column names that of the classes"
+    )
+    assert said in capsys.readouterr().err
 
 
 def test_parts_of_a_data_set_are_no_classes(
@@ -192,6 +225,8 @@ def test_a_split_resumes_and_refuses_another_share(
         (("--split", "0.9999999"), r"^--split: got 0\.9999999 of 30 images, which leaves none for test"),
         (("--split", "0.9", "--shard-size", "0"), "^--shard-size: got 0"),
         (("--name", "a b"), "^--name: got 'a b', expected letters"),
+        (("--name", "a.b"), "^--name: got 'a.b', expected letters"),
+        (("--name=-a",), "^--name: got '-a', expected letters.* not beginning with '-'"),
         (("--min-side", "-1"), "^--min-side: got -1, expected 0 or more"),
         (("--crop", "left"), "option --crop: got left, expected one of center, top, none, pad"),
         (("--labels", "some"), "option --labels: got some, expected one of auto"),
@@ -238,13 +273,28 @@ def test_crops_of_images_that_are_not_square(crop: str, wide: str, tall: str) ->
         assert np.asarray(grey).tolist() == [[10] * 4, [200] * 4, [200] * 4, [10] * 4]
 
 
-def test_small_images_are_left_out_on_request(folder_prepared: Prepare, photos: Path) -> None:
+def test_small_images_are_left_out_on_request(
+    folder_prepared: Prepare, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (photos / "cats" / "icon.png").write_bytes(encoded(photo(77, 8, 40), "PNG"))
     out = folder_prepared("--min-side", "16", "--crop", "pad")
     listed = json.loads((out / "unreadable.json").read_text())
     assert [entry["reason"] for entry in listed] == ["40x8 pixels, less than --min-side 16"]
     made = open_index(str(out)).made_by
     assert (made["crop"], made["min_side"]) == ("pad", 16)
+    # It could be read, and is counted by itself.
+    assert (made["unreadable"], made["small"]) == (0, 1)
+    printed = capsys.readouterr().err
+    assert "1 image is smaller than --min-side and is left out; unreadable.json lists them:" in printed
+    assert "Left out: 1 smaller than --min-side (unreadable.json lists them)" in printed
+    assert "could not be read" not in printed
+    folder_prepared("--min-side", "16", "--crop", "pad")
+    assert "Left out: 1 smaller than --min-side" in capsys.readouterr().err
+    (photos / "cats" / "broken.png").write_bytes(b"no image")
+    folder_prepared("--min-side", "16", out="both")
+    assert "Left out: 1 that could not be read and 1 smaller than --min-side (unr" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"none readable and large enough .*; choose a smaller --min-side; nothing was"):
+        folder_prepared("--min-side", "1600", out="none")
 
 
 def test_a_size_without_a_network_is_said_where_it_is_made(

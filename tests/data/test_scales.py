@@ -173,7 +173,6 @@ def test_training_without_ray_records_numbers_and_resumes(
 
 def test_a_dry_run_says_what_the_data_decide(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     told = "null here, and taken from the statistics of the data: " + ", ".join(FROM_DATA) + "\n"
-    told += "--estimate also tells parameters, FLOP, memory, epochs and hours\n"
     given = ["--preset", "cifar10", "--setting", "unet", "--data", "/data", "--storage", "/runs", "--sweep-name", "s"]
     for more, expected in (("--dry-run", told), ("--no-dry-run", "")):
         plan, _ = parse_sweep([*given, *NONE, more])

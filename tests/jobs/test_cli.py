@@ -17,6 +17,7 @@ from typing import NoReturn
 import pytest
 
 from drl_dist.checkpoints.configs import config_from_dict
+from drl_dist.checkpoints.run_record import check_record, continued, write_record
 from drl_dist.common.errors import UserError
 from drl_dist.common.program import SIGNALS
 from drl_dist.config.from_data import left_to_data
@@ -27,7 +28,7 @@ from drl_dist.jobs.common.entry import run_command
 from drl_dist.jobs.ood.options import OodOptions
 from drl_dist.jobs.train import options as cli_train
 from drl_dist.jobs.train import own_options as cli_own
-from drl_dist.jobs.train.options import parse_train
+from drl_dist.jobs.train.options import chosen_fields, parse_train
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPLETE = ("--data", "/data", "--run-name", "a", "--storage", "/runs")
@@ -76,7 +77,6 @@ def test_dry_run_prints_the_preset_as_json(job: str, arguments: tuple[str, ...],
     assert run == RunConfig(experiment=preset(name, setting))
     left = ", ".join(left_to_data(run.experiment))
     told = f"null here, and taken from the statistics of the data: {left}\n" if left else ""
-    told += "--estimate also tells parameters, FLOP, memory, epochs and hours\n"
     assert (done.returncode, done.stderr, bool(left)) == (0, told, "unet" in arguments)
 
 
@@ -190,6 +190,39 @@ def test_a_run_that_is_shortened_keeps_the_share_of_its_first_objective(capsys: 
         first("--train.num-steps", "200", "--optim.first_objective_steps=200")
     with pytest.raises(UserError, match=r"got 780 of the 1 step of train.num_steps, .*; raise train.num_steps above"):
         first("--train.num-steps", "1")
+
+
+def test_a_run_that_exists_keeps_its_own_first_objective_when_it_is_made_longer(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    places = ["--data", "/data", "--storage", str(tmp_path), "--run-name", "r1"]
+
+    def parsed(*words: str) -> RunConfig:
+        return parse_train("digits", [*places, *words])[0]
+
+    begun = parsed("--train.num-steps", "5")
+    write_record(begun.url, begun.experiment, "f00d")
+    assert begun.experiment.optim.first_objective_steps == 4
+    capsys.readouterr()
+    # Shorter than the preset's first objective, longer than it, as long as the preset, and shorter than its own.
+    for words, at_once in ((["8"], 4), (["2000"], 780), ([], 780), (["3"], 2)):
+        run = parsed(*(["--train.num-steps", *words] if words else []))
+        assert run.experiment.optim.first_objective_steps == at_once
+        kept = continued(run, chosen_fields(words))
+        assert kept.experiment.optim.first_objective_steps == 4
+        check_record(run.url, kept.experiment, "f00d")
+        printed = capsys.readouterr()
+        assert printed.err == ""
+        assert (printed.out == "run r1 goes on with its own optim.first_objective_steps, 4\n") == (at_once != 4)
+    # What was typed is not passed over.
+    words = ["--train.num-steps", "8", "--optim.first-objective-steps", "6"]
+    with pytest.raises(UserError, match=r"optim\.first_objective_steps: 4 -> 6"):
+        check_record(begun.url, continued(parsed(*words), chosen_fields(words)).experiment, "f00d")
+    # A damaged record is said when the run starts, not by a dry run.
+    (tmp_path / "r1" / "experiment.json").write_text("{")
+    assert parsed("--train.num-steps", "8").experiment.optim.first_objective_steps == 6
+    with pytest.raises(UserError, match=r"experiment\.json: got no JSON"):
+        continued(parsed("--train.num-steps", "8"))
 
 
 def test_unknown_category_names_the_known_ones() -> None:

@@ -20,6 +20,7 @@ from drl_dist.checkpoints.format import CheckpointState, read_checkpoint, write_
 from drl_dist.common.errors import UserError
 from drl_dist.common.images import to_uint8
 from drl_dist.config.tree import EngineConfig, Experiment, McmcConfig, ModelConfig
+from drl_dist.data.subset import representative
 from drl_dist.diffusion.noise import PhiloxNoise
 from drl_dist.jobs.common.output.sheet import images_in
 from drl_dist.jobs.edit.driver import inpaint_run, interpolate_run
@@ -160,9 +161,9 @@ def test_the_inpainting_job(checkpoint: Path, data: Path, without_ray: dict[str,
     images = {path.stem: pixels(path) for path in (out / "images").iterdir()}
     assert len(images) == 3 * 4
     hidden = hidden_pixels("random-25%", 8, PhiloxNoise(0), torch.arange(3)).numpy()[:, 0]
-    for number in range(3):
+    for number, place in enumerate(representative(6, 3).tolist()):
         original = images[f"{number:05d}-original"]
-        np.testing.assert_array_equal(original, pixels_of(number)[0])
+        np.testing.assert_array_equal(original, pixels_of(place)[0])
         np.testing.assert_array_equal(images[f"{number:05d}-given"], np.where(hidden[number], np.uint8(128), original))
         results = [images[f"{number:05d}-result-{completion:03d}"] for completion in range(2)]
         for result in results:
@@ -196,7 +197,7 @@ def test_denoising(checkpoint: Path, data: Path, tmp_path: Path, degraded: bool)
     assert inpaint_run(wanted) == 0
     images = {path.stem: pixels(path).astype(int) for path in (tmp_path / "out" / "images").iterdir()}
     assert ("00000-original" in images) == (not degraded)
-    noise = images["00000-given"] - pixels_of(0)[0]
+    noise = images["00000-given"] - pixels_of(int(representative(6, 2)[0]))[0]
     # Clipping takes some of the noise away.
     assert (noise == 0).all() if degraded else 20 < noise.std() < 45
     assert (images["00000-result-000"] != images["00000-result-001"]).mean() > 0.5
@@ -208,8 +209,8 @@ def test_super_resolution_keeps_the_means_of_the_blocks(checkpoint: Path, data: 
     assert inpaint_run(spoiled) == 0
     images = {path.stem: pixels(path) for path in (tmp_path / "spoiled" / "images").iterdir()}
     small = [images[f"{number:05d}-given"][::2, ::2] for number in range(2)]
-    for number, shown in enumerate(small):
-        means = pixels_of(number)[0].reshape(4, 2, 4, 2).mean((1, 3))
+    for number, (place, shown) in enumerate(zip(representative(6, 2).tolist(), small, strict=True)):
+        means = pixels_of(place)[0].reshape(4, 2, 4, 2).mean((1, 3))
         assert np.abs(means - shown).max() <= 0.5
         for completion in range(2):
             result = images[f"{number:05d}-result-{completion:03d}"].reshape(4, 2, 4, 2)
@@ -234,11 +235,32 @@ def test_super_resolution_keeps_the_means_of_the_blocks(checkpoint: Path, data: 
     assert not list((tmp_path / "out" / "images").glob("*original*"))
 
 
+def test_images_come_from_all_over_the_data_but_in_folders_of_earlier_versions(
+    checkpoint: Path, data: Path, tmp_path: Path
+) -> None:
+    def originals(out: Path) -> list[int]:
+        shown = [pixels(out / f"images/{number:05d}-original.png") for number in range(2)]
+        return [next(place for place in range(6) if (pixels_of(place)[0] == one).all()) for one in shown]
+
+    wanted = options(checkpoint, data, tmp_path / "new", num_completions=1)
+    assert inpaint_run(wanted) == 0
+    assert originals(tmp_path / "new") == representative(6, 2).tolist() != [0, 1]
+    # As a killed start of an earlier version leaves it: the request alone.
+    request = json.loads((tmp_path / "new/request.json").read_text())
+    del request["images"]
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old/request.json").write_text(json.dumps(request))
+    for _ in range(2):
+        assert inpaint_run(replace(wanted, out=str(tmp_path / "old"))) == 0
+        assert originals(tmp_path / "old") == [0, 1]
+        assert json.loads((tmp_path / "old/request.json").read_text()) == request
+
+
 @pytest.mark.slow
 def test_a_result_depends_on_its_image_and_its_number_alone(checkpoint: Path, data: Path, tmp_path: Path) -> None:
     few, many = options(checkpoint, data, tmp_path / "few"), options(checkpoint, data, tmp_path / "many")
     inpaint_run(few)
-    inpaint_run(replace(many, num_images=3, num_completions=3))
+    inpaint_run(replace(many, num_completions=3, batch_size=4))
     for path in (tmp_path / "few" / "images").iterdir():
         assert path.read_bytes() == (tmp_path / "many" / "images" / path.name).read_bytes()
     assert len(list((tmp_path / "few" / "images").iterdir())) == 2 * 4

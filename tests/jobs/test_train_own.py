@@ -7,7 +7,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +18,11 @@ from drl_dist.checkpoints.run_record import RECORD, RUN_CONFIG, write_record
 from drl_dist.common.errors import UserError
 from drl_dist.common.nested import to_dict
 from drl_dist.config.own_data import experiment_for
-from drl_dist.config.presets import preset
+from drl_dist.config.presets import FIRST_STEPS, preset
 from drl_dist.config.tree import RunConfig
+from drl_dist.jobs.train import own_options
 from drl_dist.jobs.train.model_name import check_model_name, model_name_for
+from drl_dist.jobs.train.options import Wanted
 from drl_dist.jobs.train.own_options import parse_own_options
 from drl_dist.jobs.train.single_device import train_on_one_device
 from tests.data.sets import write_set
@@ -208,6 +210,24 @@ def test_a_size_without_a_network_names_the_nearest(tmp_path: Path) -> None:
     assert "prepare the data with --resolution 36 or 40" in refused("--data", tmp_path, *PLACES)
 
 
+@pytest.mark.parametrize("setting", ["unet", "t6", "t1k_dsm"])
+def test_a_network_of_ones_own_takes_any_size(tmp_path: Path, setting: str) -> None:
+    data = tmp_path / "odd"
+    write_set(str(data), (30,), resolution=17, channels=3)
+    mine = ("--setting", setting, "--model.network")
+    for words in (
+        (*mine, "my_network:MyNetwork"),
+        ("--setting", setting, "--model.network=my_network:Other"),
+    ):
+        run = parsed("--data", data, *PLACES, *words)
+        assert run.experiment.model.resolution == 17 and run.experiment.train.batch_size == 8
+    chosen = tmp_path / "part.json"
+    chosen.write_text('{"experiment": {"model": {"network": "my_network:MyNetwork"}}}')
+    assert parsed("--data", data, *PLACES, "--config", chosen).experiment.model.network == "my_network:MyNetwork"
+    for name in ("unet", "wide_resnet"):
+        assert "prepare the data with --resolution 16 or 18" in refused("--data", data, *PLACES, *mine, name)
+
+
 def test_a_run_goes_on_with_all_that_its_folder_says(tmp_path: Path, shards: Path) -> None:
     run = parsed(
         "--data", shards, "--storage", tmp_path, "--run-name", "r", "--loader.cache-gib", "3", "--num-workers", "2"
@@ -299,6 +319,28 @@ def test_damaged_records_are_said(record: str, text: str, said: str, tmp_path: P
     write_record(run.url, run.experiment, "0" * 64)
     (tmp_path / "r" / record).write_text(text)
     assert said in refused("--resume", run.url, "--data", shards)
+
+
+def test_a_config_chooses_the_first_objective_unless_the_command_shortens_it(
+    config: Path, shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted: list[Wanted] = []
+
+    def run_command(parse: Callable[[Sequence[str]], tuple[Wanted, bool]], *_: object, **__: object) -> None:
+        wanted.append(parse(words)[0])
+
+    monkeypatch.setattr(own_options, "run_command", run_command)
+    partial = config.with_name("part.json")
+    partial.write_text('{"experiment": {"train": {"seed": 1}}}')
+    for path, more, chosen in (
+        (config, (), (FIRST_STEPS,)),
+        (config, ("--train.num-steps", "20"), ()),
+        (partial, (), ()),
+        (partial, ("--optim.first-objective-steps=9",), (FIRST_STEPS,)),
+    ):
+        words = ["--data", str(shards), *PLACES, "--config", str(path), *more]
+        own_options.own_train_command()
+        assert wanted.pop()[2] == chosen
 
 
 @pytest.mark.slow

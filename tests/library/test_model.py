@@ -23,6 +23,7 @@ from drl_dist.diffusion.noise import PhiloxNoise
 from drl_dist.jobs.edit.driver import inpaint_run, interpolate_run
 from drl_dist.jobs.edit.options import InpaintOptions, InterpolateOptions
 from drl_dist.jobs.sample.task import SampleRequest, SampleTasks
+from drl_dist.library.engine import averaged_network
 from drl_dist.library.stored import load_model
 from drl_dist.training.state import TrainState
 from tests.data.sets import pixels_of, write_set
@@ -134,6 +135,16 @@ def test_a_state_of_training_is_a_model(model: drl_dist.Model) -> None:
     assert early.step == 7 and torch.equal(early.sample(2), model.sample(2))
 
 
+@pytest.mark.filterwarnings("error::DeprecationWarning")
+def test_weights_may_be_tensors_or_arrays_that_cannot_be_written_to(model: drl_dist.Model) -> None:
+    arrays = {name: value.numpy() for name, value in model.weights.items()}
+    for array in arrays.values():
+        array.flags.writeable = False
+    one, other = (averaged_network(model.experiment, ema, model.device) for ema in (model.weights, arrays))
+    for name, value in one.state_dict().items():
+        assert torch.equal(value, other.state_dict()[name])
+
+
 def test_moving_it_changes_nothing(model: drl_dist.Model) -> None:
     expected = model.sample(2)
     assert model.to("cpu") is model and torch.equal(model.sample(2), expected)
@@ -145,7 +156,7 @@ BAD: list[tuple[Callable[[drl_dist.Model], object], str]] = [
     (lambda model: model.sample(1, batch_size=0), "argument batch_size: got 0"),
     (lambda model: model.sample(1, num_chain_steps=0), "mcmc.sampling_chain_steps: got 0"),
     (lambda model: model.interpolate(1, 1, 3), r"first and second: got \(1, 1\)"),
-    (lambda model: model.interpolate(-1, 1, 3), r"first and second: got \(-1, 1\)"),
+    (lambda model: model.interpolate(-1, 1, 3), "first and second: got -1, expected two"),
     (lambda model: model.interpolate(0, 1, 1), "num_images: got 1, expected at least 2"),
     (lambda model: model.to("cuda:99"), "device: got cuda:99 "),
     (lambda model: model.to("gpu"), "device: got gpu "),
@@ -168,6 +179,48 @@ BAD: list[tuple[Callable[[drl_dist.Model], object], str]] = [
     (lambda model: model.denoise(first_images(), 0), "argument noise_std: got 0, expected more than"),
     (lambda model: model.denoise(torch.full((1, 8, 8), torch.inf), 60), "pixels that are not finite"),
 ]
+
+
+NO_NUMBERS = ("4", 2.0, None, [1], True, torch.tensor([1, 2]), b"4")
+MASK = np.eye(8, dtype=bool)
+
+
+@pytest.mark.parametrize("value", NO_NUMBERS, ids=repr)
+def test_what_is_no_whole_number_is_refused_as_all_else(model: drl_dist.Model, value: Any) -> None:
+    uses: dict[str, Callable[[], object]] = {
+        "num_images": lambda: model.sample(value),
+        "seed": lambda: model.sample(1, seed=value),
+        "num_chain_steps": lambda: model.sample(1, num_chain_steps=value),
+        "batch_size": lambda: model.sample(1, batch_size=value),
+        "first and second": lambda: model.interpolate(0, value, 3),
+        "num_rounds": lambda: model.inpaint(first_images(), MASK, num_rounds=value),
+        "level": lambda: model.log_density(first_images(), level=value),
+    }
+    if value is None:
+        # The model's own.
+        del uses["num_chain_steps"]
+    for name, use in uses.items():
+        with pytest.raises(UserError, match=rf"^argument {name}: got .*, expected a whole number, "):
+            use()
+
+
+def test_numbers_of_numpy_and_torch_are_numbers(model: drl_dist.Model) -> None:
+    expected = model.sample(2, seed=3)
+    found = model.sample(np.int64(2), seed=torch.tensor(3))  # pyright: ignore[reportArgumentType]
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("value", [None, 5, b"a", ["a"]], ids=repr)
+def test_what_is_no_number_no_place_and_no_device_is_refused(model: drl_dist.Model, value: Any) -> None:
+    with pytest.raises(UserError, match=r"^argument folder: got .*, expected a path"):
+        model.save(value)
+    with pytest.raises(UserError, match=r"^argument address: got .*, expected a folder"):
+        drl_dist.load(value)
+    if value != 5:
+        with pytest.raises(UserError, match=r"^argument noise_std: got .*, expected a number"):
+            model.denoise(first_images(), value)
+    with pytest.raises(UserError, match=r"^device: got "):
+        model.to([] if value is None else 10**30 if value == 5 else value)
 
 
 @pytest.mark.parametrize(("use", "message"), BAD)

@@ -16,7 +16,7 @@ from drl_dist.common.waiting import Waiting
 from drl_dist.config.condition import ConditionConfig
 from drl_dist.config.tree import CheckpointConfig, RunConfig, TrackingConfig
 from drl_dist.sampling.labels import wanted
-from drl_dist.training import callbacks
+from drl_dist.training import callbacks, loop
 from drl_dist.training.callbacks import Metrics, Progress, Samples, Scores, told
 from drl_dist.training.generate import draw_together
 from drl_dist.training.guard import Interrupt
@@ -139,6 +139,17 @@ def test_the_time_left_follows_the_pace_of_the_last_minute(
     assert left[100] == "2 h 30 min left"
     # 600 steps of a second each; over the whole run it would be 33 min.
     assert left[400] == "10 min left"
+
+
+def test_a_step_knows_the_pace_of_the_last_minute() -> None:
+    pace = loop._Pace()
+    assert pace.after(7, 100.0) is None
+    # A hundred quick steps, then slow ones, which soon are all that counts.
+    found = [pace.after(step, 100 + (step - 7) / 10) for step in range(8, 108)]
+    assert found[-1] == pytest.approx(0.1)
+    found = [pace.after(107 + number, 110 + 5.0 * number) for number in range(1, 16)]
+    assert found[0] == pytest.approx(15 / 101) and found[-1] == pytest.approx(5)
+    assert len(pace._marks) < 16
 
 
 def test_what_takes_long_is_told_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:

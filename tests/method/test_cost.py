@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -114,6 +115,17 @@ def test_the_command_tells_epochs_of_its_data_or_why_not(
     assert told.out == ""
     with pytest.raises(UserError, match="--tflops: got 0"):
         parse_train_options("digits", ["--tflops", "0"])
+
+
+@pytest.mark.parametrize(("out", "err"), [(True, True), (False, True), (True, False)])
+def test_the_estimate_is_offered_in_a_terminal_alone(
+    out: bool, err: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: out)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: err)
+    tell_estimate(*parse_train_options("digits", ["--dry-run"]))
+    said = "--estimate also tells parameters, FLOP, memory, epochs and hours\n"
+    assert capsys.readouterr().err == (said if out and err else "")
 
 
 def test_workers_share_the_images_and_the_lines_tell_all() -> None:

@@ -184,10 +184,16 @@ def test_the_winners_first_objective_keeps_its_share(given: int, wanted: int, tm
     assert (trained.optim.first_objective_steps, trained.train.num_steps) == (wanted, 1000)
 
 
-def test_a_sweep_of_trials_without_their_second_objective_is_refused(tmp_path: Path) -> None:
+def test_short_trials_keep_the_share_of_their_first_objective(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = ["--preset", "digits", "--data", "/data", "--storage", str(tmp_path), "--sweep-name", "s"]
-    with pytest.raises(UserError, match=r"got 780 of the 200 steps .* set optim.first_objective_steps to 150 \(three"):
-        parse_sweep([*words, "--train.num-steps", "200"])
+    made, _ = parse_sweep([*words, "--train.num-steps", "200"])
+    assert made.base.experiment.optim.first_objective_steps == 156
+    said = "optim.first_objective_steps: 156, the share of 200 steps that 780 of 1000 are\n"
+    assert capsys.readouterr().err == said
+    with pytest.raises(UserError, match=r"got 200 of the 200 steps .* set optim.first_objective_steps to 150 \(three"):
+        parse_sweep([*words, "--train.num-steps", "200", "--optim.first-objective-steps", "200"])
 
 
 def test_doors_are_where_the_command_says() -> None:
@@ -207,6 +213,18 @@ def test_early_stopping_waits_for_the_warm_up(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"--grace-images: got 159, expected 160 \(the images of the warm-up\)"):
         plan(tmp_path, "--grace-images", "159")
     assert plan(tmp_path, "--grace-images", "159", "--no-early-stopping").grace_images == 159
+
+
+def test_trials_shorter_than_the_warm_up_are_not_stopped_early(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for more in ((), ("--grace-images", "7")):
+        made = plan(tmp_path, "--optim.warmup-steps", "300", *more)
+        assert made.grace_images == made.max_images == 8 * 200
+        said = "no trial is stopped early: the warm-up takes 2400 images, the longest trial sees 1600; "
+        assert said in capsys.readouterr().err
+    plan(tmp_path, "--optim.warmup-steps", "300", "--no-early-stopping")
+    assert capsys.readouterr().err == ""
 
 
 def test_a_plan_has_scores_and_a_checkpoint_at_each(tmp_path: Path) -> None:

@@ -52,7 +52,10 @@ def test_it_draws_what_the_run_has(
     assert drawn.pop() == {"loss": 1, "noise_error": 16}
     with Image.open(tmp_path / "a.png") as picture:
         assert picture.width >= MIN_WIDTH
-        assert picture.info["Title"] == "curves of run dsm, up to about step 3, means over ranges of steps, seed 9"
+        assert (
+            picture.info["Title"]
+            == "curves of run dsm, up to about step 3, means over ranges of steps, with medians, seed 9"
+        )
     before = (tmp_path / "a.png").read_bytes()
     with pytest.raises(UserError, match=r"picture .*/a.png: got a file of something else, expected no such file, or "):
         curves(options(metrics=("images_seen",)))

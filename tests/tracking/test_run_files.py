@@ -129,7 +129,7 @@ def test_numbers_that_are_not_finite_are_gaps_and_curves_are_optional(
             assert picture.info["Description"] == f"curves of {tmp_path.name}"
             assert picture.width >= MIN_WIDTH
             assert picture.info["Title"] == (
-                f"curves of run {tmp_path.name}, up to about step 1, means over ranges of steps, seed 5"
+                f"curves of run {tmp_path.name}, up to about step 1, means over ranges of steps, with medians, seed 5"
             )
     found = histories(read_table(str(tmp_path)))
     assert found["loss"].values == {1: None} and found["grad_norm"].values == {1: 2.0}

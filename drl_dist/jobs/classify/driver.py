@@ -96,10 +96,10 @@ def classify_run(options: ClassifyOptions) -> int:
         records=[rf"({'|'.join(SETS)})-\d+\.safetensors"],
     )
     folder.check(request)
-    check_count(data, count, what="data")
+    check_count(data, count, what="data", option="--num-images")
     other_count = 0 if other is None else options.num_images or other.num_samples
     if other is not None:
-        check_count(other, other_count, what="other images")
+        check_count(other, other_count, what="other images", option="--num-images")
     if fit is not None and fit.fingerprint == data.fingerprint:
         raise UserError(
             "option --fit-data",

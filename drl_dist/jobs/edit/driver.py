@@ -18,7 +18,7 @@ from drl_dist.jobs.common.chains import CHAIN_FIELDS, with_chains
 from drl_dist.jobs.common.device import device_name, prepare_device
 from drl_dist.jobs.common.labels import given_labels, wanted_of
 from drl_dist.jobs.edit.options import EditOptions, InpaintOptions, InterpolateOptions
-from drl_dist.jobs.edit.output import IMAGES_FOLDER, EditOutput
+from drl_dist.jobs.edit.output import IMAGES_FOLDER, EditOutput, begun
 from drl_dist.jobs.edit.tasks import open_task
 from drl_dist.library.engine import check_finite, frozen_engine, with_progress
 from drl_dist.library.stored import TrainedModel, load_model
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 INTERPOLATION_SHEET, INPAINTING_SHEET = "interpolation.png", "inpainting.png"
 SHEET_ROWS, SHEET_COLUMNS = 16, 16
 """Pairs, and images, that are shown on a sheet."""
+_CHOICE = "images"
+"""Which ones are taken, in a request."""
 _COMPLETION = 32
 """Completion c of image i is sample (c << 32) + i: it does not depend on how many there are of either."""
 
@@ -89,9 +91,13 @@ def inpaint_run(options: InpaintOptions) -> int:
     sampler = build_posterior_sampler(experiment, options.num_rounds, model.curvature)
     labels, noise = wanted_of(options, experiment.condition), PhiloxNoise(options.seed)
     size = experiment.model.resolution
-    task = open_task(options, sampler, (experiment.model.channels, size, size), device)
+    earlier = begun(options.out, INPAINTING_SHEET)
+    # Earlier versions took the first images, which may be of one class; folders that they began stay as they are.
+    is_first = earlier is not None and _CHOICE not in earlier
+    task = open_task(options, sampler, (experiment.model.channels, size, size), device, is_first=is_first)
     fields = ("task", "data", "mask", "noise_std", "factor", "degraded", "num_images", "num_completions", "num_rounds")
     request = _request(options, model, experiment) | {name: getattr(options, name) for name in fields}
+    request |= {} if is_first else {_CHOICE: "from all over the data"}
     count, completions = len(task.given), options.num_completions
     batches = torch.arange(count * completions, device=device).split(options.batch_size)
     kinds = ["given", *(f"result-{number:03d}" for number in range(completions))]

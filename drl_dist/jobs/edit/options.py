@@ -67,7 +67,7 @@ class InpaintOptions(EditOptions):
     """Options of ``jobs/inpaint.py``."""
 
     data: str = ""
-    """URL of image shards; their first images are taken."""
+    """URL of image shards; images from all over them are taken, always the same."""
     task: Literal["inpaint", "denoise", "super-resolve"] = "inpaint"
     """inpaint fills in what a mask hides, denoise takes white noise away, super-resolve makes images larger."""
     mask: str | None = None

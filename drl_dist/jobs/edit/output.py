@@ -20,6 +20,19 @@ IMAGES_FOLDER = "images"
 JOB = "drl_dist.edit"
 
 
+def begun(url: str, sheet: str) -> dict[str, Any] | None:
+    """The request that a folder was begun with, None if it is new.
+
+    Args:
+        url: the folder.
+        sheet: see `EditOutput`.
+
+    Raises:
+        UserError: the storage does not answer, or the request is damaged or another job's.
+    """
+    return JobFolder(url, job=JOB, result=sheet).begun()
+
+
 class EditOutput:
     """An output folder and the request that it is for.
 

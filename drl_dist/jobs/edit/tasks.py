@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from drl_dist.common.amounts import counted
 from drl_dist.common.errors import UserError
 from drl_dist.common.images import to_uint8, to_unit_range
-from drl_dist.data.decode import read_images
 from drl_dist.data.index import ShardIndex, open_index
+from drl_dist.data.subset import images_at, representative
 from drl_dist.diffusion.noise import PhiloxNoise, Purpose
 from drl_dist.jobs.edit.masks import hidden_pixels
 from drl_dist.jobs.edit.options import InpaintOptions
@@ -45,6 +46,8 @@ def open_task(
     sampler: PosteriorSampler,
     image_shape: tuple[int, int, int],
     device: torch.device,
+    *,
+    is_first: bool = False,
 ) -> Task:
     """Read the images and see what is observed of them.
 
@@ -53,6 +56,7 @@ def open_task(
         sampler: of the model.
         image_shape: (C, H, W) of the model.
         device: of all tensors.
+        is_first: take the first images, not some from all over the data.
 
     Raises:
         UserError: data, mask, noise or factor do not fit the model, or cannot be read.
@@ -68,7 +72,7 @@ def open_task(
     smaller = options.factor if options.factor is not None and options.degraded else 1
     index = open_index(options.data)
     index.check_model(resolution=resolution // smaller, channels=channels)
-    images = _first_images(index, options.num_images).to(device)
+    images = _chosen_images(index, options.num_images, is_first=is_first).to(device)
     noise = PhiloxNoise(options.seed)
     if options.mask is not None:
         return _inpaint(options.mask, images, sampler, noise)
@@ -124,7 +128,7 @@ def _super_resolve(factor: int, is_small: bool, images: Tensor, sampler: Posteri
     return Task(shown, None if is_small else images, sampler.num_gradients(), draw, finish)
 
 
-def _first_images(index: ShardIndex, count: int) -> Tensor:
+def _chosen_images(index: ShardIndex, count: int, *, is_first: bool) -> Tensor:
     if index.num_samples < count:
         raise UserError(
             f"data {index.url} ({index.name})",
@@ -132,4 +136,5 @@ def _first_images(index: ShardIndex, count: int) -> Tensor:
             expected=f"at least {count}",
             remedy="lower --num-images",
         )
-    return read_images(index, count)
+    places = np.arange(count, dtype=np.int64) if is_first else representative(index.num_samples, count)
+    return images_at(index, places)

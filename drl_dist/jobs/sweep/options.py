@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
@@ -26,7 +26,9 @@ from drl_dist.jobs.train.options import (
     TrainOptions,
     early_option,
     plain,
+    plain_run,
     setting_option,
+    shortened,
     starts_nothing,
     tell_estimate,
     tell_what_is_left,
@@ -137,14 +139,20 @@ def plan_sweep(
     grace = options.grace_images
     if grace is None:
         grace = min(warm + longest // 10, longest)
-    if options.early_stopping and not warm <= grace <= longest:
+    if options.early_stopping and warm > longest:
+        print(
+            f"no trial is stopped early: the warm-up takes {warm} images, the longest trial sees {longest}; "
+            "make trials longer (--train.num-steps) or the warm-up shorter (--optim.warmup-steps)",
+            file=sys.stderr,
+            flush=True,
+        )
+        grace = longest
+    elif options.early_stopping and not warm <= grace <= longest:
         raise UserError(
             "option --grace-images",
-            got=f"{grace}" + ("" if options.grace_images is not None else " by default"),
+            got=grace,
             expected=f"{warm} (the images of the warm-up) to {longest} (those of the longest trial)",
-            remedy="make trials longer (--train.num-steps) or the warm-up shorter (--optim.warmup-steps)"
-            if warm > longest
-            else "correct the option",
+            remedy="correct the option",
         )
     return SweepPlan(
         preset=preset,
@@ -318,7 +326,7 @@ def parse_sweep(argv: Sequence[str]) -> tuple[SweepPlan, bool]:
     default = _SweepRun(experiment=plain(ExperimentOptions, preset(name, setting)), preset=name, setting=setting)
     description = "Try hyperparameters as short runs and rank them; the same --sweep-name resumes."
     options = parse_options(_SweepRun, default, argv, description=description)
-    base = dataclasses.replace(plain(RunConfig, options), experiment=plain(Experiment, options.experiment))
+    base = shortened(plain_run(options), plain(Experiment, default.experiment), argv)
     is_dry_run = starts_nothing(options)
     check_run(base, complete=False)
     plan = plan_sweep(base, options.sweep, preset=name, setting=setting, complete=not is_dry_run)

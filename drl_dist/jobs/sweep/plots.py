@@ -99,17 +99,15 @@ def _against(rows: Sequence[Row], space: Space) -> Figure:
             some = [row for row in scored if row.status == status]
             if some:
                 at, _, _ = places(name, space, [row.trial.values[name] for row in some])
-                axis.scatter(_apart(at, some), [row.score for row in some], s=24, color=colour, label=status)
+                axis.scatter(at, [row.score for row in some], s=24, color=colour, alpha=0.7, label=status)
         if diverged:
             at, _, _ = places(name, space, [row.trial.values[name] for row in diverged])
-            axis.scatter(
-                _apart(at, diverged), [top] * len(at), marker="x", s=30, color=COLOURS["diverged"], label="diverged"
-            )
+            axis.scatter(_apart(at), [top] * len(at), marker="x", s=30, color=COLOURS["diverged"], label="diverged")
         _, ticks, labels = places(name, space, [])
         axis.set_xticks(ticks, labels, fontsize=SMALLEST_POINTS, rotation=30 if max(map(len, labels)) > 6 else 0)
         axis.set_xlabel(_NAMES.get(name, name), fontsize=SMALLEST_POINTS)
         axis.grid(alpha=0.3)
-        axis.tick_params(axis="y", labelsize=SMALLEST_POINTS)
+        axis.tick_params(axis="y", which="both", labelsize=SMALLEST_POINTS)
         _scale(axis, scores)
     axes[0][0].set_ylabel(f"last {_SCORE} (smaller is better)", fontsize=SMALLEST_POINTS)
     handles, labels = axes[0][0].get_legend_handles_labels()
@@ -229,7 +227,7 @@ def _curves(rows: Sequence[Row]) -> Figure:
     _scale(axis, scores)
     axis.set_xlabel("images seen", fontsize=SMALLEST_POINTS)
     axis.set_ylabel(f"{_SCORE} (smaller is better)", fontsize=SMALLEST_POINTS)
-    axis.tick_params(labelsize=SMALLEST_POINTS)
+    axis.tick_params(which="both", labelsize=SMALLEST_POINTS)
     axis.grid(alpha=0.3)
     if seen:
         axis.legend(fontsize=SMALLEST_POINTS)
@@ -252,8 +250,13 @@ def _shift(row: Row) -> float:
     return 0.03 * ((row.trial.number * 0.618034) % 1.0 - 0.5)
 
 
-def _apart(at: np.ndarray, rows: Sequence[Row]) -> np.ndarray:
-    return at + np.array([4 * _shift(row) if len(rows) > 1 else 0.0 for row in rows])
+def _apart(at: np.ndarray) -> np.ndarray:
+    """Places side by side where they would hide each other, around the tick that they belong to."""
+    moved = at.copy()
+    for place in np.unique(at):
+        here = np.flatnonzero(at == place)
+        moved[here] += 0.03 * (np.arange(len(here)) - (len(here) - 1) / 2)
+    return moved
 
 
 def _height(place: float, low_and_span: tuple[float, float]) -> float:

@@ -17,7 +17,7 @@ from drl_dist.common.imports import no_collection
 from drl_dist.common.nested import to_dict
 from drl_dist.common.validation import refuse_broken
 from drl_dist.config.from_data import left_to_data
-from drl_dist.config.presets import NEWER_FIELDS, SETTINGS, default_setting, of_length, preset
+from drl_dist.config.presets import FIRST_STEPS, NEWER_FIELDS, SETTINGS, default_setting, of_length, preset
 from drl_dist.config.rules import check_run, check_without_ray
 from drl_dist.config.tree import Experiment, RunConfig
 from drl_dist.jobs.common.entry import run_command
@@ -26,7 +26,7 @@ from drl_dist.jobs.common.options import parse_options
 Options = TypeVar("Options")
 Plain = TypeVar("Plain", Experiment, RunConfig)
 Wanted = tuple[RunConfig, bool, tuple[str, ...]]
-"""A run, whether it does without Ray, and the newer fields that the command line gives."""
+"""A run, whether it does without Ray, and what `chosen_fields` finds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,8 +92,7 @@ def parse_train_options(
         experiment = plain(ExperimentOptions, preset(categories[category], setting))
         default = _CategoryOptions(experiment=experiment, category=category, setting=setting)
         options = parse_options(_CategoryOptions, default, argv, description=description)
-    chosen = shortened(plain(Experiment, options.experiment), plain(Experiment, default.experiment), argv)
-    run = dataclasses.replace(plain(RunConfig, options), experiment=chosen)
+    run = shortened(plain_run(options), plain(Experiment, default.experiment), argv)
     options = dataclasses.replace(options, dry_run=starts_nothing(options))
     check_run(run, complete=not options.dry_run)
     if options.without_ray:
@@ -124,21 +123,39 @@ def starts_nothing(options: TrainOptions) -> bool:
     return options.dry_run or options.estimate or options.tflops is not None
 
 
-def shortened(experiment: Experiment, default: Experiment, argv: Sequence[str]) -> Experiment:
-    """The experiment of a new run; where the command line makes it shorter than the first objective of its defaults,
-    and does not say what becomes of that, with the share that the defaults have, which a line on stderr says."""
+def shortened(run: RunConfig, default: Experiment, argv: Sequence[str]) -> RunConfig:
+    """The run; where the command line makes it shorter than the first objective of its defaults, and does not say what
+    becomes of that, with the steps that the run has begun with, or, if it is new, with the share that the defaults
+    have, which a line on stderr says."""
+    experiment = run.experiment
     first, steps = default.optim.first_objective_steps, experiment.train.num_steps
-    is_given = "optim.first_objective_steps" in given_fields(argv)
-    if is_given or experiment.optim.first_objective_steps < steps or steps < 2:
-        return experiment
-    share = of_length(default, steps).optim.first_objective_steps
-    print(
-        f"optim.first_objective_steps: {share}, the share of {counted(steps, 'step')} that {first} of "
-        f"{default.train.num_steps} are",
-        file=sys.stderr,
-        flush=True,
-    )
-    return dataclasses.replace(experiment, optim=dataclasses.replace(experiment.optim, first_objective_steps=share))
+    if FIRST_STEPS in given_fields(argv) or experiment.optim.first_objective_steps < steps or steps < 2:
+        return run
+    share, begun = of_length(default, steps).optim.first_objective_steps, _begun_with(run)
+    if begun is None:
+        print(
+            f"{FIRST_STEPS}: {share}, the share of {counted(steps, 'step')} that {first} of "
+            f"{default.train.num_steps} are",
+            file=sys.stderr,
+            flush=True,
+        )
+    elif begun < steps:
+        share = begun
+    optim = dataclasses.replace(experiment.optim, first_objective_steps=share)
+    return dataclasses.replace(run, experiment=dataclasses.replace(experiment, optim=optim))
+
+
+def _begun_with(run: RunConfig) -> int | None:
+    """Steps of the first objective of a run that exists; None if there is none, or none that can be looked at yet."""
+    if not run.storage or not run.run_name:
+        return None
+    from drl_dist.checkpoints.run_record import first_steps_begun
+
+    try:
+        return first_steps_begun(run.url)
+    except UserError:
+        # Whoever starts the run says so; nothing was checked before.
+        return None
 
 
 def given_fields(argv: Sequence[str]) -> set[str]:
@@ -153,13 +170,15 @@ def tell_what_is_left(experiment: Experiment) -> None:
 
 
 def tell_estimate(run: RunConfig, options: TrainOptions) -> None:
-    """Say beside a resolved config what the run takes, or how to ask for it.
+    """Say beside a resolved config what the run takes, or, in a terminal, how to ask for it.
 
     Raises:
         UserError: it cannot be told.
     """
     if not options.estimate and options.tflops is None:
-        print("--estimate also tells parameters, FLOP, memory, epochs and hours", file=sys.stderr)
+        # For somebody who looks at the config; a program that reads it, such as the demonstration, has no use for it.
+        if sys.stdout.isatty() and sys.stderr.isatty():
+            print("--estimate also tells parameters, FLOP, memory, epochs and hours", file=sys.stderr)
         return
     from drl_dist.jobs.common.estimate import estimate_lines
 
@@ -167,9 +186,10 @@ def tell_estimate(run: RunConfig, options: TrainOptions) -> None:
 
 
 def chosen_fields(argv: Sequence[str]) -> tuple[str, ...]:
-    """The newer fields that a command line gives; see `drl_dist.checkpoints.run_record.continued`."""
+    """The fields, of those in which a run that exists may differ, that a command line gives; see
+    `drl_dist.checkpoints.run_record.continued`."""
     given = given_fields(argv)
-    return tuple(name for name in NEWER_FIELDS if name in given)
+    return tuple(name for name in (*NEWER_FIELDS, FIRST_STEPS) if name in given)
 
 
 def train_wanted(wanted: Wanted) -> int:
@@ -196,6 +216,11 @@ def split_workers(argv: Sequence[str]) -> list[str]:
 def plain(kind: type[Options], value: Plain) -> Options:
     """The same fields in another class of the same family (a base class, or one with no fields of its own)."""
     return kind(**{field.name: getattr(value, field.name) for field in dataclasses.fields(kind)})  # pyright: ignore
+
+
+def plain_run(options: TrainOptions) -> RunConfig:
+    """The run that options describe."""
+    return dataclasses.replace(plain(RunConfig, options), experiment=plain(Experiment, options.experiment))
 
 
 def setting_option(argv: Sequence[str], name: str) -> str:

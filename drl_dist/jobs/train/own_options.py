@@ -15,9 +15,9 @@ from drl_dist.common.amounts import counted
 from drl_dist.common.errors import UserError
 from drl_dist.common.nested import completed, differences, flatten, to_dict
 from drl_dist.common.validation import file_of, place_rule, refuse_broken
-from drl_dist.config.import_paths import check_allowed
+from drl_dist.config.import_paths import NETWORKS, check_allowed
 from drl_dist.config.own_data import experiment_for
-from drl_dist.config.presets import SETTINGS, TABLE_6, preset
+from drl_dist.config.presets import FIRST_STEPS, SETTINGS, TABLE_6, preset
 from drl_dist.config.rules import ARRAY_SUFFIX, check_run, check_without_ray
 from drl_dist.config.tree import Experiment, RunConfig
 from drl_dist.jobs.common.entry import run_command
@@ -31,6 +31,7 @@ from drl_dist.jobs.train.options import (
     early_option,
     early_text,
     plain,
+    plain_run,
     setting_option,
     shortened,
     split_workers,
@@ -90,14 +91,13 @@ def parse_own_options(argv: Sequence[str]) -> tuple[RunConfig, OwnOptions]:
     begun = _base(argv) if resume is None else _resumed(argv, resume)
     options = parse_options(OwnOptions, begun, argv, description=DESCRIPTION)
     options = dataclasses.replace(options, dry_run=starts_nothing(options))
-    chosen = plain(Experiment, options.experiment)
+    run = plain_run(options)
     if resume is None:
-        chosen = shortened(chosen, plain(Experiment, begun.experiment), argv)
-    run = dataclasses.replace(plain(RunConfig, options), experiment=chosen)
+        run = shortened(run, plain(Experiment, begun.experiment), argv)
     if resume is not None:
         _check_resumed(begun, options)
-        if chosen.train.num_steps != begun.experiment.train.num_steps:
-            _check_length(resume, chosen)
+        if run.experiment.train.num_steps != begun.experiment.train.num_steps:
+            _check_length(resume, run.experiment)
     elif run.model_name is None:
         run = dataclasses.replace(run, model_name=model_name_for(run.data, run.run_name))
     check_run(run, complete=not options.dry_run)
@@ -121,9 +121,19 @@ def own_train_command() -> NoReturn:
         if options.dry_run:
             tell_what_is_left(run.experiment)
             tell_estimate(run, options)
-        return (run, options.without_ray, chosen_fields(argv)), options.dry_run
+        return (run, options.without_ray, (*chosen_fields(argv), *_chosen_in_file(run, options))), options.dry_run
 
     run_command(parse, train_wanted, as_json=lambda wanted: to_dict(wanted[0]))
+
+
+def _chosen_in_file(run: RunConfig, options: OwnOptions) -> tuple[str, ...]:
+    """What `chosen_fields` would find if the fields of a config were on the command line."""
+    if options.config is None:
+        return ()
+    given = flatten(_values_of(options.config))
+    # Where --train.num-steps beside it makes the run shorter, it has been changed.
+    is_chosen = given.get(f"experiment.{FIRST_STEPS}") == run.experiment.optim.first_objective_steps
+    return (FIRST_STEPS,) if is_chosen else ()
 
 
 def _options(run: RunConfig, **more: Any) -> OwnOptions:
@@ -156,7 +166,10 @@ def _base(argv: Sequence[str]) -> OwnOptions:
     else:
         in_file = values.get("data")
         data = early_text(argv, "--data") or (in_file if isinstance(in_file, str) else "")
-        experiment = _experiment_of(data, setting, is_partial=config is not None)
+        network = early_text(argv, "--model.network") or _network_in(given)
+        experiment = _experiment_of(
+            data, setting, is_partial=config is not None, is_built_in=network is None or network in NETWORKS
+        )
     run = RunConfig(experiment=experiment)
     if config is not None:
         from drl_dist.checkpoints.configs import config_from_dict
@@ -165,7 +178,14 @@ def _base(argv: Sequence[str]) -> OwnOptions:
     return _options(run, setting=setting, preset=name, config=config)
 
 
-def _experiment_of(data: str, setting: str, *, is_partial: bool) -> Experiment:
+def _network_in(experiment: object) -> str | None:
+    """The network that a partial config chooses, if it does."""
+    model = experiment.get("model") if isinstance(experiment, dict) else None
+    network = model.get("network") if isinstance(model, dict) else None
+    return network if isinstance(network, str) else None
+
+
+def _experiment_of(data: str, setting: str, *, is_partial: bool, is_built_in: bool) -> Experiment:
     """What the rules of thumb give the images of a folder or file."""
     if not data:
         raise UserError(
@@ -191,7 +211,9 @@ def _experiment_of(data: str, setting: str, *, is_partial: bool) -> Experiment:
 
         index = open_index(data, check_shards=False)
         num_images, channels, resolution = index.num_samples, index.channels, index.resolution
-    return experiment_for(resolution=resolution, channels=channels, num_images=num_images, setting=setting)
+    return experiment_for(
+        resolution=resolution, channels=channels, num_images=num_images, setting=setting, is_built_in=is_built_in
+    )
 
 
 def _values_of(config: str) -> dict[str, Any]:
