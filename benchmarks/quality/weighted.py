@@ -81,7 +81,8 @@ def level_variances(step: TrainStep, batch: Batch) -> Tensor:
     found = torch.zeros(step.levels.num_levels)
     for level in pairs.level.unique().tolist():
         chosen = pairs.level == level
-        some = Pairs(**{field.name: getattr(pairs, field.name)[chosen] for field in dataclasses.fields(pairs)})
+        parts = {field.name: getattr(pairs, field.name) for field in dataclasses.fields(pairs)}
+        some = Pairs(**{name: value[chosen] for name, value in parts.items() if value is not None})
         loss = step.objective.outcome(step.forward, some, None, step.levels.at(some.level)).loss
         gradients = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
         norm = torch.nn.utils.get_total_norm(gradients)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -98,3 +99,33 @@ def _reporting(raw: LogDensityAndGrad, advance: Advance) -> LogDensityAndGrad:
         return result
 
     return density
+
+
+def usable_device(device: torch.device | str) -> torch.device:
+    """The device.
+
+    Raises:
+        UserError: there is none of this name, or torch cannot use it.
+    """
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError, TypeError, ValueError) as error:
+        # Torch without CUDA asserts; other types raise the others.
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            "device",
+            got=f"{device} ({reason})",
+            expected="a device that torch can use, such as cpu or cuda",
+            remedy="choose another device",
+        ) from error
+
+
+@contextmanager
+def fixed_sums() -> Iterator[None]:
+    """Let cuDNN add up in a fixed order, as the jobs do, and leave torch as it was."""
+    before = torch.backends.cudnn.deterministic
+    torch.backends.cudnn.deterministic = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.deterministic = before

@@ -9,8 +9,9 @@ import torch
 
 from drl_dist.common.errors import UserError
 from drl_dist.library.arguments import place as place_of
+from drl_dist.library.engine import usable_device
 from drl_dist.library.extras import needing
-from drl_dist.library.model import Model, usable_device
+from drl_dist.library.model import Model
 
 
 def load(

@@ -5,20 +5,25 @@ from __future__ import annotations
 import dataclasses
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 import torch
 from torch import Tensor
 
 from drl_dist.build import build_posterior_sampler, build_sampler
-from drl_dist.common.errors import UserError
 from drl_dist.common.images import to_uint8, to_unit_range
 from drl_dist.common.progress import progress
 from drl_dist.diffusion.noise import PhiloxNoise
 from drl_dist.library.arguments import place, real, refuse, whole
-from drl_dist.library.engine import Weights, check_finite, frozen_engine, with_labelled_progress
+from drl_dist.library.engine import (
+    Weights,
+    check_finite,
+    fixed_sums,
+    frozen_engine,
+    usable_device,
+    with_labelled_progress,
+)
 from drl_dist.library.images import Images, given_images, given_mask, given_noisy
 from drl_dist.library.log_density import log_densities
 from drl_dist.likelihood.trust import model_warnings
@@ -308,7 +313,7 @@ class Model:
         for text in model_warnings(self._experiment):
             warnings.warn(text, UserWarning, stacklevel=2)
         values: list[Tensor] = []
-        with _fixed_sums(), progress("log-densities", len(given), 0, "images") as advance:
+        with fixed_sums(), progress("log-densities", len(given), 0, "images") as advance:
             for ids in torch.arange(len(given), device=self.device).split(batch_size):
                 batch = given[ids.to(given.device)].to(self.device)
                 values.append(log_densities(self.network, self._experiment, noise, batch, ids, level))
@@ -376,7 +381,7 @@ class Model:
         batch_size = whole("batch_size", batch_size, "at least 1", 1)
         made: list[Tensor] = []
         total = len(ids) * num_gradients * asked.num_energies
-        with _fixed_sums(), progress(what, total, 0, "chain steps") as advance:
+        with fixed_sums(), progress(what, total, 0, "chain steps") as advance:
             network = with_labelled_progress(self._engine.raw_at, advance)
             for batch in ids.to(self.device).split(batch_size):
                 images = draw(network, batch)
@@ -387,36 +392,6 @@ class Model:
                 )
                 made.append(to_uint8(images).cpu())
         return torch.cat(made)
-
-
-def usable_device(device: torch.device | str) -> torch.device:
-    """The device.
-
-    Raises:
-        UserError: there is none of this name, or torch cannot use it.
-    """
-    try:
-        return torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError, TypeError, ValueError) as error:
-        # Torch without CUDA asserts; other types raise the others.
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(
-            "device",
-            got=f"{device} ({reason})",
-            expected="a device that torch can use, such as cpu or cuda",
-            remedy="choose another device",
-        ) from error
-
-
-@contextmanager
-def _fixed_sums() -> Iterator[None]:
-    """Let cuDNN add up in a fixed order, as the jobs do, and leave torch as it was."""
-    before = torch.backends.cudnn.deterministic
-    torch.backends.cudnn.deterministic = True
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.deterministic = before
 
 
 def _noise(seed: int) -> PhiloxNoise:

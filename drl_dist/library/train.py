@@ -21,8 +21,9 @@ from drl_dist.config.tree import EngineConfig, Experiment
 from drl_dist.data.pixels.scales import scaled_to
 from drl_dist.data.pixels.statistics import measure_images
 from drl_dist.library.arguments import MAX_WHOLE, refuse, whole
+from drl_dist.library.engine import usable_device
 from drl_dist.library.images import Images, given_classes, given_images
-from drl_dist.library.model import Model, usable_device
+from drl_dist.library.model import Model
 from drl_dist.training.callbacks import Progress, told
 from drl_dist.training.in_memory import InMemoryBatches
 from drl_dist.training.loop import Callback

@@ -110,7 +110,7 @@ def test_the_time_left_follows_the_last_minute_as_the_log_does(
         files.log_metrics(61, {"loss": 1.0, "images_per_second": 32.0, "step_seconds": 1.0, "recent_step_seconds": 4.0})
     assert run(["status", str(folder)]) == 0
     said = f"step 61 of {NUM_STEPS} (4.1%), 8.0 images/s, {duration((NUM_STEPS - 61) * 4)} left"
-    assert said in capsys.readouterr().out.splitlines()
+    assert f"\n{said}, last sign " in capsys.readouterr().out
 
 
 def test_status_of_runs_that_are_ill(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -83,7 +83,7 @@ JOBS: dict[str, tuple[Any, Callable[[Any], object], dict[str, object], tuple[str
 """Options, their check, some that are in order, and those that name places."""
 NO_PLACES = {
     "tracking_uri", "features", "steps_per_level", "kernel", "start", "precision", "task", "allow_code",
-    "level", "constants", "given",
+    "level", "constants", "given", "label", "labels", "compose",
 }  # fmt: skip
 """Texts that name something else; the features have a test of their own."""
 RUN_PLACES = ("data", "storage", "start_from", "loader.cache_dir", "loader.ledger_dir")

@@ -177,7 +177,8 @@ def test_variances_of_levels_are_measured_and_used() -> None:
     pairs = trainee._step.draw(batch.images, batch.positions)
     level = int(pairs.level.bincount().argmax())
     chosen = pairs.level == level
-    some = type(pairs)(**{f.name: getattr(pairs, f.name)[chosen] for f in dataclasses.fields(pairs)})
+    parts = {f.name: getattr(pairs, f.name) for f in dataclasses.fields(pairs)}
+    some = type(pairs)(**{name: value[chosen] for name, value in parts.items() if value is not None})
     loss = plain.outcome(trainee._step.forward, some, None, trainee._step.levels.at(some.level)).loss
     network.zero_grad()
     loss.backward()
