@@ -15,7 +15,6 @@ from drl_dist.evaluation.distances import fid
 from drl_dist.evaluation.feature_spec import FeatureSpec
 from drl_dist.evaluation.features import FeatureNetwork, Features
 from drl_dist.evaluation.networks import load_network
-from drl_dist.likelihood.calibration import confusion
 
 FEWEST = 2
 """Images of a class in either set without which there is no covariance, and so no FID."""
@@ -87,7 +86,9 @@ class Recognition:
 def recognition(logits: Tensor, labels: Tensor) -> Recognition:
     """What logits (N, K) say of images with labels (N,) int64, at least one of which is not -1."""
     is_known = labels >= 0
-    return Recognition(confusion(logits[is_known].argmax(1), labels[is_known], logits.shape[1]))
+    size = logits.shape[1]
+    pairs = labels[is_known] * size + logits[is_known].argmax(1)
+    return Recognition(torch.bincount(pairs, minlength=size**2).reshape(size, size))
 
 
 def class_logits(features: Features) -> Tensor:
