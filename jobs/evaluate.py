@@ -10,6 +10,6 @@ if __name__ == "__main__":
         EvaluateOptions(),
         "drl_dist.jobs.evaluate.driver:evaluate_run",
         check=check_evaluate,
-        description="Score generated images against real ones: FID, KID, inception score.",
+        description="Score generated images against real ones: FID, KID, precision, recall, inception score.",
         resumes=False,
     )

@@ -20,20 +20,21 @@ _STEPS, _BATCH = 2000, 128
 _FOR_SCALE = 2000
 
 
-def feature_network(data: Data, cache: Path, steps: int = _STEPS) -> tuple[FeatureNetwork, float]:
+def feature_network(data: Data, cache: Path, steps: int = _STEPS, seed: int = 0) -> tuple[FeatureNetwork, float]:
     """The network for these images, trained on nothing but the training images.
 
     Args:
         cache: file that keeps the weights of a network that takes longer to train than to read.
         steps: updates of such a network.
+        seed: of its training.
 
     Returns:
         the network, and the share of held-out images that it classifies correctly.
     """
     if data.name == "digits":
-        network, _ = train_feature_network(data.train, data.train_labels, seed=0)
+        network, _ = train_feature_network(data.train, data.train_labels, seed=seed)
     else:
-        network = _clothes_network(data, cache, steps)
+        network = _clothes_network(data, cache, steps, seed)
     logits = features_of(network, data.held_out.split(500)).logits
     assert logits is not None
     return network, float((logits.argmax(1) == data.held_out_labels).float().mean())
@@ -56,9 +57,9 @@ class _Classifier(nn.Module):
         return self.head(self.hidden(x))
 
 
-def _clothes_network(data: Data, cache: Path, steps: int) -> FeatureNetwork:
+def _clothes_network(data: Data, cache: Path, steps: int, seed: int) -> FeatureNetwork:
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         model = _Classifier()
         if cache.exists():
             model.load_state_dict(load_file(cache))
@@ -73,7 +74,7 @@ def _clothes_network(data: Data, cache: Path, steps: int) -> FeatureNetwork:
         values = model.hidden(to_unit_range(batch))
         return values / scale, model.head(values)
 
-    return FeatureNetwork(data.name, f"{data.name} steps={steps}", 1, torch.device("cpu"), extract)
+    return FeatureNetwork(data.name, f"{data.name} steps={steps} seed={seed}", 1, torch.device("cpu"), extract)
 
 
 def _train(model: _Classifier, data: Data, steps: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,40 @@ def write_json(path: Path, content: object) -> None:
     write_atomically(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
+def open_folder(folder: Path, request: Mapping[str, Any], inner: Sequence[str]) -> None:
+    """Create a folder of results and those within it, or go on with that of the same request.
+
+    Raises:
+        UserError: it holds something else, or the results of another request.
+    """
+    place = folder / REQUEST
+    if folder.exists() and not folder.is_dir():
+        raise UserError("--out", got=f"the file {folder}", expected="a folder", remedy="choose another")
+    if place.is_file():
+        try:
+            before = json.loads(place.read_text())
+            others = differences(before, dict(request))
+        except (ValueError, TypeError, AttributeError):
+            others = [f"{REQUEST} of something else"]
+        if others:
+            raise UserError(
+                f"--out {folder}",
+                got=f"the folder of another request ({'; '.join(others)})",
+                expected="a new folder, or that of the same request",
+                remedy="choose another folder, or repeat the options of this one",
+            )
+    elif folder.is_dir() and any(folder.iterdir()):
+        raise UserError(
+            f"--out {folder}",
+            got="a folder of something else",
+            expected="a new folder, or that of the same request",
+            remedy="choose another",
+        )
+    for name in inner:
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    write_json(place, request)
+
+
 @dataclass(frozen=True)
 class Record:
     """A folder that belongs to one request."""
@@ -47,32 +81,7 @@ class Record:
         Raises:
             UserError: it holds something else, or the results of another request.
         """
-        place = folder / REQUEST
-        if folder.exists() and not folder.is_dir():
-            raise UserError("--out", got=f"the file {folder}", expected="a folder", remedy="choose another")
-        if place.is_file():
-            try:
-                before = json.loads(place.read_text())
-                others = differences(before, dict(request))
-            except (ValueError, TypeError, AttributeError):
-                others = [f"{REQUEST} of something else"]
-            if others:
-                raise UserError(
-                    f"--out {folder}",
-                    got=f"the folder of another request ({'; '.join(others)})",
-                    expected="a new folder, or that of the same request",
-                    remedy="choose another folder, or repeat the options of this one",
-                )
-        elif folder.is_dir() and any(folder.iterdir()):
-            raise UserError(
-                f"--out {folder}",
-                got="a folder of something else",
-                expected="a new folder, or that of the same request",
-                remedy="choose another",
-            )
-        for name in (POINTS, SHEETS):
-            (folder / name).mkdir(parents=True, exist_ok=True)
-        write_json(place, request)
+        open_folder(folder, request, (POINTS, SHEETS))
         return cls(folder)
 
     def point(self, name: str, setting: Setting, seed: int, point: int) -> dict[str, Any] | None:

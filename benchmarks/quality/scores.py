@@ -10,12 +10,9 @@ from torch import Tensor
 
 from benchmarks.quality.data import Data
 from drl_dist.common.images import to_unit_range
-from drl_dist.common.torchvision_import import make_importable
-from drl_dist.evaluation.distances import fid, kid
+from drl_dist.evaluation.distances import fid, kid, precision_recall
 from drl_dist.evaluation.features import FeatureNetwork, Features, features_of
 
-NEIGHBOURS = 3
-"""k of the balls whose union is a set's manifold (Kynkäänniemi et al., 2019)."""
 CONFIDENCE = 0.9
 """Probability of its class from which on an image counts as recognised."""
 MOST = 10_000
@@ -72,22 +69,6 @@ def compared(ours: Features, theirs: Features) -> dict[str, float]:
         "precision": precision,
         "recall": recall,
     }
-
-
-def precision_recall(generated: Tensor, real: Tensor) -> tuple[float, float]:
-    """Share of generated features (N, D) within the manifold of the real ones (M, D), and the reverse."""
-    make_importable()
-    from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
-
-    found = prc_features_to_metric(
-        generated.double(),
-        real.double(),
-        prc_neighborhood=NEIGHBOURS,
-        prc_batch_size=MOST,
-        save_cpu_ram=False,
-        verbose=False,
-    )
-    return found[KEY_METRIC_PRECISION], found[KEY_METRIC_RECALL]
 
 
 def classes(features: Features) -> dict[str, Any]:

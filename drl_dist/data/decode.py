@@ -55,6 +55,12 @@ def read_named(
     return key, _pixels(data, shard, sample, index), label
 
 
+def read_label(shard: OpenShard, sample: int, index: ShardIndex, kind: ConditionKind) -> NDArray[Any]:
+    """The label of `read_labelled` alone, of which no pixel is decoded; errors as there."""
+    members = parse_sample(shard, sample, index.url)
+    return label_in(members, kind, len(names_of(index, kind)), place_of(shard, sample, index.url))
+
+
 def _pixels(data: Mapping[str, bytes], shard: OpenShard, sample: int, index: ShardIndex) -> NDArray[np.uint8]:
     if "png" not in data:
         raise _damaged(shard, sample, index.url, f"members {sorted(data)}", "a png member")

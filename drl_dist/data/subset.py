@@ -15,7 +15,7 @@ from drl_dist.common.amounts import counted
 from drl_dist.common.errors import UserError
 from drl_dist.config.condition import ConditionKind
 from drl_dist.data.cache import OpenShard, ShardCache
-from drl_dist.data.decode import read_image, read_named
+from drl_dist.data.decode import read_image, read_label, read_named
 from drl_dist.data.index import ShardIndex
 
 Read = TypeVar("Read")
@@ -122,6 +122,24 @@ def labelled_batches(
     for batch in _batches(_read(index, wanted, cache or ShardCache(index.url), read), batch_size):
         keys, images, labels = zip(*batch, strict=True)
         yield LabelledImages(list(keys), torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(labels)))
+
+
+def labels_of(index: ShardIndex, count: int, kind: ConditionKind, *, cache: ShardCache | None = None) -> Tensor:
+    """The labels of the images of `image_batches`, in their order, as `drl_dist.common.batch.Batch.labels`.
+
+    Args:
+        index, count, cache: as of `image_batches`.
+        kind: of the labels, "class" or "attributes".
+
+    Raises:
+        UserError: a shard or a sample is damaged or cannot be read, or a label is none of the index.
+    """
+
+    def read(shard: OpenShard, sample: int, index: ShardIndex) -> NDArray[Any]:
+        return read_label(shard, sample, index, kind)
+
+    wanted = spread(index.num_samples, count)
+    return torch.from_numpy(np.stack(list(_read(index, wanted, cache or ShardCache(index.url), read))))
 
 
 def images_at(index: ShardIndex, places: NDArray[np.int64], *, cache: ShardCache | None = None) -> Tensor:

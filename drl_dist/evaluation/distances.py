@@ -1,4 +1,4 @@
-"""FID, KID and the inception score of features, computed by torch-fidelity.
+"""FID, KID, precision, recall and the inception score of features, computed by torch-fidelity.
 
 Features are passed as float64: in float32, means over 50 000 images lose digits that matter to a FID of a few units.
 """
@@ -12,6 +12,10 @@ from drl_dist.common.torchvision_import import make_importable
 KID_SUBSET_SIZE, KID_SUBSETS = 1000, 100
 """Size and number of the subsets over which a KID is averaged, as in published KIDs."""
 ISC_SPLITS = 10
+NEIGHBOURS = 3
+"""k of the balls whose union is a set's manifold (Kynkäänniemi et al., 2019)."""
+_PRC_BATCH = 1000
+"""Rows of a matrix of distances that are in memory together."""
 SEED = 2020
 """torch-fidelity's default seed, for KID's subsets and for the split of images into the inception score's parts."""
 
@@ -61,3 +65,23 @@ def inception_score(logits: Tensor) -> tuple[float, float]:
         raise ValueError(f"an inception score needs at least {ISC_SPLITS} images, got {len(logits)}")
     metrics = isc_features_to_metric(logits, splits=ISC_SPLITS, shuffle=True, rng_seed=SEED)
     return metrics[KEY_METRIC_ISC_MEAN], metrics[KEY_METRIC_ISC_STD]
+
+
+def precision_recall(generated: Tensor, real: Tensor) -> tuple[float, float]:
+    """Share of generated features (N, D) within the manifold of the real ones (M, D), and the reverse.
+
+    A set's manifold is the union of the balls around its features that reach to the third nearest other one; N and M
+    are at least 4.
+    """
+    make_importable()
+    from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
+
+    found = prc_features_to_metric(
+        generated.double(),
+        real.double(),
+        prc_neighborhood=NEIGHBOURS,
+        prc_batch_size=_PRC_BATCH,
+        save_cpu_ram=True,
+        verbose=False,
+    )
+    return found[KEY_METRIC_PRECISION], found[KEY_METRIC_RECALL]

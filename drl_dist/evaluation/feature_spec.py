@@ -13,6 +13,7 @@ from drl_dist.common.validation import file_rule
 
 MIN_IMAGES = 10
 """Smallest number of images to score: the inception score needs one for each of its ten parts."""
+CLASSIFIERS = "torchscript:PATH, timm:NAME or timm:NAME=PATH"
 KINDS = "inception, inception=PATH, timm:NAME, timm:NAME=PATH, torchscript:PATH or pixels"
 
 
@@ -29,24 +30,39 @@ class FeatureSpec:
     """Path or URL of the weights or the module, None for the published weights."""
 
 
-def parse_features(text: str) -> FeatureSpec:
+def parse_features(text: str, option: str = "--features") -> FeatureSpec:
     """Parse the option of a feature network.
+
+    Args:
+        text: its value.
+        option: its name, for messages.
 
     Raises:
         UserError: the text is none of `KINDS`.
     """
     head, has_source, source = text.partition("=")
     if head == "inception" and (source or not has_source):
-        return FeatureSpec(text, "inception", "", _checked(text, source) if source else None)
+        return FeatureSpec(text, "inception", "", _checked(text, source, option) if source else None)
     if text == "pixels":
         return FeatureSpec(text, "pixels", "", None)
     kind, _, name = head.partition(":")
     if kind == "timm" and name and (source or not has_source):
-        return FeatureSpec(text, "timm", name, _checked(text, source) if source else None)
+        return FeatureSpec(text, "timm", name, _checked(text, source, option) if source else None)
     kind, _, path = text.partition(":")
     if kind == "torchscript" and path:
-        return FeatureSpec(text, "torchscript", "", _checked(text, path))
+        return FeatureSpec(text, "torchscript", "", _checked(text, path, option))
     raise UserError("feature network", got=repr(text), expected=KINDS, remedy="name one of these")
+
+
+def parse_classifier(text: str) -> FeatureSpec:
+    """Parse the option of a classifier, a feature network with logits of the data's classes.
+
+    Raises:
+        UserError: the text is none of `CLASSIFIERS`.
+    """
+    if not text.startswith(("torchscript:", "timm:")):
+        raise UserError("--classifier", got=repr(text), expected=CLASSIFIERS, remedy="name one of these")
+    return parse_features(text, "--classifier")
 
 
 def default_cache_dir() -> Path:
@@ -56,10 +72,10 @@ def default_cache_dir() -> Path:
     return (Path(named) if named.startswith("/") else Path.home() / ".cache") / "drl_dist" / "features"
 
 
-def _checked(text: str, source: str) -> str:
+def _checked(text: str, source: str, option: str) -> str:
     if source.startswith(("http://", "https://")):
         return source
-    _, got, expected, holds = file_rule("--features", source)
+    _, got, expected, holds = file_rule(option, source)
     if not holds:
         raise UserError(
             f"feature network {shown(text)}",

@@ -25,13 +25,20 @@ PIXELS = 8
 """Height and width to which images are averaged down when their pixels are the features."""
 
 
-def load_network(spec: FeatureSpec, device: torch.device) -> FeatureNetwork:
+def load_network(spec: FeatureSpec, device: torch.device, *, num_classes: int | None = None) -> FeatureNetwork:
     """Load a feature network onto a device.
+
+    Args:
+        spec: its option.
+        device: of the network.
+        num_classes: that a timm model with weights of the user's tells apart; by default those of timm's own.
 
     Raises:
         UserError: its weights are missing, damaged or those of another network.
     """
-    load = {"inception": _inception, "timm": _timm, "torchscript": _torchscript, "pixels": _pixels}[spec.kind]
+    if spec.kind == "timm":
+        return _timm(spec, device, num_classes)
+    load = {"inception": _inception, "torchscript": _torchscript, "pixels": _pixels}[spec.kind]
     return load(spec, device)
 
 
@@ -49,7 +56,7 @@ def _inception(spec: FeatureSpec, device: torch.device) -> FeatureNetwork:
     return FeatureNetwork(spec.text, identity, _RGB, device, module)
 
 
-def _timm(spec: FeatureSpec, device: torch.device) -> FeatureNetwork:
+def _timm(spec: FeatureSpec, device: torch.device, num_classes: int | None) -> FeatureNetwork:
     """A timm model: its pooled features before the classifier, and the classifier's logits."""
     make_importable()
     import timm
@@ -64,8 +71,11 @@ def _timm(spec: FeatureSpec, device: torch.device) -> FeatureNetwork:
             remedy="choose one that timm.list_models() lists",
         )
     # timm's models share no base class that knows their methods.
-    module: Any = _published(spec) if spec.source is None else timm.create_model(spec.name, pretrained=False)
-    if spec.source is not None:
+    if spec.source is None:
+        module: Any = _published(spec)
+    else:
+        # None leaves timm's own number.
+        module = timm.create_model(spec.name, pretrained=False, num_classes=num_classes)
         _load_state(module, spec, read_weights(spec.source))
     module.to(device).eval().requires_grad_(False)
     facts: dict[str, Any] = resolve_model_data_config(module)

@@ -82,7 +82,7 @@ JOBS: dict[str, tuple[Any, Callable[[Any], object], dict[str, object], tuple[str
 }
 """Options, their check, some that are in order, and those that name places."""
 NO_PLACES = {
-    "tracking_uri", "features", "steps_per_level", "kernel", "start", "precision", "task", "allow_code",
+    "tracking_uri", "features", "classifier", "steps_per_level", "kernel", "start", "precision", "task", "allow_code",
     "level", "constants", "given", "label", "labels", "compose",
 }  # fmt: skip
 """Texts that name something else; the features have a test of their own."""

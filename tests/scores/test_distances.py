@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from drl_dist.evaluation.distances import fid, inception_score, kid
+from drl_dist.evaluation.distances import fid, inception_score, kid, precision_recall
 
 
 def normals(*shape: int, seed: int) -> Tensor:
@@ -104,3 +104,15 @@ def test_inception_score_of_known_classes() -> None:
     assert inception_score(certain)[0] == pytest.approx(4 * math.exp(-3 / 2000), abs=0.004)
     with pytest.raises(ValueError, match="at least 10 images, got 9"):
         inception_score(certain[:9])
+
+
+def test_precision_and_recall_of_known_neighbours() -> None:
+    """A line of numbers a unit apart: a ball reaches two units in the middle, and three from either end."""
+    real = torch.arange(8.0)[:, None]
+    assert precision_recall(real, real) == (1, 1)
+    # The third neighbour of 0 is 3 away, so -2.9 is inside its ball and -3.1 is not.
+    generated = torch.tensor([[-2.9], [-3.1], [4.5], [100.0]])
+    precision, recall = precision_recall(generated, real)
+    assert precision == 0.5
+    # The balls of the four generated ones are as wide as the last one is far.
+    assert recall == 1

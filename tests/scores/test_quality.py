@@ -24,7 +24,7 @@ from benchmarks.quality.ddpm import Ddpm, kept_signal
 from benchmarks.quality.options import parse
 from benchmarks.quality.record import Record
 from benchmarks.quality.schedule import Schedule
-from benchmarks.quality.scores import classes, compared, nearest, precision_recall
+from benchmarks.quality.scores import classes, compared, nearest
 from benchmarks.quality.settings import DATA, SETTINGS, Phase, Setting, applied
 from benchmarks.quality.trainees import EnergyTrainee, start, step_flop
 from benchmarks.quality.unet import NoiseUNet
@@ -36,6 +36,7 @@ from drl_dist.common.program import Stopped
 from drl_dist.config.presets import preset
 from drl_dist.config.tree import ModelConfig
 from drl_dist.diffusion.recovery import LogDensityAndGrad
+from drl_dist.evaluation.distances import precision_recall
 from drl_dist.evaluation.features import Features
 from drl_dist.training import ema
 from drl_dist.training.cost import count_flop

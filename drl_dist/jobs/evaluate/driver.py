@@ -20,8 +20,9 @@ from drl_dist.common.waiting import Waiting
 from drl_dist.data.filesystem import Folder, check_writable_file
 from drl_dist.data.index import ShardIndex, open_index
 from drl_dist.data.manifest import Origin, read_origin
-from drl_dist.data.subset import check_count
-from drl_dist.evaluation.distances import KID_SUBSET_SIZE, fid, inception_score, kid
+from drl_dist.data.subset import check_count, spread
+from drl_dist.evaluation.classes import intra_fid, load_classifier
+from drl_dist.evaluation.distances import KID_SUBSET_SIZE, fid, inception_score, kid, precision_recall
 from drl_dist.evaluation.feature_cache import cached_features
 from drl_dist.evaluation.feature_spec import default_cache_dir
 from drl_dist.evaluation.features import FeatureNetwork, Features
@@ -29,9 +30,12 @@ from drl_dist.evaluation.networks import load_network
 from drl_dist.jobs.common.device import device_name, prepare_device
 from drl_dist.jobs.common.output.job_folder import read_json, refuse_other
 from drl_dist.jobs.common.output.report import report_bytes
+from drl_dist.jobs.evaluate.labelled import class_fids, judged_by, read_labels, told_by_class
 from drl_dist.jobs.evaluate.options import EvaluateOptions, check_evaluate
 from drl_dist.tracking.job_runs import JobRun, RegisteredVersion, find_version, job_run_name, log_or_warn, warn_unlogged
 
+PRC_IMAGES = 10_000
+"""Largest number of images of each set of a precision and a recall, evenly spread: distances go with its square."""
 _WHAT, _LATER = "the scores are", "The same command logs them later, from kept features."
 
 
@@ -46,6 +50,14 @@ class Scores:
     inception_score: float | None
     """None if the feature network gives no logits."""
     inception_score_std: float | None
+    precision: float
+    """Share of generated images within the manifold of the real ones, of at most `PRC_IMAGES`."""
+    recall: float
+    """Share of real images within that of the generated ones."""
+    intra_fid: float | None = None
+    """Mean FID of the classes; None if it was not asked for."""
+    accuracy: float | None = None
+    """Share of generated images that the classifier takes for what was asked; None without a classifier."""
 
     def metrics(self) -> dict[str, float]:
         """Those that there are, by metric name."""
@@ -58,7 +70,7 @@ def evaluate_run(options: EvaluateOptions) -> int:
     Raises:
         UserError: something that the user gave cannot be used; nothing was written but features.
     """
-    spec = check_evaluate(options)
+    spec, classifier = check_evaluate(options)
     if options.json:
         check_writable_file(options.json, "option --json")
     _check_uri(options.tracking_uri)
@@ -69,23 +81,40 @@ def evaluate_run(options: EvaluateOptions) -> int:
     check_count(data, options.num_images, what="data", option="--num-images")
     compared = _compared(options, samples, data)
     _check_report(options, compared)
+    labels = read_labels(options, samples, data)
     origin = read_origin(options.samples)
     # Before the work, so that a mistake in the tracking shows early; it keeps the scores from nobody.
     tracked = _tracked_model(options, origin)
     network = load_network(spec, device)
-    _check_report(options, compared | {"feature_network": network.identity})
-    cache_dir = Path(options.cache_dir) if options.cache_dir else default_cache_dir()
-    generated, real = (
-        cached_features(
-            index, options.num_images, network, cache_dir=cache_dir, batch_size=options.batch_size, what=what
-        )
-        for index, what in ((samples, "samples"), (data, "data"))
-    )
+    judge = None
+    if classifier is not None and labels is not None:
+        judge = load_classifier(classifier, device, samples, labels.names)
+    extras = {"per_class": options.per_class, "classifier": None if judge is None else judge.identity}
+    _check_report(options, compared | {"feature_network": network.identity, "extras": extras})
+
+    def features(by: FeatureNetwork, index: ShardIndex, what: str) -> Features:
+        cache_dir = Path(options.cache_dir) if options.cache_dir else default_cache_dir()
+        count, size = options.num_images, options.batch_size
+        return cached_features(index, count, by, cache_dir=cache_dir, batch_size=size, what=what)
+
+    generated, real = features(network, samples, "samples"), features(network, data, "data")
+    judged = None
+    if judge is not None and labels is not None:
+        seen = features(judge, samples, "samples by the classifier")
+        of_data = features(judge, data, "data by the classifier") if labels.known is not None else None
+        judged = judged_by(judge, seen, of_data, labels)
     with Waiting("scores", stream=sys.stderr) as waiting:
         waiting.begin("computing them from the features", is_told=False)
         scores = score(generated, real)
+        by_class = class_fids(generated, real, labels) if options.per_class and labels is not None else None
+    scores = dataclasses.replace(
+        scores,
+        intra_fid=None if by_class is None else intra_fid(by_class),
+        accuracy=None if judged is None else judged.samples.accuracy,
+    )
     _print(scores, network, options)
-    report = _report(scores, network, options, samples, data, origin)
+    report = _report(scores, network, options, samples, data, origin) | {"extras": extras}
+    report |= told_by_class(by_class, judged, labels)
     if options.json:
         folder, name = file_of(options.json, "option --json")
         Folder(folder).write(name, report_bytes(report))
@@ -119,6 +148,8 @@ def _check_report(options: EvaluateOptions, compared: Mapping[str, Any]) -> None
     expected, remedy = "no such file, or scores of this comparison", "choose another --json"
     if not {"fid", "num_images", "samples.fingerprint", "data.fingerprint"} <= known.keys():
         raise UserError(f"file {options.json}", got="JSON of something else", expected=expected, remedy=remedy)
+    # What the file lacks may be added to it, but nothing that it has goes.
+    wanted = {field: value for field, value in wanted.items() if not field.startswith("extras.") or known.get(field)}
     refuse_other(
         f"file {options.json}",
         {field: known.get(field, "absent") for field in wanted},
@@ -131,6 +162,8 @@ def _check_report(options: EvaluateOptions, compared: Mapping[str, Any]) -> None
 
 def score(generated: Features, real: Features) -> Scores:
     """All scores of generated images against real ones."""
+    some = [values[spread(len(values), min(len(values), PRC_IMAGES))] for values in (generated.values, real.values)]
+    precision, recall = precision_recall(*some)
     kid_mean, kid_std = kid(generated.values, real.values)
     isc_mean, isc_std = (None, None) if generated.logits is None else inception_score(generated.logits)
     return Scores(
@@ -139,6 +172,8 @@ def score(generated: Features, real: Features) -> Scores:
         kid_std=kid_std,
         inception_score=isc_mean,
         inception_score_std=isc_std,
+        precision=precision,
+        recall=recall,
     )
 
 
@@ -162,6 +197,8 @@ def _print(scores: Scores, network: FeatureNetwork, options: EvaluateOptions) ->
     print(f"FID {scores.fid:.4f}")
     subsets = f"std over subsets {scores.kid_std:.6f}" if options.num_images > KID_SUBSET_SIZE else "one subset: no std"
     print(f"KID {scores.kid:.6f} ({subsets})")
+    most = f", of {PRC_IMAGES} of them" if options.num_images > PRC_IMAGES else ""
+    print(f"precision {scores.precision:.4f}, recall {scores.recall:.4f} (third neighbours{most})")
     if scores.inception_score is None:
         print(f"inception score: left out, since {network.name} gives no logits")
     else:
@@ -217,11 +254,13 @@ def _check_uri(uri: str | None) -> None:
 def _job_run(options: EvaluateOptions, model: RegisteredVersion, scores: Scores, report: Mapping[str, Any]) -> JobRun:
     """What is logged: one run for each comparison, whatever the number of starts."""
     compared = [report["samples"]["fingerprint"], report["data"]["fingerprint"], report["feature_network"]]
+    # Runs without them keep the names that earlier versions gave them.
+    extras = [report["extras"]] if any(report["extras"].values()) else []
     metrics = scores.metrics()
     return JobRun(
         kind="scores",
         version=model,
-        name=job_run_name("scores", model.name, json.dumps([*compared, options.num_images])),
+        name=job_run_name("scores", model.name, json.dumps([*compared, options.num_images, *extras])),
         params={
             "features": report["features"],
             "feature_network": report["feature_network"],

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from drl_dist.common.validation import Rule, file_rule, local_rule, place_rule, refuse_broken, refuse_missing
-from drl_dist.evaluation.feature_spec import MIN_IMAGES, FeatureSpec, parse_features
+from drl_dist.evaluation.feature_spec import MIN_IMAGES, FeatureSpec, parse_classifier, parse_features
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +19,11 @@ class EvaluateOptions:
     features: str = "inception"
     """Feature network: inception, inception=PATH, timm:NAME, timm:NAME=PATH, torchscript:PATH or pixels
     (docs/scores.md)."""
+    per_class: bool = False
+    """Also the FID of each class, and their mean; both folders need the same classes."""
+    classifier: str | None = None
+    """torchscript:PATH, timm:NAME or timm:NAME=PATH: a classifier of the samples' classes, of which the share of
+    images is told that it takes for what they were asked to be (docs/scores.md)."""
     num_images: int = 50_000
     """Images of each set, evenly spread over it; a set with fewer is refused."""
     batch_size: int = 64
@@ -33,8 +38,8 @@ class EvaluateOptions:
     """MLflow server; by default the environment's MLFLOW_TRACKING_URI. Without one, nothing is logged."""
 
 
-def check_evaluate(options: EvaluateOptions) -> FeatureSpec:
-    """The feature network of options that are in order.
+def check_evaluate(options: EvaluateOptions) -> tuple[FeatureSpec, FeatureSpec | None]:
+    """The feature network and the classifier of options that are in order.
 
     Raises:
         UserError: they are not.
@@ -48,4 +53,4 @@ def check_evaluate(options: EvaluateOptions) -> FeatureSpec:
         local_rule("--cache-dir", options.cache_dir),
     ]
     refuse_broken(rules)
-    return parse_features(options.features)
+    return parse_features(options.features), parse_classifier(options.classifier) if options.classifier else None
