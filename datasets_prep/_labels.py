@@ -14,7 +14,14 @@ import numpy as np
 from datasets_prep._attributes import DIGEST
 from datasets_prep._listing import printable
 from datasets_prep._source import Item, Source, SourceDefaults
-from drl_dist.data.index import ATTRIBUTE_COUNTS, ATTRIBUTES, CLASS_COUNTS, CLASSES
+from drl_dist.data.index import (
+    ATTRIBUTE_COUNTS,
+    ATTRIBUTES,
+    CLASS_COUNTS,
+    CLASSES,
+    STANDARD_CLASS_COUNTS,
+    STANDARD_CLASSES,
+)
 
 
 class NamedClasses(SourceDefaults):
@@ -29,7 +36,7 @@ class NamedClasses(SourceDefaults):
     @property
     def parameters(self) -> Mapping[str, Any]:
         """See `datasets_prep._source.Source.parameters`."""
-        return {CLASSES: list(self.classes)} if self.classes else {}
+        return {STANDARD_CLASSES: list(self.classes)} if self.classes else {}
 
     def as_earlier(self) -> Source | None:
         """The same without names."""
@@ -95,11 +102,12 @@ def label_counts(source: Source, records: Iterable[Mapping[str, Any]]) -> dict[s
     """
     records = list(records)
     counts: dict[str, list[int]] = {}
-    if (names := source.parameters.get(CLASSES)) is not None:
-        total: Counter[str] = Counter()
-        for record in records:
-            total.update(record.get("labels", {}))
-        counts[CLASS_COUNTS] = [total[str(label)] for label in range(len(names))]
+    for of_names, of_counts in ((CLASSES, CLASS_COUNTS), (STANDARD_CLASSES, STANDARD_CLASS_COUNTS)):
+        if (names := source.parameters.get(of_names)) is not None:
+            total: Counter[str] = Counter()
+            for record in records:
+                total.update(record.get("labels", {}))
+            counts[of_counts] = [total[str(label)] for label in range(len(names))]
     if (names := source.parameters.get(ATTRIBUTES)) is not None:
         sums = np.zeros(len(names), np.int64)
         for record in records:
@@ -114,6 +122,9 @@ def in_words(found: dict[str, Any], wanted: dict[str, Any]) -> tuple[dict[str, A
         if found.get(name) != wanted.get(name):
             found = found | {name: "others" if name in found else "none"}
             wanted = wanted | {name: "those found now" if name in wanted else "none"}
+    found, wanted = (
+        {CLASSES if name == STANDARD_CLASSES else name: value for name, value in one.items()} for one in (found, wanted)
+    )
     for name in (CLASSES, ATTRIBUTES):
         old, new = found.get(name, []), wanted.get(name, [])
         if old != new and isinstance(old, list) and isinstance(new, list):

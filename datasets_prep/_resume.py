@@ -21,7 +21,14 @@ from drl_dist.common.errors import UserError
 from drl_dist.common.nested import differences
 from drl_dist.common.places import in_full, joined
 from drl_dist.data.filesystem import Folder
-from drl_dist.data.index import ATTRIBUTE_COUNTS, CLASS_COUNTS, INDEX_NAME, ShardIndex, open_index
+from drl_dist.data.index import (
+    ATTRIBUTE_COUNTS,
+    CLASS_COUNTS,
+    INDEX_NAME,
+    STANDARD_CLASS_COUNTS,
+    ShardIndex,
+    open_index,
+)
 from drl_dist.data.manifest import MANIFEST_NAME
 from drl_dist.data.pixels.statistics import PixelSums
 from drl_dist.data.shards import ShardRow, shard_name
@@ -49,7 +56,7 @@ def begun(folder: Folder, records: Folder) -> tuple[ShardIndex | None, dict[str,
                 remedy="choose another --out",
             )
         made = {"name": index.name, "split": index.split, "channels": index.channels} | dict(index.made_by)
-        for outcome in (UNREADABLE, SMALL, "treated", CLASS_COUNTS, ATTRIBUTE_COUNTS):
+        for outcome in (UNREADABLE, SMALL, "treated", CLASS_COUNTS, STANDARD_CLASS_COUNTS, ATTRIBUTE_COUNTS):
             made.pop(outcome, None)
         return index, made
     return None, read_json(records, PARAMETERS_NAME)

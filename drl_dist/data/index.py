@@ -35,6 +35,9 @@ MAX_RESOLUTION = 4096
 TAR_BLOCK = 512
 CLASSES, CLASS_COUNTS = "classes", "class_counts"
 """Names in `ShardIndex.made_by`, which readers of every version keep: names of classes, and images of each."""
+STANDARD_CLASSES, STANDARD_CLASS_COUNTS = "standard_classes", "standard_class_counts"
+"""The same of published data sets, whose classes have the names that everybody gives them. No part of the fingerprint:
+shards that were prepared before names were kept are the same data."""
 ATTRIBUTES, ATTRIBUTE_COUNTS = "attributes", "attribute_counts"
 """The same of attributes: their names, and of how many images each is true."""
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".heic", ".ppm")
@@ -75,12 +78,12 @@ class ShardIndex:
     @property
     def classes(self) -> tuple[str, ...]:
         """Names of the classes, in the order of the labels in the samples' JSON; empty where they have none."""
-        return tuple(self.made_by.get(CLASSES, ()))
+        return tuple(self.made_by.get(CLASSES) or self.made_by.get(STANDARD_CLASSES, ()))
 
     @property
     def class_counts(self) -> tuple[int, ...]:
         """Images of each class, in the same order; fewer than `num_samples` together where images have no label."""
-        return tuple(self.made_by.get(CLASS_COUNTS, ()))
+        return tuple(self.made_by.get(CLASS_COUNTS) or self.made_by.get(STANDARD_CLASS_COUNTS, ()))
 
     @property
     def attributes(self) -> tuple[str, ...]:
@@ -94,9 +97,12 @@ class ShardIndex:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over every field except URL and statistics, 64 hexadecimal digits: the same for equal images in
-        equal order."""
-        digest = hashlib.sha256(_canonical(self._metadata()))
+        """SHA-256 over every field except URL, statistics and standard names, 64 hexadecimal digits: the same for equal
+        images in equal order."""
+        metadata = self._metadata()
+        follows = (STANDARD_CLASSES, STANDARD_CLASS_COUNTS)
+        metadata["made_by"] = {name: value for name, value in self.made_by.items() if name not in follows}
+        digest = hashlib.sha256(_canonical(metadata))
         for shard in self.shards:
             digest.update(_canonical([shard.name, shard.size, shard.sha256, shard.num_samples]))
             digest.update(shard.offsets.astype("<i8").tobytes())
@@ -331,6 +337,7 @@ def _check(index: ShardIndex, counts: Sequence[int], metadata: Mapping[str, Any]
         ):
             raise _bad(url, f"impossible offsets for {shard.name}", "offsets that rise from 0 within the file")
     _check_names(index, CLASSES, CLASS_COUNTS, is_exclusive=True)
+    _check_names(index, STANDARD_CLASSES, STANDARD_CLASS_COUNTS, is_exclusive=True)
     _check_names(index, ATTRIBUTES, ATTRIBUTE_COUNTS, is_exclusive=False)
     if metadata.get("num_samples") != index.num_samples or metadata.get("fingerprint") != index.fingerprint:
         raise _bad(url, "a fingerprint or count that does not fit its rows", "the fingerprint of these rows")

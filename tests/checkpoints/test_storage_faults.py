@@ -82,7 +82,7 @@ def test_storage_that_does_not_answer_is_no_reason_to_take_an_older_one(
     for step in (1, 2):
         upload_checkpoint(add(tmp_path, step), f"{run_url}/{checkpoint_name(step)}")
     proxy.add("GET", f"{checkpoint_name(2)}/ema.safetensors", "stall", times=1000)
-    with pytest.raises(UserError, match=rf"storage {run_url}/{checkpoint_name(2)}/ema.safetensors: got .*Timeout"):
+    with pytest.raises(UserError, match=rf"storage {run_url}/{checkpoint_name(2)}/ema.safetensors: got no answer"):
         newest_verified_checkpoint(run_url)
 
 

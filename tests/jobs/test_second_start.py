@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +23,7 @@ from drl_dist.jobs.train.driver import PreparedRun, train_run
 from drl_dist.jobs.train.options import parse_train_options
 from drl_dist.jobs.train.single_device import train_on_one_device
 from drl_dist.tracking.files.table import MetricsTable
+from tests.helpers.forked import real_python
 
 PROGRAM = (
     "import dataclasses, json, time; from drl_dist.common.process_identity import this_process\n"
@@ -35,7 +35,7 @@ PROGRAM = (
 @pytest.fixture
 def other() -> Iterator[tuple[subprocess.Popen[str], ProcessIdentity]]:
     """Another process of this machine, which stands for the first start of the run."""
-    with subprocess.Popen([sys.executable, "-c", PROGRAM], stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen([real_python(), "-c", PROGRAM], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         yield process, ProcessIdentity(**json.loads(process.stdout.readline()))
         process.kill()

@@ -242,7 +242,17 @@ def test_what_another_job_or_an_older_one_left_is_not_written_over(
 
 @pytest.mark.slow
 def test_files_of_others_are_left_where_they_are(checkpoint: Path, tmp_path: Path) -> None:
-    (tmp_path / "_progress").mkdir()
+    write = Folder.write
+
+    def ended(self: Folder, name: str, data: bytes) -> None:
+        write(self, name, data)
+        raise Killed
+
+    # Not before: a folder that holds something of others is refused until the job has begun there.
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Folder, "write", ended)
+        again(checkpoint, tmp_path)
+    (tmp_path / "_progress").mkdir(exist_ok=True)
     (tmp_path / "notes.txt").write_text("mine")
     (tmp_path / "_progress" / "notes.txt").write_text("mine too")
     assert again(checkpoint, tmp_path) == 0
