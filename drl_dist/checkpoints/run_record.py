@@ -24,7 +24,8 @@ RUN_CONFIG = "run.json"
 """How the run was started last; see `drl_dist.checkpoints.run_config`."""
 # What a run writes over, or removes where it is of no use to Ray Train.
 _WRITTEN = {SUBSTITUTES, ROLLBACKS, SNAPSHOT, RUN_CONFIG, STATUS}
-# A run may be made longer: no step depends on how many follow.
+# A run may be made longer. No step depends on how many follow, but for the learning rate along a cosine, which goes on
+# as that of the longer run.
 _MAY_CHANGE = "experiment.train.num_steps"
 
 

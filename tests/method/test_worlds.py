@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from drl_dist.common.batch import Batch
+from drl_dist.config.condition import ConditionConfig
 from drl_dist.config.tree import EngineConfig
 from drl_dist.training.guard import DivergedError
 from drl_dist.training.state import TrainState
@@ -70,13 +71,16 @@ def test_worlds_of_any_size_have_equal_gradients(tmp_path: Path) -> None:
 def switching_rank(rank: int, world_size: int, folder: Path) -> None:
     experiment = tiny_unet()
     schedule = dataclasses.replace(experiment.optim, first_objective="score_matching", first_objective_steps=2)
-    experiment = dataclasses.replace(experiment, optim=schedule)
+    condition = ConditionConfig(kind="class", names=("a", "b", "c"))
+    experiment = dataclasses.replace(experiment, optim=schedule, condition=condition)
     state = TrainState.create(experiment, dtype=torch.float64)
     waken(state)
     step = TrainStep(state, experiment, ENGINE)
     for index in range(4):
         whole = batch(12 * index)
-        step(Batch(whole.images[rank::world_size], whole.positions[rank::world_size]))
+        mine = whole.positions[rank::world_size]
+        step(Batch(whole.images[rank::world_size], mine, labels=mine % 3))
+    assert bool(state.network.state_dict()["condition.table"].any())
     save_file({name: value.contiguous() for name, value in state.tensors()["weights"].items()}, folder / f"{rank}")
 
 
