@@ -1,4 +1,4 @@
-"""How fast training steps are with threads that wait by spinning, passively, or not at all, alone and on busy cores.
+"""How fast training steps are with threads that spin while they wait, for long, shortly or not, alone and on busy cores.
 
     python -m benchmarks.threads [--preset digits --busy 2 --seconds 6]
 
@@ -23,8 +23,9 @@ from drl_dist.common.validation import whole_number
 UNSET = "unset"
 WAYS: dict[str, dict[str, str]] = {
     "spinning (torch's default)": {"OMP_WAIT_POLICY": UNSET},
-    "passive (the package's default)": {"OMP_WAIT_POLICY": "PASSIVE"},
-    "one thread (OMP_NUM_THREADS=1)": {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1"},
+    "spinning shortly (the package's default)": {},
+    "not spinning (OMP_WAIT_POLICY=PASSIVE)": {"OMP_WAIT_POLICY": "PASSIVE"},
+    "one thread (OMP_NUM_THREADS=1)": {"OMP_NUM_THREADS": "1"},
 }
 """Variables of each way."""
 
@@ -53,7 +54,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
 def rate(name: str, seconds: int) -> float:
     """Steps per second in this process, the first one left out."""
-    if os.environ["OMP_WAIT_POLICY"] == UNSET:
+    if os.environ.get("OMP_WAIT_POLICY") == UNSET:
         # Here, for the package sets it where it is not given.
         del os.environ["OMP_WAIT_POLICY"]
     import torch
@@ -80,7 +81,7 @@ def rate(name: str, seconds: int) -> float:
 
 def _measured(given: argparse.Namespace, variables: dict[str, str], beside: int) -> float:
     """The rate of a process of its own, with so many busy ones beside it."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("OMP_")}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
     environment |= variables
     command = [sys.executable, "-m", "benchmarks.threads", "--measure", "--preset", given.preset]
     with ExitStack() as stack:

@@ -21,9 +21,11 @@ if TYPE_CHECKING:
 
     __version__: str
 
-# Read when torch is imported. Threads that wait for each other would otherwise spin, and where something else runs on
-# the same cores, as on laptops, they spin while those that they wait for are not let on: tens of times slower.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Read when torch is imported. Threads that wait for each other would otherwise spin for milliseconds, and where
+# something else runs on the same cores, as on laptops, they spin while those that they wait for are not let on. Some
+# microseconds keep most of the speed where nothing else runs (`python -m benchmarks.threads`).
+if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
+    os.environ["GOMP_SPINCOUNT"] = "1000"
 
 __all__ = ["Model", "__version__", "load", "train"]
 

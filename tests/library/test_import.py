@@ -71,16 +71,24 @@ def test_a_folder_of_its_name_does_not_hide_it(tmp_path: Path) -> None:
     assert (ran.stdout, ran.returncode) == ("load\n", 0), ran.stderr
 
 
-@pytest.mark.parametrize(("given", "expected"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
-def test_threads_do_not_wait_by_spinning_unless_told_to(given: str | None, expected: str, tmp_path: Path) -> None:
-    environment = {name: value for name, value in subprocess_environment().items() if name != "OMP_WAIT_POLICY"}
-    program = "import drl_dist, os, sys; print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)"
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, "None 1000"),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE None"),
+        ({"GOMP_SPINCOUNT": "7"}, "None 7"),
+    ],
+)
+def test_threads_spin_shortly_unless_told_otherwise(given: dict[str, str], expected: str, tmp_path: Path) -> None:
+    names = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+    environment = {name: value for name, value in subprocess_environment().items() if name not in names}
+    program = f"import drl_dist, os, sys; print(*map(os.environ.get, {names}), 'torch' in sys.modules)"
     ran = subprocess.run(
         [real_python(), "-S", "-c", program],
         cwd=tmp_path,
-        env=environment | ({} if given is None else {"OMP_WAIT_POLICY": given}),
+        env=environment | given,
         capture_output=True,
         text=True,
         check=False,
     )
-    assert ran.stdout.split() == [expected, "False"], ran.stderr
+    assert ran.stdout == f"{expected} False\n", ran.stderr
