@@ -1,4 +1,4 @@
-"""How fast training steps are with threads that spin while they wait, for long, shortly or not, alone and on busy cores.
+"""How fast training steps are with threads that spin as they wait, for long, shortly or not, alone and on busy cores.
 
     python -m benchmarks.threads [--preset digits --busy 2 --seconds 6]
 
