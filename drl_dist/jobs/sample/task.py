@@ -25,11 +25,11 @@ from drl_dist.data.shards import Sample, ShardRow, encode_png, pack_shard, shard
 from drl_dist.diffusion.noise import Noise, PhiloxNoise
 from drl_dist.jobs.common.chains import CHAIN_FIELDS, ChainKernelName, with_chains
 from drl_dist.jobs.common.device import prepare_device
-from drl_dist.jobs.common.labels import LABEL_FIELDS
+from drl_dist.jobs.common.labels import LABEL_FIELDS, LabelOptions, wanted_of
 from drl_dist.jobs.common.output.job_records import digest_of
 from drl_dist.jobs.common.output.sheet import sheet_of
 from drl_dist.library.engine import check_finite, frozen_engine
-from drl_dist.sampling.labels import Wanted, wanted
+from drl_dist.sampling.labels import Wanted
 from drl_dist.sampling.progressive import shown_levels
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ TELL_SECONDS = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class SampleRequest:
+class SampleRequest(LabelOptions):
     """All that determines the images, and nothing else."""
 
     preset: str
@@ -68,11 +68,6 @@ class SampleRequest:
     """c, if it was asked for."""
     chain_kernel: ChainKernelName | None = None
     """The kernel, if it was asked for."""
-    label: str | None = None
-    labels: Literal["uniform", "data"] | None = None
-    compose: str | None = None
-    guidance: float | None = None
-    """These four as `drl_dist.jobs.common.labels.LabelOptions`."""
     class_counts: tuple[int, ...] | None = None
     """Images of each class in the data, where labels are as frequent as there."""
 
@@ -105,15 +100,7 @@ class SampleRequest:
         Args:
             condition: of the model.
         """
-        return wanted(
-            condition,
-            label=self.label,
-            labels=self.labels,
-            compose=self.compose,
-            guidance=self.guidance,
-            num_images=self.num_images,
-            counts=self.class_counts or (),
-        )
+        return wanted_of(self, condition, num_images=self.num_images, counts=self.class_counts or ())
 
     def images_of(self, task: int) -> range:
         """Ids of the images of a task."""
