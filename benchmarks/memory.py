@@ -103,9 +103,9 @@ def measured(experiment: Experiment) -> dict[str, dict[str, int]]:
     batch = Batch(images, torch.arange(count))
     # The first step makes the optimiser's moments and the gradients, which the second one finds.
     step(batch)
-    gradients = [parameter.grad for parameter in state.network.parameters() if parameter.grad is not None]
-    held = [*(value for part in state.tensors().values() for value in part.values()), *gradients, images]
-    before = sum(value.nbytes for value in held)
+    before = images.nbytes + sum(value.nbytes for part in state.tensors().values() for value in part.values())
+    # The update lets go of them before it makes new ones.
+    before += sum(parameter.grad.nbytes for parameter in state.network.parameters() if parameter.grad is not None)
     ends: list[Any] = []
     chain = before + peak_bytes(lambda: ends.extend(step.negatives(batch)), torch.device("cpu"))
     pairs, y_neg, meter = ends
