@@ -116,7 +116,7 @@ class TrainStep:
     Args:
         state: changed in place by each call.
         experiment: the science.
-        engine: how it is computed. Memory auto is plain here: `drl_dist.training.memory.fitted` chooses.
+        engine: how it is computed. Memory auto is plain here: `drl_dist.training.memory.fit_memory` chooses.
         request: asked at each step; what this rank wants to happen after it.
         noise_seed: of levels, pairs and chains; by default the experiment's seed.
 

@@ -15,7 +15,7 @@ from drl_dist.checkpoints.rollbacks import noise_seed
 from drl_dist.checkpoints.run_status import count_worker_start
 from drl_dist.common.batch import BatchSource
 from drl_dist.common.errors import UserError
-from drl_dist.common.waiting import Waiting
+from drl_dist.common.waiting import Waiting, say
 from drl_dist.config.tree import RunConfig
 from drl_dist.data.audit import audited
 from drl_dist.data.index import ShardIndex, open_index
@@ -33,6 +33,7 @@ from drl_dist.jobs.train.task import ScoreCallback, WorkerTask
 from drl_dist.training.callbacks import Curves, Samples, Scores, to_come
 from drl_dist.training.health_watch import HealthWatch, seen_by
 from drl_dist.training.loop import train
+from drl_dist.training.memory import fit_memory
 from drl_dist.training.state import TrainState
 from drl_dist.training.step import TrainStep
 from drl_dist.training.watch import FirstBatch
@@ -99,7 +100,10 @@ def _train(task: WorkerTask, index: ShardIndex, state: TrainState, waiting: Wait
     with ExitStack() as stack:
         stop_requests = stack.enter_context(StopRequests(task.stop_flag if rank == 0 else None))
         seed = noise_seed(experiment.train.seed, task.num_rollbacks)
-        step = TrainStep(state, experiment, run.engine, stop_requests, seed)
+        fit = fit_memory(experiment, run.engine, num_workers=world_size, device=state.network.device)
+        if fit.why and rank == 0:
+            say(f"run {run.run_name}: {fit.why}")
+        step = TrainStep(state, experiment, fit.engine, stop_requests, seed)
         show, register, log, exports, curves, health = None, None, None, None, None, None
         before_upload: Callable[[], None] = _nothing
         clock, exporter = Clock(), stack.enter_context(Exporter(run.run_name))
