@@ -10,7 +10,7 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -182,7 +182,7 @@ def _traced(experiment: Experiment, share: int, engine: EngineConfig) -> StepCos
         with FlopCounterMode(display=False) as update:
             updates = _Forwards(step.forward, update.get_total_flops, _any_output(step.objective))
             if step.objective.is_mean:
-                step.forward = updates
+                step.forward = cast(nn.Module, updates)
             _, grad_norm, _ = step.backward(pairs, y_neg, meter)
             step.advance(grad_norm)
         return StepCost(
@@ -221,7 +221,7 @@ def _any_output(objective: Objective) -> Callable[[Tensor], Tensor]:
     return lambda y: (y if is_gradient else _any_raw(y)).detach().requires_grad_()
 
 
-class _Forwards(nn.Module):
+class _Forwards:
     """Counts forwards of a network, and makes the first two of them: of the others each costs what the second one does,
     by its images, and has its memory when that of the one before is free.
 
@@ -232,24 +232,17 @@ class _Forwards(nn.Module):
     """
 
     def __init__(self, original: Any, flop_so_far: Callable[[], int], instead: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        # In a tuple, for it must not become a part of this module.
-        self._original, self._flop_so_far, self._instead = (original,), flop_so_far, instead
+        self.original, self._flop_so_far, self._instead = original, flop_so_far, instead
         self._flop_before: list[int] = []
         self.sizes: list[int] = []
         """Images of each."""
 
-    def forward(self, *given: Any) -> Tensor:
-        """As the original; the images are the one argument of four dimensions."""
+    def __call__(self, *given: Any) -> Tensor:
+        # Of either forward, the images are the one argument of four dimensions.
         (y,) = (one for one in given if isinstance(one, Tensor) and one.dim() == 4)
         self._flop_before.append(self._flop_so_far())
         self.sizes.append(len(y))
         return self.original(*given) if len(self.sizes) <= 2 else self._instead(y)
-
-    @property
-    def original(self) -> Any:
-        """The forward that this one counts."""
-        return self._original[0]
 
     @property
     def flop_left_out(self) -> int:

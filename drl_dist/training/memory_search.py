@@ -57,13 +57,16 @@ class MemorySearch:
         if asked == "auto" and self._fits("slices", self._share, self._share):
             peak = self._peak("slices", self._share, self._share)
             return replace(self._engine, memory="plain"), f"memory: all at once, {self._of_limit(peak)}"
-        # The least that there is, before sizes between are tried one after the other.
-        least = self._sizes(1)[0][-1], self._sizes(1)[1][-1]
-        if not self._fits(ways[-1], *least):
+        # What takes least is looked at before sizes between are tried one after the other: of a small network that is
+        # all at once, since slices add gradients to each other.
+        chains, updates = self._sizes(1)
+        ends: list[tuple[Way, int, int]] = [(way, chains[end], updates[end]) for way in ways for end in (0, -1)]
+        least = min(ends, key=lambda one: self._peak(*one))
+        if not self._fits(*least):
             raise UserError(
                 "config field engine.memory",
                 got=f"{asked} with {mebibytes(self._limit)} for tensors",
-                expected=f"at least {mebibytes(self._peak(ways[-1], *least))}, which {_told(ways[-1], *least)} take",
+                expected=f"at least {mebibytes(self._peak(*least))}, for {_told(*least)}",
                 remedy="take devices with more memory, more workers, or a smaller network",
             )
         tries: list[tuple[Way, int]] = [(way, fewest) for fewest in (min(MANY_IMAGES, self._share), 1) for way in ways]
@@ -114,5 +117,5 @@ class MemorySearch:
 
 def _told(way: Way, chain: int, update: int) -> str:
     """A way in words."""
-    again = ", whose activations are computed again," if way == "checkpointing" else ""
-    return f"chains of {counted(chain, 'image')} and updates of {counted(update, 'image')} at a time{again}".rstrip(",")
+    again = " with activations computed again" if way == "checkpointing" else ""
+    return f"chains of {counted(chain, 'image')} and updates of {counted(update, 'image')} at a time{again}"

@@ -76,6 +76,10 @@ def _train_told(task: WorkerTask, waiting: Waiting) -> int:
         restore(state, run, task.fingerprint, is_first=is_first, share=partial(broadcast, device))
         # What was the newest checkpoint when the job began may turn out to be damaged.
         task = dataclasses.replace(task, first_step=min(task.first_step, state.step))
+        fit = fit_memory(run.experiment, run.engine, num_workers=context.get_world_size(), device=device)
+        if fit.why and is_first:
+            say(f"run {run.run_name}: {fit.why}")
+        task = dataclasses.replace(task, run=dataclasses.replace(run, engine=fit.engine))
         _train(task, index, state, waiting if is_first else None)
     return state.step
 
@@ -100,10 +104,7 @@ def _train(task: WorkerTask, index: ShardIndex, state: TrainState, waiting: Wait
     with ExitStack() as stack:
         stop_requests = stack.enter_context(StopRequests(task.stop_flag if rank == 0 else None))
         seed = noise_seed(experiment.train.seed, task.num_rollbacks)
-        fit = fit_memory(experiment, run.engine, num_workers=world_size, device=state.network.device)
-        if fit.why and rank == 0:
-            say(f"run {run.run_name}: {fit.why}")
-        step = TrainStep(state, experiment, fit.engine, stop_requests, seed)
+        step = TrainStep(state, experiment, run.engine, stop_requests, seed)
         show, register, log, exports, curves, health = None, None, None, None, None, None
         before_upload: Callable[[], None] = _nothing
         clock, exporter = Clock(), stack.enter_context(Exporter(run.run_name))
