@@ -255,11 +255,11 @@ class EngineConfig:
     within them again (of recovery, and networks that are built in); auto: on GPUs the first of these that fits into
     their memory, on CPUs plain (docs/training.md)."""
     memory_gib: float | None = None
-    """Memory of a worker's device, of which tensors get 85 %; none: that of its GPU, and for a CPU no limit."""
+    """Memory of a worker's device, of which tensors get 85 %; none: what is free on its GPU, and for a CPU no limit."""
     chain_images: int | None = None
-    """Images whose chains are made at once; none: with plain all, else as many as fit."""
+    """Images whose chains are made at once; none: as many as fit, and without a limit all."""
     update_images: int | None = None
-    """Images of a micro-batch of the update; none: with plain all, else as many as fit."""
+    """Images of a micro-batch of the update; none: as many as fit, and without a limit all."""
     threads_per_worker: int | None = None
     """CPU threads of each worker; by default the CPUs that Ray gives it."""
 

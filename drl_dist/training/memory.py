@@ -60,7 +60,7 @@ def fit_memory(
     if limit is None and engine.memory == "auto":
         return Fit(engine=replace(engine, memory="plain"))
     if limit is None:
-        if engine.chain_images or engine.update_images:
+        if engine.memory == "checkpointing" or engine.chain_images or engine.update_images:
             return Fit(engine=engine)
         raise UserError(
             "config field engine.memory",
