@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from drl_dist.common.amounts import counted
 from drl_dist.common.errors import UserError
-from drl_dist.config.condition import ConditionConfig, ConditionKind
+from drl_dist.config.condition import ConditionConfig, ConditionKind, shown
 from drl_dist.config.tree import Experiment
 from drl_dist.data.index import ShardIndex
 from drl_dist.data.substitutes import DamageError
@@ -25,7 +25,6 @@ LABEL, ATTRIBUTES = "label", "attributes"
 """Names in a sample's JSON."""
 NO_CLASS = -1
 """In place of the number of a class."""
-_SHOWN = 8
 
 
 def names_of(index: ShardIndex, kind: ConditionKind) -> tuple[str, ...]:
@@ -72,11 +71,6 @@ def checked_names(condition: ConditionConfig, names: tuple[str, ...], what: str)
             remedy="use data with the same labels, or leave condition.names out for a new model",
         )
     return names
-
-
-def shown(names: tuple[str, ...]) -> str:
-    """Names for a message, the first of many."""
-    return ", ".join(names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")
 
 
 def blank(count: int, kind: ConditionKind, size: int) -> NDArray[Any] | None:

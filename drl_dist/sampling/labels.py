@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from drl_dist.common.errors import UserError
-from drl_dist.config.condition import ConditionConfig, ConditionKind
+from drl_dist.config.condition import ConditionConfig, ConditionKind, shown
 from drl_dist.diffusion.noise import Noise, Purpose
 from drl_dist.diffusion.recovery import RawAtLevel
 from drl_dist.sampling.composition import Concept, LabelledRawAtLevel, composed
@@ -33,7 +33,6 @@ LABEL, LABELS, COMPOSE, GUIDANCE = "--label", "--labels", "--compose", "--guidan
 _PART = re.compile(r"\s*(?:(?P<weight>\d+(?:\.\d*)?|\.\d+)\s*\*\s*)?(?P<negation>not\s+)?(?P<name>.*?)\s*", re.DOTALL)
 _SIGN = re.compile(r'("[^"]*")|(&)|(?:(?<=\s)|^)([+-])(?=\s)')
 _COUNT = re.compile(r"(?P<label>.*):\s*(?P<count>\d+)\s*", re.DOTALL)
-_SHOWN = 8
 
 
 @dataclass(frozen=True)
@@ -305,12 +304,11 @@ def _place(condition: ConditionConfig, name: str, option: str) -> int:
     if len(alike) == 1:
         return alike[0]
     near = difflib.get_close_matches(plain.lower(), [known.lower() for known in condition.names], n=1)
-    shown = ", ".join(condition.names[:_SHOWN]) + (", …" if condition.size > _SHOWN else "")
     hint = next((known for known in condition.names if near and known.lower() == near[0]), None)
     raise UserError(
         option,
         got=plain or "an empty name",
-        expected=f"one of the model's {condition.size} names: {shown}",
+        expected=f"one of the model's {condition.size} names: {shown(condition.names)}",
         remedy=f"use {hint}, if that was meant" if hint else "correct the name",
     )
 
