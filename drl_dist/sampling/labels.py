@@ -36,6 +36,16 @@ _COUNT = re.compile(r"(?P<label>.*):\s*(?P<count>\d+)\s*", re.DOTALL)
 
 
 @dataclass(frozen=True)
+class LabelCounts:
+    """How frequent labels are in data."""
+
+    images: tuple[int, ...]
+    """That have each label."""
+    labels: tuple[tuple[int, ...], ...] = ()
+    """Attributes, 1, -1 or 0 each, that images have together; empty for classes, which stand in their own order."""
+
+
+@dataclass(frozen=True)
 class Wanted:
     """The labels of all images that are generated together.
 
@@ -86,7 +96,7 @@ class Wanted:
         """
         if not self.rows:
             return network
-        vectors = torch.tensor(self.vectors)
+        vectors = self._vectors
         if self.weights is None:
             concepts = [Concept(1.0, vectors[self.row_of(ids, noise)])]
         else:
@@ -111,6 +121,10 @@ class Wanted:
         return vector.index(1.0) if self.kind == "class" else [int(value) for value in vector]
 
     @cached_property
+    def _vectors(self) -> Tensor:
+        return torch.tensor(self.vectors)
+
+    @cached_property
     def _ends(self) -> tuple[int, ...]:
         return tuple(accumulate(self.counts or ()))
 
@@ -123,7 +137,7 @@ def wanted(
     compose: str | None = None,
     guidance: float | None = None,
     num_images: int | None = None,
-    counts: Sequence[int] = (),
+    data: LabelCounts | None = None,
 ) -> Wanted:
     """What the options ask of a model.
 
@@ -131,7 +145,7 @@ def wanted(
         condition: of the model.
         label, labels, compose, guidance: the options; see the top of the module.
         num_images: of the job; None where the counts of `label` say it.
-        counts: images of each class in the data, for labels as frequent as there; empty if they are not known.
+        data: labels that images are to have as often as data do; None if they are not known.
 
     Raises:
         UserError: the model knows no labels, or not these; an option cannot be read; or two contradict each other.
@@ -162,15 +176,14 @@ def wanted(
     if compose is not None:
         return _composed(condition, compose, strength)
     if labels is not None:
-        return _all_classes(condition, labels, strength, counts)
+        return _as_in_data(condition, data, strength) if labels == "data" else _all_classes(condition, strength)
     assert label is not None
     return _listed(condition, label, strength, num_images)
 
 
 def rows_of_classes(condition: ConditionConfig, columns: int) -> Wanted:
     """All classes of a model, so many images of each, one class after the other."""
-    vectors = tuple(tuple(map(float, row)) for row in torch.eye(condition.size).tolist())
-    return Wanted("class", condition.names, vectors, counts=(columns,) * condition.size)
+    return Wanted("class", condition.names, _one_hot(condition), counts=(columns,) * condition.size)
 
 
 def _listed(condition: ConditionConfig, text: str, guidance: float, num_images: int | None) -> Wanted:
@@ -206,27 +219,42 @@ def _listed(condition: ConditionConfig, text: str, guidance: float, num_images: 
     return Wanted(condition.kind, tuple(rows), tuple(vectors), counts=tuple(counts), guidance=guidance)
 
 
-def _all_classes(
-    condition: ConditionConfig, labels: Literal["uniform", "data"], guidance: float, counts: Sequence[int]
-) -> Wanted:
+def _all_classes(condition: ConditionConfig, guidance: float) -> Wanted:
     if condition.kind != "class":
         raise UserError(
             LABELS,
-            got=f"{labels}, for a model of attributes",
+            got="uniform, for a model of attributes",
             expected="a model of classes, of which an image has exactly one",
-            remedy=f"name attributes with {LABEL} or {COMPOSE}",
+            remedy=f"use {LABELS} data, or name attributes with {LABEL} or {COMPOSE}",
         )
-    vectors = tuple(tuple(map(float, row)) for row in torch.eye(condition.size).tolist())
-    if labels == "uniform":
-        return Wanted(condition.kind, condition.names, vectors, guidance=guidance)
-    if len(counts) != condition.size or not sum(counts):
+    return Wanted(condition.kind, condition.names, _one_hot(condition), guidance=guidance)
+
+
+def _as_in_data(condition: ConditionConfig, data: LabelCounts | None, guidance: float) -> Wanted:
+    if data is None or not sum(data.images):
         raise UserError(
             LABELS,
-            got="data, without data that say how frequent the model's classes are",
-            expected="--real with the URL of shards with the model's classes",
-            remedy=f"add --real, or use {LABELS} uniform",
+            got="data, without data that say how frequent the model's labels are",
+            expected="--real with the URL of shards with the model's labels",
+            remedy="add --real" + (f", or use {LABELS} uniform" if condition.kind == "class" else ""),
         )
-    return Wanted(condition.kind, condition.names, vectors, shares=tuple(map(float, counts)), guidance=guidance)
+    shares = tuple(map(float, data.images))
+    if condition.kind == "class":
+        return Wanted(condition.kind, condition.names, _one_hot(condition), shares=shares, guidance=guidance)
+    vectors = tuple(tuple(map(float, label)) for label in data.labels)
+    titles = tuple(_title(condition, label) for label in data.labels)
+    return Wanted(condition.kind, titles, vectors, shares=shares, guidance=guidance)
+
+
+def _one_hot(condition: ConditionConfig) -> tuple[tuple[float, ...], ...]:
+    return tuple(tuple(map(float, row)) for row in torch.eye(condition.size).tolist())
+
+
+def _title(condition: ConditionConfig, label: Sequence[int]) -> str:
+    """What is true of an image, and what is not known."""
+    marks = {1: "", 0: "?"}
+    known = (name + marks[value] for name, value in zip(condition.names, label, strict=True) if value in marks)
+    return " & ".join(known) or "none"
 
 
 def _composed(condition: ConditionConfig, text: str, guidance: float) -> Wanted:

@@ -19,7 +19,7 @@ from drl_dist.diffusion.recovery import LogDensityAndGrad
 from drl_dist.energy.analytic import CorrelatedGaussian
 from drl_dist.mcmc.kernel import KeyedChainNoise, run_chain
 from drl_dist.sampling.composition import Concept, composed
-from drl_dist.sampling.labels import Wanted, wanted
+from drl_dist.sampling.labels import LabelCounts, Wanted, wanted
 from drl_dist.sampling.progressive import ProgressiveSampler, langevin
 from drl_dist.sampling.tweedie import Tweedie
 
@@ -184,12 +184,29 @@ def test_each_image_has_a_label_of_its_own() -> None:
     assert [blocks.label_of(row) for row in range(2)] == [5, 1]
     uniform = wanted(CLASSES, labels="uniform")
     assert uniform.row_of(torch.arange(8), NOISE).tolist() == [0, 1, 2, 3, 4, 5, 0, 1]
-    drawn = wanted(CLASSES, labels="data", counts=(10, 0, 0, 30, 0, 60))
+    drawn = wanted(CLASSES, labels="data", data=LabelCounts((10, 0, 0, 30, 0, 60)))
     rows = drawn.row_of(torch.arange(20_000), NOISE)
     shares = torch.bincount(rows, minlength=6) / 20_000
     torch.testing.assert_close(shares, torch.tensor([0.1, 0, 0, 0.3, 0, 0.6]), atol=0.012, rtol=0)
     assert torch.equal(drawn.row_of(torch.arange(50, 70), NOISE), rows[50:70])
     assert wanted(ATTRIBUTES, label="smiling & not male").label_of(0) == [1, -1, 0, 0]
+
+
+def test_attributes_of_data_are_those_of_a_random_image() -> None:
+    labels = ((1, -1, 0, 1), (-1, -1, -1, -1), (1, 1, 1, 1))
+    drawn = wanted(ATTRIBUTES, labels="data", data=LabelCounts((6, 3, 1), labels), guidance=0.5)
+    assert drawn.rows == ("Smiling & 5_o_Clock_Shadow? & Wearing_Hat", "none", " & ".join(ATTRIBUTES.names))
+    # Image i is that image of the data, label after label, which its own number points at.
+    images = [label for label, count in zip(labels, (6, 3, 1), strict=True) for _ in range(count)]
+    numbers = NOISE.uniform(Purpose.SAMPLE_LABEL, torch.arange(2000), 0, (0,), 1)[0, :, 0]
+    expected = [list(images[int(number * 10)]) for number in numbers]
+    assert [drawn.label_of(row) for row in drawn.row_of(torch.arange(2000), NOISE).tolist()] == expected
+    some = torch.tensor([1999, 3, 700])
+    assert [drawn.label_of(row) for row in drawn.row_of(some, NOISE).tolist()] == [expected[i] for i in some.tolist()]
+    assert drawn.guidance == 0.5 and drawn.num_energies == 2
+
+
+def test_what_has_no_label_has_none() -> None:
     assert wanted(ATTRIBUTES, compose="smiling").label_of(0) is None and Wanted().label_of(0) is None
 
 
@@ -223,6 +240,7 @@ def test_the_network_sees_each_image_with_its_label() -> None:
         (ATTRIBUTES, {"label": "male & male"}, "--label: got Male twice in male & male"),
         (ATTRIBUTES, {"label": "2 * male"}, "--label: got 2 . male, expected attributes, joined by &"),
         (ATTRIBUTES, {"labels": "uniform"}, "--labels: got uniform, for a model of attributes"),
+        (ATTRIBUTES, {"labels": "data"}, "--labels: got data, without data that say .*labels; add --real.$"),
         (CLASSES, {"labels": "data"}, "--labels: got data, without data that say how frequent"),
         (CLASSES, {"compose": "bag &"}, "--compose: got 'bag &', expected names with & or"),
         (CLASSES, {"compose": "& bag"}, "--compose: got '& bag', expected names with & or"),

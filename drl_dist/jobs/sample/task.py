@@ -25,7 +25,7 @@ from drl_dist.data.shards import Sample, ShardRow, encode_png, pack_shard, shard
 from drl_dist.diffusion.noise import Noise, PhiloxNoise
 from drl_dist.jobs.common.chains import CHAIN_FIELDS, ChainKernelName, with_chains
 from drl_dist.jobs.common.device import prepare_device
-from drl_dist.jobs.common.labels import LABEL_FIELDS, LabelOptions, wanted_of
+from drl_dist.jobs.common.labels import LABEL_FIELDS, LabelData, LabelOptions, given_labels, wanted_of
 from drl_dist.jobs.common.output.job_records import digest_of
 from drl_dist.jobs.common.output.sheet import sheet_of
 from drl_dist.library.engine import check_finite, frozen_engine
@@ -68,8 +68,8 @@ class SampleRequest(LabelOptions):
     """c, if it was asked for."""
     chain_kernel: ChainKernelName | None = None
     """The kernel, if it was asked for."""
-    class_counts: tuple[int, ...] | None = None
-    """Images of each class in the data, where labels are as frequent as there."""
+    label_data: LabelData | None = None
+    """Labels of the data, where images have random ones of them."""
 
     @property
     def num_tasks(self) -> int:
@@ -78,11 +78,10 @@ class SampleRequest(LabelOptions):
 
     def to_record(self) -> dict[str, Any]:
         """All fields by name, but for options that were not given and that requests of earlier versions do not have."""
-        fields = dataclasses.asdict(self)
-        newer = (*CHAIN_FIELDS, *LABEL_FIELDS)
-        fields = {name: value for name, value in fields.items() if name not in newer or value is not None}
+        fields = {name: value for name, value in vars(self).items() if name not in (*CHAIN_FIELDS, *LABEL_FIELDS)}
+        fields |= {name: getattr(self, name) for name in CHAIN_FIELDS if getattr(self, name) is not None}
         # As JSON gives it back.
-        return json.loads(json.dumps(fields))
+        return json.loads(json.dumps(fields | given_labels(self, self.label_data)))
 
     @property
     def digest(self) -> str:
@@ -100,7 +99,7 @@ class SampleRequest(LabelOptions):
         Args:
             condition: of the model.
         """
-        return wanted_of(self, condition, num_images=self.num_images, counts=self.class_counts or ())
+        return wanted_of(self, condition, num_images=self.num_images, label_data=self.label_data)
 
     def images_of(self, task: int) -> range:
         """Ids of the images of a task."""
