@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 LABEL_FIELDS = ("label", "labels", "compose", "guidance", "label_data")
 """What requests without labels, as those of earlier versions, do not have."""
 MOST_IMAGES_READ = 16_384
-"""Images whose attributes are read: the share of any attribute among so many is that of all to half a per cent."""
+"""Images whose attributes are read: the share of an attribute among so many has a standard error of .4 % at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
