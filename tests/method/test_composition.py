@@ -215,7 +215,11 @@ def test_the_network_sees_each_image_with_its_label() -> None:
     [
         (CLASSES, {"label": "bagg"}, "--label: got bagg, expected one of the model's 6 names: .*; use Bag, if that"),
         (CLASSES, {"label": "bag,"}, "--label: got 'bag,', expected names with commas between them"),
-        (CLASSES, {"label": '"bag'}, '--label: got "bag, expected a second quote behind each name that begins with one'),
+        (
+            CLASSES,
+            {"label": '"bag'},
+            '--label: got "bag, expected a second quote behind each name that begins with one',
+        ),
         (CLASSES, {"label": 'bag,"ankle boot'}, '--label: got bag,"ankle boot, expected a second quote'),
         (CLASSES, {"label": 'ba"g'}, '--label: got ba"g, expected a second quote'),
         (CLASSES, {"compose": 'bag & "a,b'}, '--compose: got bag & "a,b, expected a second quote'),
