@@ -36,7 +36,7 @@ _SHOWN = 8
 _LONGEST = 60
 """Characters of a name that is not known, for a message."""
 MAX_WEIGHT = 1_000_000
-"""Largest weight of an energy in a sum, and largest w: far beyond all that gives images, and finite in all arithmetic."""
+"""Largest weight of an energy in a sum, and largest w: far beyond what gives images, and no sum overflows."""
 
 
 @dataclass(frozen=True)
