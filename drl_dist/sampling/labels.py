@@ -127,6 +127,7 @@ def wanted(
     compose: str | None = None,
     guidance: float | None = None,
     num_images: int | None = None,
+    number_option: str = "--num-images",
     counts: Sequence[int] = (),
 ) -> Wanted:
     """What the options ask of a model.
@@ -134,7 +135,8 @@ def wanted(
     Args:
         condition: of the model.
         label, labels, compose, guidance: the options; see the top of the module.
-        num_images: of the job; None where the counts of `label` say it.
+        num_images: of the job, or what else has a label each; None where the counts of `label` say it.
+        number_option: that says how many there are.
         counts: images of each class in the data, for labels as frequent as there; empty if they are not known.
 
     Raises:
@@ -173,7 +175,7 @@ def wanted(
     if labels is not None:
         return _all_classes(condition, labels, strength, counts)
     assert label is not None
-    return _listed(condition, label, strength, num_images)
+    return _listed(condition, label, strength, num_images, number_option)
 
 
 def rows_of_classes(condition: ConditionConfig, columns: int) -> Wanted:
@@ -182,7 +184,9 @@ def rows_of_classes(condition: ConditionConfig, columns: int) -> Wanted:
     return Wanted("class", condition.names, vectors, counts=(columns,) * condition.size)
 
 
-def _listed(condition: ConditionConfig, text: str, guidance: float, num_images: int | None) -> Wanted:
+def _listed(
+    condition: ConditionConfig, text: str, guidance: float, num_images: int | None, number_option: str
+) -> Wanted:
     rows: list[str] = []
     vectors: list[tuple[float, ...]] = []
     counts: list[int] = []
@@ -207,10 +211,10 @@ def _listed(condition: ConditionConfig, text: str, guidance: float, num_images: 
         )
     if num_images is not None and sum(counts) != num_images:
         raise UserError(
-            "--num-images",
+            number_option,
             got=num_images,
-            expected=f"{sum(counts)}, the images of {LABEL} together",
-            remedy=f"give --num-images {sum(counts)}, or leave the numbers of {LABEL} out",
+            expected=f"{sum(counts)}, the numbers of {LABEL} together",
+            remedy=f"give {number_option} {sum(counts)}, or leave the numbers of {LABEL} out",
         )
     return Wanted(condition.kind, tuple(rows), tuple(vectors), counts=tuple(counts), guidance=guidance)
 

@@ -231,7 +231,7 @@ def test_the_network_sees_each_image_with_its_label() -> None:
         (CLASSES, {"label": ""}, "--label: got '', expected names with commas"),
         (CLASSES, {"label": "bag:3,ankle boot"}, "expected a number of images, 1 or more, behind each label"),
         (CLASSES, {"label": "bag:0"}, "expected a number of images, 1 or more, behind each label"),
-        (CLASSES, {"label": "bag:3", "num_images": 4}, "--num-images: got 4, expected 3, the images of --label"),
+        (CLASSES, {"label": "bag:3", "num_images": 4}, "--num-images: got 4, expected 3, the numbers of --label"),
         (CLASSES, {"label": "bag & ankle boot"}, "--label: got bag & ankle boot, expected one class"),
         (CLASSES, {"label": "not bag"}, "--label: got not bag, expected one class"),
         (ATTRIBUTES, {"label": "male & male"}, "--label: got Male twice in male & male"),

@@ -31,7 +31,12 @@ class LabelOptions:
 
 
 def wanted_of(
-    options: LabelOptions, condition: ConditionConfig, *, num_images: int | None = None, counts: Sequence[int] = ()
+    options: LabelOptions,
+    condition: ConditionConfig,
+    *,
+    num_images: int,
+    number_option: str = "--num-images",
+    counts: Sequence[int] = (),
 ) -> Wanted:
     """What the options ask of a model with this condition; arguments and errors as of `wanted`."""
     # Not before: --help is to answer without torch.
@@ -44,6 +49,7 @@ def wanted_of(
         compose=options.compose,
         guidance=options.guidance,
         num_images=num_images,
+        number_option=number_option,
         counts=counts,
     )
 

@@ -48,7 +48,7 @@ def interpolate_run(options: InterpolateOptions) -> int:
     device = prepare_device(device_name(options.use_gpu))
     model = load_model(options.model, options.tracking_uri, options.allow_code)
     experiment = with_chains(model.experiment, options)
-    labels = wanted_of(options, experiment.condition)
+    labels = wanted_of(options, experiment.condition, num_images=options.pairs, number_option="--pairs")
     request = _request(options, model, experiment) | {"pairs": options.pairs, "columns": options.columns}
     pairs = torch.arange(options.pairs, device=device)
     weights = torch.linspace(0, 1, options.columns, dtype=torch.float64, device=device)
@@ -89,7 +89,8 @@ def inpaint_run(options: InpaintOptions) -> int:
     model = load_model(options.model, options.tracking_uri, options.allow_code)
     experiment = with_chains(model.experiment, options)
     sampler = build_posterior_sampler(experiment, options.num_rounds, model.curvature)
-    labels, noise = wanted_of(options, experiment.condition), PhiloxNoise(options.seed)
+    labels = wanted_of(options, experiment.condition, num_images=options.num_images)
+    noise = PhiloxNoise(options.seed)
     size = experiment.model.resolution
     earlier = begun(options.out, INPAINTING_SHEET)
     # Earlier versions took the first images, which may be of one class; folders that they began stay as they are.
