@@ -9,11 +9,13 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from drl_dist.common.amounts import counted
 from drl_dist.common.errors import UserError
@@ -70,7 +72,7 @@ class ShardIndex:
     """Of all pixels; None in an index of an earlier version. No part of the fingerprint, for they follow from the
     images: the same images are the same data whether they were measured or not."""
 
-    @property
+    @cached_property
     def num_samples(self) -> int:
         """Images in all shards."""
         return sum(shard.num_samples for shard in self.shards)
@@ -95,7 +97,7 @@ class ShardIndex:
         """Of how many images each attribute is true, in the same order."""
         return tuple(self.made_by.get(ATTRIBUTE_COUNTS, ()))
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over every field except URL, statistics and standard names, 64 hexadecimal digits: the same for equal
         images in equal order."""
@@ -181,11 +183,13 @@ def open_index(url: str, *, check_shards: bool = True) -> ShardIndex:
     """
     check_reachable(url)
     folder = Folder(url)
-    sizes = folder.sizes()
-    if INDEX_NAME not in sizes:
-        raise _no_index(url, sizes)
-    if sizes[INDEX_NAME] > MAX_INDEX_BYTES:
-        raise _bad(url, f"{sizes[INDEX_NAME]} bytes", f"at most {MAX_INDEX_BYTES} bytes")
+    # Thousands of workers that look at no shard need not list all of them.
+    sizes = folder.sizes() if check_shards else {}
+    size = sizes.get(INDEX_NAME) if check_shards else folder.size(INDEX_NAME)
+    if size is None:
+        raise _no_index(url, folder.sizes())
+    if size > MAX_INDEX_BYTES:
+        raise _bad(url, f"{size} bytes", f"at most {MAX_INDEX_BYTES} bytes")
     try:
         index = parse_index(url, folder.read(INDEX_NAME))
     except UserError:
@@ -252,12 +256,11 @@ def parse_index(url: str, data: bytes) -> ShardIndex:
                 f"format {metadata['format']!r} version {metadata['version']!r}",
                 f"format {FORMAT} version {VERSION}",
             )
-        rows = tuple(
-            ShardRow(str(row["name"]), int(row["size"]), str(row["sha256"]), np.array(row["offsets"], dtype=np.int64))
-            for batch in table.to_batches(max_chunksize=64)
-            for row in batch.to_pylist()
-        )
-        counts = table.column("num_samples").to_pylist()
+        kinds = {"name": pa.string(), "size": pa.int64(), "sha256": pa.string(), "num_samples": pa.int64()}
+        names, sizes, checksums, counts = (table.column(name).cast(kind).to_pylist() for name, kind in kinds.items())
+        if None in (*names, *sizes, *checksums, *counts):
+            raise ValueError("a row without a value")
+        rows = tuple(map(ShardRow, names, sizes, checksums, _offsets(table.column("offsets"))))
         index = ShardIndex(
             url=url,
             name=str(metadata["name"]),
@@ -275,7 +278,22 @@ def parse_index(url: str, data: bytes) -> ShardIndex:
             f"a Parquet file in format {FORMAT} version {VERSION}",
         ) from error
     _check(index, counts, metadata)
-    return replace(index, statistics=_statistics(index, metadata))
+    statistics = _statistics(index, metadata)
+    if statistics is None:
+        return index
+    measured = replace(index, statistics=statistics)
+    # What does not depend on the statistics is not computed again.
+    vars(measured).update({name: vars(index)[name] for name in ("num_samples", "fingerprint")})
+    return measured
+
+
+def _offsets(column: pa.ChunkedArray) -> list[NDArray[np.int64]]:
+    """The offsets of each row, as parts of one array: objects for every number would take many times as much memory."""
+    lists = column.cast(pa.list_(pa.int64())).combine_chunks()
+    numbers = lists.flatten()
+    if lists.null_count or numbers.null_count:
+        raise ValueError("a row without offsets")
+    return np.split(numbers.to_numpy(), np.cumsum(lists.value_lengths().to_numpy())[:-1])
 
 
 def _statistics(index: ShardIndex, metadata: Mapping[str, Any]) -> PixelStatistics | None:
