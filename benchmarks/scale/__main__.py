@@ -67,7 +67,7 @@ def main(words: Sequence[str]) -> int:
     with counted_storage() as bucket:
         costs, index = measure_reading(bucket, numbers, Sizes(given.shards, given.samples), tell)
         costs |= measure_jobs(bucket, numbers, given.units, tell)
-    tracking = tracking_calls(seconds=6.0)
+    tracking = tracking_calls()
     text = table(costs)
     result = {
         "date": time.strftime("%Y-%m-%d"),

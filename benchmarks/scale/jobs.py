@@ -32,6 +32,8 @@ from drl_dist.jobs.sample.task import SHA256_BYTES, SPLIT, SampleRequest, TaskRe
 UNIT_IMAGES = 16
 """Images of an output unit, one shard."""
 UNITS_PER_WORKER = 4
+TRACKED_SECONDS = 6.0
+"""In which calls to MLflow are counted."""
 _KEEP = 3
 
 
@@ -63,7 +65,7 @@ def measure_jobs(
         job = _sampling(bucket, units)
         for key, amount in job.items():
             costs[key].amounts[units] = amount
-        for key, amount in {**_polling(number), **_checkpoints(bucket, number), **_registry(number)}.items():
+        for key, amount in {**polling(number), **_checkpoints(bucket, number), **registry(number)}.items():
             costs[key].amounts[number] = amount
         tell(f"{number} workers with {units} units")
     return costs
@@ -111,7 +113,7 @@ class SimulatedRay:
         return SimpleNamespace(ready=SimpleNamespace(remote=object), make=make)
 
 
-def _polling(workers: int) -> dict[str, float]:
+def polling(workers: int) -> dict[str, float]:
     """What the driver does while workers make units."""
     simulated, told = SimulatedRay(UNIT_IMAGES), Counter[str]()
 
@@ -131,19 +133,7 @@ def _polling(workers: int) -> dict[str, float]:
 def _sampling(bucket: Bucket, units: int) -> dict[str, float]:
     """The driver of a sampling job from its start to its index, begun, taken up again and finished."""
     url = f"{BUCKET}/samples{units}"
-    request = SampleRequest(
-        preset="digits",
-        ema_sha256="0" * 64,
-        config_sha256="0" * 64,
-        num_images=units * UNIT_IMAGES,
-        seed=0,
-        noise_scale=1.0,
-        shard_size=UNIT_IMAGES,
-        batch_size=UNIT_IMAGES,
-        device="cpu",
-        threads=1,
-    )
-    experiment, random = preset("digits"), np.random.Generator(np.random.PCG64(0))
+    request, experiment = sample_request(units), preset("digits")
     bucket.taken()
     began = time.process_time()
     output = SampleOutput(url, experiment, request)
@@ -151,7 +141,7 @@ def _sampling(bucket: Bucket, units: int) -> dict[str, float]:
     records = output.finished()
     output.begin(records)
     seconds = time.process_time() - began
-    made = [_record(request, unit, random) for unit in range(units)]
+    made = [record_of(request, unit) for unit in range(units)]
     began = time.process_time()
     with output.kept_behind() as keep:
         for unit, record in enumerate(made):
@@ -191,8 +181,25 @@ def _sampling(bucket: Bucket, units: int) -> dict[str, float]:
     }
 
 
-def _record(request: SampleRequest, unit: int, random: np.random.Generator) -> TaskRecord:
-    images = len(request.images_of(unit))
+def sample_request(units: int) -> SampleRequest:
+    """Of a job of so many units."""
+    return SampleRequest(
+        preset="digits",
+        ema_sha256="0" * 64,
+        config_sha256="0" * 64,
+        num_images=units * UNIT_IMAGES,
+        seed=0,
+        noise_scale=1.0,
+        shard_size=UNIT_IMAGES,
+        batch_size=UNIT_IMAGES,
+        device="cpu",
+        threads=1,
+    )
+
+
+def record_of(request: SampleRequest, unit: int) -> TaskRecord:
+    """What a worker would say of a unit that it has made."""
+    images, random = len(request.images_of(unit)), np.random.Generator(np.random.PCG64(unit))
     offsets = 2048 * np.arange(images, dtype=np.int64)
     row = ShardRow(shard_name(request.preset, SPLIT, unit), 2048 * images + 1024, random.bytes(32).hex(), offsets)
     sizes = random.integers(80, 500, images).astype(np.int32)
@@ -267,7 +274,7 @@ class _Page(list[Any]):
     token: str | None = None
 
 
-def _registry(number: int) -> dict[str, float]:
+def registry(number: int) -> dict[str, float]:
     """So many checkpoints become versions of a model, one after another."""
     from drl_dist.tracking.registry import EMA, register_checkpoint
 
@@ -280,7 +287,7 @@ def _registry(number: int) -> dict[str, float]:
     return {"registry_versions": float(max(1, client.given)), "registry_calls": float(client.calls.total())}
 
 
-def tracking_calls(seconds: float) -> dict[str, float]:
+def tracking_calls() -> dict[str, float]:
     """Calls to MLflow per second of a run whose first rank logs twenty steps in each, with the real tracker."""
     from drl_dist.tracking import sender
     from drl_dist.tracking.tracker import Tracker
@@ -292,7 +299,7 @@ def tracking_calls(seconds: float) -> dict[str, float]:
     ):
         tracker = Tracker("http://127.0.0.1:9", "run", Path(temporary))
         began, step = time.monotonic(), 0
-        while time.monotonic() - began < seconds:
+        while time.monotonic() - began < TRACKED_SECONDS:
             step += 1
             tracker.log_metrics(step, {f"metric{number}": 1.0 for number in range(30)})
             time.sleep(0.05)

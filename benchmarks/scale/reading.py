@@ -216,7 +216,7 @@ def _order_seconds(fleet: Fleet) -> float:
     return fleet.world_size * (time.process_time() - began) / (len(ranks) * steps)
 
 
-class _Opened:
+class Opened:
     """How often workers have opened shards, and how many are open."""
 
     def __init__(self) -> None:
@@ -224,9 +224,9 @@ class _Opened:
 
 
 @contextmanager
-def _counting_opens() -> Iterator[_Opened]:
+def counting_opens() -> Iterator[Opened]:
     """Count what streams open."""
-    opened = _Opened()
+    opened = Opened()
 
     class Counted(OpenShard):
         def close(self) -> None:
@@ -250,7 +250,7 @@ def _node_steps(fleet: Fleet, bucket: Bucket) -> dict[str, float]:
     """The workers of one node in the middle, with the cache that they share, make some steps."""
     first = fleet.nodes // 2 * PER_NODE if fleet.world_size >= PER_NODE else 0
     first = min(first, fleet.world_size - fleet.per_node)
-    with _counting_opens() as opened, ExitStack() as stack:
+    with counting_opens() as opened, ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="drl-scale-cache-"))
         ranks = range(first, first + fleet.per_node)
         streams = [stack.enter_context(fleet.stream(rank, cache_dir=folder)) for rank in ranks]

@@ -28,7 +28,9 @@ from drl_dist.data.substitutes import DamageError
 ROOM_DEADLINE = 45.0
 """Seconds to wait for other processes to release their shards."""
 _POLL = 0.05
-_HELD, _HELD_KEY = "held.json", "drl_dist.cache.bytes"
+NOTE = "held.json"
+"""File with the bytes that the cache holds at most."""
+_HELD = "drl_dist.cache.bytes"
 _MORE = 32
 """Where so many shards are looked at for room, one more than needed is removed."""
 _OWN = re.compile(r"[0-9a-f]{64}\.(tar|part)")
@@ -220,17 +222,17 @@ class ShardCache:
         Those that were given up since are still counted. Whoever would not have room then looks at all of them.
         """
         try:
-            return int(json.loads((self._dir / _HELD).read_bytes())[_HELD_KEY])
+            return int(json.loads((self._dir / NOTE).read_bytes())[_HELD])
         except (OSError, ValueError, TypeError, KeyError):
             return None
 
     def _note(self, held: int) -> None:
         """Remember it for all processes of the node, unless somebody else's file is in the place."""
-        path = self._dir / _HELD
+        path = self._dir / NOTE
         if self._held() is None and path.exists():
             return
         draft = path.with_suffix(".draft")
-        draft.write_text(json.dumps({_HELD_KEY: held}))
+        draft.write_text(json.dumps({_HELD: held}))
         draft.replace(path)
 
     def _evict(self, target: int, *, keep: Path) -> int:
