@@ -286,8 +286,10 @@ def _broken(fleet: Fleet, bucket: Bucket) -> float:
                 files = bucket.folders[DATA.removeprefix("gs://")]
                 stack.callback(files.__setitem__, name, files.pop(name))
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="drl-scale-cache-"))
-            options = {"cache_dir": folder, "on_damage": "substitute"}
-            streams = [stack.enter_context(fleet.stream(rank, **options)) for rank in range(fleet.per_node)]
+            streams = [
+                stack.enter_context(fleet.stream(rank, cache_dir=folder, on_damage="substitute"))
+                for rank in range(fleet.per_node)
+            ]
             bucket.taken()
             for stream in streams:
                 next(iter(stream))

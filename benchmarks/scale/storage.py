@@ -31,7 +31,7 @@ Content = bytes | int | Callable[[], bytes]
 class Bucket:
     """Files by folder and name, and the requests so far: list (pages), head, get, put and delete."""
 
-    folders: dict[str, dict[str, tuple[int, Content]]] = field(default_factory=dict[str, dict[str, Any]])
+    folders: dict[str, dict[str, tuple[int, Content]]] = field(default_factory=dict[str, Any])
     requests: Counter[str] = field(default_factory=Counter[str])
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -63,7 +63,7 @@ class CountedStorage(AbstractFileSystem):
     cachable = False
     bucket: ClassVar[Bucket]
 
-    def ls(self, path: str, detail: bool = True, **_: Any) -> list[Any]:
+    def ls(self, path: str, detail: bool = True, **options: Any) -> list[Any]:
         path = path.rstrip("/")
         files = self.bucket.folders.get(path, {})
         below = {one[len(path) + 1 :].partition("/")[0] for one in self.bucket.folders if one.startswith(f"{path}/")}
@@ -74,21 +74,21 @@ class CountedStorage(AbstractFileSystem):
         entries += [{"name": f"{path}/{name}", "size": 0, "type": "directory"} for name in sorted(below)]
         return entries if detail else [entry["name"] for entry in entries]
 
-    def info(self, path: str, **_: Any) -> dict[str, Any]:
+    def info(self, path: str, **options: Any) -> dict[str, Any]:
         self.bucket.count("head")
         folder, _, name = path.rpartition("/")
         if not folder:
             return {"name": path, "size": 0, "type": "directory"}
         return {"name": path, "size": self._held(folder, name, path)[0], "type": "file"}
 
-    def cat_file(self, path: str, start: int | None = None, end: int | None = None, **_: Any) -> bytes:
+    def cat_file(self, path: str, start: int | None = None, end: int | None = None, **options: Any) -> bytes:
         self.bucket.count("get")
         folder, _, name = path.rpartition("/")
         _, content = self._held(folder, name, path)
         data = bytes(content) if isinstance(content, int) else content if isinstance(content, bytes) else content()
         return data[start:end]
 
-    def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **_: Any) -> None:
+    def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **options: Any) -> None:
         self.bucket.count("put")
         self.bucket.put(path, bytes(value))
 

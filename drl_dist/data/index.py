@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from drl_dist.common.amounts import counted
 from drl_dist.common.errors import UserError
 from drl_dist.common.places import joined
 from drl_dist.data.filesystem import Folder, check_reachable
+from drl_dist.data.index_rows import read_rows
 from drl_dist.data.pixels.statistics import PixelStatistics
 from drl_dist.data.shards import ShardRow
 
@@ -248,19 +248,15 @@ def parse_index(url: str, data: bytes) -> ShardIndex:
         UserError: the bytes are not an index, or it contradicts itself.
     """
     try:
-        table = _read_table(url, data)
-        metadata = json.loads((table.schema.metadata or {})[METADATA_KEY])
+        file = _opened(url, data)
+        metadata = json.loads((file.schema_arrow.metadata or {})[METADATA_KEY])
         if metadata["format"] != FORMAT or metadata["version"] != VERSION:
             raise _bad(
                 url,
                 f"format {metadata['format']!r} version {metadata['version']!r}",
                 f"format {FORMAT} version {VERSION}",
             )
-        kinds = {"name": pa.string(), "size": pa.int64(), "sha256": pa.string(), "num_samples": pa.int64()}
-        names, sizes, checksums, counts = (table.column(name).cast(kind).to_pylist() for name, kind in kinds.items())
-        if None in (*names, *sizes, *checksums, *counts):
-            raise ValueError("a row without a value")
-        rows = tuple(map(ShardRow, names, sizes, checksums, _offsets(table.column("offsets"))))
+        rows, counts = read_rows(file)
         index = ShardIndex(
             url=url,
             name=str(metadata["name"]),
@@ -287,15 +283,6 @@ def parse_index(url: str, data: bytes) -> ShardIndex:
     return measured
 
 
-def _offsets(column: pa.ChunkedArray) -> list[NDArray[np.int64]]:
-    """The offsets of each row, as parts of one array: objects for every number would take many times as much memory."""
-    lists = column.cast(pa.list_(pa.int64())).combine_chunks()
-    numbers = lists.flatten()
-    if lists.null_count or numbers.null_count:
-        raise ValueError("a row without offsets")
-    return np.split(numbers.to_numpy(), np.cumsum(lists.value_lengths().to_numpy())[:-1])
-
-
 def _statistics(index: ShardIndex, metadata: Mapping[str, Any]) -> PixelStatistics | None:
     """The statistics in the metadata of an index that is in order otherwise."""
     if (stored := metadata.get("statistics")) is None:
@@ -309,8 +296,8 @@ def _statistics(index: ShardIndex, metadata: Mapping[str, Any]) -> PixelStatisti
     raise _bad(index.url, "damaged statistics of the pixels", "those of its images, with their checksum")
 
 
-def _read_table(url: str, data: bytes) -> pa.Table:
-    """The table, if by its metadata it is not too large to unpack: zstd can compress 10,000 to 1."""
+def _opened(url: str, data: bytes) -> pq.ParquetFile:
+    """The file, if by its metadata it is not too large to unpack: zstd can compress 10,000 to 1."""
     file = pq.ParquetFile(pa.BufferReader(data))
     metadata = file.metadata
     if metadata.num_rows > MAX_SHARDS:
@@ -323,7 +310,7 @@ def _read_table(url: str, data: bytes) -> pa.Table:
     )
     if unpacked > MAX_UNPACKED_BYTES:
         raise _bad(url, f"{unpacked} bytes once unpacked", f"at most {MAX_UNPACKED_BYTES} bytes")
-    return file.read()
+    return file
 
 
 def _check(index: ShardIndex, counts: Sequence[int], metadata: Mapping[str, Any]) -> None:
