@@ -65,7 +65,7 @@ def new_costs() -> dict[str, Cost]:
         "shards_fetched": Cost(f"shards fetched by nodes in {STEPS} steps", ""),
         "shards_opened": Cost(f"shards opened by workers in {STEPS} steps", ""),
         "files_open": Cost("shards held open at one time", ""),
-        "broken_requests": Cost("requests for one broken shard", ""),
+        "missing_requests": Cost("requests for one missing shard", ""),
         "restart_seconds": Cost(f"stream from step {LATE:,}, CPU", "s", is_time=True),
         "cache_seconds": Cost("fetching into one node's cache, CPU", "s", "shard", is_time=True),
         "audit_seconds": Cost(f"audit of {AUDITED_STEPS} steps, CPU", "s", is_time=True),
@@ -155,7 +155,7 @@ def measure_reading(
             **_start(fleet, loaded, at_start),
             "order_seconds": _order_seconds(fleet),
             **_node_steps(fleet, bucket),
-            "broken_requests": _broken(fleet, bucket),
+            "missing_requests": _missing(fleet, bucket),
             "restart_seconds": _restart_seconds(fleet),
             "audit_seconds": _audit_seconds(fleet),
         }.items():
@@ -272,32 +272,22 @@ def _node_steps(fleet: Fleet, bucket: Bucket) -> dict[str, float]:
     }
 
 
-def _broken(fleet: Fleet, bucket: Bucket) -> float:
-    """Requests of the first node in one step with a shard of the first window gone, beyond those without damage.
+def _missing(fleet: Fleet, bucket: Bucket) -> float:
+    """How often the first node asks for a shard of the first window that is gone.
 
-    Every node may meet it: those of all are as many times as much.
+    Every node may meet one: those of all are as many times as much.
     """
-    shard = int(fleet.order().window_shards(0)[0])
-    name = fleet.index.shards[shard].name
-    taken: list[int] = []
-    for is_broken in (False, True):
-        with ExitStack() as stack:
-            if is_broken:
-                files = bucket.folders[DATA.removeprefix("gs://")]
-                stack.callback(files.__setitem__, name, files.pop(name))
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="drl-scale-cache-"))
-            streams = [
-                stack.enter_context(fleet.stream(rank, cache_dir=folder, on_damage="substitute"))
-                for rank in range(fleet.per_node)
-            ]
-            bucket.taken()
-            for stream in streams:
-                next(iter(stream))
-            for stream in streams:
-                stream.close()
-            taken.append(bucket.taken())
-    # In the place of the one request that fetches it for the whole node.
-    return fleet.nodes * max(1.0, taken[1] - taken[0] + 1.0)
+    name = fleet.index.shards[int(fleet.order().window_shards(0)[0])].name
+    files, path = bucket.folders[DATA.removeprefix("gs://")], f"{DATA.removeprefix('gs://')}/{name}"
+    content = files.pop(name)
+    bucket.read.clear()
+    with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="drl-scale-cache-"))
+        for rank in range(fleet.per_node):
+            stream = stack.enter_context(fleet.stream(rank, cache_dir=folder, on_damage="substitute"))
+            next(iter(stream))
+    files[name] = content
+    return float(fleet.nodes * bucket.read[path])
 
 
 def _restart_seconds(fleet: Fleet) -> float:

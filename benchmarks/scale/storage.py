@@ -33,6 +33,8 @@ class Bucket:
 
     folders: dict[str, dict[str, tuple[int, Content]]] = field(default_factory=dict[str, Any])
     requests: Counter[str] = field(default_factory=Counter[str])
+    read: Counter[str] = field(default_factory=Counter[str])
+    """How often each file was asked for, by its path."""
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def put(self, path: str, content: Content, size: int | None = None) -> None:
@@ -83,6 +85,8 @@ class CountedStorage(AbstractFileSystem):
 
     def cat_file(self, path: str, start: int | None = None, end: int | None = None, **options: Any) -> bytes:
         self.bucket.count("get")
+        with self.bucket.lock:
+            self.bucket.read[path] += 1
         folder, _, name = path.rpartition("/")
         _, content = self._held(folder, name, path)
         data = bytes(content) if isinstance(content, int) else content if isinstance(content, bytes) else content()

@@ -208,9 +208,9 @@ class ShardCache:
             held = self._held()
             if held is None or held + row.size > self._max_bytes:
                 held = self._evict(self._max_bytes - row.size, keep=part)
-            self._note(held + row.size)
             if held + row.size > self._max_bytes:
                 return None
+            self._note(held + row.size)
             file = part.open("wb")
             fcntl.flock(file, fcntl.LOCK_SH)
             file.truncate(row.size)

@@ -120,6 +120,7 @@ def test_a_record_counts_for_its_own_request_only() -> None:
     # As earlier versions wrote it.
     assert json.loads(text)["png_sizes"] == [3, 5] and json.loads(text)["png_sha256"] == back.checksums()
     assert text.startswith(TaskRecord.head(request()))
+    assert TaskRecord.from_json(text.replace(back.checksums()[0].encode(), b"damaged"), request()) is None
     assert TaskRecord.from_json(text, request(seed=4)) is None
 
 

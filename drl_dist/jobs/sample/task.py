@@ -166,7 +166,10 @@ class TaskRecord:
         row = values.pop("row")
         offsets = np.array(row.pop("offsets"), dtype=np.int64)
         sizes = np.array(values.pop("png_sizes"), dtype=np.int32)
-        checksums = bytes.fromhex("".join(values.pop("png_sha256")))
+        try:
+            checksums = bytes.fromhex("".join(values.pop("png_sha256")))
+        except ValueError:
+            return None
         return cls(ShardRow(**row, offsets=offsets), sizes, checksums, **values)
 
 
