@@ -96,11 +96,13 @@ def label_in(members: Mapping[str, bytes], kind: ConditionKind, size: int, what:
     name = LABEL if kind == "class" else ATTRIBUTES
     try:
         facts = json.loads(members.get("json", b"{}"))
-        value = facts.get(name) if isinstance(facts, dict) else None
+        if not isinstance(facts, dict):
+            raise ValueError(f"a {type(facts).__name__}")
     except (ValueError, RecursionError) as error:
         raise DamageError(
             what, got=f"JSON that cannot be read ({error})", expected="a JSON object", remedy="prepare the data again"
         ) from error
+    value = facts.get(name)
     if value is None:
         return row[0]
     if kind == "class":

@@ -11,7 +11,6 @@ Names that hold a comma, a colon or one of the signs stand in double quotes.
 from __future__ import annotations
 
 import difflib
-import math
 import re
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -32,7 +31,11 @@ from drl_dist.sampling.composition import Concept, LabelledRawAtLevel, composed
 LABEL, LABELS, COMPOSE, GUIDANCE = "--label", "--labels", "--compose", "--guidance"
 _PART = re.compile(r"\s*(?:(?P<weight>\d+(?:\.\d*)?|\.\d+)\s*\*\s*)?(?P<negation>not\s+)?(?P<name>.*?)\s*", re.DOTALL)
 _SIGN = re.compile(r'("[^"]*")|(&)|(?:(?<=\s)|^)([+-])(?=\s)')
-_COUNT = re.compile(r"(?P<label>.*):\s*(?P<count>\d+)\s*", re.DOTALL)
+_COUNT = re.compile(r"(?P<label>.*):\s*(?P<count>\d{1,18})\s*", re.DOTALL)
+_LONGEST = 60
+"""Characters of a name that is not known, for a message."""
+MAX_WEIGHT = 1_000_000
+"""Largest weight of an energy in a sum, and largest w: far beyond what gives images, and no sum overflows."""
 
 
 @dataclass(frozen=True)
@@ -137,6 +140,7 @@ def wanted(
     compose: str | None = None,
     guidance: float | None = None,
     num_images: int | None = None,
+    number_option: str = "--num-images",
     data: LabelCounts | None = None,
 ) -> Wanted:
     """What the options ask of a model.
@@ -144,7 +148,8 @@ def wanted(
     Args:
         condition: of the model.
         label, labels, compose, guidance: the options; see the top of the module.
-        num_images: of the job; None where the counts of `label` say it.
+        num_images: of the job, or what else has a label each; None where the counts of `label` say it.
+        number_option: that says how many there are.
         data: labels that images are to have as often as data do; None if they are not known.
 
     Raises:
@@ -171,14 +176,19 @@ def wanted(
             remedy="leave the others out" if named else f"add {LABEL}",
         )
     strength = 0.0 if guidance is None else guidance
-    if not (strength >= 0 and math.isfinite(strength)):
-        raise UserError(GUIDANCE, got=guidance, expected="a finite number of at least 0", remedy="correct it")
+    if not 0 <= strength <= MAX_WEIGHT:
+        raise UserError(GUIDANCE, got=guidance, expected=f"a number from 0 to {MAX_WEIGHT}", remedy="correct it")
+    for option, text in ((LABEL, label), (COMPOSE, compose)):
+        if text is not None and text.count('"') % 2:
+            raise UserError(
+                option, got=text, expected="a second quote behind each name that begins with one", remedy="close it"
+            )
     if compose is not None:
         return _composed(condition, compose, strength)
     if labels is not None:
         return _as_in_data(condition, data, strength) if labels == "data" else _all_classes(condition, strength)
     assert label is not None
-    return _listed(condition, label, strength, num_images)
+    return _listed(condition, label, strength, num_images, number_option)
 
 
 def rows_of_classes(condition: ConditionConfig, columns: int) -> Wanted:
@@ -186,7 +196,9 @@ def rows_of_classes(condition: ConditionConfig, columns: int) -> Wanted:
     return Wanted("class", condition.names, _one_hot(condition), counts=(columns,) * condition.size)
 
 
-def _listed(condition: ConditionConfig, text: str, guidance: float, num_images: int | None) -> Wanted:
+def _listed(
+    condition: ConditionConfig, text: str, guidance: float, num_images: int | None, number_option: str
+) -> Wanted:
     rows: list[str] = []
     vectors: list[tuple[float, ...]] = []
     counts: list[int] = []
@@ -211,10 +223,10 @@ def _listed(condition: ConditionConfig, text: str, guidance: float, num_images: 
         )
     if num_images is not None and sum(counts) != num_images:
         raise UserError(
-            "--num-images",
+            number_option,
             got=num_images,
-            expected=f"{sum(counts)}, the images of {LABEL} together",
-            remedy=f"give --num-images {sum(counts)}, or leave the numbers of {LABEL} out",
+            expected=f"{sum(counts)}, the numbers of {LABEL} together",
+            remedy=f"give {number_option} {sum(counts)}, or leave the numbers of {LABEL} out",
         )
     return Wanted(condition.kind, tuple(rows), tuple(vectors), counts=tuple(counts), guidance=guidance)
 
@@ -264,6 +276,10 @@ def _composed(condition: ConditionConfig, text: str, guidance: float) -> Wanted:
         match = _PART.fullmatch(part)
         assert match is not None
         weight = sign * float(match["weight"] or 1)
+        if abs(weight) > MAX_WEIGHT:
+            raise UserError(
+                COMPOSE, got=part[:_LONGEST], expected=f"weights up to {MAX_WEIGHT}", remedy="choose a smaller one"
+            )
         value = 1.0
         if match["negation"]:
             # Of attributes the network knows what their absence looks like; of a class, images keep away from it.
@@ -276,14 +292,20 @@ def _composed(condition: ConditionConfig, text: str, guidance: float) -> Wanted:
 def _joint(condition: ConditionConfig, text: str) -> tuple[tuple[float, ...], str]:
     """One label: a class, or several attributes of one image."""
     found: dict[int, float] = {}
-    parts = _parts(text, LABEL)
+    # A name may hold a sign itself.
+    parts = [(1.0, f'"{text.strip()}"')] if text.strip() in condition.names else _parts(text, LABEL)
     for sign, part in parts:
         match = _PART.fullmatch(part)
         assert match is not None
         is_plain = sign > 0 and match["weight"] is None
         if not is_plain or (condition.kind == "class" and (len(parts) > 1 or match["negation"])):
             expected = "one class" if condition.kind == "class" else "attributes, joined by &, each maybe with not"
-            raise UserError(LABEL, got=text.strip(), expected=expected, remedy=f"correct it, or use {COMPOSE}")
+            raise UserError(
+                LABEL,
+                got=text.strip(),
+                expected=expected,
+                remedy=f"correct it, put a name that holds a sign in double quotes, or use {COMPOSE}",
+            )
         place = _place(condition, match["name"], LABEL)
         if place in found:
             raise UserError(
@@ -335,7 +357,7 @@ def _place(condition: ConditionConfig, name: str, option: str) -> int:
     hint = next((known for known in condition.names if near and known.lower() == near[0]), None)
     raise UserError(
         option,
-        got=plain or "an empty name",
+        got=plain[:_LONGEST] or "an empty name",
         expected=f"one of the model's {condition.size} names: {shown(condition.names)}",
         remedy=f"use {hint}, if that was meant" if hint else "correct the name",
     )

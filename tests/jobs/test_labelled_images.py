@@ -24,6 +24,7 @@ from drl_dist.jobs.edit.options import InpaintOptions, InterpolateOptions
 from drl_dist.jobs.sample.driver import sample_run
 from drl_dist.jobs.sample.options import SampleOptions
 from drl_dist.jobs.sample.output import SampleOutput
+from drl_dist.jobs.sample.task import SampleTasks
 from drl_dist.library.engine import frozen_engine
 from drl_dist.library.model import Model
 from drl_dist.sampling.composition import Concept, composed
@@ -114,6 +115,27 @@ def test_what_cannot_be_asked_writes_nothing(
         with pytest.raises(UserError, match=message):
             interpolate_run(InterpolateOptions(model=str(checkpoint), out=str(out), **options))
     assert not out.exists()
+
+
+def test_numbers_of_labels_are_those_of_what_is_edited(checkpoint: Path, tmp_path: Path) -> None:
+    out, data = tmp_path / "out", tmp_path / "data"
+    write_set(str(data))
+    with pytest.raises(UserError, match="--pairs: got 2, expected 4, the numbers of --label together; give --pairs 4"):
+        interpolate_run(InterpolateOptions(model=str(checkpoint), out=str(out), pairs=2, label="ant:3,bee:1"))
+    given = InpaintOptions(model=str(checkpoint), out=str(out), data=str(data), mask="left-half", num_images=2)
+    with pytest.raises(UserError, match="--num-images: got 2, expected 1, the numbers of --label together"):
+        inpaint_run(dataclasses.replace(given, label="ant:1"))
+    assert not out.exists()
+    options = InterpolateOptions(model=str(checkpoint), out=str(out), pairs=2, columns=2, label="bee:1,ant:1")
+    assert interpolate_run(options) == 0
+
+
+def test_guidance_is_named_where_images_are_not_finite(checkpoint: Path, tmp_path: Path) -> None:
+    experiment, ema = stored(checkpoint)
+    broken = {name: np.full_like(value, np.nan) for name, value in ema.items()}
+    for asked, remedy in (({"label": "ant"}, "; sample an"), ({"label": "ant", "guidance": 2.0}, "; lower --guidance")):
+        with pytest.raises(UserError, match=f"expected finite pixels{remedy}"):
+            list(SampleTasks(experiment, broken, request(**asked), str(tmp_path)).make(0))
 
 
 def test_edited_images_have_labels(checkpoint: Path, tmp_path: Path) -> None:

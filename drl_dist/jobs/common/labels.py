@@ -48,7 +48,8 @@ def wanted_of(
     options: LabelOptions,
     condition: ConditionConfig,
     *,
-    num_images: int | None = None,
+    num_images: int,
+    number_option: str = "--num-images",
     label_data: LabelData | None = None,
 ) -> Wanted:
     """What the options ask of a model with this condition; arguments and errors as of `wanted`."""
@@ -62,6 +63,7 @@ def wanted_of(
         compose=options.compose,
         guidance=options.guidance,
         num_images=num_images,
+        number_option=number_option,
         data=None if label_data is None else label_data.counts,
     )
 

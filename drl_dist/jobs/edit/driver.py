@@ -50,7 +50,9 @@ def interpolate_run(options: InterpolateOptions) -> int:
     model = load_model(options.model, options.tracking_uri, options.allow_code)
     experiment = with_chains(model.experiment, options)
     label_data = _label_data(options, experiment)
-    labels = wanted_of(options, experiment.condition, label_data=label_data)
+    labels = wanted_of(
+        options, experiment.condition, num_images=options.pairs, number_option="--pairs", label_data=label_data
+    )
     request = _request(options, model, experiment, label_data) | {"pairs": options.pairs, "columns": options.columns}
     pairs = torch.arange(options.pairs, device=device)
     weights = torch.linspace(0, 1, options.columns, dtype=torch.float64, device=device)
@@ -92,7 +94,7 @@ def inpaint_run(options: InpaintOptions) -> int:
     experiment = with_chains(model.experiment, options)
     sampler = build_posterior_sampler(experiment, options.num_rounds, model.curvature)
     label_data, noise = _label_data(options, experiment), PhiloxNoise(options.seed)
-    labels = wanted_of(options, experiment.condition, label_data=label_data)
+    labels = wanted_of(options, experiment.condition, num_images=options.num_images, label_data=label_data)
     size = experiment.model.resolution
     earlier = begun(options.out, INPAINTING_SHEET)
     # Earlier versions took the first images, which may be of one class; folders that they began stay as they are.

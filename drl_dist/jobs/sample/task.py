@@ -182,6 +182,12 @@ class SampleTasks:
         """The device's own name."""
         return torch.cuda.get_device_name(self._device) if self._device.type == "cuda" else "cpu"
 
+    @property
+    def _remedy(self) -> str:
+        """What may give finite images."""
+        guided = "lower --guidance or the weights of --compose, " if self._wanted.num_energies > 1 else ""
+        return f"{guided}sample an earlier checkpoint, or train at a lower learning rate"
+
     def make(self, task: int) -> Iterator[int | UnderWay | TaskRecord]:
         """Generate a task and write its shard; the number of images after each batch, then the record. Meanwhile, it
         says every second at most which level they are at.
@@ -199,7 +205,7 @@ class SampleTasks:
             check_finite(
                 stages,
                 f"generated images {int(ids[0])} to {int(ids[-1])}",
-                remedy="sample an earlier checkpoint, or train at a lower learning rate",
+                remedy=self._remedy,
             )
             pngs += [encode_png(pixels) for pixels in to_uint8(stages[-1]).cpu().numpy()]
             if ids[0] == 0:
