@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -58,28 +59,23 @@ class Reference:
 
 
 def run(work: Work) -> None:
-    """Compare every way for both networks, those that compile last; then the largest network's f and gradient."""
-    references = [reference(name) for name in ("wide_resnet", "unet")]
-    later: list[tuple[Reference, Precision, Way]] = []
-    for found in references:
-        for precision in precisions(work.device):
-            compare(work, found, precision, "eager")
-            if work.is_small:
-                work.tell(network=found.name, precision=precision, way="graph", skipped=NEEDS_CUDA)
-                continue
-            compare(work, found, precision, "graph")
-            later.append((found, precision, "compiled, graph"))
-            later.append((found, precision, "compiled"))
+    """Compare both networks eagerly, then as graphs, with the largest network's f and gradient, then compiled."""
+    references, available = [reference(name) for name in ("wide_resnet", "unet")], precisions(work.device)
+    pairs = [(found, precision) for found in references for precision in available]
+    for found, precision in pairs:
+        compare(work, found, precision, "eager")
     if work.is_small:
+        work.tell(network="both", precision="all", way="graph", skipped=NEEDS_CUDA)
+        work.tell(network="both", precision="all", way="compiled", skipped=NEEDS_CUDA)
         work.tell(network="both", precision="tf32", way="all", skipped=NEEDS_CUDA)
-        work.tell(network="both", precision="float32", way="compiled", skipped=NEEDS_CUDA)
         return
-    if work.clock.allows(30):
-        large = full_size()
-        for precision in precisions(work.device):
-            compare(work, large, precision, "graph")
+    large = [full_size()] if work.clock.allows(60) else []
+    pairs += [(found, precision) for found in large for precision in available]
+    for found, precision in pairs:
+        compare(work, found, precision, "graph")
     expected = _COMPILE_SECONDS
-    for found, precision, way in later:
+    ways: tuple[Way, ...] = ("compiled, graph", "compiled")
+    for found, precision, way in product(references, available, ways):
         if not work.clock.allows(1.5 * expected):
             work.tell(network=found.name, precision=precision, way=way, skipped=f"it would take about {expected:.0f} s")
             continue
@@ -91,6 +87,11 @@ def run(work: Work) -> None:
 def compare(work: Work, found: Reference, precision: Precision, way: Way) -> None:
     """Tell how far one way is from a reference, quantity by quantity."""
     row = {"network": found.name, "precision": precision, "way": way}
+    if work.was_tried(**row):
+        return
+    if work.keeps_failing(way):
+        work.tell(**row, skipped="this way has failed before")
+        return
     with trying(work, **row), arithmetic(precision), fresh_compiler():
         config = engine(precision, way)
         for what, expected in found.values.items():

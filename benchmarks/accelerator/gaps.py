@@ -33,6 +33,8 @@ def run(work: Work) -> None:
     ways: list[Way] = ["eager"] if work.is_small else ["eager", "graph"]
     for case in cases(is_small=work.is_small)[:_CASES]:
         for way in ways:
+            if work.was_tried(case=case.name, way=way):
+                continue
             if work.clock.allows(0.0 if work.is_small else 8.0):
                 _profile_case(work, case, way)
             else:

@@ -21,6 +21,8 @@ def run(work: Work) -> None:
     longest = 0.0 if work.is_small else _EXPECTED_SECONDS
     for precision in available[:: max(1, len(available) - 1)]:
         for case in found:
+            if work.was_tried(case=case.name, precision=precision):
+                continue
             if not work.clock.allows(longest):
                 work.tell(case=case.name, precision=precision, skipped="no time left")
                 continue

@@ -27,8 +27,8 @@ DOCS = Path(__file__).resolve().parents[2] / "docs"
 KEPT = "images/gpu"
 """Folder below ``docs`` of the report and the pictures that the page shows."""
 NONE_YET = (
-    "There are no figures from a GPU yet, because none was to be had, and the CUDA graph path and the compiled network\n"
-    "have not been run there; `make gpu`, in ten minutes on a machine with one, fills this section."
+    "There are no figures from a GPU yet, because none was to be had, and the CUDA graph path and the compiled\n"
+    "network have not been run there; `make gpu`, in ten minutes on a machine with one, fills this section."
 )
 _SECTION = re.compile(r"(?<=^## On a GPU\n\n).*?(?=^## |\Z)", re.DOTALL | re.MULTILINE)
 

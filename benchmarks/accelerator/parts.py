@@ -26,6 +26,8 @@ PARTS: dict[str, Part] = {
     "training": Part(title="Training", weight=3.0),
 }
 """By name, which is that of the module that does the work: `benchmarks.accelerator.NAME`."""
+UNUSABLE = 4
+"""Exit status of a process that cannot use the device any more, in the middle of a part that is worth going on with."""
 GRACE_SECONDS = 20.0
 """After the end of its time a part may finish what it has begun; then its process is ended."""
 

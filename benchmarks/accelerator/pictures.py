@@ -33,10 +33,15 @@ def draw(folder: Path, steps: Sequence[dict[str, Any]], about: str) -> list[str]
 def _curve(path: Path, steps: Sequence[dict[str, Any]], about: str) -> None:
     from drl_dist.common.figures import figure_png, new_figure
 
-    figure = new_figure(9, 4)
-    for place, (name, label) in enumerate((("loss", "loss"), ("grad_norm", "norm of the gradient")), start=1):
-        axes = figure.add_subplot(1, 2, place)
-        axes.plot([row["step"] for row in steps], [float(row[name]) for row in steps])
+    # The losses of the two objectives have nothing in common but their name.
+    matching = [row for row in steps if "noise_error" in row]
+    recovery = [row for row in steps if "log_density_gap" in row]
+    shown = [("score matching: loss", "loss", matching), ("recovery: log-density gap", "log_density_gap", recovery)]
+    shown.append(("norm of the gradient", "grad_norm", list(steps)))
+    figure = new_figure(12, 4)
+    for place, (label, name, rows) in enumerate(shown, start=1):
+        axes = figure.add_subplot(1, len(shown), place)
+        axes.plot([row["step"] for row in rows], [float(row[name]) for row in rows])
         axes.set_xlabel("step")
         axes.set_ylabel(label)
     path.write_bytes(figure_png(figure, about))

@@ -67,6 +67,8 @@ def run(work: Work) -> None:
         }
         for number, (name, experiment) in enumerate(cases.items()):
             seconds = work.clock.left() / (len(cases) - number)
+            if work.was_tried(what=name):
+                continue
             with trying(work, what=name):
                 _feed(work, name, experiment, stream, min(seconds, 2.0) if work.is_small else seconds)
     finally:

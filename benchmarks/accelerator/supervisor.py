@@ -8,15 +8,19 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
-from benchmarks.accelerator.parts import GRACE_SECONDS, Clock
+from benchmarks.accelerator.parts import GRACE_SECONDS, UNUSABLE, Clock
 from benchmarks.accelerator.record import append, read
 from benchmarks.accelerator.report import write_report
 
+WORKER = [sys.executable, "-m", "benchmarks.accelerator.worker"]
 _START_SECONDS = 180.0
 """Until its first part a process imports torch and begins to use the GPU."""
 _POLL_SECONDS = 0.2
+_MOST_PROCESSES = 4
+"""That a part may use up."""
 _END_SECONDS = 10.0
 """A process that was asked to end is killed after so long."""
 
@@ -31,9 +35,9 @@ def supervise(folder: Path, parts: list[str], device: str, clock: Clock, limit: 
         clock: which the parts share.
         limit: after which whatever still works is ended.
     """
-    remaining = list(parts)
+    remaining, used = list(parts), Counter[str]()
     while remaining and clock.left():
-        command = [sys.executable, "-m", "benchmarks.accelerator.worker", "--out", str(folder), "--device", device]
+        command = [*WORKER, "--out", str(folder), "--device", device]
         command += ["--parts", ",".join(remaining), "--until", str(clock.until)]
         # A session of its own: ended with whatever compiles for it.
         process = subprocess.Popen(command, start_new_session=True)
@@ -41,6 +45,11 @@ def supervise(folder: Path, parts: list[str], device: str, clock: Clock, limit: 
             reason = _watch(process, folder, remaining, limit)
         finally:
             _end(process)
+        first = next((name for name in remaining if _is_running(folder, name)), "")
+        used[first] += 1
+        if process.returncode == UNUSABLE and not reason and used[first] < _MOST_PROCESSES:
+            remaining = remaining[remaining.index(first) :]
+            continue
         remaining = _after(folder, remaining, process.returncode or 0, reason)
     for name in remaining:
         append(folder, name, "begin", until=clock.until)
@@ -91,9 +100,16 @@ def _after(folder: Path, parts: list[str], status: int, reason: str) -> list[str
     return left
 
 
+def _is_running(folder: Path, name: str) -> bool:
+    found = read(folder)
+    return name in found and found[name].status == "running"
+
+
 def _why(status: int) -> str:
     if status < 0:
         return f"its process was ended by {signal.Signals(-status).name}"
+    if status == UNUSABLE:
+        return f"{_MOST_PROCESSES} processes could not use the device any more; see what failed"
     return f"its process ended with status {status}; its last words are above"
 
 

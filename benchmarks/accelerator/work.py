@@ -5,9 +5,9 @@ from __future__ import annotations
 import gc
 import statistics
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -26,12 +26,17 @@ NEEDS_CUDA = "needs CUDA"
 Result = TypeVar("Result")
 SAID = ("failed", "skipped", "note")
 """Fields of rows that hold no result, but a reason."""
+_MOST_FAILURES = 2
 _OUT_OF_MEMORY = ("out of memory", "ALLOC_FAILED")
 """In messages of the driver and of libraries, which raise other errors than the allocator's."""
 
 
 class Skipped(Exception):
     """A part cannot be done here; its message says why."""
+
+
+class UnusableError(Exception):
+    """This process cannot use the device any more: another one is to go on with the part."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,21 @@ class Work:
     """Where the run's results are."""
     device: torch.device
     clock: Clock
+    rows: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    """What this part has found, also in earlier processes, which could not use the device any more."""
+    earlier: int = field(init=False)
+    """How many rows are those of earlier processes."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "earlier", len(self.rows))
+
+    def was_tried(self, **row: Any) -> bool:
+        """Whether an earlier process has rows with these fields: what failed there is not tried again."""
+        return any(row.items() <= known.items() for known in _hashed(self.rows[: self.earlier]))
+
+    def keeps_failing(self, way: Way) -> bool:
+        """Whether a way has failed so often in this part that it is not tried again."""
+        return sum("failed" in row and row.get("way") == way for row in self.rows) >= _MOST_FAILURES
 
     @property
     def is_small(self) -> bool:
@@ -53,6 +73,7 @@ class Work:
     def tell(self, **row: Any) -> None:
         """Keep a row of results, and show it with the time left."""
         append(self.folder, self.name, "row", **row)
+        self.rows.append(row)
         shown = ", ".join(f"{key}{':' if key in SAID else ''} {_short(value)}" for key, value in row.items())
         print(f"  [{self.clock.left():4.0f} s left] {shown}", flush=True)
 
@@ -156,18 +177,36 @@ def is_out_of_memory(error: BaseException | None) -> bool:
 
 @contextmanager
 def trying(work: Work, **row: Any) -> Iterator[None]:
-    """Let what fails be one row, and the part go on: unless memory was short, or the device is of no use any more."""
+    """Let what fails be one row, and the part go on.
+
+    Raises:
+        RuntimeError: memory was short; a smaller batch may do.
+        UnusableError: what failed has left a device that this process cannot use.
+    """
     try:
         yield
+    except (Skipped, UnusableError):
+        raise
     except Exception as error:
-        if is_out_of_memory(error):
+        is_lost = not is_usable(work.device)
+        if is_out_of_memory(error) and not is_lost:
             raise
-        if work.device.type == "cuda":
-            # An illegal access leaves a context in which every later call fails: then this raises.
-            torch.cuda.synchronize()
-            torch.ones(1, device=work.device).item()
         traceback.print_exc()
         work.tell(**row, failed=in_words(error))
+        if is_lost:
+            raise UnusableError(in_words(error)) from error
+
+
+def is_usable(device: torch.device) -> bool:
+    """Whether a device still computes: not after an illegal access, and not as it should within a broken capture."""
+    if device.type == "cpu":
+        return True
+    try:
+        torch.cuda.synchronize()
+        torch.ones(1, device=device).item()
+        return torch.cuda.current_stream() == torch.cuda.default_stream()
+    except RuntimeError:
+        return False
 
 
 def in_words(error: BaseException) -> str:
@@ -199,6 +238,12 @@ def at_largest_batch(
         free_memory(device)
         tell(f"{batch} images do not fit")
         batch //= 2
+
+
+def _hashed(rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Rows without what cannot be compared as a set, such as lists."""
+    for row in rows:
+        yield {key: value for key, value in row.items() if isinstance(value, str | int | float | bool)}
 
 
 def _short(value: object) -> str:
