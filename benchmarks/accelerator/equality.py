@@ -61,7 +61,7 @@ class Reference:
 def run(work: Work) -> None:
     """Compare both networks eagerly, then as graphs, with the largest network's f and gradient, then compiled."""
     references, available = [reference(name) for name in ("wide_resnet", "unet")], precisions(work.device)
-    pairs = [(found, precision) for found in references for precision in available]
+    pairs: list[tuple[Reference, Precision]] = list(product(references, available))
     for found, precision in pairs:
         compare(work, found, precision, "eager")
     if work.is_small:
@@ -70,7 +70,7 @@ def run(work: Work) -> None:
         work.tell(network="both", precision="tf32", way="all", skipped=NEEDS_CUDA)
         return
     large = [full_size()] if work.clock.allows(60) else []
-    pairs += [(found, precision) for found in large for precision in available]
+    pairs += product(large, available)
     for found, precision in pairs:
         compare(work, found, precision, "graph")
     expected = _COMPILE_SECONDS

@@ -9,13 +9,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import torch
 
 from benchmarks.accelerator.parts import Clock
 from benchmarks.accelerator.record import append
 from benchmarks.step import timed
+from drl_dist.common.amounts import counted
 from drl_dist.config.tree import EngineConfig
 
 Precision = Literal["float32", "tf32", "bfloat16"]
@@ -23,7 +24,6 @@ Precision = Literal["float32", "tf32", "bfloat16"]
 significant bits, which torch by default lets convolutions do; bfloat16: `EngineConfig.precision`."""
 Way = Literal["eager", "graph", "compiled", "compiled, graph"]
 NEEDS_CUDA = "needs CUDA"
-Result = TypeVar("Result")
 SAID = ("failed", "skipped", "note")
 """Fields of rows that hold no result, but a reason."""
 _MOST_FAILURES = 2
@@ -215,8 +215,8 @@ def in_words(error: BaseException) -> str:
 
 
 def at_largest_batch(
-    batch: int, run: Callable[[int], Result], device: torch.device, tell: Callable[[str], None]
-) -> Result:
+    batch: int, run: Callable[[int], object], device: torch.device, tell: Callable[[str], None]
+) -> None:
     """Do work with a batch, halved until the device's memory holds it.
 
     Args:
@@ -226,17 +226,18 @@ def at_largest_batch(
         tell: is told of each attempt that failed.
 
     Raises:
-        RuntimeError: one image is too many, or something else went wrong.
+        RuntimeError: something else went wrong.
     """
-    while True:
+    while batch:
         try:
-            return run(batch)
+            run(batch)
+            return
         except RuntimeError as error:
-            if batch == 1 or not is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
         # Here, where no traceback holds the tensors of the attempt any more.
         free_memory(device)
-        tell(f"{batch} images do not fit")
+        tell(f"{counted(batch, 'image')} {'does' if batch == 1 else 'do'} not fit")
         batch //= 2
 
 

@@ -48,7 +48,7 @@ def test_a_batch_is_halved_until_it_fits() -> None:
     tried: list[int] = []
     told: list[str] = []
 
-    def run(batch: int) -> int:
+    def run(batch: int) -> None:
         tried.append(batch)
         if batch > 60:
             raise torch.OutOfMemoryError("CUDA out of memory.")
@@ -58,16 +58,16 @@ def test_a_batch_is_halved_until_it_fits() -> None:
                 raise torch.OutOfMemoryError("CUDA out of memory.")
             finally:
                 raise RuntimeError("capture failed")
-        return batch
 
-    assert at_largest_batch(100, run, CPU, told.append) == 25
+    at_largest_batch(100, run, CPU, told.append)
     assert tried == [100, 50, 25] and told == ["100 images do not fit", "50 images do not fit"]
     with pytest.raises(ZeroDivisionError):
         at_largest_batch(100, lambda batch: batch // 0, CPU, told.append)
     with pytest.raises(RuntimeError, match="something else"):
         at_largest_batch(100, lambda batch: _raise(RuntimeError("something else")), CPU, told.append)
-    with pytest.raises(torch.OutOfMemoryError):
-        at_largest_batch(4, lambda batch: _raise(torch.OutOfMemoryError("out of memory")), CPU, told.append)
+    # Where one image is too many, other cases may be smaller.
+    at_largest_batch(3, lambda batch: _raise(torch.OutOfMemoryError("out of memory")), CPU, told.append)
+    assert told[2:] == ["3 images do not fit", "1 image does not fit"]
 
 
 def _raise(error: BaseException) -> None:
@@ -219,6 +219,9 @@ def test_what_an_earlier_process_tried_is_not_tried_again(tmp_path: Path) -> Non
     assert again.keeps_failing("graph") and not again.keeps_failing("eager")
     throughput._measure(again, cases(is_small=True)[0], "float32", ["graph"], 1e12, {})
     assert rows(tmp_path)[-1]["skipped"] == "this way has failed before"
+    done = Work("gaps", tmp_path, CPU, again.clock, [{"case": "digits:t6", "precision": "float32", "way": "eager"}])
+    throughput._measure(done, cases(is_small=True)[0], "float32", ["eager"], 1e12, {})
+    assert "gaps" not in read(tmp_path)
 
 
 def test_a_lost_device_ends_the_process_but_not_the_part(
@@ -264,16 +267,17 @@ def test_a_trace_tells_when_no_kernel_runs(tmp_path: Path) -> None:
         event("copy", 140, 20, "gpu_memcpy"),
         event("conv", 200, 60),
         event("add", 210, 10),
+        event("add", 250, 20),
         {"ph": "f", "cat": "kernel", "name": "an arrow", "ts": 1.0},
     ]
     path = tmp_path / "trace.json.gz"
     with gzip.open(path, "wt") as file:
         json.dump({"traceEvents": events}, file)
     kernels = kernels_of(read_trace(path))
-    assert [kernel.name for kernel in kernels] == ["conv", "copy", "conv", "add"]
-    # From 100 to 260, none from 160 to 200.
-    assert idle_share(kernels) == pytest.approx(40 / 160) and largest_gap(kernels) == 40
-    assert busiest(kernels, 2) == [("conv", 110.0, 2), ("copy", 20.0, 1)]
+    assert [kernel.name for kernel in kernels] == ["conv", "copy", "conv", "add", "add"]
+    # From 100 to 270, none from 160 to 200.
+    assert idle_share(kernels) == pytest.approx(40 / 170) and largest_gap(kernels) == 40
+    assert busiest(kernels, 2) == [("conv", 110.0, 2), ("add", 30.0, 2)]
     assert idle_share(kernels[:1]) == largest_gap(kernels[:1]) == 0.0
 
 
