@@ -15,7 +15,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from drl_dist.common.amounts import mebibytes
 from drl_dist.common.errors import UserError
@@ -84,8 +84,19 @@ def case_of(name: str) -> Experiment:
     return experiment
 
 
-def measured(experiment: Experiment) -> dict[str, dict[str, int]]:
-    """Bytes held at most in chain and update of one worker's step, estimated and real; of a run's last objective."""
+def measured(
+    experiment: Experiment, device: str = "cpu", precision: Literal["float32", "bfloat16"] = "float32"
+) -> dict[str, dict[str, int]]:
+    """Bytes held at most in chain and update of one worker's step, estimated and real; of a run's last objective.
+
+    Args:
+        experiment: what is trained.
+        device: on which the real step is made, eagerly.
+        precision: as of `EngineConfig`.
+
+    Raises:
+        torch.OutOfMemoryError: the GPU's memory is too small for the real step.
+    """
     import torch
 
     from benchmarks.peaks import peak_bytes
@@ -95,19 +106,20 @@ def measured(experiment: Experiment) -> dict[str, dict[str, int]]:
     from drl_dist.training.step import TrainStep
 
     experiment = with_numbers(phases(experiment)[-1][1])
-    cost = step_cost(experiment)
-    state = TrainState.create(experiment)
-    step = TrainStep(state, experiment, EngineConfig(compile="never"))
+    cost = step_cost(experiment, precision=precision)
+    state = TrainState.create(experiment, device)
+    step = TrainStep(state, experiment, EngineConfig(precision=precision, compile="never", cuda_graph=False))
     model, count = experiment.model, experiment.train.batch_size
     images = torch.randint(0, 256, (count, model.channels, model.resolution, model.resolution), dtype=torch.uint8)
-    batch = Batch(images, torch.arange(count))
+    images = images.to(device)
+    batch = Batch(images, torch.arange(count, device=device))
     # The first step makes the optimiser's moments and the gradients, which the second one finds.
     step(batch)
     gradients = [parameter.grad for parameter in state.network.parameters() if parameter.grad is not None]
     held = [*(value for part in state.tensors().values() for value in part.values()), *gradients, images]
     before = sum(value.nbytes for value in held)
     ends: list[Any] = []
-    chain = before + peak_bytes(lambda: ends.extend(step.negatives(batch)), torch.device("cpu"))
+    chain = before + peak_bytes(lambda: ends.extend(step.negatives(batch)), step.device)
     pairs, y_neg, meter = ends
     between = before + sum(value.nbytes for value in (*vars_of(pairs), y_neg) if isinstance(value, torch.Tensor))
 
@@ -115,7 +127,7 @@ def measured(experiment: Experiment) -> dict[str, dict[str, int]]:
         _, grad_norm, _ = step.backward(pairs, y_neg, meter)
         step.advance(grad_norm)
 
-    real = between + peak_bytes(update, torch.device("cpu"))
+    real = between + peak_bytes(update, step.device)
     return {
         "chain": {"estimated": cost.chain_bytes, "real": chain},
         "update": {"estimated": cost.update_bytes, "real": real},
