@@ -16,3 +16,12 @@ def run_task(task: WorkerTask) -> int:
         from drl_dist.jobs.train.worker import train_worker
 
     return train_worker(task)
+
+
+def import_worker() -> None:
+    """Import what a worker does, in a process that is no worker yet."""
+    with no_collection():
+        import ray.train.v2._internal.execution.worker_group.worker  # noqa: F401
+        import torch._dynamo  # noqa: F401 - what DDP and optimisers import when they are made
+
+        import drl_dist.jobs.train.worker  # noqa: F401
