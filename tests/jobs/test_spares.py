@@ -11,9 +11,11 @@ from typing import Any, cast
 import grpc
 import pytest
 
+from drl_dist.jobs.train import start
 from drl_dist.jobs.train.faults.spares import Spare
 from drl_dist.localhost import RayHead
 from drl_dist.training.loop import StepReport
+from tests.helpers.forked import real_python
 from tests.support import ROOT, subprocess_environment, titled, wait_for
 
 _SCRIPT = """
@@ -24,7 +26,8 @@ import ray
 from ray.exceptions import RayActorError
 
 from drl_dist.jobs.common.cluster import cluster
-from drl_dist.jobs.train.faults.spares import ask_for_spare, imports_at_start
+from drl_dist.jobs.train.faults.spares import ask_for_spare
+from drl_dist.jobs.train.start import imports_at_start
 
 
 class Worker:
@@ -101,6 +104,42 @@ def test_an_actor_after_one_that_was_killed_has_a_process_that_was_there_before(
     assert after["pid"] != killed["pid"] and killed["began"] < after["began"] < found["killed"]
     # Nothing is left of the job, the spare processes that nobody needed included.
     wait_for(lambda: not {killed["pid"], after["pid"]} & set(titled(ray_head, "ray::")))
+
+
+_IMPORTS = """
+import json
+import torch
+
+asked = []
+for name in ("is_available", "device_count", "_lazy_init"):
+    setattr(torch.cuda, name, lambda *_, name=name: asked.append(name) or 0)
+
+from drl_dist.jobs.train.start import import_worker
+
+import_worker()
+print(json.dumps(asked))
+"""
+
+
+@pytest.mark.integration
+def test_imports_do_not_look_for_gpus_before_ray_has_assigned_one() -> None:
+    # CUDA reads once which GPUs a process may see.
+    command = [real_python(), "-c", _IMPORTS]
+    done = subprocess.run(command, cwd=ROOT, env=subprocess_environment(), capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr
+
+
+@pytest.mark.parametrize("error", [ImportError, OSError])
+def test_a_failing_import_does_not_end_the_process(error: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def fail() -> None:
+        asked.append(1)
+        raise error("libtorch.so")
+
+    monkeypatch.setattr(start, "import_worker", fail)
+    start._importing()()
+    assert asked == [1]
 
 
 def reported(step: int, num_steps: int = 9) -> StepReport:

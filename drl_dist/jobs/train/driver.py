@@ -42,10 +42,9 @@ from drl_dist.jobs.train.faults.restarts import (
     OutdatedListError,
     RestartPolicy,
 )
-from drl_dist.jobs.train.faults.spares import imports_at_start
 from drl_dist.jobs.train.group import COLLECTIVE_SECONDS, GroupConfig, Trainer
 from drl_dist.jobs.train.model_name import check_model_name
-from drl_dist.jobs.train.start import run_task
+from drl_dist.jobs.train.start import imports_at_start, run_task
 from drl_dist.jobs.train.start_up import start_up_told
 from drl_dist.jobs.train.stop import KeyInStore, StopFlag, stoppable
 from drl_dist.jobs.train.storage import drop_stale_snapshot, ray_filesystem
