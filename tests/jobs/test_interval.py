@@ -154,6 +154,14 @@ def test_a_checkpoint_that_others_ask_for_counts(run: Run) -> None:
     assert run.checkpoints[-1] == 1001 + 832
 
 
+def test_pictures_are_no_price_of_a_checkpoint(run: Run) -> None:
+    run.train(1, PICTURES - 1)
+    run.asked = Interrupt.CHECKPOINT
+    run.train(PICTURES, 4 * PICTURES)
+    assert PICTURES in run.checkpoints and len(run.checkpoints) == 2
+    assert [numbers for _, numbers in run.logged] == [{"checkpoint_every_steps": 832}]
+
+
 def test_what_others_ask_for_is_stronger(run: Run) -> None:
     run.asked = Interrupt.STOP
     assert run.interval() is Interrupt.STOP
