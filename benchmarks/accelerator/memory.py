@@ -9,6 +9,7 @@ import torch
 from benchmarks.accelerator.cases import Case, cases
 from benchmarks.accelerator.work import Precision, Work, arithmetic, at_largest_batch, free_memory, precisions, trying
 from benchmarks.memory import measured
+from drl_dist.config.tree import EngineConfig
 
 _EXPECTED_SECONDS = 12.0
 """Of a case, until one was measured: tracing takes most of it."""
@@ -45,7 +46,8 @@ def _compare(work: Work, case: Case, precision: Precision) -> None:
         free_memory(device)
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
-        found = measured(case.of(batch), device.type, "bfloat16" if precision == "bfloat16" else "float32")
+        engine = EngineConfig(precision="bfloat16" if precision == "bfloat16" else "float32", memory="plain")
+        found = measured(case.of(batch), engine, device.type)
         row = {"case": case.name, "batch": batch, "precision": precision}
         for part, sizes in found.items():
             ratio = sizes["real"] / sizes["estimated"]

@@ -15,7 +15,7 @@ from drl_dist.config.import_paths import import_path_rules, is_timm
 
 if TYPE_CHECKING:
     # The tree checks itself with these rules when it is made.
-    from drl_dist.config.tree import DiffusionConfig, Experiment, RunConfig
+    from drl_dist.config.tree import DiffusionConfig, EngineConfig, Experiment, ModelConfig, RunConfig
 
 MAX_LEVELS = 4096
 """As `drl_dist.diffusion.noise.MAX_LEVELS`, which cannot be had without importing torch; commands answer at once."""
@@ -149,6 +149,30 @@ def check_experiment(experiment: Experiment) -> None:
         if not holds:
             raise UserError(f"config field {name}", got=got, expected=expected, remedy="correct the field")
     _check_ladder(experiment.diffusion)
+
+
+def memory_rules(engine: EngineConfig, model: ModelConfig) -> list[Rule]:
+    """The rules of how a step fits into memory."""
+    is_sliced = engine.memory in ("slices", "checkpointing")
+    found: list[Rule] = [
+        (
+            "engine.memory",
+            engine.memory,
+            f"another one for {model.network}, of which nobody knows what blocks it has",
+            engine.memory != "checkpointing" or model.is_built_in,
+        ),
+        (
+            "engine.memory_gib",
+            engine.memory_gib,
+            "none, or a positive number",
+            engine.memory_gib is None or 0 < engine.memory_gib < math.inf,
+        ),
+    ]
+    for name in ("chain_images", "update_images"):
+        images: int | None = getattr(engine, name)
+        expected = "none, or at least 1" if is_sliced else f"none beside engine.memory {engine.memory}"
+        found.append((f"engine.{name}", images, expected, images is None or (is_sliced and images >= 1)))
+    return found
 
 
 def _nearest(number: int, step: int) -> str:
@@ -325,6 +349,7 @@ def check_run(run: RunConfig, *, complete: bool = True) -> None:
             "none, or at least 1",
             run.engine.threads_per_worker is None or run.engine.threads_per_worker >= 1,
         ),
+        *memory_rules(run.engine, run.experiment.model),
         (
             "run_name",
             run.run_name,

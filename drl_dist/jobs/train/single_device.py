@@ -57,6 +57,7 @@ from drl_dist.training.guard import DivergedError, Interrupt
 from drl_dist.training.health_watch import HealthWatch, seen_by
 from drl_dist.training.in_memory import InMemoryBatches
 from drl_dist.training.loop import Callback, StepReport, train
+from drl_dist.training.memory import fit_memory
 from drl_dist.training.state import TrainState
 from drl_dist.training.step import TrainStep
 from drl_dist.training.watch import FirstBatch, RunawayGuard
@@ -143,6 +144,10 @@ def _train_told(run: RunConfig, chosen: Collection[str], waiting: Waiting) -> in
     write_run_config(run, without_ray=True)
     beginning = f"resuming after step {state.step} from {began_at}" if began_at else "starting"
     say(f"run {run.run_name}: {beginning} on {device}, checkpoints, metrics and samples in {run_url}")
+    fit = fit_memory(experiment, run.engine, device=device)
+    if fit.why:
+        say(f"run {run.run_name}: {fit.why}")
+    run = dataclasses.replace(run, engine=fit.engine)
     waiting.begin(to_come(run, state.step))
     try:
         with status_recorded(run_url):

@@ -15,7 +15,7 @@ from drl_dist.checkpoints.rollbacks import noise_seed
 from drl_dist.checkpoints.run_status import count_worker_start
 from drl_dist.common.batch import BatchSource
 from drl_dist.common.errors import UserError
-from drl_dist.common.waiting import Waiting
+from drl_dist.common.waiting import Waiting, say
 from drl_dist.config.tree import RunConfig
 from drl_dist.data.audit import audited
 from drl_dist.data.index import ShardIndex, open_index
@@ -34,6 +34,7 @@ from drl_dist.jobs.train.task import ScoreCallback, WorkerTask
 from drl_dist.training.callbacks import Curves, Samples, Scores, to_come
 from drl_dist.training.health_watch import HealthWatch, seen_by
 from drl_dist.training.loop import train
+from drl_dist.training.memory import fit_memory
 from drl_dist.training.state import TrainState
 from drl_dist.training.step import TrainStep
 from drl_dist.training.watch import FirstBatch
@@ -76,6 +77,10 @@ def _train_told(task: WorkerTask, waiting: Waiting) -> int:
         restore(state, run, task.fingerprint, is_first=is_first, share=partial(broadcast, device))
         # What was the newest checkpoint when the job began may turn out to be damaged.
         task = dataclasses.replace(task, first_step=min(task.first_step, state.step))
+        fit = fit_memory(run.experiment, run.engine, num_workers=context.get_world_size(), device=device)
+        if fit.why and is_first:
+            say(f"run {run.run_name}: {fit.why}")
+        task = dataclasses.replace(task, run=dataclasses.replace(run, engine=fit.engine))
         _train(task, index, state, waiting if is_first else None)
     return state.step
 
