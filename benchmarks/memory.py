@@ -16,7 +16,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 from drl_dist.common.amounts import mebibytes
 from drl_dist.common.errors import UserError
