@@ -134,11 +134,12 @@ def measured(
     # The first step makes the optimiser's moments and the gradients, which the second one finds.
     step(batch)
     before = images.nbytes + sum(value.nbytes for part in state.tensors().values() for value in part.values())
-    # The update lets go of them before it makes new ones.
-    before += sum(parameter.grad.nbytes for parameter in state.network.parameters() if parameter.grad is not None)
+    gradients = sum(parameter.grad.nbytes for parameter in state.network.parameters() if parameter.grad is not None)
     ends: list[Any] = []
-    chain = before + peak_bytes(lambda: ends.extend(step.negatives(batch)), step.device)
+    chain = before + gradients + peak_bytes(lambda: ends.extend(step.negatives(batch)), step.device)
     pairs, y_neg, meter = ends
+    # The first thing that an update does; torch's profiler does not see the end of what was there before it.
+    state.optimizer.zero_grad(set_to_none=True)
     between = before + sum(value.nbytes for value in (*vars_of(pairs), y_neg) if isinstance(value, torch.Tensor))
 
     def update() -> None:
