@@ -131,6 +131,7 @@ def test_a_substitute_brings_its_own_label(tmp_path: Path) -> None:
         ("class", {"label": -1}, "got label -1, expected a number below 3"),
         ("class", {"label": "bee"}, "got label bee, expected a number below 3"),
         ("class", {"label": True}, "got label True, expected a number below 3"),
+        ("class", [2], r"got JSON that cannot be read \(a list\), expected a JSON object"),
         ("attributes", {"attributes": [1, 1]}, r"got attributes \[1, 1\], expected 3 numbers, each 1, -1 or 0"),
         ("attributes", {"attributes": [1, 2, 0]}, ".*expected 3 numbers, each 1, -1 or 0"),
         ("attributes", {"attributes": 1}, ".*expected 3 numbers, each 1, -1 or 0"),

@@ -338,15 +338,19 @@ class SampleOutput:
 
     def _generated(self, index: ShardIndex) -> Panel:
         """The first images, with a row for each label where they have several."""
-        shown = min(GRID_IMAGES, index.num_samples)
-        if len(self._wanted.rows) < 2:
-            return Panel(title="generated", images=read_images(index, shown))
-        names = self._wanted.rows[:GRID_ROWS]
-        rows = self._wanted.row_of(torch.arange(index.num_samples), self._noise)
-        of_row = [torch.nonzero(rows == row).flatten() for row in range(len(names))]
-        columns = min(GRID_COLUMNS, *(len(some) for some in of_row if len(some)))
-        present = [(name, some[:columns]) for name, some in zip(names, of_row, strict=True) if len(some)]
-        places = torch.cat([some for _, some in present]).numpy()
+        wanted, present = self._wanted, list[tuple[str, torch.Tensor]]()
+        # Attributes of the data may be those of hardly more than one image each.
+        are_many = wanted.kind == "attributes" and wanted.shares is not None and len(wanted.rows) > GRID_ROWS
+        if len(wanted.rows) >= 2 and not are_many:
+            rows = wanted.row_of(torch.arange(index.num_samples), self._noise)
+            of_row = ((name, torch.nonzero(rows == row).flatten()) for row, name in enumerate(wanted.rows[:GRID_ROWS]))
+            # Of labels that are drawn, one that only one image has would leave one column for all.
+            fewest = 1 if wanted.shares is None else 2
+            present = [(name, some) for name, some in of_row if len(some) >= fewest]
+        if not present:
+            return Panel(title="generated", images=read_images(index, min(GRID_IMAGES, index.num_samples)))
+        columns = min(GRID_COLUMNS, *(len(some) for _, some in present))
+        places = torch.cat([some[:columns] for _, some in present]).numpy()
         order = places.argsort()
         images = images_at(index, places[order])[torch.from_numpy(order.argsort())]
         return Panel(title="generated", images=images, columns=columns, row_names=tuple(name for name, _ in present))

@@ -26,7 +26,7 @@ from drl_dist.data.shards import Sample, ShardRow, encode_png, pack_shard, shard
 from drl_dist.diffusion.noise import Noise, PhiloxNoise
 from drl_dist.jobs.common.chains import CHAIN_FIELDS, ChainKernelName, with_chains
 from drl_dist.jobs.common.device import prepare_device
-from drl_dist.jobs.common.labels import LABEL_FIELDS, LabelOptions, wanted_of
+from drl_dist.jobs.common.labels import LABEL_FIELDS, LabelData, LabelOptions, given_labels, wanted_of
 from drl_dist.jobs.common.output.job_records import digest_of
 from drl_dist.jobs.common.output.sheet import sheet_of
 from drl_dist.library.engine import check_finite, frozen_engine
@@ -70,8 +70,8 @@ class SampleRequest(LabelOptions):
     """c, if it was asked for."""
     chain_kernel: ChainKernelName | None = None
     """The kernel, if it was asked for."""
-    class_counts: tuple[int, ...] | None = None
-    """Images of each class in the data, where labels are as frequent as there."""
+    label_data: LabelData | None = None
+    """Labels of the data, where images have random ones of them."""
 
     @property
     def num_tasks(self) -> int:
@@ -80,11 +80,10 @@ class SampleRequest(LabelOptions):
 
     def to_record(self) -> dict[str, Any]:
         """All fields by name, but for options that were not given and that requests of earlier versions do not have."""
-        fields = dataclasses.asdict(self)
-        newer = (*CHAIN_FIELDS, *LABEL_FIELDS)
-        fields = {name: value for name, value in fields.items() if name not in newer or value is not None}
+        fields = {name: value for name, value in vars(self).items() if name not in (*CHAIN_FIELDS, *LABEL_FIELDS)}
+        fields |= {name: getattr(self, name) for name in CHAIN_FIELDS if getattr(self, name) is not None}
         # As JSON gives it back.
-        return json.loads(json.dumps(fields))
+        return json.loads(json.dumps(fields | given_labels(self, self.label_data)))
 
     @cached_property
     def digest(self) -> str:
@@ -102,7 +101,7 @@ class SampleRequest(LabelOptions):
         Args:
             condition: of the model.
         """
-        return wanted_of(self, condition, num_images=self.num_images, counts=self.class_counts or ())
+        return wanted_of(self, condition, num_images=self.num_images, label_data=self.label_data)
 
     def images_of(self, task: int) -> range:
         """Ids of the images of a task."""
@@ -209,6 +208,12 @@ class SampleTasks:
         """The device's own name."""
         return torch.cuda.get_device_name(self._device) if self._device.type == "cuda" else "cpu"
 
+    @property
+    def _remedy(self) -> str:
+        """What may give finite images."""
+        guided = "lower --guidance or the weights of --compose, " if self._wanted.num_energies > 1 else ""
+        return f"{guided}sample an earlier checkpoint, or train at a lower learning rate"
+
     def make(self, task: int) -> Iterator[int | UnderWay | TaskRecord]:
         """Generate a task and write its shard; the number of images after each batch, then the record. Meanwhile, it
         says every second at most which level they are at.
@@ -226,7 +231,7 @@ class SampleTasks:
             check_finite(
                 stages,
                 f"generated images {int(ids[0])} to {int(ids[-1])}",
-                remedy="sample an earlier checkpoint, or train at a lower learning rate",
+                remedy=self._remedy,
             )
             pngs += [encode_png(pixels) for pixels in to_uint8(stages[-1]).cpu().numpy()]
             if ids[0] == 0:
