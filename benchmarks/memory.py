@@ -101,12 +101,18 @@ def case_of(name: str) -> Experiment:
     return experiment
 
 
-def measured(experiment: Experiment, engine: EngineConfig | None = None) -> dict[str, dict[str, int]]:
+def measured(
+    experiment: Experiment, engine: EngineConfig | None = None, device: str = "cpu"
+) -> dict[str, dict[str, int]]:
     """Bytes held at most in chain and update of one worker's step, estimated and real; of a run's last objective.
 
     Args:
-        experiment: the science.
-        engine: how the step fits into memory; by default with all images at once.
+        experiment: what is trained.
+        engine: precision, and how the step fits into memory; by default float32 with all images at once.
+        device: on which the real step is made, eagerly.
+
+    Raises:
+        torch.OutOfMemoryError: the GPU's memory is too small for the real step.
     """
     import torch
 
@@ -117,28 +123,30 @@ def measured(experiment: Experiment, engine: EngineConfig | None = None) -> dict
     from drl_dist.training.step import TrainStep
 
     experiment = with_numbers(phases(experiment)[-1][1])
-    engine = dataclasses.replace(engine or EngineConfig(), compile="never")
+    engine = dataclasses.replace(engine or EngineConfig(), compile="never", cuda_graph=False)
     cost = step_cost(experiment, engine=engine)
-    state = TrainState.create(experiment)
+    state = TrainState.create(experiment, device)
     step = TrainStep(state, experiment, engine)
     model, count = experiment.model, experiment.train.batch_size
     images = torch.randint(0, 256, (count, model.channels, model.resolution, model.resolution), dtype=torch.uint8)
-    batch = Batch(images, torch.arange(count))
+    images = images.to(device)
+    batch = Batch(images, torch.arange(count, device=device))
     # The first step makes the optimiser's moments and the gradients, which the second one finds.
     step(batch)
     before = images.nbytes + sum(value.nbytes for part in state.tensors().values() for value in part.values())
-    # The update lets go of them before it makes new ones.
-    before += sum(parameter.grad.nbytes for parameter in state.network.parameters() if parameter.grad is not None)
+    gradients = sum(parameter.grad.nbytes for parameter in state.network.parameters() if parameter.grad is not None)
     ends: list[Any] = []
-    chain = before + peak_bytes(lambda: ends.extend(step.negatives(batch)), torch.device("cpu"))
+    chain = before + gradients + peak_bytes(lambda: ends.extend(step.negatives(batch)), step.device)
     pairs, y_neg, meter = ends
+    # The first thing that an update does; torch's profiler does not see the end of what was there before it.
+    state.optimizer.zero_grad(set_to_none=True)
     between = before + sum(value.nbytes for value in (*vars_of(pairs), y_neg) if isinstance(value, torch.Tensor))
 
     def update() -> None:
         _, grad_norm, _ = step.backward(pairs, y_neg, meter)
         step.advance(grad_norm)
 
-    real = between + peak_bytes(update, torch.device("cpu"))
+    real = between + peak_bytes(update, step.device)
     return {
         "chain": {"estimated": cost.chain_bytes, "real": chain},
         "update": {"estimated": cost.update_bytes, "real": real},

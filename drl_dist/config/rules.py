@@ -297,12 +297,26 @@ def check_run(run: RunConfig, *, complete: bool = True) -> None:
         ),
         ("max_rollbacks", run.max_rollbacks, "0 or more", run.max_rollbacks >= 0),
         ("cpus_per_worker", run.cpus_per_worker, "at least 1", run.cpus_per_worker >= 1),
-        ("checkpoint.every_steps", run.checkpoint.every_steps, "at least 1", run.checkpoint.every_steps >= 1),
+        (
+            "checkpoint.every_steps",
+            run.checkpoint.every_steps,
+            "auto, or at least 1",
+            run.checkpoint.every_steps == "auto" or run.checkpoint.every_steps >= 1,
+        ),
+        (
+            "checkpoint.machine_lifetime_hours",
+            run.checkpoint.machine_lifetime_hours,
+            "a positive number of hours",
+            0 < run.checkpoint.machine_lifetime_hours < math.inf,
+        ),
         (
             "checkpoint.keep",
             run.checkpoint.keep,
-            "none, or at least 1",
-            run.checkpoint.keep is None or run.checkpoint.keep >= 1,
+            # Nobody can say beforehand how many there will be.
+            "at least 1 with checkpoint.every_steps auto"
+            if run.checkpoint.every_steps == "auto"
+            else "none, or at least 1",
+            run.checkpoint.every_steps != "auto" if run.checkpoint.keep is None else run.checkpoint.keep >= 1,
         ),
         ("tracking.log_every_steps", run.tracking.log_every_steps, "at least 1", run.tracking.log_every_steps >= 1),
         (

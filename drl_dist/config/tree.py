@@ -291,8 +291,12 @@ class LoaderConfig:
 class CheckpointConfig:
     """What is kept on the storage URL."""
 
-    every_steps: int = 5000
-    """Steps between checkpoints; one is always written at the end."""
+    every_steps: int | Literal["auto"] = 5000
+    """Steps between checkpoints; one is always written at the end. auto: by what a checkpoint costs, as measured in the
+    run, and the lifetime of machines (docs/reliability.md)."""
+    machine_lifetime_hours: float = 24.0
+    """Mean time until a machine is lost, which auto assumes. A day is that of machines which may be taken away; others
+    last for months."""
     keep: int | None = 3
     """Newest checkpoints kept; all of them if none is given."""
 
@@ -368,6 +372,8 @@ class RunConfig:
     """Give each worker a GPU and train over NCCL."""
     cpus_per_worker: int = 1
     """CPUs that each worker reserves."""
+    spare_processes: bool = True
+    """Keep a process beside each worker that has imported its libraries, which makes restarts seconds shorter."""
     engine: EngineConfig = field(default_factory=EngineConfig)
     loader: LoaderConfig = field(default_factory=LoaderConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)

@@ -179,15 +179,13 @@ def _read(
     cache: ShardCache,
     read: Callable[[OpenShard, int, ShardIndex], Read],
 ) -> Iterator[Read]:
-    first = 0
-    for row in index.shards:
-        inside = wanted[(wanted >= first) & (wanted < first + row.num_samples)] - first
-        first += row.num_samples
-        if not len(inside):
-            continue
+    ends = np.cumsum([row.num_samples for row in index.shards])
+    shards, firsts = np.unique(np.searchsorted(ends, wanted, side="right"), return_index=True)
+    for number, inside in zip(shards.tolist(), np.split(wanted, firsts)[1:], strict=True):
+        row = index.shards[number]
         shard = cache.open(row)
         try:
-            for sample in inside:
+            for sample in inside - (ends[number] - row.num_samples):
                 yield read(shard, int(sample), index)
         finally:
             shard.close()

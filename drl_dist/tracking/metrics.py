@@ -155,6 +155,13 @@ METRICS: tuple[Metric, ...] = (
         section="speed",
     ),
     Metric(
+        "checkpoint_every_steps",
+        "steps between checkpoints, with `checkpoint.every_steps` auto, each time that they change",
+        runs="training",
+        page="reliability.md",
+        section="reliability",
+    ),
+    Metric(
         "checkpoint_timestamp_seconds",
         "when the newest checkpoint was complete in storage; at first the job's start",
         _EPOCH,

@@ -172,9 +172,19 @@ def test_edited_images_have_attributes_of_the_data(of_attributes: Path, real: Pa
         for label in labels
     ]
     common: dict[str, Any] = {"model": str(of_attributes), "seed": 3}
-    rows = {"pairs": 2, "columns": 2}
-    hidden = {"data": str(real), "mask": "left-half", "num_images": 2, "num_completions": 1, "num_rounds": 1}
-    for name, asked in (("drawn", {"labels": "data", "real": str(real)}), ("named", {"label": ", ".join(named)})):
+    rows: dict[str, Any] = {"pairs": 2, "columns": 2}
+    hidden: dict[str, Any] = {
+        "data": str(real),
+        "mask": "left-half",
+        "num_images": 2,
+        "num_completions": 1,
+        "num_rounds": 1,
+    }
+    ways: dict[str, dict[str, Any]] = {
+        "drawn": {"labels": "data", "real": str(real)},
+        "named": {"label": ", ".join(named)},
+    }
+    for name, asked in ways.items():
         assert interpolate_run(InterpolateOptions(**common, **rows, **asked, out=str(tmp_path / name / "rows"))) == 0
         assert inpaint_run(InpaintOptions(**common, **hidden, **asked, out=str(tmp_path / name / "inpaint"))) == 0
     for job in ("rows", "inpaint"):

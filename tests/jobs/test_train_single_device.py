@@ -101,6 +101,22 @@ def assert_same(one: Path, other: Path) -> None:
             assert torch.equal(value, theirs[part][name]), f"{part} {name}"
 
 
+def test_checkpoints_when_they_pay_change_no_number(
+    array_file: Path, straight: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Machines of such a short life want a checkpoint as soon as something can be written.
+    more = ("--checkpoint.every-steps", "auto", "--checkpoint.machine-lifetime-hours", "1e-9")
+    assert train_on_one_device(parsed(array_file, tmp_path, "auto", *more)) == 0
+    written = sorted(int(path.name.rpartition("_")[2]) for path in (tmp_path / "auto").glob("checkpoint_*"))
+    assert written[0] < STEPS == written[-1]
+    assert_same(tmp_path / "auto", straight)
+    # And it resumes, with a fixed interval as well.
+    (tmp_path / "auto" / f"checkpoint_{STEPS:09d}" / "checksums.json").unlink()
+    assert train_on_one_device(parsed(array_file, tmp_path, "auto")) == 0
+    assert f"resuming after step {written[-2]} from" in capsys.readouterr().out
+    assert_same(tmp_path / "auto", straight)
+
+
 @pytest.mark.slow
 def test_a_run_writes_metrics_pictures_curves_and_checkpoints(
     shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

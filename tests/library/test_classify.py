@@ -58,7 +58,8 @@ def job(folder: Path, out: Path, **changed: Any) -> tuple[dict[str, Any], list[d
 
 
 def test_classes_are_those_of_the_job(folder: Path, tmp_path: Path) -> None:
-    model, asked = drl_dist.load(folder / "class"), {"seed": 5, "batch_size": 8}
+    model = drl_dist.load(folder / "class")
+    asked: dict[str, Any] = {"seed": 5, "batch_size": 8}
     assert model.label_names == NAMES
     report, rows = job(folder, tmp_path / "fitted", fit_data=str(folder / "fit"))
     constants = model.fit_constants(images(FIT), [class_of(number) for number in FIT], **asked)
@@ -80,7 +81,8 @@ def test_classes_are_those_of_the_job(folder: Path, tmp_path: Path) -> None:
 
 
 def test_attributes_are_those_of_the_job_also_where_one_is_known(folder: Path, tmp_path: Path) -> None:
-    model, asked = drl_dist.load(folder / "attributes"), {"seed": 5, "batch_size": 8}
+    model = drl_dist.load(folder / "attributes")
+    asked: dict[str, Any] = {"seed": 5, "batch_size": 8}
     given = {"model": str(folder / "attributes"), "fit_data": str(folder / "fit"), "level": "3"}
     found: dict[tuple[str, ...], Tensor] = {}
     for known in ((), ("bee",)):

@@ -93,8 +93,7 @@ class LikelihoodOutput:
         """The results of the tasks that earlier starts finished, by number."""
         tasks = {name: task for task, name in enumerate(self._record_names())}
         results = {
-            tasks[name]: TaskResult.from_bytes(data, self._request)
-            for name, data in self._records.present(tasks).items()
+            tasks[name]: TaskResult.from_bytes(data, self._request) for name, data in self._records.present(tasks)
         }
         return {task: result for task, result in results.items() if result is not None}
 

@@ -134,11 +134,12 @@ def _make(
         began, before = time.monotonic(), done
         with (
             job_exported(options.out) as exporter,
+            output.kept_behind() as keep,
             closing(pool),
             progress("sampling", request.num_images, done, "images") as advance,
         ):
             for task, record in pool.run(missing, advance):
-                output.keep(task, record)
+                keep(task, record)
                 records[task] = record
                 done += len(request.images_of(task))
                 rate = (done - before) / (time.monotonic() - began)

@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -40,6 +41,7 @@ SPLIT = "generated"
 PROGRESSION_NAME = "progression.png"
 PROGRESSION_IMAGES = 8
 TAR_HEADER_BYTES = 512
+SHA256_BYTES = 32
 TELL_SECONDS = 1.0
 """Least seconds between what a task says of a batch that it makes."""
 
@@ -78,17 +80,19 @@ class SampleRequest(LabelOptions):
 
     def to_record(self) -> dict[str, Any]:
         """All fields by name, but for options that were not given and that requests of earlier versions do not have."""
-        fields = {name: value for name, value in vars(self).items() if name not in (*CHAIN_FIELDS, *LABEL_FIELDS)}
+        # Not `vars`, which has the digests too once they are known.
+        names = [field.name for field in dataclasses.fields(self)]
+        fields = {name: getattr(self, name) for name in names if name not in (*CHAIN_FIELDS, *LABEL_FIELDS)}
         fields |= {name: getattr(self, name) for name in CHAIN_FIELDS if getattr(self, name) is not None}
         # As JSON gives it back.
         return json.loads(json.dumps(fields | given_labels(self, self.label_data)))
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """SHA-256 over all fields, 64 hexadecimal digits."""
         return digest_of(self.to_record())
 
-    @property
+    @cached_property
     def task_digest(self) -> str:
         """SHA-256 over all fields but the number of images, which changes no image: what records are bound to."""
         return dataclasses.replace(self, num_images=0).digest
@@ -106,22 +110,40 @@ class SampleRequest(LabelOptions):
         return range(task * self.shard_size, min((task + 1) * self.shard_size, self.num_images))
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class TaskRecord:
-    """What is known of a finished task."""
+    """What is known of a finished task. A driver holds those of all: numbers are packed."""
 
     row: ShardRow
-    png_sizes: tuple[int, ...]
-    """Bytes of each image; it starts `TAR_HEADER_BYTES` after its sample."""
-    png_sha256: tuple[str, ...]
+    png_sizes: NDArray[np.int32]
+    """(images,) bytes of each image; it starts `TAR_HEADER_BYTES` after its sample."""
+    png_sha256: bytes
+    """`SHA256_BYTES` of each image."""
     device: str
     """The device's own name."""
     seconds: float
 
+    @staticmethod
+    def head(request: SampleRequest) -> bytes:
+        """How `to_json` begins for a request, with any number of images."""
+        return json.dumps({"request": request.task_digest}).encode()[:-1]
+
     def to_json(self, request: SampleRequest) -> bytes:
         """The record as it lies beside the shard."""
-        row = dataclasses.asdict(self.row) | {"offsets": self.row.offsets.tolist()}
-        return json.dumps({"request": request.task_digest, **vars(self), "row": row}).encode()
+        facts = {
+            "request": request.task_digest,
+            "row": dataclasses.asdict(self.row) | {"offsets": self.row.offsets.tolist()},
+            "png_sizes": self.png_sizes.tolist(),
+            "png_sha256": self.checksums(),
+            "device": self.device,
+            "seconds": self.seconds,
+        }
+        return json.dumps(facts).encode()
+
+    def checksums(self) -> list[str]:
+        """SHA-256 of each image, 64 hexadecimal digits."""
+        whole = self.png_sha256.hex()
+        return [whole[first : first + 2 * SHA256_BYTES] for first in range(0, len(whole), 2 * SHA256_BYTES)]
 
     @classmethod
     def from_json(cls, text: bytes, request: SampleRequest, began_with: int | None = None) -> TaskRecord | None:
@@ -136,13 +158,19 @@ class TaskRecord:
             values: dict[str, Any] = json.loads(text)
         except ValueError:
             return None
-        # Records of earlier versions are bound to the number of images too.
-        earlier = dataclasses.replace(request, num_images=began_with or request.num_images).digest
-        if values.pop("request", None) not in (request.task_digest, request.digest, earlier):
-            return None
+        bound = values.pop("request", None)
+        if bound not in (request.task_digest, request.digest):
+            # Records of earlier versions are bound to the number of images too.
+            earlier = dataclasses.replace(request, num_images=began_with or request.num_images)
+            if bound != earlier.digest:
+                return None
         row = values.pop("row")
         offsets = np.array(row.pop("offsets"), dtype=np.int64)
-        sizes, checksums = tuple(values.pop("png_sizes")), tuple(values.pop("png_sha256"))
+        sizes = np.array(values.pop("png_sizes"), dtype=np.int32)
+        try:
+            checksums = bytes.fromhex("".join(values.pop("png_sha256")))
+        except ValueError:
+            return None
         return cls(ShardRow(**row, offsets=offsets), sizes, checksums, **values)
 
 
@@ -214,10 +242,7 @@ class SampleTasks:
         name = shard_name(self._request.preset, SPLIT, task)
         data, row = pack_shard(name, samples(self._wanted, self._noise, images, pngs))
         folder.write(name, data)
-        checksums = tuple(hashlib.sha256(png).hexdigest() for png in pngs)
-        yield TaskRecord(
-            row, tuple(len(png) for png in pngs), checksums, self.device_name, round(time.monotonic() - began, 3)
-        )
+        yield TaskRecord(row, *facts_of(pngs), self.device_name, round(time.monotonic() - began, 3))
 
     def _draw(self, ids: Tensor, drawn: list[Tensor]) -> Iterator[UnderWay]:
         """Draw a batch into `drawn`: the images, behind stages on the way to the first of all."""
@@ -236,6 +261,12 @@ class SampleTasks:
                     len(ids) * made / sum(max(1, count) for count in draws),
                     f"images {int(ids[0])} to {int(ids[-1])} at noise level {t} of {len(draws)}",
                 )
+
+
+def facts_of(pngs: Sequence[bytes]) -> tuple[NDArray[np.int32], bytes]:
+    """Sizes and checksums of images, as a `TaskRecord` has them."""
+    sizes = np.array([len(png) for png in pngs], dtype=np.int32)
+    return sizes, b"".join(hashlib.sha256(png).digest() for png in pngs)
 
 
 def samples(wanted: Wanted, noise: Noise, images: Sequence[int], pngs: Sequence[bytes]) -> Iterator[Sample]:

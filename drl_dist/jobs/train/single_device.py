@@ -48,6 +48,7 @@ from drl_dist.data.pixels.statistics import PixelStatistics, measure_images
 from drl_dist.data.stream import ShardStream
 from drl_dist.jobs.common.device import device_name, prepare_device
 from drl_dist.jobs.train.at_work import refuse_at_work_elsewhere
+from drl_dist.jobs.train.interval import AutoInterval
 from drl_dist.jobs.train.pictures import training_sheet
 from drl_dist.tracking.files.events import check_tensorboard
 from drl_dist.tracking.files.run_files import RunFiles, refuse_other_files
@@ -200,16 +201,19 @@ def _train(
                     log=files.log_metrics,
                 )
             )
-        callbacks += [
-            Curves(partial(files.draw_curves, experiment.train.seed), tracking.sample_every_steps),
-            LocalCheckpoints(run, run_url, data.fingerprint, files),
-        ]
+        callbacks.append(Curves(partial(files.draw_curves, experiment.train.seed), tracking.sample_every_steps))
+        checkpoints, request = LocalCheckpoints(run, run_url, data.fingerprint, files), stop
+        if run.checkpoint.every_steps == "auto":
+            request = AutoInterval(run.checkpoint, tracking, 1, stop, files.log_metrics)
+            callbacks.append(request)
+            checkpoints = dataclasses.replace(checkpoints, stored=request.stored)
+        callbacks.append(checkpoints)
         if state.step == 0:
             samples.draw(0, state)
         first = state.step
         watched = FirstBatch(batches, lambda share: log(first, {"data_saturated_fraction": share}))
         train(
-            TrainStep(state, experiment, run.engine, stop, seed),
+            TrainStep(state, experiment, run.engine, request, seed),
             state,
             experiment,
             watched,
@@ -227,12 +231,14 @@ class LocalCheckpoints:
         run_url: its folder.
         fingerprint: of its data.
         files: its metrics and pictures, which are written before a checkpoint counts.
+        stored: called when a checkpoint is complete.
     """
 
     run: RunConfig
     run_url: str
     fingerprint: str
     files: RunFiles
+    stored: Callable[[], None] = lambda: None
 
     def on_step(self, report: StepReport, state: TrainState) -> None:
         """See `drl_dist.training.loop.Callback`.
@@ -240,8 +246,7 @@ class LocalCheckpoints:
         Raises:
             UserError: the folder does not take the checkpoint; the one before it is as it was.
         """
-        is_due = report.step % self.run.checkpoint.every_steps == 0 or report.step == report.num_steps
-        if not is_due and report.result.interrupt is Interrupt.NONE:
+        if not report.wants_checkpoint(self.run.checkpoint.every_steps):
             return
         experiment, url = self.run.experiment, joined(self.run_url, checkpoint_name(report.step))
         reached = CheckpointState.after(report.step, experiment, self.fingerprint, world_size=1)
@@ -249,6 +254,7 @@ class LocalCheckpoints:
         with tempfile.TemporaryDirectory(prefix="drl-checkpoint-") as folder:
             write_checkpoint(Path(folder), state.tensors(), reached, experiment)
             upload_checkpoint(Path(folder), url)
+        self.stored()
         remove_orphaned(self.run_url, self.run.checkpoint.keep, StoredCheckpoint(url, report.step))
 
 

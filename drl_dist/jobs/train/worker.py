@@ -26,6 +26,7 @@ from drl_dist.jobs.train.callbacks import Checkpoints, build_callbacks
 from drl_dist.jobs.train.faults.damage import Damage
 from drl_dist.jobs.train.faults.restore import broadcast, restore
 from drl_dist.jobs.train.group import process_group
+from drl_dist.jobs.train.interval import AutoInterval
 from drl_dist.jobs.train.metrics import Clock, Exports
 from drl_dist.jobs.train.records import open_records
 from drl_dist.jobs.train.stop import StopRequests
@@ -105,8 +106,7 @@ def _train(task: WorkerTask, index: ShardIndex, state: TrainState, waiting: Wait
     with ExitStack() as stack:
         stop_requests = stack.enter_context(StopRequests(task.stop_flag if rank == 0 else None))
         seed = noise_seed(experiment.train.seed, task.num_rollbacks)
-        step = TrainStep(state, experiment, run.engine, stop_requests, seed)
-        show, register, log, exports, curves, health = None, None, None, None, None, None
+        show, register, log, exports, curves, health, interval = None, None, None, None, None, None, None
         before_upload: Callable[[], None] = _nothing
         clock, exporter = Clock(), stack.enter_context(Exporter(run.run_name))
         exporter.set(workers=1)
@@ -136,7 +136,9 @@ def _train(task: WorkerTask, index: ShardIndex, state: TrainState, waiting: Wait
                 log=log,
                 log_every=run.tracking.log_every_steps,
             )
+            interval = _interval(run, world_size, stop_requests, log, clock)
         tracking = run.tracking
+        step = TrainStep(state, experiment, run.engine, interval or stop_requests, seed)
         samples = Samples(
             experiment, run.engine, tracking.sample_every_steps, tracking.num_samples, rank, world_size, show, log
         )
@@ -162,6 +164,7 @@ def _train(task: WorkerTask, index: ShardIndex, state: TrainState, waiting: Wait
             curves=curves,
             health=health,
             waiting=waiting,
+            interval=interval,
         )
         stack.enter_context(stream)
         if waiting is not None:
@@ -173,6 +176,22 @@ def _train(task: WorkerTask, index: ShardIndex, state: TrainState, waiting: Wait
         if log is not None:
             batches = FirstBatch(batches, partial(_log_data_share, log, state.step))
         train(step, state, experiment, batches, callbacks, bad_samples=damage.count)
+
+
+def _interval(
+    run: RunConfig,
+    world_size: int,
+    stop_requests: StopRequests,
+    log: Callable[[int, dict[str, float]], None],
+    clock: Clock,
+) -> AutoInterval | None:
+    """What asks for checkpoints, where they are not written every so many steps."""
+    if run.checkpoint.every_steps != "auto":
+        return None
+    machines = max(1, world_size // ray.train.get_context().get_local_world_size())
+    interval = AutoInterval(run.checkpoint, run.tracking, machines, stop_requests, log)
+    clock.stored = interval.stored
+    return interval
 
 
 def _log_data_share(log: Callable[[int, dict[str, float]], None], step: int, share: float) -> None:
