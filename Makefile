@@ -1,6 +1,6 @@
 # The front desk. Every target creates the environment first if need be.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast coverage lint types docs wheel bench clean
+.PHONY: help setup demo test test-fast coverage lint types docs wheel bench gpu clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -8,6 +8,9 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # Processes that share the tests; much of their time is waiting.
 TEST_PROCESSES ?= 3
+# Of `make gpu`.
+MINUTES ?= 9
+OUT ?= var/gpu/$(shell date +%Y-%m-%d-%H%M%S)
 PYTEST := $(BIN)/python -m pytest -n $(TEST_PROCESSES)
 # uv is the fast installer; it looks for local wheels where pip was told to.
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
@@ -21,6 +24,7 @@ help:
 	@echo "make docs   build the documentation as a site in var/site, with warnings as errors"
 	@echo "make wheel  build the package in var/wheel, and try it away from the checkout"
 	@echo "make bench  time the training step against the plain reference and the bare convolutions"
+	@echo "make gpu    measure what a GPU gives, in under ten minutes, into a folder of var/gpu"
 	@echo "make types  types alone"
 	@echo "make setup  create the environment in $(VENV)"
 	@echo "make clean  remove $(VENV), var and build"
@@ -73,6 +77,9 @@ wheel: $(STAMP)
 
 bench: $(STAMP)
 	@mkdir -p var && $(BIN)/python -m benchmarks.step --json var/bench.json
+
+gpu: $(STAMP)
+	@$(BIN)/python -m benchmarks.accelerator --minutes $(MINUTES) --out $(OUT)
 
 clean:
 	rm -rf $(VENV) var build

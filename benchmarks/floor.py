@@ -51,11 +51,18 @@ class BareConvolutions:
         convolutions: those of one forward pass.
         dtype: of the arithmetic.
         device: of the tensors.
+        memory_format: of the tensors; the networks are channels-last.
     """
 
-    def __init__(self, convolutions: list[Convolution], dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self,
+        convolutions: list[Convolution],
+        dtype: torch.dtype,
+        device: torch.device,
+        memory_format: torch.memory_format = torch.channels_last,
+    ) -> None:
         def random(shape: tuple[int, ...]) -> Tensor:
-            return torch.randn(shape, device=device).to(dtype, memory_format=torch.channels_last)
+            return torch.randn(shape, device=device).to(dtype, memory_format=memory_format)
 
         self._work = [(random(c.x), random(c.weight), random(c.output), c.settings) for c in convolutions]
 

@@ -5,10 +5,12 @@
 RUN is a checkpoint, a run or models:/NAME@latest of a model with classes; URL is a shard folder with these classes,
 best one that the model was not trained on. All classes take turns, and every w starts from the same noise. Images are
 scored against all of the data: FID, its mean over the classes, precision and recall by one network, and the share that
-another one takes for what they were asked to be. By default both are small classifiers of digits or of Fashion-MNIST,
-trained here from different seeds; --features and --classifier name others, as for jobs/evaluate.py. FID of few images
-is too large, and comparable only between as many. A finished w is kept: the same command resumes, also with further
-ones. Needs the extras `evaluation` and `prep`.
+another one takes for what they were asked to be, or at least for one of its kind: --kinds "cat,lynx;dog,wolf" counts
+the classes between two semicolons as one. As many images of f(y, t), drawn without a label, are scored as well: how
+frequent each class is among them, next to its share of the data. By default both networks are small classifiers of
+digits or of Fashion-MNIST, trained here from different seeds (--judge-seed is the second); --features and --classifier
+name others, as for jobs/evaluate.py. FID of few images is too large, and comparable only between as many. A finished w
+is kept: the same command resumes, also with further ones. Needs the extras `evaluation` and `prep`.
 """
 
 from __future__ import annotations
@@ -18,14 +20,14 @@ import json
 import math
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.guidance_report import KINDS, draw, kinds_of, shares, table
 from benchmarks.quality.data import check_source, load_data
 from benchmarks.quality.features import feature_network
 from benchmarks.quality.record import open_folder, write_atomically, write_json
@@ -33,7 +35,6 @@ from benchmarks.quality.settings import DATA
 from datasets_prep._options import DEBIAN_FOLDER
 from drl_dist.common.amounts import counted
 from drl_dist.common.errors import UserError
-from drl_dist.common.figures import figure_png, new_figure
 from drl_dist.common.images import Panel
 from drl_dist.common.program import entry_point, stop_on_signals
 from drl_dist.common.validation import local_of, model_rule, place_rule, refuse_broken, whole_number
@@ -51,15 +52,13 @@ from drl_dist.jobs.common.output.sheet import sheet_of
 from drl_dist.library.load import load
 from drl_dist.library.model import Model
 
-POINTS, NETWORKS = "points", "networks"
+POINTS, NETWORKS, UNLABELLED = "points", "networks", "unlabelled.json"
 TABLE, CURVE = "table.md", "guidance.png"
 CPU = torch.device("cpu")
 OWN = "own"
 _OWN_CLASSES = 10
 _FEWEST = 20
-_STRAIGHT = 0.2
 _TOGETHER, _SHOWN = 500, 8
-_HEAD = ("w", "FID", "mean FID of classes", "precision", "recall", "accuracy", "seconds per image")
 
 
 def guidances_of(text: str) -> tuple[float, ...]:
@@ -118,26 +117,53 @@ class Scorer:
         self._labels = labels_of(index, count, "class")
         self._real = features_of(network, image_batches(index, count, _TOGETHER)).values
         logits = class_logits(features_of(judge, image_batches(index, count, _TOGETHER)))
-        self.accuracy = recognition(logits, self._labels).accuracy
-        """Of real images."""
+        known = self._labels[self._labels >= 0]
+        self.reference = {
+            "confusion": recognition(logits, self._labels).confusion.tolist(),
+            "counts": torch.bincount(known, minlength=len(self._names)).tolist(),
+        }
+        """What the judge takes real images for, and how many there are of each class."""
 
     def score(self, images: Tensor, asked: Tensor) -> dict[str, Any]:
         """All scores of generated images, uint8 (N, C, H, W), asked to be of the classes (N,)."""
         values = features_of(self._network, images.split(_TOGETHER)).values
-        seen = recognition(class_logits(features_of(self._judge, images.split(_TOGETHER))), asked)
-        # Of as many images of either set, evenly spread: either may be ordered by class.
-        count = min(len(values), len(self._real))
-        precision, recall = precision_recall(*(some[spread(len(some), count)] for some in (values, self._real)))
+        seen = recognition(self._seen(images), asked)
         fids = class_fids(values, asked, self._real, self._labels, self._names)
         return {
-            "fid": fid(values, self._real),
+            **self._distances(values),
             "intra_fid": intra_fid(fids),
-            "precision": precision,
-            "recall": recall,
-            "accuracy": seen.accuracy,
             "accuracy_of_classes": dict(zip(self._names, seen.by_class, strict=True)),
             "confusion": seen.confusion.tolist(),
         }
+
+    def score_unlabelled(self, images: Tensor) -> dict[str, Any]:
+        """All scores of images that were drawn without a label, uint8 (N, C, H, W)."""
+        taken = self._seen(images).argmax(1)
+        return {
+            **self._distances(features_of(self._network, images.split(_TOGETHER)).values),
+            "counts": torch.bincount(taken, minlength=len(self._names)).tolist(),
+        }
+
+    def _seen(self, images: Tensor) -> Tensor:
+        return class_logits(features_of(self._judge, images.split(_TOGETHER)))
+
+    def _distances(self, values: Tensor) -> dict[str, float]:
+        # Of as many images of either set, evenly spread: either may be ordered by class.
+        count = min(len(values), len(self._real))
+        precision, recall = precision_recall(*(some[spread(len(some), count)] for some in (values, self._real)))
+        return {"fid": fid(values, self._real), "precision": precision, "recall": recall}
+
+
+def measure_unlabelled(model: Model, given: argparse.Namespace, scorer: Scorer) -> Any:
+    """Samples of f(y, t), their picture and their scores."""
+    print("no label", file=sys.stderr, flush=True)
+    began = time.perf_counter()
+    images = model.sample(given.images, seed=given.seed, batch_size=min(given.images, _TOGETHER))
+    seconds = time.perf_counter() - began
+    sheet = Panel(title="no label", images=images[: _SHOWN * len(scorer.reference["counts"])], columns=_SHOWN)
+    caption = f"{given.model}, step {model.step}, seed {given.seed}, no label"
+    scores = scorer.score_unlabelled(images) | {"seconds_per_image": seconds / given.images}
+    return scores, sheet_of([sheet], caption)
 
 
 def measure(model: Model, names: Sequence[str], guidance: float, given: argparse.Namespace, scorer: Scorer) -> Any:
@@ -160,51 +186,6 @@ def measure(model: Model, names: Sequence[str], guidance: float, given: argparse
     caption = f"{given.model}, step {model.step}, seed {given.seed}, guidance {guidance:g}"
     scores = scorer.score(images, asked) | {"guidance": guidance, "seconds_per_image": seconds / given.images}
     return scores, sheet_of([sheet], caption)
-
-
-def table(points: Sequence[Mapping[str, Any]], accuracy: float) -> str:
-    """A line for each w, as Markdown, and the accuracy of real images."""
-    lines = [_HEAD, ("---",) * len(_HEAD)]
-    for point in points:
-        numbers = [f"{point[name]:.3f}" for name in ("precision", "recall", "accuracy")]
-        fids = [f"{point['fid']:.3f}", "" if point["intra_fid"] is None else f"{point['intra_fid']:.3f}"]
-        lines.append((f"{point['guidance']:g}", *fids, *numbers, f"{point['seconds_per_image']:.3g}"))
-    lines.append(("real images", "", "", "", "", f"{accuracy:.3f}", ""))
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
-def draw(points: Sequence[Mapping[str, Any]], accuracy: float, caption: str) -> bytes:
-    """FID against accuracy, each point labelled with its w: a PNG."""
-    figure = new_figure(8, 5)
-    axes = figure.subplots()
-    found = [(point["accuracy"], point["fid"]) for point in points]
-    axes.plot(*zip(*found, strict=True), marker="o", color="C0", label="samples")
-    for point, place, side in zip(points, found, _free_sides(found), strict=True):
-        text, at = f"w = {point['guidance']:g}", (26 * side[0], 14 * side[1])
-        # White behind it, should something else pass there.
-        box = {"facecolor": "white", "edgecolor": "none", "pad": 1}
-        axes.annotate(text, place, at, textcoords="offset points", ha="center", va="center", bbox=box)
-    axes.axvline(accuracy, color="gray", linestyle=":", label="accuracy of real images")
-    axes.set(xlabel="share of samples that the classifier takes for what they were asked to be", ylabel="FID")
-    axes.margins(0.12)
-    axes.grid(alpha=0.3)
-    axes.legend()
-    return figure_png(figure, caption)
-
-
-def _free_sides(places: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """For each point of a line a direction of length 1 away from the line to its neighbours."""
-    points = np.array(places) / np.maximum(np.ptp(places, axis=0), 1e-9)
-    found: list[tuple[float, float]] = []
-    for at, point in enumerate(points):
-        steps = [points[other] - point for other in (at - 1, at + 1) if 0 <= other < len(points)]
-        steps = [step / np.linalg.norm(step) for step in steps if step.any()]
-        away = -np.sum(steps, axis=0) if steps else np.array([0.0, 1.0])
-        if np.linalg.norm(away) < _STRAIGHT:
-            away = np.array([-steps[0][1], steps[0][0]])
-        x, y = away / np.linalg.norm(away)
-        found.append((float(x), float(y)))
-    return found
 
 
 def main(words: Sequence[str]) -> int:
@@ -230,6 +211,7 @@ def main(words: Sequence[str]) -> int:
     names = checked_names(model.experiment.condition, index.classes, f"data {index.url} ({index.name})")
     fewest = FEWEST * len(names)
     refuse_broken([("--images", given.images, f"at least {fewest}, for all classes", given.images >= fewest)])
+    kinds = kinds_of(KINDS.get(index.name, "") if given.kinds is None else given.kinds, names)
     named = named_networks(given, index)
     identities = [OWN if network is None else network.identity for network in named]
     request = {
@@ -239,29 +221,37 @@ def main(words: Sequence[str]) -> int:
         "images": given.images,
         "seed": given.seed,
         **dict(zip(("features", "classifier"), identities, strict=True)),
+        "judge_seed": given.judge_seed if named[1] is None else None,
     }
     open_folder(out, request, (POINTS, NETWORKS))
     place = {guidance: out / POINTS / f"{guidance:g}.json" for guidance in guidances}
-    reference = out / "reference.json"
+    unlabelled, reference = out / POINTS / UNLABELLED, out / "reference.json"
     missing = [guidance for guidance in guidances if not place[guidance].exists()]
-    if missing or not reference.exists():
+    if missing or not unlabelled.exists() or not reference.exists():
         # From seeds of their own: the judge is no copy of the network that measures the distances.
-        network, judge = (named[seed] or own_network(given, index, seed, out / NETWORKS) for seed in range(len(named)))
+        seeds = (0, given.judge_seed)
+        network, judge = (
+            some or own_network(given, index, seed, out / NETWORKS) for some, seed in zip(named, seeds, strict=True)
+        )
         scorer = Scorer(index, network, judge)
-        write_json(reference, {"accuracy": scorer.accuracy})
+        write_json(reference, scorer.reference)
         for guidance in missing:
             scores, sheet = measure(model, names, guidance, given, scorer)
             place[guidance].with_suffix(".png").write_bytes(sheet)
             write_json(place[guidance], scores)
+        if not unlabelled.exists():
+            scores, sheet = measure_unlabelled(model, given, scorer)
+            unlabelled.with_suffix(".png").write_bytes(sheet)
+            write_json(unlabelled, scores)
     points = [json.loads(place[guidance].read_text()) for guidance in guidances]
-    accuracy = json.loads(reference.read_text())["accuracy"]
-    text = table(points, accuracy)
+    free, real = json.loads(unlabelled.read_text()), json.loads(reference.read_text())
+    text = table(points, free, real, kinds) + "\n" + shares(names, free["counts"], real["counts"])
     caption = (
         f"FID against accuracy over guidance w: {given.model}, step {model.step}, seed {given.seed}, "
         f"{counted(given.images, 'image')} at each w against {index.num_samples} of {index.name} {index.split}"
     )
     write_atomically(out / TABLE, text)
-    write_atomically(out / CURVE, draw(points, accuracy, caption))
+    write_atomically(out / CURVE, draw(points, real, caption))
     print(text, end="")
     return 0
 
@@ -281,6 +271,8 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--seed", type=whole_number, default=0, help="of the samples")
     parser.add_argument("--features", default=OWN, help=f"feature network of jobs/evaluate.py, or {OWN}")
     parser.add_argument("--classifier", default=OWN, help=f"classifier of jobs/evaluate.py, or {OWN}")
+    parser.add_argument("--judge-seed", type=whole_number, default=1, help=f"of the classifier, where it is {OWN}")
+    parser.add_argument("--kinds", help='classes that count as one, "a,b;c,d"; of Fashion-MNIST by default its four')
     parser.add_argument("--source", default=DEBIAN_FOLDER, help="folder of Fashion-MNIST's files")
     given = parser.parse_args(words)
     refuse_broken(
@@ -288,6 +280,7 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
             model_rule(given.model),
             place_rule("--data", given.data),
             ("--images", given.images, f"at least {_FEWEST}", given.images >= _FEWEST),
+            ("--judge-seed", given.judge_seed, "another than 0, that of the features", given.judge_seed > 0),
         ]
     )
     return given

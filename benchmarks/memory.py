@@ -1,6 +1,7 @@
 """Compare what a training step is said to need with what it allocates.
 
     python -m benchmarks.memory [--cases digits,fashion_mnist:unet,cifar10:t6:2 --json FILE]
+    python -m benchmarks.memory --memory checkpointing --images 8
 
 A case is PRESET:SETTING:BATCH; setting and batch may be left out. Every case is measured in a process of its own: a
 real step on the CPU, whose allocations torch's profiler counts, against the estimate that
@@ -21,6 +22,7 @@ from drl_dist.common.amounts import mebibytes
 from drl_dist.common.errors import UserError
 from drl_dist.common.places import path_here
 from drl_dist.common.program import entry_point
+from drl_dist.common.validation import refuse_broken, whole_number
 from drl_dist.config.presets import SETTINGS, TABLE_6, preset
 from drl_dist.config.tree import EngineConfig, Experiment
 
@@ -36,9 +38,23 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--cases", default=CASES, help="separated by commas")
     parser.add_argument("--json", type=path_here, help="write the figures to this file, too")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
+    parser.add_argument("--memory", choices=("plain", "slices", "checkpointing"), default="plain", help="engine.memory")
+    parser.add_argument("--images", type=whole_number, help="of a slice; by default all")
     given = parser.parse_args(words)
+    images = given.images
+    refuse_broken(
+        [
+            (
+                "--images",
+                images,
+                "1 or more, not beside plain",
+                images is None or (images >= 1 and given.memory != "plain"),
+            )
+        ]
+    )
     if given.measure:
-        print(json.dumps(measured(case_of(given.measure))))
+        engine = EngineConfig(memory=given.memory, chain_images=given.images, update_images=given.images)
+        print(json.dumps(measured(case_of(given.measure), engine)))
         return 0
     cases = [name for name in given.cases.split(",") if name]
     for name in cases:
@@ -46,7 +62,8 @@ def main(words: Sequence[str]) -> int:
     figures: dict[str, Any] = {}
     print(f"{'preset:setting:batch':<26}{'chain, estimated':>18}{'real':>10}{'update, estimated':>20}{'real':>10}")
     for name in cases:
-        command = [sys.executable, "-m", "benchmarks.memory", "--measure", name]
+        command = [sys.executable, "-m", "benchmarks.memory", "--measure", name, "--memory", given.memory]
+        command += ["--images", str(images)] if images else []
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
         found = figures[name] = json.loads(done.stdout)
         cells = [
@@ -84,8 +101,19 @@ def case_of(name: str) -> Experiment:
     return experiment
 
 
-def measured(experiment: Experiment) -> dict[str, dict[str, int]]:
-    """Bytes held at most in chain and update of one worker's step, estimated and real; of a run's last objective."""
+def measured(
+    experiment: Experiment, engine: EngineConfig | None = None, device: str = "cpu"
+) -> dict[str, dict[str, int]]:
+    """Bytes held at most in chain and update of one worker's step, estimated and real; of a run's last objective.
+
+    Args:
+        experiment: what is trained.
+        engine: precision, and how the step fits into memory; by default float32 with all images at once.
+        device: on which the real step is made, eagerly.
+
+    Raises:
+        torch.OutOfMemoryError: the GPU's memory is too small for the real step.
+    """
     import torch
 
     from benchmarks.peaks import peak_bytes
@@ -95,27 +123,30 @@ def measured(experiment: Experiment) -> dict[str, dict[str, int]]:
     from drl_dist.training.step import TrainStep
 
     experiment = with_numbers(phases(experiment)[-1][1])
-    cost = step_cost(experiment)
-    state = TrainState.create(experiment)
-    step = TrainStep(state, experiment, EngineConfig(compile="never"))
+    engine = dataclasses.replace(engine or EngineConfig(), compile="never", cuda_graph=False)
+    cost = step_cost(experiment, engine=engine)
+    state = TrainState.create(experiment, device)
+    step = TrainStep(state, experiment, engine)
     model, count = experiment.model, experiment.train.batch_size
     images = torch.randint(0, 256, (count, model.channels, model.resolution, model.resolution), dtype=torch.uint8)
-    batch = Batch(images, torch.arange(count))
+    images = images.to(device)
+    batch = Batch(images, torch.arange(count, device=device))
     # The first step makes the optimiser's moments and the gradients, which the second one finds.
     step(batch)
-    gradients = [parameter.grad for parameter in state.network.parameters() if parameter.grad is not None]
-    held = [*(value for part in state.tensors().values() for value in part.values()), *gradients, images]
-    before = sum(value.nbytes for value in held)
+    before = images.nbytes + sum(value.nbytes for part in state.tensors().values() for value in part.values())
+    gradients = sum(parameter.grad.nbytes for parameter in state.network.parameters() if parameter.grad is not None)
     ends: list[Any] = []
-    chain = before + peak_bytes(lambda: ends.extend(step.negatives(batch)), torch.device("cpu"))
+    chain = before + gradients + peak_bytes(lambda: ends.extend(step.negatives(batch)), step.device)
     pairs, y_neg, meter = ends
+    # The first thing that an update does; torch's profiler does not see the end of what was there before it.
+    state.optimizer.zero_grad(set_to_none=True)
     between = before + sum(value.nbytes for value in (*vars_of(pairs), y_neg) if isinstance(value, torch.Tensor))
 
     def update() -> None:
         _, grad_norm, _ = step.backward(pairs, y_neg, meter)
         step.advance(grad_norm)
 
-    real = between + peak_bytes(update, torch.device("cpu"))
+    real = between + peak_bytes(update, step.device)
     return {
         "chain": {"estimated": cost.chain_bytes, "real": chain},
         "update": {"estimated": cost.update_bytes, "real": real},

@@ -96,7 +96,8 @@ def main() -> int:
     figures: dict[str, dict[str, list[float]]] = {one.name: {name: [] for name in MEASURES} for one in checkouts}
     with tempfile.TemporaryDirectory(prefix="drl-startup-") as temporary, ExitStack() as stack:
         folder = Path(temporary)
-        data = _digits(folder / "digits")
+        # Each prepares its own: an earlier one does not read what a later one writes.
+        data = {one.name: _digits(one, folder / f"digits-{one.name}") for one in checkouts}
         server = stack.enter_context(MlflowServer(folder / "mlflow"))
         heads = {
             one.name: stack.enter_context(_Head(one.python, arguments.workers)) if arguments.cluster else None
@@ -106,7 +107,7 @@ def main() -> int:
             # In turns, and each one first every other time.
             for checkout in checkouts if repeat % 2 == 0 else checkouts[::-1]:
                 name, head = f"{checkout.name}-{repeat}", heads[checkout.name]
-                options = [f"--data={data}", f"--storage={folder / 'runs'}", f"--run-name={name}", *TINY]
+                options = [f"--data={data[checkout.name]}", f"--storage={folder / 'runs'}", f"--run-name={name}", *TINY]
                 options += [f"--num-workers={arguments.workers}", f"--loader.ledger-dir={folder / 'audit'}"]
                 environment = _environment(checkout, server.environment(), head.environment() if head else {})
                 with _job(checkout, options, environment, folder / f"{name}.log") as job:
@@ -144,8 +145,9 @@ def ratio(figures: Mapping[str, Mapping[str, Sequence[float]]], measure: str) ->
     return statistics.median(figures["after"][measure]) / statistics.median(figures["before"][measure])
 
 
-def _digits(folder: Path) -> Path:
-    subprocess.run([sys.executable, "-m", "datasets_prep.digits", "--out", str(folder), "--workers", "1"], check=True)
+def _digits(checkout: Checkout, folder: Path) -> Path:
+    command = [str(checkout.python), "-m", "datasets_prep.digits", "--out", str(folder), "--workers", "1"]
+    subprocess.run(command, cwd=checkout.folder, env=_environment(checkout), check=True)
     return folder
 
 

@@ -221,16 +221,17 @@ def timed(run: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - start
 
 
-def matrix_rate(dtype: torch.dtype, size: int = 8192) -> float:
-    """FLOP per second of a large matrix product of random numbers: the practical peak of a GPU."""
-    left, right = (torch.randn(size, size, device="cuda", dtype=dtype) for _ in range(2))
+def matrix_rate(dtype: torch.dtype, size: int = 8192, device: torch.device | str = "cuda") -> float:
+    """FLOP per second of a large matrix product of random numbers: the practical peak of a device."""
+    device = torch.device(device)
+    left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
 
     def product() -> Tensor:
         return left @ right
 
     for _ in range(3):
         product()
-    seconds = statistics.median(timed(product, torch.device("cuda")) for _ in range(10))
+    seconds = statistics.median(timed(product, device) for _ in range(10))
     return 2 * size**3 / seconds
 
 

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,13 @@ FILE_COLUMNS = ("file_name", "image_file_name")
 PARTS = frozenset({"train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval"})
 """Subfolders of these names are parts of a data set, not classes."""
 
-MEANINGS = dict.fromkeys(("1", "true", "yes"), 1) | dict.fromkeys(("0", "-1", "false", "no"), -1) | {"": 0}
-"""Values of attributes in a table, in upper or lower case: true, false and unknown."""
+MEANINGS = (
+    dict.fromkeys(("1", "1.0", "true", "yes"), 1)
+    | dict.fromkeys(("0", "0.0", "-1", "-1.0", "false", "no"), -1)
+    | {"": 0}
+)
+"""Values of attributes in a table, in upper or lower case: true, false and unknown. A column of whole numbers of which
+some are missing is written as one of fractions."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,69 @@ class Labels:
     """Of the labels, where they do not follow from the paths."""
 
 
-def labels_of(folder: Path, images: Sequence[str], kind: str, column: str) -> Labels:
+@dataclass(frozen=True)
+class _Metadata:
+    """The table beside the images."""
+
+    path: Path
+    columns: tuple[str, ...]
+    rows: list[dict[Any, Any]]
+    """As `csv.DictReader` gives them, or objects of JSON."""
+
+    @property
+    def where(self) -> str:
+        """What it is, for messages."""
+        return f"metadata {printable(str(self.path))}"
+
+    @property
+    def key(self) -> str | None:
+        """The column of the images' paths, if there is one."""
+        return next((name for name in FILE_COLUMNS if name in self.columns), None)
+
+    @property
+    def shown(self) -> str:
+        """The columns, for messages."""
+        return ", ".join(map(printable, self.columns)) or "none"
+
+    def check(self, names: Sequence[str]) -> None:
+        """Return if it can be told what each row has in these columns and that of the paths.
+
+        Raises:
+            UserError: a column is there twice, or a row has other fields than the first line.
+        """
+        for name in (self.key, *names):
+            if name is not None and self.columns.count(name) > 1:
+                raise UserError(
+                    self.where,
+                    got=f"{self.columns.count(name)} columns {printable(name)}",
+                    expected="one column of each name",
+                    remedy="correct the table",
+                )
+        # As `csv` marks a row with other fields than the header.
+        for row in self.rows if self.path.suffix == ".csv" else ():
+            if None in row or None in row.values():
+                raise UserError(
+                    self.where,
+                    got=f"a row of another length than the first for {printable(str(row[self.key]))}",
+                    expected="a field for each column",
+                    remedy="correct the table",
+                )
+
+    def by_image(self) -> Iterator[tuple[str, dict[Any, Any]]]:
+        """The path of an image, and its row, for each row that has one."""
+        for row in self.rows:
+            if isinstance(name := row.get(self.key), str):
+                yield name.removeprefix("./"), row
+
+    def tell_unused(self, found: Iterable[str], images: Sequence[str]) -> None:
+        """Say how many of the paths found are those of no image."""
+        if unused := sorted(set(found).difference(map(utf8, images))):
+            first = printable(unused[0])
+            rows = f"The row of {first} is" if len(unused) == 1 else f"{len(unused)} rows, such as that of {first}, are"
+            print(f"{rows} not used: no such image is taken from the folder of {self.path.name}.", file=sys.stderr)
+
+
+def labels_of(folder: Path, images: Sequence[str], kind: str, column: str, *, has_attributes: bool = False) -> Labels:
     """The classes of a folder's images.
 
     Args:
@@ -49,6 +116,7 @@ def labels_of(folder: Path, images: Sequence[str], kind: str, column: str) -> La
         images: paths below it.
         kind: auto, folders, metadata or none; see `datasets_prep.folder.Options`.
         column: of the metadata.
+        has_attributes: whether the metadata are there for attributes, and need no classes.
 
     Raises:
         UserError: the metadata cannot be read, or an image has no class where all must have one.
@@ -64,9 +132,12 @@ def labels_of(folder: Path, images: Sequence[str], kind: str, column: str) -> La
             remedy="add the table, or choose other --labels",
         )
     if table is not None and kind in ("auto", "metadata"):
-        found = _read_table(table, column, is_wanted=kind == "metadata")
+        metadata = _read(table, "the columns file_name and --label-column", "choose other --labels")
+        found = _classes_in(metadata, column, is_wanted=kind == "metadata", is_told=not has_attributes)
         if found is not None:
-            return _from_table(table, found, images)
+            if not has_attributes:
+                metadata.tell_unused(found, images)
+            return _from_table(metadata, found, images)
     return _from_folders(folder, images, is_wanted=kind == "folders")
 
 
@@ -107,56 +178,59 @@ def _tell_outside(outside: Sequence[str], tops: set[str]) -> None:
     print(f"No labels: {lies} in no subfolder; move {it}, or give --labels none.", file=sys.stderr)
 
 
-def _from_table(table: Path, found: Mapping[str, str], images: Sequence[str]) -> Labels:
+def _from_table(metadata: _Metadata, found: Mapping[str, str], images: Sequence[str]) -> Labels:
     missing = [path for path in images if utf8(path) not in found]
     if missing:
         raise UserError(
-            f"metadata {printable(str(table))}",
+            metadata.where,
             got=f"no class of {counted(len(missing), 'image')} (the first: {printable(missing[0])})",
             expected="a row with a class for every image",
             remedy="complete the table, or choose --labels none",
         )
     by_path = {path: found[utf8(path)] for path in images}
-    names = class_names(by_path.values(), f"classes in {printable(str(table))}")
+    names = class_names(by_path.values(), f"classes in {printable(str(metadata.path))}")
     number = {name: label for label, name in enumerate(names)}
     digest = digest_of(f"{utf8(path)} {name}".encode() for path, name in sorted(by_path.items()))
     return Labels(names, {path: number[name] for path, name in by_path.items()}, digest)
 
 
-def _read_table(table: Path, column: str, *, is_wanted: bool) -> dict[str, str] | None:
-    """The class of each image that a table lists; None if it has no classes and needs none."""
-    where = f"metadata {printable(str(table))}"
-    rows = _rows(table, "the columns file_name and --label-column", "choose other --labels")
-    columns: list[str] = list(rows[0]) if rows else []
-    key = next((name for name in FILE_COLUMNS if name in columns), None)
+def _classes_in(metadata: _Metadata, column: str, *, is_wanted: bool, is_told: bool) -> dict[str, str] | None:
+    """The class of each image that a table lists; None if it has no classes and needs none, which may be told."""
+    columns, key = metadata.columns, metadata.key
     if key is None or column not in columns:
         if not is_wanted:
-            if key is not None:
+            if key is not None and is_told:
                 shown = printable(", ".join(name for name in columns if name != key) or "none")
                 print(
-                    f"No labels from {table.name}: its columns beside {key} are {shown}; --label-column names that of "
-                    "the classes.",
+                    f"No labels from {metadata.path.name}: its columns beside {key} are {shown}; --label-column names "
+                    "that of the classes.",
                     file=sys.stderr,
                 )
             return None
         raise UserError(
-            where,
-            got=f"the columns {', '.join(map(str, columns)) or 'none'}",
-            expected=f"file_name and {column}",
+            metadata.where,
+            got=f"the columns {metadata.shown}",
+            expected=f"file_name and {printable(column)}",
             remedy="name the column of the classes with --label-column",
         )
+    metadata.check([column])
     found: dict[str, str] = {}
-    for row in rows:
-        name, value = row.get(key), row.get(column)
-        if isinstance(name, str) and value is not None and value != "":
-            path = name.removeprefix("./")
-            if found.setdefault(path, str(value)) != str(value):
-                raise UserError(
-                    where,
-                    got=f"two classes of {printable(path)}",
-                    expected="one class for each image",
-                    remedy="correct the table",
-                )
+    for path, row in metadata.by_image():
+        name = "" if (value := row.get(column)) is None else str(value).strip()
+        if isinstance(value, list | dict):
+            raise UserError(
+                metadata.where,
+                got=f"the class {printable(name[:60])} of {printable(path)}",
+                expected="a text or a number",
+                remedy="correct the table, or choose another --label-column",
+            )
+        if name and found.setdefault(path, name) != name:
+            raise UserError(
+                metadata.where,
+                got=f"two classes of {printable(path)}",
+                expected="one class for each image",
+                remedy="correct the table",
+            )
     return found
 
 
@@ -190,30 +264,18 @@ def attributes_of(folder: Path, images: Sequence[str], option: str) -> Attribute
             expected="a table with the columns file_name and these",
             remedy="add the table, or leave the option out",
         )
-    where = f"metadata {printable(str(table))}"
-    rows = _rows(table, "the columns file_name and --attribute-columns", "leave --attribute-columns out")
-    columns: dict[str, None] = dict.fromkeys(name for row in rows for name in row if name is not None)
-    key = next((name for name in FILE_COLUMNS if name in columns), None)
-    if key is None or not columns.keys() >= set(names):
+    metadata = _read(table, "the columns file_name and --attribute-columns", "leave --attribute-columns out")
+    where = metadata.where
+    if metadata.key is None or not {*metadata.columns} >= {*names}:
         raise UserError(
             where,
-            got=f"the columns {', '.join(map(printable, columns)) or 'none'}",
+            got=f"the columns {metadata.shown}",
             expected=f"file_name and {', '.join(map(printable, names))}",
             remedy="correct --attribute-columns or the table",
         )
+    metadata.check(names)
     found: dict[str, tuple[int, ...]] = {}
-    for row in rows:
-        # As `csv` marks a row with other fields than the header.
-        if table.suffix == ".csv" and (None in row or None in row.values()):
-            raise UserError(
-                where,
-                got=f"a row of another length than the first for {printable(str(row[key]))}",
-                expected="a field for each column",
-                remedy="correct the table",
-            )
-        if not isinstance(name := row.get(key), str):
-            continue
-        path = name.removeprefix("./")
+    for path, row in metadata.by_image():
         values = tuple(_attribute(row.get(name), f"{where}, column {printable(name)}", path) for name in names)
         if found.setdefault(path, values) != values:
             raise UserError(
@@ -229,6 +291,7 @@ def attributes_of(folder: Path, images: Sequence[str], option: str) -> Attribute
             expected="a row for every image, with empty fields for what is unknown",
             remedy="complete the table, or leave --attribute-columns out",
         )
+    metadata.tell_unused(found, images)
     return Attributes.of_images(names, {path: found[utf8(path)] for path in images})
 
 
@@ -249,8 +312,8 @@ def _table_in(folder: Path) -> Path | None:
     return next((folder / name for name in METADATA if (folder / name).is_file()), None)
 
 
-def _rows(table: Path, needs: str, otherwise: str) -> list[dict[Any, Any]]:
-    """The rows of a table.
+def _read(table: Path, needs: str, otherwise: str) -> _Metadata:
+    """A table.
 
     Args:
         table: the file.
@@ -262,13 +325,15 @@ def _rows(table: Path, needs: str, otherwise: str) -> list[dict[Any, Any]]:
     """
     try:
         text = read_file(table)[0].decode("utf-8-sig")
-        rows: list[dict[Any, Any]] = (
-            [dict(row) for row in csv.DictReader(io.StringIO(text, newline=""), strict=True)]
-            if table.suffix == ".csv"
-            else [json.loads(line) for line in text.splitlines() if line.strip()]
-        )
-        if not all(isinstance(row, dict) for row in rows):
-            raise ValueError("a line that is no JSON object")
+        if table.suffix == ".csv":
+            reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+            rows: list[dict[Any, Any]] = list(reader)
+            columns = tuple(reader.fieldnames or ())
+        else:
+            rows = [json.loads(line) for line in text.split("\n") if line.strip()]
+            if not all(isinstance(row, dict) for row in rows):
+                raise ValueError("a line that is no JSON object")
+            columns = tuple(dict.fromkeys(name for row in rows for name in row))
     except (OSError, ValueError, RecursionError, csv.Error) as error:
         raise UserError(
             f"metadata {printable(str(table))}",
@@ -276,4 +341,4 @@ def _rows(table: Path, needs: str, otherwise: str) -> list[dict[Any, Any]]:
             expected=f"a table in UTF-8 with {needs}",
             remedy=f"correct the file, or {otherwise}",
         ) from error
-    return rows
+    return _Metadata(table, columns, rows)

@@ -103,7 +103,7 @@ class WithInitialiser:
         self.inner, self.initialiser, self.ladder, self.levels = inner, initialiser, ladder, levels
         self.learns_from_chains = learns_from_chains
         self.needs_negatives, self.needs_gradient = inner.needs_negatives, inner.needs_gradient
-        self.reports = inner.reports
+        self.reports, self.is_mean = inner.reports, inner.is_mean
 
     def outcome(self, forward: nn.Module, pairs: Pairs, y_neg: Tensor | None, here: Levels) -> Outcome:
         """See `Objective.outcome`."""

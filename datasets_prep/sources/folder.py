@@ -88,7 +88,7 @@ class ImageFolder(SourceDefaults):
                 expected=NEEDS,
                 remedy="give the folder of the images",
             )
-        self._labels = labels_of(folder, list(now.sizes), labels, label_column)
+        self._labels = labels_of(folder, list(now.sizes), labels, label_column, has_attributes=bool(attribute_columns))
         self._attributes = attributes_of(folder, list(now.sizes), attribute_columns)
         self._choose(now)
 

@@ -123,11 +123,19 @@ class ImageTables(SourceDefaults):
             return (), {}
         names = feature_names(self._tables[0].schema, self._label_column)
         if names is not None:
+            if len({*names, ""}) <= len(names):
+                raise UserError(
+                    f"table {self._tables[0].name}",
+                    got=f"an empty or repeated name among those of the classes in the column {self._label_column}",
+                    expected="different names",
+                    remedy="correct its metadata, or leave labels out with --label-column none",
+                )
             return names, {label: label for label in range(len(names))}
         values: set[Any] = set()
         for table in self._tables:
             values |= table.values_of(self._label_column)
-        values.discard(None)
+        # An empty text is the name of no class.
+        values -= {None, ""}
         found = class_names(map(str, values), f"classes in the column {self._label_column}")
         number = {name: label for label, name in enumerate(found)}
         return found, {value: number[str(value)] for value in values}

@@ -12,6 +12,7 @@ class MyObjective:
 
     needs_negatives = True  # y_neg are the ends of chains; False for an objective on the data alone
     needs_gradient = False  # forward gives the outputs (N,); True for their gradients (N, C, H, W) at the images
+    is_mean = True  # the loss is the mean over the pairs of a number of each
     reports = ("log_density_gap",)  # averages for each noise level are logged under these names
 
     def outcome(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import islice
 
 from drl_dist.checkpoints.storage import (
     FILES,
@@ -40,7 +41,8 @@ def remove_orphaned(run_url: str, keep: int | None, newest: StoredCheckpoint | N
     stored = [one for one in stored_checkpoints(run_url) if one.step <= newest.step]
     if len(stored) <= keep:
         return []
-    complete = [one for one in stored if is_complete(one.url)]
+    # Those that are looked at cost requests, and there may be thousands.
+    complete = list(islice((one for one in stored if is_complete(one.url)), keep))
     if len(complete) < keep:
         return []
     listed = listed_names(run_url)

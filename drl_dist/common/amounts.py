@@ -27,3 +27,9 @@ def short(amount: float, unit: str = "") -> str:
 def mebibytes(size: float) -> str:
     """Bytes as ``12 MiB`` or, from 10 GiB on, ``11.3 GiB``."""
     return f"{size / 2**30:.1f} GiB" if size >= 10 * 2**30 else f"{max(1, round(size / 2**20))} MiB"
+
+
+def evenly_spread(count: int, most: int) -> list[int]:
+    """At most so many of the numbers from 0 to count - 1, both ends included, in ascending order."""
+    gaps = min(count, most) - 1
+    return sorted({round(place * (count - 1) / gaps) for place in range(gaps + 1)}) if gaps > 0 else [0]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 ConditionKind = Literal["none", "class", "attributes"]
+_SHOWN = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,3 +42,8 @@ def condition_rules(condition: ConditionConfig) -> Sequence[tuple[str, object, s
         ("condition.names", names, "different names, none of them empty", len({*names, ""}) == len(names) + 1),
         ("condition.dropout", dropout, "a number in [0, 1)", 0 <= dropout < 1),
     ]
+
+
+def shown(names: Sequence[str]) -> str:
+    """Names of labels for a message, the first of many."""
+    return ", ".join(names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")

@@ -15,7 +15,7 @@ from drl_dist.config.import_paths import import_path_rules, is_timm
 
 if TYPE_CHECKING:
     # The tree checks itself with these rules when it is made.
-    from drl_dist.config.tree import DiffusionConfig, Experiment, RunConfig
+    from drl_dist.config.tree import DiffusionConfig, EngineConfig, Experiment, ModelConfig, RunConfig
 
 MAX_LEVELS = 4096
 """As `drl_dist.diffusion.noise.MAX_LEVELS`, which cannot be had without importing torch; commands answer at once."""
@@ -151,6 +151,30 @@ def check_experiment(experiment: Experiment) -> None:
     _check_ladder(experiment.diffusion)
 
 
+def memory_rules(engine: EngineConfig, model: ModelConfig) -> list[Rule]:
+    """The rules of how a step fits into memory."""
+    is_sliced = engine.memory in ("slices", "checkpointing")
+    found: list[Rule] = [
+        (
+            "engine.memory",
+            engine.memory,
+            f"another one for {model.network}, of which nobody knows what blocks it has",
+            engine.memory != "checkpointing" or model.is_built_in,
+        ),
+        (
+            "engine.memory_gib",
+            engine.memory_gib,
+            "none, or a positive number",
+            engine.memory_gib is None or 0 < engine.memory_gib < math.inf,
+        ),
+    ]
+    for name in ("chain_images", "update_images"):
+        images: int | None = getattr(engine, name)
+        expected = "none, or at least 1" if is_sliced else f"none beside engine.memory {engine.memory}"
+        found.append((f"engine.{name}", images, expected, images is None or (is_sliced and images >= 1)))
+    return found
+
+
 def _nearest(number: int, step: int) -> str:
     """The multiples around a number, for a message."""
     if step <= 0:
@@ -273,12 +297,26 @@ def check_run(run: RunConfig, *, complete: bool = True) -> None:
         ),
         ("max_rollbacks", run.max_rollbacks, "0 or more", run.max_rollbacks >= 0),
         ("cpus_per_worker", run.cpus_per_worker, "at least 1", run.cpus_per_worker >= 1),
-        ("checkpoint.every_steps", run.checkpoint.every_steps, "at least 1", run.checkpoint.every_steps >= 1),
+        (
+            "checkpoint.every_steps",
+            run.checkpoint.every_steps,
+            "auto, or at least 1",
+            run.checkpoint.every_steps == "auto" or run.checkpoint.every_steps >= 1,
+        ),
+        (
+            "checkpoint.machine_lifetime_hours",
+            run.checkpoint.machine_lifetime_hours,
+            "a positive number of hours",
+            0 < run.checkpoint.machine_lifetime_hours < math.inf,
+        ),
         (
             "checkpoint.keep",
             run.checkpoint.keep,
-            "none, or at least 1",
-            run.checkpoint.keep is None or run.checkpoint.keep >= 1,
+            # Nobody can say beforehand how many there will be.
+            "at least 1 with checkpoint.every_steps auto"
+            if run.checkpoint.every_steps == "auto"
+            else "none, or at least 1",
+            run.checkpoint.every_steps != "auto" if run.checkpoint.keep is None else run.checkpoint.keep >= 1,
         ),
         ("tracking.log_every_steps", run.tracking.log_every_steps, "at least 1", run.tracking.log_every_steps >= 1),
         (
@@ -311,6 +349,7 @@ def check_run(run: RunConfig, *, complete: bool = True) -> None:
             "none, or at least 1",
             run.engine.threads_per_worker is None or run.engine.threads_per_worker >= 1,
         ),
+        *memory_rules(run.engine, run.experiment.model),
         (
             "run_name",
             run.run_name,

@@ -249,6 +249,17 @@ class EngineConfig:
     """Use torch.compile; auto does on CUDA, where it pays, and not on CPUs, where eager convolutions are faster."""
     cuda_graph: bool = True
     """On CUDA, capture the chain step in a graph and replay it."""
+    memory: Literal["auto", "plain", "slices", "checkpointing"] = "auto"
+    """plain: chains and update of all of a worker's images at once; slices: of some images at a time, the update by
+    accumulating gradients; checkpointing: besides, the update keeps the inputs of blocks alone and computes what is
+    within them again (of recovery, and networks that are built in); auto: on GPUs the first of these that fits into
+    their memory, on CPUs plain (docs/training.md)."""
+    memory_gib: float | None = None
+    """Memory of a worker's device, of which tensors get 85 %; none: what is free on its GPU, and for a CPU no limit."""
+    chain_images: int | None = None
+    """Images whose chains are made at once; none: as many as fit, and without a limit all."""
+    update_images: int | None = None
+    """Images of a micro-batch of the update; none: as many as fit, and without a limit all."""
     threads_per_worker: int | None = None
     """CPU threads of each worker; by default the CPUs that Ray gives it."""
 
@@ -280,8 +291,12 @@ class LoaderConfig:
 class CheckpointConfig:
     """What is kept on the storage URL."""
 
-    every_steps: int = 5000
-    """Steps between checkpoints; one is always written at the end."""
+    every_steps: int | Literal["auto"] = 5000
+    """Steps between checkpoints; one is always written at the end. auto: by what a checkpoint costs, as measured in the
+    run, and the lifetime of machines (docs/reliability.md)."""
+    machine_lifetime_hours: float = 24.0
+    """Mean time until a machine is lost, which auto assumes. A day is that of machines which may be taken away; others
+    last for months."""
     keep: int | None = 3
     """Newest checkpoints kept; all of them if none is given."""
 
@@ -357,6 +372,8 @@ class RunConfig:
     """Give each worker a GPU and train over NCCL."""
     cpus_per_worker: int = 1
     """CPUs that each worker reserves."""
+    spare_processes: bool = True
+    """Keep a process beside each worker that has imported its libraries, which makes restarts seconds shorter."""
     engine: EngineConfig = field(default_factory=EngineConfig)
     loader: LoaderConfig = field(default_factory=LoaderConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import hashlib
+import json
 import os
 import re
 import tempfile
@@ -27,6 +28,11 @@ from drl_dist.data.substitutes import DamageError
 ROOM_DEADLINE = 45.0
 """Seconds to wait for other processes to release their shards."""
 _POLL = 0.05
+NOTE = "held.json"
+"""File with the bytes that the cache holds at most."""
+_HELD = "drl_dist.cache.bytes"
+_MORE = 32
+"""Where so many shards are looked at for room, one more than needed is removed."""
 _OWN = re.compile(r"[0-9a-f]{64}\.(tar|part)")
 
 
@@ -199,30 +205,60 @@ class ShardCache:
     def _reserve(self, row: ShardRow, part: Path) -> BinaryIO | None:
         """A locked file of the shard's full size, so that other processes count it; None if there is no room."""
         with self._locked("room.lock"):
-            if not self._evict(self._max_bytes - row.size, keep=part):
+            held = self._held()
+            if held is None or held + row.size > self._max_bytes:
+                held = self._evict(self._max_bytes - row.size, keep=part)
+            if held + row.size > self._max_bytes:
                 return None
+            self._note(held + row.size)
             file = part.open("wb")
             fcntl.flock(file, fcntl.LOCK_SH)
             file.truncate(row.size)
             return file
 
-    def _evict(self, target: int, *, keep: Path) -> bool:
-        """Remove unlocked shards, least recently used first, until at most `target` bytes remain; True if they do."""
+    def _held(self) -> int | None:
+        """What all shards together take at most, in bytes, without looking at them; None if that is not known.
+
+        Those that were given up since are still counted. Whoever would not have room then looks at all of them.
+        """
+        try:
+            return int(json.loads((self._dir / NOTE).read_bytes())[_HELD])
+        except (OSError, ValueError, TypeError, KeyError):
+            return None
+
+    def _note(self, held: int) -> None:
+        """Remember it for all processes of the node, unless somebody else's file is in the place."""
+        path = self._dir / NOTE
+        if self._held() is None and path.exists():
+            return
+        draft = path.with_suffix(".draft")
+        draft.write_text(json.dumps({_HELD: held}))
+        draft.replace(path)
+
+    def _evict(self, target: int, *, keep: Path) -> int:
+        """Remove unlocked shards, least recently used first, until at most `target` bytes remain; what remains.
+
+        Of many shards a few more are removed, so that not each one that is fetched has to look at all of them.
+        """
+        with os.scandir(self._dir) as entries:
+            found = {entry.name: entry for entry in entries}
         files: list[tuple[float, int, Path]] = []
-        for path in self._dir.iterdir():
+        for name, entry in found.items():
             # The cache's own files are named by a checksum and have a lock file, made before they were fetched.
-            is_own = _OWN.fullmatch(path.name) is not None and path.with_suffix(".lock").exists()
-            if is_own and not path.is_symlink() and path != keep:
+            is_own = _OWN.fullmatch(name) is not None and f"{name.partition('.')[0]}.lock" in found
+            if is_own and not entry.is_symlink() and name != keep.name:
                 with suppress(FileNotFoundError):
-                    status = path.stat()
-                    files.append((status.st_mtime, status.st_size, path))
+                    status = entry.stat()
+                    files.append((status.st_mtime, status.st_size, Path(entry.path)))
         total = sum(size for _, size, _ in files)
+        more = len(files) // _MORE if total > target else 0
         for _, size, path in sorted(files):
-            if total <= target:
+            if total <= target and not more:
                 break
             if _remove_unused(path):
+                more -= total <= target
                 total -= size
-        return total <= target
+        return total
 
     @contextmanager
     def _locked(self, name: str) -> Iterator[None]:

@@ -230,6 +230,14 @@ class Folder:
         """
         return {name: int(entry["size"] or 0) for name, entry in self._entries().items() if entry["type"] == "file"}
 
+    def size(self, name: str) -> int | None:
+        """Size in bytes of one file, None if there is none; errors as `sizes`. Nothing is listed for it."""
+        try:
+            entry = self._request("info", name)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return int(entry["size"] or 0) if entry["type"] == "file" else None
+
     def names(self) -> list[str]:
         """Names of all files and folders in the folder, empty if there is no such folder; errors as `sizes`."""
         return sorted(self._entries())

@@ -9,6 +9,7 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from drl_dist.common.amounts import counted
 from drl_dist.common.errors import UserError
 from drl_dist.common.places import joined
 from drl_dist.data.filesystem import Folder, check_reachable
+from drl_dist.data.index_rows import read_rows
 from drl_dist.data.pixels.statistics import PixelStatistics
 from drl_dist.data.shards import ShardRow
 
@@ -70,7 +72,7 @@ class ShardIndex:
     """Of all pixels; None in an index of an earlier version. No part of the fingerprint, for they follow from the
     images: the same images are the same data whether they were measured or not."""
 
-    @property
+    @cached_property
     def num_samples(self) -> int:
         """Images in all shards."""
         return sum(shard.num_samples for shard in self.shards)
@@ -95,7 +97,7 @@ class ShardIndex:
         """Of how many images each attribute is true, in the same order."""
         return tuple(self.made_by.get(ATTRIBUTE_COUNTS, ()))
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over every field except URL, statistics and standard names, 64 hexadecimal digits: the same for equal
         images in equal order."""
@@ -181,11 +183,13 @@ def open_index(url: str, *, check_shards: bool = True) -> ShardIndex:
     """
     check_reachable(url)
     folder = Folder(url)
-    sizes = folder.sizes()
-    if INDEX_NAME not in sizes:
-        raise _no_index(url, sizes)
-    if sizes[INDEX_NAME] > MAX_INDEX_BYTES:
-        raise _bad(url, f"{sizes[INDEX_NAME]} bytes", f"at most {MAX_INDEX_BYTES} bytes")
+    # Thousands of workers that look at no shard need not list all of them.
+    sizes = folder.sizes() if check_shards else {}
+    size = sizes.get(INDEX_NAME) if check_shards else folder.size(INDEX_NAME)
+    if size is None:
+        raise _no_index(url, folder.sizes())
+    if size > MAX_INDEX_BYTES:
+        raise _bad(url, f"{size} bytes", f"at most {MAX_INDEX_BYTES} bytes")
     try:
         index = parse_index(url, folder.read(INDEX_NAME))
     except UserError:
@@ -244,20 +248,15 @@ def parse_index(url: str, data: bytes) -> ShardIndex:
         UserError: the bytes are not an index, or it contradicts itself.
     """
     try:
-        table = _read_table(url, data)
-        metadata = json.loads((table.schema.metadata or {})[METADATA_KEY])
+        file = _opened(url, data)
+        metadata = json.loads((file.schema_arrow.metadata or {})[METADATA_KEY])
         if metadata["format"] != FORMAT or metadata["version"] != VERSION:
             raise _bad(
                 url,
                 f"format {metadata['format']!r} version {metadata['version']!r}",
                 f"format {FORMAT} version {VERSION}",
             )
-        rows = tuple(
-            ShardRow(str(row["name"]), int(row["size"]), str(row["sha256"]), np.array(row["offsets"], dtype=np.int64))
-            for batch in table.to_batches(max_chunksize=64)
-            for row in batch.to_pylist()
-        )
-        counts = table.column("num_samples").to_pylist()
+        rows, counts = read_rows(file)
         index = ShardIndex(
             url=url,
             name=str(metadata["name"]),
@@ -275,7 +274,13 @@ def parse_index(url: str, data: bytes) -> ShardIndex:
             f"a Parquet file in format {FORMAT} version {VERSION}",
         ) from error
     _check(index, counts, metadata)
-    return replace(index, statistics=_statistics(index, metadata))
+    statistics = _statistics(index, metadata)
+    if statistics is None:
+        return index
+    measured = replace(index, statistics=statistics)
+    # What does not depend on the statistics is not computed again.
+    vars(measured).update({name: vars(index)[name] for name in ("num_samples", "fingerprint")})
+    return measured
 
 
 def _statistics(index: ShardIndex, metadata: Mapping[str, Any]) -> PixelStatistics | None:
@@ -291,8 +296,8 @@ def _statistics(index: ShardIndex, metadata: Mapping[str, Any]) -> PixelStatisti
     raise _bad(index.url, "damaged statistics of the pixels", "those of its images, with their checksum")
 
 
-def _read_table(url: str, data: bytes) -> pa.Table:
-    """The table, if by its metadata it is not too large to unpack: zstd can compress 10,000 to 1."""
+def _opened(url: str, data: bytes) -> pq.ParquetFile:
+    """The file, if by its metadata it is not too large to unpack: zstd can compress 10,000 to 1."""
     file = pq.ParquetFile(pa.BufferReader(data))
     metadata = file.metadata
     if metadata.num_rows > MAX_SHARDS:
@@ -305,7 +310,7 @@ def _read_table(url: str, data: bytes) -> pa.Table:
     )
     if unpacked > MAX_UNPACKED_BYTES:
         raise _bad(url, f"{unpacked} bytes once unpacked", f"at most {MAX_UNPACKED_BYTES} bytes")
-    return file.read()
+    return file
 
 
 def _check(index: ShardIndex, counts: Sequence[int], metadata: Mapping[str, Any]) -> None:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from drl_dist.common.amounts import counted
 from drl_dist.common.errors import UserError
-from drl_dist.config.condition import ConditionConfig, ConditionKind
+from drl_dist.config.condition import ConditionConfig, ConditionKind, shown
 from drl_dist.config.tree import Experiment
 from drl_dist.data.index import ShardIndex
 from drl_dist.data.substitutes import DamageError
@@ -25,7 +25,6 @@ LABEL, ATTRIBUTES = "label", "attributes"
 """Names in a sample's JSON."""
 NO_CLASS = -1
 """In place of the number of a class."""
-_SHOWN = 8
 
 
 def names_of(index: ShardIndex, kind: ConditionKind) -> tuple[str, ...]:
@@ -74,11 +73,6 @@ def checked_names(condition: ConditionConfig, names: tuple[str, ...], what: str)
     return names
 
 
-def shown(names: tuple[str, ...]) -> str:
-    """Names for a message, the first of many."""
-    return ", ".join(names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")
-
-
 def blank(count: int, kind: ConditionKind, size: int) -> NDArray[Any] | None:
     """Room for the labels of `count` images, as `drl_dist.common.batch.Batch.labels`; None for energies without."""
     if kind == "none":
@@ -102,11 +96,13 @@ def label_in(members: Mapping[str, bytes], kind: ConditionKind, size: int, what:
     name = LABEL if kind == "class" else ATTRIBUTES
     try:
         facts = json.loads(members.get("json", b"{}"))
-        value = facts.get(name) if isinstance(facts, dict) else None
+        if not isinstance(facts, dict):
+            raise ValueError(f"a {type(facts).__name__}")
     except (ValueError, RecursionError) as error:
         raise DamageError(
             what, got=f"JSON that cannot be read ({error})", expected="a JSON object", remedy="prepare the data again"
         ) from error
+    value = facts.get(name)
     if value is None:
         return row[0]
     if kind == "class":

@@ -2,8 +2,9 @@
 
 Position p of the endless stream is place p mod N of pass p // N over the N samples. In each pass the shards are
 permuted and divided into windows of a few consecutive shards, and the samples of each window are permuted among
-themselves, so a worker needs only two windows of shards at a time. Rank r of w takes the positions congruent to r
-modulo w, so the stream is the same for any number of workers.
+themselves, so a worker needs only two windows of shards at a time. Each step takes the next positions, as many as its
+batch has, and each rank a run of consecutive ones (`share`): the stream is the same for any number of workers, and a
+rank of many needs the shards of its own run alone, however large the batch of all.
 """
 
 from __future__ import annotations
@@ -67,6 +68,17 @@ class SampleOrder:
                 sample[inside] = samples[places[inside] - starts[index]]
         return Places(shard, sample, window)
 
+    def windows(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The windows (n,) of positions (n,), as of `locate`; no sample is looked up for it."""
+        passes, places = np.divmod(np.asarray(positions, dtype=np.int64), self.num_samples)
+        found = np.empty(passes.shape, dtype=np.int64)
+        for number in np.unique(passes):
+            here = passes == number
+            _, starts = self._pass_layout(int(number))
+            local = np.searchsorted(starts, places[here], side="right") - 1
+            found[here] = number * self.windows_per_pass + local
+        return found
+
     def replacements(self, position: int) -> Iterator[tuple[int, int, int]]:
         """Window, shard and sample of each candidate to replace the sample at a position, in order of preference.
 
@@ -74,9 +86,7 @@ class SampleOrder:
         seed and position, so that replacements of a damaged shard's samples are spread over the intact ones; then those
         of later windows, until every shard has been a candidate. The order depends on seed and position only.
         """
-        number, place = divmod(position, self.num_samples)
-        _, starts = self._pass_layout(number)
-        first = number * self.windows_per_pass + int(np.searchsorted(starts, place, side="right")) - 1
+        first = int(self.windows(np.array([position]))[0])
         key = int(_keyed(np.array([position]), self._seed, _KEY_REPLACE)[0])
         for window in range(first, first + 2 * self.windows_per_pass):
             shards, samples = self._window_places(*divmod(window, self.windows_per_pass))
@@ -102,6 +112,13 @@ class SampleOrder:
         order = _permutation(int(counts.sum()), self._seed, number, index, _STAGE_WINDOW)
         samples = np.concatenate([np.arange(count) for count in counts])
         return np.repeat(shards, counts)[order], samples[order]
+
+
+def share(batch_size: int, rank: int, world_size: int) -> NDArray[np.int64]:
+    """A rank's consecutive places (n,) in the batch of all, from 0 on; the first ranks take one more if they must."""
+    each, more = divmod(batch_size, world_size)
+    start = rank * each + min(rank, more)
+    return np.arange(start, start + each + (rank < more), dtype=np.int64)
 
 
 def flips(positions: NDArray[np.int64], seed: int) -> NDArray[np.bool_]:

@@ -29,7 +29,7 @@ class Sample:
     """Further metadata, e.g. ``{"label": 3, "source": "img/3.jpg"}``; stored as JSON."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class ShardRow:
     """One shard's row of the index."""
 

@@ -25,7 +25,7 @@ from drl_dist.data.decode import read_image, read_labelled
 from drl_dist.data.filesystem import Folder
 from drl_dist.data.index import ShardIndex
 from drl_dist.data.labels import blank, names_of
-from drl_dist.data.order import Places, SampleOrder, flips
+from drl_dist.data.order import Places, SampleOrder, flips, share
 from drl_dist.data.substitutes import DamageError, Substitute
 
 _FETCH_THREADS = 2
@@ -39,9 +39,9 @@ _Decoded: TypeAlias = tuple[NDArray[np.uint8], NDArray[Any] | None]
 class ShardStream:
     """One rank's share of the endless stream of samples, from a start position onwards.
 
-    Step k of the iteration yields the positions ``start_position + k * batch_size + rank + world_size * j`` for
-    j = 0, 1, ...: any number of ranks reads the same stream. Close it, or use it as a context manager, to end its
-    threads and release its shards. It can be iterated over only once.
+    Step k of the iteration yields the positions ``start_position + k * batch_size + i`` for the places i of the rank's
+    `share`: any number of ranks reads the same stream. Close it, or use it as a context manager, to end its threads and
+    release its shards. It can be iterated over only once.
 
     Args:
         index: the data set.
@@ -86,7 +86,7 @@ class ShardStream:
         self._kind: ConditionKind = labels
         self.order = SampleOrder([shard.num_samples for shard in index.shards], seed, loader.window_shards)
         self._seed, self._batch_size, self._flip = seed, batch_size, horizontal_flip
-        self._share = np.arange(rank, batch_size, world_size, dtype=np.int64)
+        self._share = share(batch_size, rank, world_size)
         self._next_position = start_position
         self._prefetch = max(1, loader.prefetch_batches)
         self.substitutes: list[Substitute] = []
@@ -146,7 +146,10 @@ class ShardStream:
         self._next_position += self._batch_size
         places = self.order.locate(positions)
         first, last = int(places.window[0]), int(places.window[-1])
-        for window in range(first, last + 2):
+        # A batch may be larger than a window. Then this rank's next share is not in the window behind this one.
+        ahead = self.order.windows(self._next_position + self._share[[0, -1]])
+        next_first, next_last = (max(last + 1, int(window)) for window in ahead)
+        for window in (*range(first, last + 1), *range(next_first, next_last + 1)):
             if window not in self._windows:
                 self._windows[window] = {
                     int(shard): self._fetchers.submit(self._open, int(shard), window > last)
@@ -256,10 +259,13 @@ class ShardStream:
                 opening.add_done_callback(_close_shard)
 
     def _check_cache_size(self, loader: LoaderConfig) -> None:
-        # Upper bound: the slowest rank's window, those that prefetched batches reach into, the next one, and spares.
+        # Upper bound: the slowest rank's window, those that prefetched batches reach into, the next one, and spares;
+        # where a batch of all is larger than windows, those that this rank's shares of these batches are in.
         counts = sorted(shard.num_samples for shard in self.index.shards)
         smallest_window = max(1, sum(counts[: loader.window_shards]))
-        windows = 3 + self._substitutes_damage + (self._prefetch + 1) * self._batch_size // smallest_window
+        reached = 3 + (self._prefetch + 1) * self._batch_size // smallest_window
+        own = (self._prefetch + 2) * (2 + len(self._share) // smallest_window)
+        windows = min(reached, own) + self._substitutes_damage
         sizes = sorted((shard.size for shard in self.index.shards), reverse=True)
         needed = sum(sizes[: windows * loader.window_shards])
         if needed > loader.cache_gib * 2**30 and Folder(self.index.url).local is None:

@@ -132,14 +132,28 @@ def labels_of(index: ShardIndex, count: int, kind: ConditionKind, *, cache: Shar
         kind: of the labels, "class" or "attributes".
 
     Raises:
+        UserError: as `labels_at`.
+    """
+    return labels_at(index, spread(index.num_samples, count), kind, cache=cache)
+
+
+def labels_at(
+    index: ShardIndex, places: NDArray[np.int64], kind: ConditionKind, *, cache: ShardCache | None = None
+) -> Tensor:
+    """The labels at the given positions of a data set, as `drl_dist.common.batch.Batch.labels`.
+
+    Args:
+        places: increasing numbers in [0, index.num_samples).
+        kind: of the labels, "class" or "attributes".
+
+    Raises:
         UserError: a shard or a sample is damaged or cannot be read, or a label is none of the index.
     """
 
     def read(shard: OpenShard, sample: int, index: ShardIndex) -> NDArray[Any]:
         return read_label(shard, sample, index, kind)
 
-    wanted = spread(index.num_samples, count)
-    return torch.from_numpy(np.stack(list(_read(index, wanted, cache or ShardCache(index.url), read))))
+    return torch.from_numpy(np.stack(list(_read(index, places, cache or ShardCache(index.url), read))))
 
 
 def images_at(index: ShardIndex, places: NDArray[np.int64], *, cache: ShardCache | None = None) -> Tensor:
@@ -165,15 +179,13 @@ def _read(
     cache: ShardCache,
     read: Callable[[OpenShard, int, ShardIndex], Read],
 ) -> Iterator[Read]:
-    first = 0
-    for row in index.shards:
-        inside = wanted[(wanted >= first) & (wanted < first + row.num_samples)] - first
-        first += row.num_samples
-        if not len(inside):
-            continue
+    ends = np.cumsum([row.num_samples for row in index.shards])
+    shards, firsts = np.unique(np.searchsorted(ends, wanted, side="right"), return_index=True)
+    for number, inside in zip(shards.tolist(), np.split(wanted, firsts)[1:], strict=True):
+        row = index.shards[number]
         shard = cache.open(row)
         try:
-            for sample in inside:
+            for sample in inside - (ends[number] - row.num_samples):
                 yield read(shard, int(sample), index)
         finally:
             shard.close()

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 
 def fan_average_uniform_(weight: Tensor, scale: float, generator: torch.Generator | None) -> None:
@@ -117,3 +120,16 @@ def sinusoidal_embedding(level: Tensor, dim: int) -> Tensor:
     frequency = torch.exp(-math.log(10_000) / (half - 1) * torch.arange(half, dtype=torch.float32, device=level.device))
     angle = level.float()[:, None] * frequency[None]
     return torch.cat([angle.sin(), angle.cos()], dim=1)
+
+
+def recomputed(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
+    """A function's result, whose backward computes the function again instead of keeping what it made: activation
+    checkpointing. Numbers and gradients are the same, bit for bit where the same operations give the same bits.
+
+    Args:
+        function: deterministic, and changes nothing that it is given.
+        arguments: of it; tensors among them, and in nested tuples, are kept.
+    """
+    # Nothing here is random, so no state of a generator has to be kept.
+    result: Tensor = checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)
+    return result

@@ -25,6 +25,9 @@ class EnergyNetwork(nn.Module, ABC):
     gradient_uses_all_parameters: bool = False
     """Whether the image gradient depends on every parameter, unlike on a bias behind the last activation. Where it may
     not, score matching on several workers looks at each step for those that it left out."""
+    recomputes_blocks: bool = False
+    """Whether an update's forward keeps the inputs of blocks alone, and its backward computes the rest again. A network
+    without blocks takes no notice of it."""
     curvature: Tensor | None
     """(T,) curvature of the conditional densities over its bound, as training measured it (`mcmc.step_adaptation`): a
     buffer, which checkpoints keep and the moving average averages. None if training does not measure it."""

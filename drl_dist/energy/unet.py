@@ -14,13 +14,14 @@ gradients.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from drl_dist.energy.layers import Layer, conv_weights, sinusoidal_embedding
+from drl_dist.energy.layers import Layer, conv_weights, recomputed, sinusoidal_embedding
 from drl_dist.energy.network import EnergyNetwork
 
 EMBEDDING_SCALE = 4.0
@@ -93,6 +94,8 @@ class Prepared(NamedTuple):
     head: Affine
     energy: str
     patch_size: int
+    recomputes: bool
+    """See `EnergyNetwork.recomputes_blocks`."""
 
 
 class Attention(nn.Module):
@@ -268,6 +271,7 @@ class EnergyUNet(EnergyNetwork):
             head=weights.head,
             energy=self.energy,
             patch_size=self.patch_size,
+            recomputes=self.recomputes_blocks and torch.is_grad_enabled(),
         )
 
     @staticmethod
@@ -283,6 +287,7 @@ class EnergyUNet(EnergyNetwork):
 
 def apply_unet(prepared: Prepared, u: Tensor) -> Tensor:
     """h(u, t), (B, C, H, W) in the dtype of convolutions, of scaled images (B, C, H, W)."""
+    apply = partial(recomputed, _apply) if prepared.recomputes else _apply
     weight, bias = prepared.stem
     patches = functional.pixel_unshuffle(u, prepared.patch_size) if prepared.patch_size > 1 else u
     patches = patches.to(dtype=weight.dtype, memory_format=torch.channels_last)
@@ -292,14 +297,14 @@ def apply_unet(prepared: Prepared, u: Tensor) -> Tensor:
         if index > 0:
             hidden = functional.avg_pool2d(hidden, 2)
         for block in blocks:
-            hidden = _apply(block, hidden)
+            hidden = apply(block, hidden)
             passed.append(hidden)
-    hidden = _apply(prepared.middle, hidden)
+    hidden = apply(prepared.middle, hidden)
     for index, blocks in enumerate(prepared.up):
         if index > 0:
             hidden = functional.interpolate(hidden, scale_factor=2.0, mode="nearest")
         for block in blocks:
-            hidden = _apply(block, torch.cat([hidden, passed.pop()], dim=1))
+            hidden = apply(block, hidden, passed.pop())
     patches = functional.conv2d(functional.silu(_normalise(hidden, prepared.norm)), *prepared.head, padding=1)
     return functional.pixel_shuffle(patches, prepared.patch_size) if prepared.patch_size > 1 else patches
 
@@ -316,7 +321,9 @@ def _prepare_block(block: BlockWeights, time: Tensor) -> PreparedBlock:
     return PreparedBlock(block.norm_1, weight_1, bias, block.norm_2, block.conv_2, block.skip, block.attention)
 
 
-def _apply(block: PreparedBlock, hidden: Tensor) -> Tensor:
+def _apply(block: PreparedBlock, hidden: Tensor, passed: Tensor | None = None) -> Tensor:
+    if passed is not None:
+        hidden = torch.cat([hidden, passed], dim=1)
     inner = functional.conv2d(functional.silu(_normalise(hidden, block.norm_1)), block.weight_1, padding=1)
     inner = inner + block.bias_1[:, :, None, None]
     inner = functional.conv2d(functional.silu(_normalise(inner, block.norm_2)), *block.conv_2, padding=1)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from drl_dist.energy.layers import Layer, conv_weight, conv_weights, sinusoidal_embedding
+from drl_dist.energy.layers import Layer, conv_weight, conv_weights, recomputed, sinusoidal_embedding
 from drl_dist.energy.network import EnergyNetwork
 
 
@@ -58,6 +58,8 @@ class Prepared(NamedTuple):
     head_bias: Tensor
     """(B,) float32."""
     activation: str
+    recomputes: bool
+    """See `EnergyNetwork.recomputes_blocks`."""
 
 
 class ResBlock(nn.Module):
@@ -173,7 +175,8 @@ class WideResNet(EnergyNetwork):
             weight, bias = self.head.effective()
             head, head_bias = weight.expand(len(level), -1), bias.expand(len(level))
         blocks = [[_prepare_block(block, time) for block in level_blocks] for level_blocks in weights.blocks]
-        return Prepared(weights.stem, blocks, head, head_bias, self.activation)
+        recomputes = self.recomputes_blocks and torch.is_grad_enabled()
+        return Prepared(weights.stem, blocks, head, head_bias, self.activation, recomputes)
 
     @staticmethod
     def evaluate(prepared: Prepared, y: Tensor) -> Tensor:
@@ -184,13 +187,10 @@ class WideResNet(EnergyNetwork):
             if index > 0:
                 hidden = functional.avg_pool2d(hidden, 2)
             for block in blocks:
-                inner = functional.conv2d(_activate(hidden, activation), block.weight_1, padding=1)
-                # In place, because the convolution's own output is not needed again.
-                inner = _activate_(inner.add_(block.bias_1[:, :, None, None]), activation)
-                inner = functional.conv2d(inner, block.weight_2, block.bias_2, padding=1)
-                if block.skip is not None:
-                    hidden = functional.conv2d(hidden, block.skip[0], block.skip[1], padding=1)
-                hidden = inner.add_(hidden)
+                if prepared.recomputes:
+                    hidden = recomputed(_apply, block, hidden, activation)
+                else:
+                    hidden = _apply(block, hidden, activation)
         # bfloat16 has too few bits for a sum over a whole image.
         features = functional.relu(hidden).sum((2, 3), dtype=prepared.head.dtype)
         return (features * prepared.head).sum(1) + prepared.head_bias
@@ -201,6 +201,16 @@ def _prepare_block(block: BlockWeights, time: Tensor) -> PreparedBlock:
     weight_1, bias_1 = block.conv_1
     bias = (bias_1 + functional.linear(time, *block.time)).to(weight_1.dtype)
     return PreparedBlock(weight_1, bias, *block.conv_2, block.skip)
+
+
+def _apply(block: PreparedBlock, hidden: Tensor, activation: str) -> Tensor:
+    inner = functional.conv2d(_activate(hidden, activation), block.weight_1, padding=1)
+    # In place, because the convolution's own output is not needed again.
+    inner = _activate_(inner.add_(block.bias_1[:, :, None, None]), activation)
+    inner = functional.conv2d(inner, block.weight_2, block.bias_2, padding=1)
+    if block.skip is not None:
+        hidden = functional.conv2d(hidden, block.skip[0], block.skip[1], padding=1)
+    return inner.add_(hidden)
 
 
 def _activate(x: Tensor, kind: str) -> Tensor:

@@ -7,6 +7,7 @@ import os
 from typing import NoReturn
 
 from drl_dist.common.errors import UserError
+from drl_dist.diffusion.noise import PhiloxNoise
 
 MAX_WHOLE = 2**63 - 1
 
@@ -51,6 +52,17 @@ def place(name: str, value: object, expected: str) -> str:
     if not isinstance(path, str):
         refuse(name, _shown(value), expected)
     return path
+
+
+def noise_of(seed: object) -> PhiloxNoise:
+    """The noise of a seed; errors as of `whole`."""
+    return PhiloxNoise(whole("seed", seed, "0 to 2**63 - 1", 0))
+
+
+def check(name: str, got: object, expected: str, holds: bool) -> None:
+    """Raise `UserError` for an argument of which something does not hold."""
+    if not holds:
+        refuse(name, got, expected)
 
 
 def refuse(name: str, got: object, expected: str) -> NoReturn:

@@ -61,7 +61,7 @@ def write_model(
     step: int,
     data: Mapping[str, Any],
 ) -> None:
-    """Write a saved model; see `drl_dist.library.model.Model.save`.
+    """Write a saved model; see `drl_dist.library.held.HeldModel.save`.
 
     Raises:
         UserError: the place is not a local folder, holds something else, or cannot be written.

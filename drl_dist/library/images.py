@@ -155,3 +155,29 @@ def given_classes(labels: object, *, count: int, num_classes: int | None = None)
     if low < -1 or (num_classes is not None and high >= num_classes):
         raise UserError("labels", got=f"numbers from {low} to {high}", expected=expected, remedy="correct them")
     return given.long()
+
+
+def given_attributes(values: object, *, shape: tuple[int, ...], what: str = "labels") -> Tensor:
+    """Values of attributes as a batch has them, int64 of a shape on the CPU: 1 (true), -1 (false) or 0 (unknown).
+
+    Args:
+        values: a tensor, an array, a sequence or a single value; bool, or 1, -1 and 0.
+        shape: that they are to have; a single value stands for all of them.
+        what: they are, for messages.
+
+    Raises:
+        UserError: they have another type or shape, or are other numbers.
+    """
+    expected = f"bool, or 1 (true), -1 (false) and 0 (unknown), of shape {shape}"
+    try:
+        given = torch.as_tensor(values).cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(what, got=type(values).__name__, expected=expected, remedy="give such values") from error
+    if given.is_floating_point() or given.is_complex() or given.shape not in (shape, ()):
+        got = f"{given.dtype} of shape {tuple(given.shape)}"
+        raise UserError(what, got=got, expected=expected, remedy="give such values")
+    given = 2 * given.long() - 1 if given.dtype == torch.bool else given.long()
+    if bool((given.abs() > 1).any()):
+        got = f"numbers from {int(given.min())} to {int(given.max())}"
+        raise UserError(what, got=got, expected=expected, remedy="correct them")
+    return given.expand(shape)

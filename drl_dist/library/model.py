@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import warnings
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Self, TypeAlias
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from torch import Tensor
@@ -14,19 +12,10 @@ from torch import Tensor
 from drl_dist.build import build_posterior_sampler, build_sampler
 from drl_dist.common.images import to_uint8, to_unit_range
 from drl_dist.common.progress import progress
-from drl_dist.diffusion.noise import PhiloxNoise
-from drl_dist.library.arguments import place, real, refuse, whole
-from drl_dist.library.engine import (
-    Weights,
-    check_finite,
-    fixed_sums,
-    frozen_engine,
-    usable_device,
-    with_labelled_progress,
-)
+from drl_dist.library.arguments import check, noise_of, real, whole
+from drl_dist.library.engine import check_finite, fixed_sums, with_labelled_progress
 from drl_dist.library.images import Images, given_images, given_mask, given_noisy
-from drl_dist.library.log_density import log_densities
-from drl_dist.likelihood.trust import model_warnings
+from drl_dist.library.scoring import ScoringModel
 from drl_dist.sampling.composition import LabelledRawAtLevel
 from drl_dist.sampling.inpainting import ObservedPixels, PosteriorSampler
 from drl_dist.sampling.interpolation import InterpolatedNoise
@@ -34,8 +23,6 @@ from drl_dist.sampling.labels import Wanted, wanted
 
 if TYPE_CHECKING:
     from drl_dist.config.tree import Experiment
-    from drl_dist.energy.network import EnergyNetwork
-    from drl_dist.training.state import TrainState
 
 GREY_LEVELS = 127.5
 """Grey levels in a unit of the data's scale, which is [-1, 1]."""
@@ -46,7 +33,7 @@ Labels: TypeAlias = str | Sequence[str] | None
 """Names of labels, of which images take turns."""
 
 
-class Model:
+class Model(ScoringModel):
     """A trained energy-based model, from `drl_dist.load` or `drl_dist.train`.
 
     Images go in as tensors or arrays (N, C, H, W), or (N, H, W) of one channel, uint8 or floating point in [0, 1], and
@@ -63,74 +50,6 @@ class Model:
     Raises:
         UserError: the device cannot be used.
     """
-
-    def __init__(
-        self,
-        experiment: Experiment,
-        weights: Weights,
-        *,
-        step: int,
-        device: torch.device | str = "cpu",
-        data: Mapping[str, Any] | None = None,
-    ) -> None:
-        self._experiment, self._step, self._data = experiment, step, dict(data or {})
-        # As they are stored: the network's own are settled (see `load_averaged`), and would settle further each time.
-        self._weights = {name: torch.as_tensor(value).detach().cpu().clone() for name, value in weights.items()}
-        self._engine = frozen_engine(experiment, self._weights, usable_device(device))
-
-    @classmethod
-    def of_state(cls, experiment: Experiment, state: TrainState, *, data: Mapping[str, Any] | None = None) -> Self:
-        """The model that a training state has come to, for example in a callback of `drl_dist.train`."""
-        return cls(experiment, state.ema.shadow, step=state.step, device=state.network.device, data=data)
-
-    @property
-    def experiment(self) -> Experiment:
-        """What it was trained by."""
-        return self._experiment
-
-    @property
-    def step(self) -> int:
-        """Training steps made."""
-        return self._step
-
-    @property
-    def weights(self) -> dict[str, Tensor]:
-        """Copies of the averaged weights by name, on the CPU."""
-        return {name: value.clone() for name, value in self._weights.items()}
-
-    @property
-    def data(self) -> dict[str, Any]:
-        """What is known of the data that it was trained on."""
-        return dict(self._data)
-
-    @property
-    def network(self) -> EnergyNetwork:
-        """The network at its averaged weights, on the model's device; its parameters take no gradients."""
-        return self._engine.network
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(C, H, W)."""
-        return self._engine.network.image_shape
-
-    @property
-    def num_levels(self) -> int:
-        """T, the number of noise levels."""
-        return self._experiment.diffusion.num_levels
-
-    @property
-    def device(self) -> torch.device:
-        """Where it computes."""
-        return self._engine.network.device
-
-    def to(self, device: torch.device | str) -> Self:
-        """Move the model to a device, such as ``"cuda"``, in place; the model.
-
-        Raises:
-            UserError: torch cannot use this device.
-        """
-        self._engine = frozen_engine(self._experiment, self._weights, usable_device(device))
-        return self
 
     def sample(
         self,
@@ -159,7 +78,7 @@ class Model:
             UserError: an argument cannot be used, or the model makes images that are not finite.
         """
         num_images = whole("num_images", num_images, "at least 1", 1)
-        sampler, noise = build_sampler(self._with_steps(num_chain_steps), self.network.curvature), _noise(seed)
+        sampler, noise = build_sampler(self._with_steps(num_chain_steps), self.network.curvature), noise_of(seed)
         asked = self._wanted(labels, guidance, compose, num_images)
 
         def draw(network: LabelledRawAtLevel, ids: Tensor) -> Tensor:
@@ -194,16 +113,16 @@ class Model:
             UserError: as `sample`.
         """
         first, second = (whole("first and second", end, "two different numbers from 0", 0) for end in (first, second))
-        _check("first and second", (first, second), "two different numbers from 0", first != second)
+        check("first and second", (first, second), "two different numbers from 0", first != second)
         num_images = whole("num_images", num_images, "at least 2, for both ends", 2)
         sampler = build_sampler(self._with_steps(num_chain_steps), self.network.curvature)
         ends = torch.tensor([first, second], device=self.device)
         weights = torch.linspace(0, 1, num_images, dtype=torch.float64, device=self.device)
-        noise = InterpolatedNoise(_noise(seed), ends[:1], ends[1:], weights)
+        noise = InterpolatedNoise(noise_of(seed), ends[:1], ends[1:], weights)
         asked = self._wanted(labels, guidance)
 
         def draw(network: LabelledRawAtLevel, ids: Tensor) -> Tensor:
-            raw_at = asked.raw_at(network, torch.zeros_like(ids), _noise(seed))
+            raw_at = asked.raw_at(network, torch.zeros_like(ids), noise_of(seed))
             return sampler.sample(raw_at, noise, ids, self.image_shape)
 
         return self._draw("interpolating", torch.arange(num_images), draw, sampler.num_gradients, batch_size, asked)
@@ -239,7 +158,7 @@ class Model:
         given = given_images(images, shape=self.image_shape).to(self.device)
         hidden = given_mask(mask, count=len(given), resolution=self.image_shape[1]).to(self.device)
         observed = (~hidden).expand(len(given), -1, -1, -1)
-        sampler, noise = self._posterior_sampler(num_rounds, num_chain_steps), _noise(seed)
+        sampler, noise = self._posterior_sampler(num_rounds, num_chain_steps), noise_of(seed)
         asked = self._wanted(labels, guidance, None, len(given))
 
         def draw(network: LabelledRawAtLevel, ids: Tensor) -> Tensor:
@@ -273,10 +192,10 @@ class Model:
                 prior.
         """
         noisy = given_noisy(images, what="images", shape=self.image_shape).to(self.device)
-        sampler, noise = self._posterior_sampler(1, num_chain_steps), _noise(seed)
+        sampler, noise = self._posterior_sampler(1, num_chain_steps), noise_of(seed)
         smallest, largest = sampler.noise_range
         std = real("noise_std", noise_std, "in grey levels of 255") / GREY_LEVELS
-        _check(
+        check(
             "noise_std",
             noise_std,
             f"more than {smallest * GREY_LEVELS:.3g} and less than {largest * GREY_LEVELS:.4g} grey levels, the noise "
@@ -290,63 +209,6 @@ class Model:
             return sampler.denoise(asked.raw_at(network, ids, noise), noise, ids, noisy[ids], std)
 
         return self._draw("denoising", torch.arange(len(noisy)), draw, sampler.num_gradients(std), batch_size, asked)
-
-    def log_density(self, images: Images, *, level: int = 0, seed: int = 0, batch_size: int = 64) -> Tensor:
-        """f(y_t, t) of images, in nats up to a constant of the level; float64 (N,) on the CPU.
-
-        y_t is the image with the noise of the level, whose draw the seed and the image's place key. At level 0, the
-        least noise, they are the log-densities of ``jobs/ood.py``. A model whose energies are too sharp to be
-        densities gives a `UserWarning`.
-
-        Args:
-            images: (N, C, H, W) or (N, H, W).
-            level: t, from 0 to T - 1.
-            seed: keys the noise.
-            batch_size: images that are computed together.
-
-        Raises:
-            UserError: an argument cannot be used, or a log-density is not finite.
-        """
-        given, noise = given_images(images, shape=self.image_shape), _noise(seed)
-        level = whole("level", level, f"0 to {self.num_levels - 1}", 0, self.num_levels - 1)
-        batch_size = whole("batch_size", batch_size, "at least 1", 1)
-        for text in model_warnings(self._experiment):
-            warnings.warn(text, UserWarning, stacklevel=2)
-        values: list[Tensor] = []
-        with fixed_sums(), progress("log-densities", len(given), 0, "images") as advance:
-            for ids in torch.arange(len(given), device=self.device).split(batch_size):
-                batch = given[ids.to(given.device)].to(self.device)
-                values.append(log_densities(self.network, self._experiment, noise, batch, ids, level))
-                advance(len(ids))
-        found = torch.cat(values)
-        check_finite(found, "log-densities", expected="finite numbers", remedy="use an earlier checkpoint")
-        return found
-
-    def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write the model into a folder that `drl_dist.load` reads anywhere: ``model.safetensors``, ``config.json`` and
-        a model card, ``README.md``, the layout of a model hub.
-
-        Args:
-            folder: a new or an empty one on this machine, or one that holds a saved model, which is replaced; a model
-                card that was edited since stays.
-
-        Raises:
-            UserError: something else is there, or it cannot be written; nothing is left half-written.
-        """
-        from drl_dist.library.extras import needing
-
-        with needing("files", "saving a model"):
-            from drl_dist.library.folder import write_model
-
-            write_model(
-                place("folder", folder, "a path"), self._experiment, self._weights, step=self._step, data=self._data
-            )
-
-    def __repr__(self) -> str:
-        return (
-            f"Model({self._experiment.preset}, step {self._step}, images of {self.image_shape}, {self.num_levels} "
-            f"levels, on {self.device})"
-        )
 
     def _posterior_sampler(self, num_rounds: int, num_chain_steps: int | None) -> PosteriorSampler:
         num_rounds = whole("num_rounds", num_rounds, "at least 1", 1)
@@ -392,12 +254,3 @@ class Model:
                 )
                 made.append(to_uint8(images).cpu())
         return torch.cat(made)
-
-
-def _noise(seed: int) -> PhiloxNoise:
-    return PhiloxNoise(whole("seed", seed, "0 to 2**63 - 1", 0))
-
-
-def _check(name: str, got: object, expected: str, holds: bool) -> None:
-    if not holds:
-        refuse(name, got, expected)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from drl_dist.common.batch import Batch, BatchSource
 from drl_dist.common.errors import UserError
-from drl_dist.common.waiting import Waiting
+from drl_dist.common.waiting import Waiting, say
 from drl_dist.config.condition import ConditionConfig
 from drl_dist.config.own_data import experiment_for
 from drl_dist.config.presets import default_setting, of_length, preset
@@ -28,6 +28,7 @@ from drl_dist.training.callbacks import Progress, told
 from drl_dist.training.in_memory import InMemoryBatches
 from drl_dist.training.loop import Callback
 from drl_dist.training.loop import train as run_loop
+from drl_dist.training.memory import fit_memory
 from drl_dist.training.state import TrainState
 from drl_dist.training.step import TrainStep
 from drl_dist.training.watch import RunawayGuard
@@ -70,7 +71,7 @@ def train(
         callbacks: `drl_dist.training.loop.Callback`s, of which ``on_step(report, state)`` is called after each step;
             `drl_dist.training.callbacks` has some.
         device: by default a GPU if torch can use one, else the CPU.
-        engine: precision and compilation.
+        engine: precision, compilation, and how a step fits into memory.
         show_progress: print step, loss, rate and remaining time every few seconds.
 
     Returns:
@@ -104,7 +105,10 @@ def train(
         experiment = _experiment(data, config, num_steps, seed)
         experiment = _labelled(data, experiment, label_names)
         state = TrainState.create(experiment, chosen)
-        step = TrainStep(state, experiment, engine or EngineConfig())
+        fit = fit_memory(experiment, engine or EngineConfig(), device=chosen)
+        if fit.why and show_progress:
+            say(fit.why)
+        step = TrainStep(state, experiment, fit.engine)
         # As the jobs do: before whatever would keep what a run that has run away made.
         used: list[Callback] = [RunawayGuard(_GUARD_STEPS), *callbacks]
         if waiting is not None:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from drl_dist.common.amounts import evenly_spread
 from drl_dist.diffusion.ladder import NoiseLadder
 from drl_dist.diffusion.noise import Noise, Purpose
 from drl_dist.diffusion.recovery import Levels
@@ -26,6 +27,7 @@ from drl_dist.energy.network import EnergyNetwork
 
 UNKNOWN_ANSWER = -1
 _MAX_ITERATIONS = 2000
+_MAX_LEVELS_TRIED = 20
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,20 @@ def attribute_conditions(known: Tensor, asked: list[int]) -> Tensor:
         found[2 * place, :, attribute], found[2 * place + 1, :, attribute] = -1.0, 1.0
     found[-1] = 0.0
     return found
+
+
+def default_level(ladder: NoiseLadder, data_std: float | None) -> int:
+    """The level whose noise is nearest as wide as the data.
+
+    Where there is less noise, the constants of the labels differ by more; where there is more, images differ by less.
+    """
+    noise_to_signal = (ladder.cumulative_std / ladder.cumulative_scale)[:-1]
+    return int((noise_to_signal / (data_std or 0.5)).log().abs().argmin())
+
+
+def levels_to_try(num_levels: int) -> list[int]:
+    """Levels among which labelled images are to choose."""
+    return evenly_spread(num_levels, _MAX_LEVELS_TRIED)
 
 
 def fit_constants(energies: Tensor, answers: Tensor, *, with_temperature: bool) -> Constants:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -74,6 +76,44 @@ def label_scores(log_probabilities: Tensor, labels: Tensor) -> LabelScores:
     )
 
 
+@dataclass(frozen=True)
+class Answers:
+    """Probabilities of all answers to Q questions about N images under one set of constants."""
+
+    log_posterior: Tensor
+    """(N, Q, K)."""
+    answers: Tensor
+    """(N, Q), -1 where not known."""
+
+    @property
+    def num_known(self) -> int:
+        """Answers that can be judged."""
+        return int((self.answers >= 0).sum())
+
+    def known(self) -> tuple[Tensor, Tensor]:
+        """(M, K) and (M,) of the answers that are known, all questions together."""
+        is_known = self.answers >= 0
+        return self.log_posterior[is_known], self.answers[is_known]
+
+    def scores(self) -> LabelScores | None:
+        """None where no answer is known."""
+        return label_scores(*self.known()) if self.num_known else None
+
+
 def confusion(predicted: Tensor, labels: Tensor, count: int) -> Tensor:
     """(count, count) int64: how many images of each label, a row, were given each label, a column."""
     return torch.bincount(labels * count + predicted, minlength=count * count).reshape(count, count)
+
+
+def most_telling(scores: Sequence[tuple[int, LabelScores | None]]) -> int:
+    """The most accurate one of several levels, of equal ones that of the smaller log loss.
+
+    Args:
+        scores: of each level on labelled images, None where it was not judged.
+    """
+
+    def worth(row: tuple[int, LabelScores | None]) -> tuple[float, float]:
+        _, found = row
+        return (0.0, -math.inf) if found is None else (found.accuracy, -found.log_loss)
+
+    return max(scores, key=worth)[0]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -25,6 +27,19 @@ class CurvatureAlongMoves:
         self._here = here
         self._last: tuple[Tensor, Tensor] | None = None
         self._changes = self._moves = torch.zeros_like(here.step_size)
+
+    @classmethod
+    def joined(cls, here: Levels, parts: Sequence[CurvatureAlongMoves]) -> CurvatureAlongMoves:
+        """What was measured along the chains of slices of a batch, one after the other.
+
+        Args:
+            here: (B,) of the batch.
+            parts: of its slices.
+        """
+        whole = cls(here)
+        whole._changes = torch.cat([part._changes for part in parts])
+        whole._moves = torch.cat([part._moves for part in parts])
+        return whole
 
     def watching(self, raw_and_grad: LogDensityAndGrad) -> LogDensityAndGrad:
         """The same network at these levels, each of whose calls is remembered."""

@@ -11,7 +11,6 @@ Names that hold a comma, a colon or one of the signs stand in double quotes.
 from __future__ import annotations
 
 import difflib
-import math
 import re
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -24,7 +23,7 @@ import torch
 from torch import Tensor
 
 from drl_dist.common.errors import UserError
-from drl_dist.config.condition import ConditionConfig, ConditionKind
+from drl_dist.config.condition import ConditionConfig, ConditionKind, shown
 from drl_dist.diffusion.noise import Noise, Purpose
 from drl_dist.diffusion.recovery import RawAtLevel
 from drl_dist.sampling.composition import Concept, LabelledRawAtLevel, composed
@@ -32,8 +31,21 @@ from drl_dist.sampling.composition import Concept, LabelledRawAtLevel, composed
 LABEL, LABELS, COMPOSE, GUIDANCE = "--label", "--labels", "--compose", "--guidance"
 _PART = re.compile(r"\s*(?:(?P<weight>\d+(?:\.\d*)?|\.\d+)\s*\*\s*)?(?P<negation>not\s+)?(?P<name>.*?)\s*", re.DOTALL)
 _SIGN = re.compile(r'("[^"]*")|(&)|(?:(?<=\s)|^)([+-])(?=\s)')
-_COUNT = re.compile(r"(?P<label>.*):\s*(?P<count>\d+)\s*", re.DOTALL)
-_SHOWN = 8
+_COUNT = re.compile(r"(?P<label>.*):\s*(?P<count>\d{1,18})\s*", re.DOTALL)
+_LONGEST = 60
+"""Characters of a name that is not known, for a message."""
+MAX_WEIGHT = 1_000_000
+"""Largest weight of an energy in a sum, and largest w: far beyond what gives images, and no sum overflows."""
+
+
+@dataclass(frozen=True)
+class LabelCounts:
+    """How frequent labels are in data."""
+
+    images: tuple[int, ...]
+    """That have each label."""
+    labels: tuple[tuple[int, ...], ...] = ()
+    """Attributes, 1, -1 or 0 each, that images have together; empty for classes, which stand in their own order."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +99,7 @@ class Wanted:
         """
         if not self.rows:
             return network
-        vectors = torch.tensor(self.vectors)
+        vectors = self._vectors
         if self.weights is None:
             concepts = [Concept(1.0, vectors[self.row_of(ids, noise)])]
         else:
@@ -112,6 +124,10 @@ class Wanted:
         return vector.index(1.0) if self.kind == "class" else [int(value) for value in vector]
 
     @cached_property
+    def _vectors(self) -> Tensor:
+        return torch.tensor(self.vectors)
+
+    @cached_property
     def _ends(self) -> tuple[int, ...]:
         return tuple(accumulate(self.counts or ()))
 
@@ -124,15 +140,17 @@ def wanted(
     compose: str | None = None,
     guidance: float | None = None,
     num_images: int | None = None,
-    counts: Sequence[int] = (),
+    number_option: str = "--num-images",
+    data: LabelCounts | None = None,
 ) -> Wanted:
     """What the options ask of a model.
 
     Args:
         condition: of the model.
         label, labels, compose, guidance: the options; see the top of the module.
-        num_images: of the job; None where the counts of `label` say it.
-        counts: images of each class in the data, for labels as frequent as there; empty if they are not known.
+        num_images: of the job, or what else has a label each; None where the counts of `label` say it.
+        number_option: that says how many there are.
+        data: labels that images are to have as often as data do; None if they are not known.
 
     Raises:
         UserError: the model knows no labels, or not these; an option cannot be read; or two contradict each other.
@@ -158,23 +176,29 @@ def wanted(
             remedy="leave the others out" if named else f"add {LABEL}",
         )
     strength = 0.0 if guidance is None else guidance
-    if not (strength >= 0 and math.isfinite(strength)):
-        raise UserError(GUIDANCE, got=guidance, expected="a finite number of at least 0", remedy="correct it")
+    if not 0 <= strength <= MAX_WEIGHT:
+        raise UserError(GUIDANCE, got=guidance, expected=f"a number from 0 to {MAX_WEIGHT}", remedy="correct it")
+    for option, text in ((LABEL, label), (COMPOSE, compose)):
+        if text is not None and text.count('"') % 2:
+            raise UserError(
+                option, got=text, expected="a second quote behind each name that begins with one", remedy="close it"
+            )
     if compose is not None:
         return _composed(condition, compose, strength)
     if labels is not None:
-        return _all_classes(condition, labels, strength, counts)
+        return _as_in_data(condition, data, strength) if labels == "data" else _all_classes(condition, strength)
     assert label is not None
-    return _listed(condition, label, strength, num_images)
+    return _listed(condition, label, strength, num_images, number_option)
 
 
 def rows_of_classes(condition: ConditionConfig, columns: int) -> Wanted:
     """All classes of a model, so many images of each, one class after the other."""
-    vectors = tuple(tuple(map(float, row)) for row in torch.eye(condition.size).tolist())
-    return Wanted("class", condition.names, vectors, counts=(columns,) * condition.size)
+    return Wanted("class", condition.names, _one_hot(condition), counts=(columns,) * condition.size)
 
 
-def _listed(condition: ConditionConfig, text: str, guidance: float, num_images: int | None) -> Wanted:
+def _listed(
+    condition: ConditionConfig, text: str, guidance: float, num_images: int | None, number_option: str
+) -> Wanted:
     rows: list[str] = []
     vectors: list[tuple[float, ...]] = []
     counts: list[int] = []
@@ -199,35 +223,50 @@ def _listed(condition: ConditionConfig, text: str, guidance: float, num_images: 
         )
     if num_images is not None and sum(counts) != num_images:
         raise UserError(
-            "--num-images",
+            number_option,
             got=num_images,
-            expected=f"{sum(counts)}, the images of {LABEL} together",
-            remedy=f"give --num-images {sum(counts)}, or leave the numbers of {LABEL} out",
+            expected=f"{sum(counts)}, the numbers of {LABEL} together",
+            remedy=f"give {number_option} {sum(counts)}, or leave the numbers of {LABEL} out",
         )
     return Wanted(condition.kind, tuple(rows), tuple(vectors), counts=tuple(counts), guidance=guidance)
 
 
-def _all_classes(
-    condition: ConditionConfig, labels: Literal["uniform", "data"], guidance: float, counts: Sequence[int]
-) -> Wanted:
+def _all_classes(condition: ConditionConfig, guidance: float) -> Wanted:
     if condition.kind != "class":
         raise UserError(
             LABELS,
-            got=f"{labels}, for a model of attributes",
+            got="uniform, for a model of attributes",
             expected="a model of classes, of which an image has exactly one",
-            remedy=f"name attributes with {LABEL} or {COMPOSE}",
+            remedy=f"use {LABELS} data, or name attributes with {LABEL} or {COMPOSE}",
         )
-    vectors = tuple(tuple(map(float, row)) for row in torch.eye(condition.size).tolist())
-    if labels == "uniform":
-        return Wanted(condition.kind, condition.names, vectors, guidance=guidance)
-    if len(counts) != condition.size or not sum(counts):
+    return Wanted(condition.kind, condition.names, _one_hot(condition), guidance=guidance)
+
+
+def _as_in_data(condition: ConditionConfig, data: LabelCounts | None, guidance: float) -> Wanted:
+    if data is None or not sum(data.images):
         raise UserError(
             LABELS,
-            got="data, without data that say how frequent the model's classes are",
-            expected="--real with the URL of shards with the model's classes",
-            remedy=f"add --real, or use {LABELS} uniform",
+            got="data, without data that say how frequent the model's labels are",
+            expected="--real with the URL of shards with the model's labels",
+            remedy="add --real" + (f", or use {LABELS} uniform" if condition.kind == "class" else ""),
         )
-    return Wanted(condition.kind, condition.names, vectors, shares=tuple(map(float, counts)), guidance=guidance)
+    shares = tuple(map(float, data.images))
+    if condition.kind == "class":
+        return Wanted(condition.kind, condition.names, _one_hot(condition), shares=shares, guidance=guidance)
+    vectors = tuple(tuple(map(float, label)) for label in data.labels)
+    titles = tuple(_title(condition, label) for label in data.labels)
+    return Wanted(condition.kind, titles, vectors, shares=shares, guidance=guidance)
+
+
+def _one_hot(condition: ConditionConfig) -> tuple[tuple[float, ...], ...]:
+    return tuple(tuple(map(float, row)) for row in torch.eye(condition.size).tolist())
+
+
+def _title(condition: ConditionConfig, label: Sequence[int]) -> str:
+    """What is true of an image, and what is not known."""
+    marks = {1: "", 0: "?"}
+    known = (name + marks[value] for name, value in zip(condition.names, label, strict=True) if value in marks)
+    return " & ".join(known) or "none"
 
 
 def _composed(condition: ConditionConfig, text: str, guidance: float) -> Wanted:
@@ -237,6 +276,10 @@ def _composed(condition: ConditionConfig, text: str, guidance: float) -> Wanted:
         match = _PART.fullmatch(part)
         assert match is not None
         weight = sign * float(match["weight"] or 1)
+        if abs(weight) > MAX_WEIGHT:
+            raise UserError(
+                COMPOSE, got=part[:_LONGEST], expected=f"weights up to {MAX_WEIGHT}", remedy="choose a smaller one"
+            )
         value = 1.0
         if match["negation"]:
             # Of attributes the network knows what their absence looks like; of a class, images keep away from it.
@@ -249,14 +292,20 @@ def _composed(condition: ConditionConfig, text: str, guidance: float) -> Wanted:
 def _joint(condition: ConditionConfig, text: str) -> tuple[tuple[float, ...], str]:
     """One label: a class, or several attributes of one image."""
     found: dict[int, float] = {}
-    parts = _parts(text, LABEL)
+    # A name may hold a sign itself.
+    parts = [(1.0, f'"{text.strip()}"')] if text.strip() in condition.names else _parts(text, LABEL)
     for sign, part in parts:
         match = _PART.fullmatch(part)
         assert match is not None
         is_plain = sign > 0 and match["weight"] is None
         if not is_plain or (condition.kind == "class" and (len(parts) > 1 or match["negation"])):
             expected = "one class" if condition.kind == "class" else "attributes, joined by &, each maybe with not"
-            raise UserError(LABEL, got=text.strip(), expected=expected, remedy=f"correct it, or use {COMPOSE}")
+            raise UserError(
+                LABEL,
+                got=text.strip(),
+                expected=expected,
+                remedy=f"correct it, put a name that holds a sign in double quotes, or use {COMPOSE}",
+            )
         place = _place(condition, match["name"], LABEL)
         if place in found:
             raise UserError(
@@ -305,12 +354,11 @@ def _place(condition: ConditionConfig, name: str, option: str) -> int:
     if len(alike) == 1:
         return alike[0]
     near = difflib.get_close_matches(plain.lower(), [known.lower() for known in condition.names], n=1)
-    shown = ", ".join(condition.names[:_SHOWN]) + (", …" if condition.size > _SHOWN else "")
     hint = next((known for known in condition.names if near and known.lower() == near[0]), None)
     raise UserError(
         option,
-        got=plain or "an empty name",
-        expected=f"one of the model's {condition.size} names: {shown}",
+        got=plain[:_LONGEST] or "an empty name",
+        expected=f"one of the model's {condition.size} names: {shown(condition.names)}",
         remedy=f"use {hint}, if that was meant" if hint else "correct the name",
     )
 

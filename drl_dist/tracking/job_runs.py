@@ -15,7 +15,7 @@ from drl_dist.common.errors import UserError
 from drl_dist.common.nested import flatten
 from drl_dist.tracking.server.address import address_option
 
-Kind = Literal["samples", "scores", "likelihood"]
+Kind = Literal["samples", "scores", "likelihood", "ood", "classification"]
 PICTURE_NAME = "samples.png"
 """A file of this name becomes the description of its run."""
 

@@ -155,6 +155,13 @@ METRICS: tuple[Metric, ...] = (
         section="speed",
     ),
     Metric(
+        "checkpoint_every_steps",
+        "steps between checkpoints, with `checkpoint.every_steps` auto, each time that they change",
+        runs="training",
+        page="reliability.md",
+        section="reliability",
+    ),
+    Metric(
         "checkpoint_timestamp_seconds",
         "when the newest checkpoint was complete in storage; at first the job's start",
         _EPOCH,
@@ -212,6 +219,33 @@ METRICS: tuple[Metric, ...] = (
     Metric("score/accuracy", "share of generated images that a classifier takes for what was asked", runs="scores"),
     Metric("score/inception_score", "inception score of the generated images", runs="scores"),
     Metric("score/inception_score_std", "standard deviation of the inception score over splits", runs="scores"),
+    Metric(
+        "ood/auroc",
+        "chance that an image of the data has a higher log-density than another image",
+        runs="ood",
+        page="scores.md",
+    ),
+    Metric(
+        "classification/accuracy",
+        "share of labels that are inferred rightly",
+        runs="classification",
+        page="scores.md",
+    ),
+    Metric("classification/mean_accuracy", "mean of the accuracies of all labels", runs="classification"),
+    Metric("classification/ece", "expected calibration error of inferred labels", runs="classification"),
+    Metric("classification/brier", "Brier score of inferred labels", runs="classification"),
+    Metric("classification/log_loss", "mean of -log p(right label)", "nats", "classification"),
+    Metric("classification/level", "noise level of the energies", runs="classification"),
+    Metric(
+        "classification/auroc_unlabelled",
+        "as ood/auroc, by energies of that level without a label",
+        runs="classification",
+    ),
+    Metric(
+        "classification/auroc_summed",
+        "the same by energies summed over all classes",
+        runs="classification",
+    ),
     Metric("sweep_score", "last score of a trial", runs="trials", page="sweeps.md"),
     Metric(
         "likelihood/is_unknown",

@@ -22,6 +22,8 @@ from drl_dist.tracking.server.client import connect, every, is_duplicate, is_mis
 
 EMA = part_file("ema")
 
+_PAGE = 10
+"""Versions of an answer: behind those that were made by hand, if any, is the one that is looked for."""
 _REFERENCE = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[\w\-]+)|/(?P<version>\d+))")
 
 
@@ -57,11 +59,11 @@ def register_checkpoint(
     Returns:
         the version, or None if it came late.
     """
-    steps = {int(version.tags["step"]): version for version in _versions(client, model_name, run_id)}
-    if step in steps:
-        return int(steps[step].version)
-    if any(later > step for later in steps):
-        return None
+    # The newest one has the most steps. A run may have thousands, so the others are not read.
+    newest = _version(client, model_name, run_id)
+    if newest is not None and int(newest.tags["step"]) >= step:
+        found = _version(client, model_name, run_id, step)
+        return None if found is None else int(found.version)
     checksums = json.loads((folder / CHECKSUMS).read_text())
     path = artifact_path(step)
     for name in MODEL_FILES:
@@ -177,10 +179,15 @@ def _download(client: MlflowClient, reference: str, version: ModelVersion, folde
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def _versions(client: MlflowClient, model_name: str, run_id: str) -> list[ModelVersion]:
-    chosen = f"name = '{model_name}' and run_id = '{run_id}'"
-    found = every(lambda token: client.search_model_versions(chosen, page_token=token))
-    return [version for version in found if "step" in version.tags]
+def _version(client: MlflowClient, model_name: str, run_id: str, step: int | None = None) -> ModelVersion | None:
+    """The newest version that training has made of a run, or of one step of it; None if there is none."""
+    chosen = f"name = '{model_name}' and run_id = '{run_id}'" + ("" if step is None else f" and tags.step = '{step}'")
+    found = every(
+        lambda token: client.search_model_versions(
+            chosen, max_results=_PAGE, order_by=["version_number DESC"], page_token=token
+        )
+    )
+    return next((version for version in found if "step" in version.tags), None)
 
 
 def _no_version(client: MlflowClient, reference: str, name: str) -> UserError:

@@ -66,8 +66,8 @@ class Progress:
     def on_step(self, report: StepReport, state: TrainState) -> None:
         """See `drl_dist.training.loop.Callback`."""
         now = time.monotonic()
-        if report.result.interrupt is not Interrupt.NONE:
-            say(f"{self._prefix}{_at(report)}: {_INTERRUPTS[report.result.interrupt]}")
+        if (why := _INTERRUPTS.get(report.result.interrupt)) is not None:
+            say(f"{self._prefix}{_at(report)}: {why}")
         if self._first_step is None:
             # Compilation and warm-up would spoil the estimate.
             self._first_step = self._printed_step = report.step
@@ -142,13 +142,13 @@ class _Following:
 
 
 def _due(run: RunConfig, report: StepReport) -> list[str]:
-    is_last, is_interrupted = report.step == report.num_steps, report.result.interrupt is not Interrupt.NONE
     schedules = (
-        ("drawing samples", run.tracking.sample_every_steps, is_last),
-        ("drawing and scoring images", run.tracking.score_every_steps, is_last),
-        ("writing a checkpoint", run.checkpoint.every_steps, is_last or is_interrupted),
+        ("drawing samples", run.tracking.sample_every_steps),
+        ("drawing and scoring images", run.tracking.score_every_steps),
     )
-    return [what for what, every, is_due in schedules if every is not None and (is_due or report.step % every == 0)]
+    is_last = report.step == report.num_steps
+    due = [what for what, every in schedules if every is not None and (is_last or report.step % every == 0)]
+    return due + ["writing a checkpoint"] * report.wants_checkpoint(run.checkpoint.every_steps)
 
 
 @dataclass(frozen=True)

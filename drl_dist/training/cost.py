@@ -10,7 +10,7 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +29,7 @@ from drl_dist.common.errors import UserError
 from drl_dist.config.from_data import left_to_data
 from drl_dist.config.tree import EngineConfig, Experiment
 from drl_dist.training.allocated import AllocatedBytes
-from drl_dist.training.chain import GradientEngine
+from drl_dist.training.objectives import Objective
 from drl_dist.training.state import TrainState
 from drl_dist.training.step import TrainStep
 
@@ -48,6 +48,10 @@ _PLACEHOLDERS = {
 """For fields that are left to the data: nothing that is counted depends on them."""
 _NUM_LABELS = 10
 """Names of labels that are left to the data, which cost next to nothing."""
+
+
+class UntraceableError(UserError):
+    """What a network costs depends on numbers that it is given."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,28 +93,28 @@ def count_flop(work: Callable[[], object]) -> int:
     return counter.get_total_flops()
 
 
-def step_cost(
-    experiment: Experiment, *, num_workers: int = 1, precision: Literal["float32", "bfloat16"] = "float32"
-) -> StepCost:
+def step_cost(experiment: Experiment, *, num_workers: int = 1, engine: EngineConfig | None = None) -> StepCost:
     """What a step of the experiment's last objective costs each worker; takes seconds, more for large networks.
 
     Args:
         experiment: the science; what it leaves to the data need not be known.
         num_workers: workers that share a batch.
-        precision: of convolutions, as in `EngineConfig`.
+        engine: its precision, and what it does for memory; auto is plain.
 
     Raises:
-        UserError: the experiment can only be sampled from, or its network cannot be traced without numbers.
+        UserError: the experiment can only be sampled from.
+        UntraceableError: its network cannot be traced without numbers.
     """
     experiment = with_numbers(experiment)
     experiment = replace(experiment, optim=replace(experiment.optim, first_objective=None, first_objective_steps=0))
     share = math.ceil(experiment.train.batch_size / num_workers)
+    engine = replace(engine or EngineConfig(), compile="never", cuda_graph=False)
     try:
         # Warnings are for whoever trains.
         with warnings.catch_warnings(action="ignore"):
-            return _traced(experiment, share, EngineConfig(precision=precision, compile="never", cuda_graph=False))
+            return _traced(experiment, share, engine)
     except UNTRACEABLE as error:
-        raise UserError(
+        raise UntraceableError(
             f"network {experiment.model.network}",
             got=f"an operation whose result depends on numbers ({' '.join(str(error).split())[:100]})",
             expected="operations that can be traced with shapes alone",
@@ -169,19 +173,24 @@ def _traced(experiment: Experiment, share: int, engine: EngineConfig) -> StepCos
         state.optimizer.step()
         memory.begin()
         with FlopCounterMode(display=False) as chain:
-            forwards = _Forwards(step.gradients, chain.get_total_flops)
+            forwards = _Forwards(step.gradients.evaluate, chain.get_total_flops, _any_raw)
+            step.gradients.evaluate = forwards
             pairs, y_neg, meter = step.negatives(batch)
-        chain_bytes, chain_gradients = memory.peak, forwards.end()
+            step.gradients.evaluate = forwards.original
+        chain_bytes = memory.peak
         memory.begin()
         with FlopCounterMode(display=False) as update:
+            updates = _Forwards(step.forward, update.get_total_flops, _any_output(step.objective))
+            if step.objective.is_mean:
+                step.forward = cast(nn.Module, updates)
             _, grad_norm, _ = step.backward(pairs, y_neg, meter)
             step.advance(grad_norm)
         return StepCost(
             num_parameters=sum(parameter.numel() for parameter in network.parameters()),
             images_per_worker=share,
-            chain_gradients=chain_gradients,
+            chain_gradients=round(sum(forwards.sizes) / share),
             chain_flop=chain.get_total_flops() + forwards.flop_left_out,
-            update_flop=update.get_total_flops(),
+            update_flop=update.get_total_flops() + updates.flop_left_out,
             state_bytes=sum(value.nbytes for part in state.tensors().values() for value in part.values()),
             chain_bytes=chain_bytes,
             update_bytes=memory.peak,
@@ -201,32 +210,43 @@ def _forget_numbers(network: nn.Module) -> None:
             setattr(module, name, empty(value))
 
 
+def _any_raw(y: Tensor) -> Tensor:
+    """Raw outputs (B,) of no network, with a gradient to the images."""
+    return y.flatten(1).sum(1)
+
+
+def _any_output(objective: Objective) -> Callable[[Tensor], Tensor]:
+    """Outputs of no network as the objective's forward gives them, of which backward can be asked."""
+    is_gradient = objective.needs_gradient
+    return lambda y: (y if is_gradient else _any_raw(y)).detach().requires_grad_()
+
+
 class _Forwards:
-    """Counts the forwards of an engine in a chain, and makes the first two of them: every gradient costs what the first
-    one does, and has its memory when that of the one before is free.
+    """Counts forwards of a network, and makes the first two of them: of the others each costs what the second one does,
+    by its images, and has its memory when that of the one before is free.
 
     Args:
-        engine: its forward is replaced until `end`.
+        original: the forward.
         flop_so_far: floating-point operations counted until now.
+        instead: gives the outputs of those that are not made, from their images.
     """
 
-    def __init__(self, engine: GradientEngine, flop_so_far: Callable[[], int]) -> None:
-        self._engine, self._evaluate, self._flop_so_far = engine, engine.evaluate, flop_so_far
+    def __init__(self, original: Any, flop_so_far: Callable[[], int], instead: Callable[[Tensor], Tensor]) -> None:
+        self.original, self._flop_so_far, self._instead = original, flop_so_far, instead
         self._flop_before: list[int] = []
-        engine.evaluate = self
+        self.sizes: list[int] = []
+        """Images of each."""
 
-    def __call__(self, prepared: Any, y: Tensor) -> Tensor:
+    def __call__(self, *given: Any) -> Tensor:
+        # Of either forward, the images are the one argument of four dimensions.
+        (y,) = (one for one in given if isinstance(one, Tensor) and one.dim() == 4)
         self._flop_before.append(self._flop_so_far())
-        return self._evaluate(prepared, y) if len(self._flop_before) <= 2 else y.flatten(1).sum(1)
-
-    def end(self) -> int:
-        """Give the engine its forward back; how many there were."""
-        self._engine.evaluate = self._evaluate
-        return len(self._flop_before)
+        self.sizes.append(len(y))
+        return self.original(*given) if len(self.sizes) <= 2 else self._instead(y)
 
     @property
     def flop_left_out(self) -> int:
-        """Floating-point operations of the gradients that were not made."""
-        if len(self._flop_before) <= 2:
+        """Floating-point operations of the forwards that were not made, with what belongs to each."""
+        if len(self.sizes) <= 2:
             return 0
-        return (len(self._flop_before) - 2) * (self._flop_before[2] - self._flop_before[1])
+        return round((self._flop_before[2] - self._flop_before[1]) / self.sizes[1] * sum(self.sizes[2:]))

@@ -8,6 +8,7 @@ from drl_dist.common.amounts import counted, mebibytes, short
 from drl_dist.common.durations import duration
 from drl_dist.config.tree import RunConfig
 from drl_dist.training.cost import StepCost, phases, step_cost
+from drl_dist.training.memory import fit_memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +29,8 @@ class Estimate:
     num_workers: int
     batch_size: int
     """Images per step over all workers."""
+    memory: str = ""
+    """How a step fits into memory, if that was to be chosen."""
 
     @property
     def num_steps(self) -> int:
@@ -70,6 +73,8 @@ class Estimate:
             if cost.chain_gradients:
                 peaks = f"{mebibytes(cost.chain_bytes)} in the chain and {peaks}"
             found.append(f"memory of a worker's tensors: {mebibytes(cost.state_bytes)} all the time, at most {peaks}")
+        if self.memory:
+            found.append(self.memory)
         if num_images is not None:
             epochs = self.num_steps * self.batch_size / num_images
             found.append(
@@ -86,18 +91,22 @@ class Estimate:
 
 
 def estimate(run: RunConfig) -> Estimate:
-    """What a run costs; errors as `step_cost`, and it takes as long."""
+    """What a run costs; errors as `step_cost` and `fit_memory`, and it takes as long."""
     experiment = run.experiment
-    precision = run.engine.precision
+    fit = fit_memory(experiment, run.engine, num_workers=run.num_workers, has_graphs=run.use_gpu)
+    memory = fit.why
+    if run.use_gpu and run.engine.memory == "auto" and run.engine.memory_gib is None:
+        memory = "memory: chosen by what the GPU has; --engine.memory-gib tells here how a step fits into so much"
     return Estimate(
         phases=tuple(
             Phase(
                 objective=alone.optim.objective,
                 steps=steps,
-                cost=step_cost(alone, num_workers=run.num_workers, precision=precision),
+                cost=step_cost(alone, num_workers=run.num_workers, engine=fit.engine),
             )
             for steps, alone in phases(experiment)
         ),
         num_workers=run.num_workers,
         batch_size=experiment.train.batch_size,
+        memory=memory,
     )

@@ -46,8 +46,8 @@ def draw_together(
     device = network.device
     gradients = GradientEngine(network, engine, is_frozen=True)
     sampler, noise = build_sampler(experiment, network.curvature), PhiloxNoise(experiment.train.seed)
-    # No larger than a training batch, whose memory is known to be there.
-    chunk = max(1, experiment.train.batch_size // world_size)
+    # No more than there are chains in training, whose memory is known to be there.
+    chunk = min(max(1, experiment.train.batch_size // world_size), engine.chain_images or num_images)
     share = -(-num_images // world_size)
     ids = torch.arange(rank * share, (rank + 1) * share, device=device)
     shape = (model.channels, model.resolution, model.resolution)

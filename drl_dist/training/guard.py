@@ -20,9 +20,11 @@ class Interrupt(IntEnum):
 
     NONE = 0
     """Training continues."""
-    CHECKPOINT = 1
+    DUE = 1
+    """A checkpoint is written, for it is time for one."""
+    CHECKPOINT = 2
     """A checkpoint is written, for a machine is about to be taken away."""
-    STOP = 2
+    STOP = 3
     """A checkpoint is written, and training ends."""
 
 

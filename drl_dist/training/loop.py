@@ -46,6 +46,15 @@ class StepReport:
     recent_seconds: float | None = None
     """Mean duration of the whole steps of the last minute, but for the first step; None if there is no other."""
 
+    def wants_checkpoint(self, every_steps: int | str | None) -> bool:
+        """Whether a checkpoint is written after this step.
+
+        Args:
+            every_steps: as ``checkpoint.every_steps``; with auto they are asked for.
+        """
+        is_due = isinstance(every_steps, int) and self.step % every_steps == 0
+        return is_due or self.step == self.num_steps or self.result.interrupt is not Interrupt.NONE
+
     def metrics(self) -> dict[str, float]:
         """Every number of the step by its name; read from the device once, however many callbacks ask."""
         return dict(self._metrics)

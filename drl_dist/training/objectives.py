@@ -43,6 +43,9 @@ class Objective(Protocol):
     """Whether it compares the data with the ends of chains; as `drl_dist.config.tree.NEEDS_NEGATIVES`."""
     needs_gradient: ClassVar[bool]
     """Whether its forward gives the image gradient of raw instead of raw."""
+    is_mean: ClassVar[bool]
+    """Whether the loss is the mean over the pairs of a number of each, which an update in slices takes advantage of.
+    One of the user's own that does not say so is none."""
     reports: ClassVar[tuple[str, ...]]
     """Names of the numbers it reports of each sample; averages are logged as ``NAME/level_T``."""
 
@@ -53,7 +56,8 @@ class Objective(Protocol):
 
         Args:
             forward: images (B, C, H, W) and levels (B,) -> raw (B,), or its image gradient if the objective needs
-                gradients; called once, with the pairs' levels or repetitions of them in the same order.
+                gradients; called once, with the pairs' levels or repetitions of them in the same order, and images that
+                belong to these pairs.
             pairs: (B,) of them.
             y_neg: (B, C, H, W) ends of chains, or (2B, C, H, W) of which the second half are other draws for the same
                 pairs; None for an objective without negatives.
@@ -106,6 +110,7 @@ class Recovery:
 
     needs_negatives: ClassVar[bool] = True
     needs_gradient: ClassVar[bool] = False
+    is_mean: ClassVar[bool] = True
     reports: ClassVar[tuple[str, ...]] = ("log_density_pos", "log_density_neg", "log_density_gap", "displacement")
 
     def __init__(self, experiment: Experiment, ladder: NoiseLadder) -> None:
@@ -143,6 +148,7 @@ class _Matching(ABC):
 
     needs_negatives: ClassVar[bool] = False
     needs_gradient: ClassVar[bool] = True
+    is_mean: ClassVar[bool] = True
     reports: ClassVar[tuple[str, ...]] = NOISE_REPORTS
 
     def __init__(self, experiment: Experiment, ladder: NoiseLadder) -> None:
@@ -185,6 +191,7 @@ class ScoreMatching:
 
     needs_negatives: ClassVar[bool] = False
     needs_gradient: ClassVar[bool] = True
+    is_mean: ClassVar[bool] = True
     reports: ClassVar[tuple[str, ...]] = NOISE_REPORTS
 
     def __init__(self, experiment: Experiment, ladder: NoiseLadder) -> None:
@@ -267,6 +274,7 @@ class CheckedObjective:
             )
         self.needs_negatives: bool = objective.needs_negatives
         self.needs_gradient: bool = objective.needs_gradient
+        self.is_mean = bool(getattr(objective, "is_mean", False))
         self.reports: tuple[str, ...] = objective.reports
         if self.needs_negatives and experiment.mcmc.start == "tweedie" and min(experiment.mcmc.chain_steps) == 0:
             raise self._refusal("which needs negatives, with chains of no step", "mcmc.num_chain_steps of at least 1")

@@ -63,7 +63,7 @@ class TrainState:
         Those of a network that knew no labels do for one that does: what labels add begins anew, with nothing.
 
         Raises:
-            ValueError: names or shapes are not those of this network.
+            RuntimeError, ValueError: names or shapes are not those of this network.
         """
         before = {"weights": dict(self.network.state_dict()), "ema": self.ema.shadow}
         new = {name for name in before["weights"] if "condition" in name.split(".")} - parts["weights"].keys()

@@ -28,7 +28,8 @@ from drl_dist.sampling.tweedie import Tweedie
 from drl_dist.training.chain import GradientEngine
 from drl_dist.training.guard import DivergedError, Interrupt, agree
 from drl_dist.training.labels import given_labels
-from drl_dist.training.objectives import Forward, Objective, make_objective, with_labels
+from drl_dist.training.objectives import Forward, Objective, make_objective
+from drl_dist.training.slices import backward_in_slices, joined_draws, pairs_in, slices
 from drl_dist.training.state import TrainState
 
 MAX_REPORTED_LEVELS = 16
@@ -115,7 +116,7 @@ class TrainStep:
     Args:
         state: changed in place by each call.
         experiment: the science.
-        engine: how it is computed.
+        engine: how it is computed. Memory auto is plain here: `drl_dist.training.memory.fit_memory` chooses.
         request: asked at each step; what this rank wants to happen after it.
         noise_seed: of levels, pairs and chains; by default the experiment's seed.
 
@@ -132,7 +133,7 @@ class TrainStep:
         noise_seed: int | None = None,
     ) -> None:
         check_training(experiment)
-        self.state, self.experiment, self.request = state, experiment, request
+        self.state, self.experiment, self.engine, self.request = state, experiment, engine, request
         self.device, self.dtype = state.network.device, state.network.dtype
         self.ladder = build_ladder(experiment.diffusion)
         levels = build_levels(experiment, self.ladder)
@@ -181,8 +182,15 @@ class TrainStep:
         pairs = self.draw(batch.images, positions, batch.labels)
         if not self.objective.needs_negatives:
             return pairs, None, None
-        meter = None if self._bound is None else CurvatureAlongMoves(self.levels.at(pairs.level))
-        return pairs, self.run_chain(pairs, positions, meter), meter
+        ends, meters = list[Tensor](), list[CurvatureAlongMoves]()
+        parts = slices(len(positions), self.engine.chain_images)
+        for where in parts:
+            mine = pairs_in(pairs, where)
+            meter = None if self._bound is None else CurvatureAlongMoves(self.levels.at(mine.level))
+            ends.append(self.run_chain(mine, positions[where], meter))
+            meters += [] if meter is None else [meter]
+        whole = CurvatureAlongMoves.joined(self.levels.at(pairs.level), meters) if meters else None
+        return pairs, joined_draws(ends, [where.stop - where.start for where in parts]), whole
 
     def draw(self, images: Tensor, positions: Tensor, labels: Tensor | None = None) -> Pairs:
         """Levels and pairs for uint8 images (B, C, H, W) at stream positions (B,), labelled as in `Batch.labels`."""
@@ -257,18 +265,20 @@ class TrainStep:
             the loss () without its gradient, the norm () of the gradient, and what is reported of each sample, (B,).
         """
         self._follow_schedule()
-        here = self.levels.at(pairs.level)
-        loss, reported = self.objective.outcome(with_labels(self.forward, pairs.condition), pairs, y_neg, here)
-        if meter is not None and self._bound is not None:
-            reported = {**reported, "curvature": meter.curvature() / self._bound[pairs.level]}
+        factor = 1.0
         if is_initialized():
             # Gradients are averaged over ranks: one with more images than others counts for more. 1 with even shares.
-            loss = loss * (len(pairs.level) * torch.distributed.get_world_size() / self.experiment.train.batch_size)
+            factor = len(pairs.level) * torch.distributed.get_world_size() / self.experiment.train.batch_size
+        # Before the forward, whose activations then have their place.
         self.state.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss, reported = backward_in_slices(
+            self.objective, self.forward, pairs, y_neg, self.levels, at_once=self.engine.update_images, factor=factor
+        )
+        if meter is not None and self._bound is not None:
+            reported = {**reported, "curvature": meter.curvature() / self._bound[pairs.level]}
         parameters = self.state.network.parameters()
         grad_norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        return loss.detach(), grad_norm, reported
+        return loss, grad_norm, reported
 
     def advance(self, grad_norm: Tensor) -> float:
         """The second half of `update`: clip the gradient of norm `grad_norm`, (), and move weights and their average.
@@ -297,6 +307,8 @@ class TrainStep:
     def _made(self, name: str) -> tuple[Objective, nn.Module]:
         """An objective and its forward, with torch.distributed initialised wrapped by DDP."""
         objective = make_objective(name, self.experiment, self.ladder)
+        # The second derivatives of an objective of gradients keep what would be computed again.
+        self.state.network.recomputes_blocks = self.engine.memory == "checkpointing" and not objective.needs_gradient
         forward = Forward(self.gradients, is_gradient=objective.needs_gradient)
         if not is_initialized():
             return objective, forward

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from drl_dist.common.batch import Batch, BatchSource
-from drl_dist.training.guard import REMEDY, DivergedError, Interrupt
+from drl_dist.training.guard import REMEDY, DivergedError
 from drl_dist.training.loop import StepReport
 from drl_dist.training.state import TrainState
 
@@ -120,10 +120,10 @@ class RunawayGuard:
     ranks, so that all end at the same step.
 
     Args:
-        checkpoint_every: looks at these steps too, at the last one, and where a checkpoint is asked for.
+        checkpoint_every: as ``checkpoint.every_steps``: looks where a checkpoint is written, too.
     """
 
-    checkpoint_every: int
+    checkpoint_every: int | str
 
     def on_step(self, report: StepReport, state: TrainState) -> None:
         """Look at every tenth step: reading numbers that nobody else asked for waits for the device.
@@ -131,8 +131,7 @@ class RunawayGuard:
         Raises:
             RunawayError: the chains move farther than `MAX_MOVE`.
         """
-        is_last = report.step == report.num_steps or report.result.interrupt is not Interrupt.NONE
-        if report.step % _LOOK_EVERY and report.step % self.checkpoint_every and not is_last:
+        if report.step % _LOOK_EVERY and not report.wants_checkpoint(self.checkpoint_every):
             return
         moves = [value for name, value in report.metrics().items() if name.startswith(_DISPLACEMENT)]
         if moves and max(moves) > MAX_MOVE:

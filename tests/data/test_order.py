@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from drl_dist.data.order import SampleOrder, flips
+from drl_dist.data.order import SampleOrder, flips, share
 
 COUNTS = (3, 4, 5, 2, 7)
 KNOWN_PLACES = [
@@ -80,6 +80,20 @@ def test_a_window_needs_only_its_own_shards() -> None:
     assert found.window[-1] == 4 * 3 - 1
     for window in range(12):
         assert set(found.shard[found.window == window]) == set(order.window_shards(window))
+
+
+def test_windows_are_known_without_their_samples() -> None:
+    order = SampleOrder(COUNTS, 5, 2)
+    positions = np.arange(4 * sum(COUNTS))[::-1]
+    assert np.array_equal(order.windows(positions), order.locate(positions).window)
+    fresh = SampleOrder(COUNTS, 5, 2)
+    fresh.windows(positions)
+    assert fresh._window_places.cache_info().misses == 0
+
+
+def test_shares_are_consecutive_and_differ_by_one_at_most() -> None:
+    assert [share(10, rank, 4).tolist() for rank in range(4)] == [[0, 1, 2], [3, 4, 5], [6, 7], [8, 9]]
+    assert share(7, 0, 1).tolist() == list(range(7))
 
 
 def test_any_positions_in_any_order() -> None:

@@ -358,6 +358,9 @@ def test_output_without_attributes_is_not_taken_for_one_with_them(photos: Run, t
         ("old,new", str, r"got the columns file_name, old, title, red, expected file_name and old, new"),
         ("old", lambda text: text.replace("file_name", "file"), "got the columns file, old, title, red, expected"),
         ("old", lambda text: "", "got the columns none"),
+        ("old", lambda text: "file_name,old\n", r"got no row of 9 images \(the first: cats/1\.png\)"),
+        ("old", lambda text: text.replace("title", "old"), "got 2 columns old, expected one column of each name"),
+        ("old", lambda text: text.replace("cats/1.png,1,x", "cats/1.png,1,x,y"), "a row of another length than the "),
         ("title", str, r"column title: got x for cats/1\.png, expected 1, true or yes, or 0, -1, false or no, or an"),
         ("old", lambda text: text.replace("cats/1.png,1", "cats/1.png,1.5"), r"column old: got 1\.5 for cats/1\.png"),
         ("old", lambda text: text.replace("cats/2.png,true", "cats/1.png,0"), r"different attributes of cats/1\.png"),
@@ -372,7 +375,12 @@ def test_output_without_attributes_is_not_taken_for_one_with_them(photos: Run, t
     ],
 )
 def test_attributes_of_a_folder_that_cannot_be_used_are_one_sentence(
-    columns: str, change: Callable[[str], str] | None, message: str, photos: Run, tmp_path: Path
+    columns: str,
+    change: Callable[[str], str] | None,
+    message: str,
+    photos: Run,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     write_metadata(tmp_path / "photos", "csv")
     table = tmp_path / "photos" / "metadata.csv"
@@ -380,6 +388,8 @@ def test_attributes_of_a_folder_that_cannot_be_used_are_one_sentence(
         table.unlink()
     else:
         table.write_bytes(change(table.read_text()).encode("utf-8", "surrogateescape"))
+    # Nothing is said of classes, which a table of attributes need not have.
     with pytest.raises(UserError, match=message) as caught:
-        photos("--labels", "none", "--attribute-columns", columns)
+        photos("--attribute-columns", columns)
     assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
+    assert capsys.readouterr().err == ""

@@ -150,7 +150,10 @@ def test_metadata_beside_the_images_has_their_classes(kind: str, folder_prepared
     ("text", "options", "said"),
     [
         ("file_name,label\ncats/01.png,a\n", (), r"got no class of 29 images \(the first: cats/02\.png\)"),
-        ("file_name,kind\n", ("--labels", "metadata"), "got the columns none"),
+        ("file_name,kind\n", ("--labels", "metadata"), "got the columns file_name, kind, expected file_name and label"),
+        ("file_name,label\ncats/01.png,a,b\n", (), r"a row of another length than the first for cats/01\.png"),
+        ("file_name,label,label\ncats/01.png,a,b\n", (), "got 2 columns label, expected one column of each name"),
+        ("file_name,label\ncats/01.png, \n", (), "got no class of 30 images"),
         ("name,label\na,b\n", ("--labels", "metadata"), "got the columns name, label, expected file_name and label"),
         ("file_name,label\ncats/01.png,a\ncats/01.png,b\n", (), r"got two classes of cats/01\.png"),
         ('file_name,label\n"cats', (), "unexpected end of data"),
@@ -164,6 +167,23 @@ def test_metadata_that_cannot_be_used_is_said(
     with pytest.raises(UserError, match=said):
         folder_prepared(*options)
     assert not (tmp_path / "out").exists()
+
+
+def test_rows_that_no_image_is_there_for_are_told(
+    folder_prepared: Prepare, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = sorted(str(path.relative_to(photos)) for path in photos.rglob("*.png"))
+    rows = [{"file_name": name, "label": f"{'ab'[number % 2]} \u2028"} for number, name in enumerate(files)]
+    rows.append({"file_name": "cats/99.png", "label": "c"})
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    (photos / "metadata.jsonl").write_text(text)
+    # Spaces around a name are no part of it.
+    assert open_index(str(folder_prepared())).classes == ("a", "b")
+    said = "The row of cats/99.png is not used: no such image is taken from the folder of metadata.jsonl."
+    assert said in capsys.readouterr().err
+    (photos / "metadata.jsonl").write_text(text.replace(f'"a {chr(0x2028)}"', '{"name": "a"}', 1))
+    with pytest.raises(UserError, match=r"got the class \{'name': 'a'\} of cats/01\.png, expected a text or a number"):
+        folder_prepared(out="other")
 
 
 def test_metadata_that_is_wanted_must_be_there(folder_prepared: Prepare) -> None:

@@ -134,6 +134,28 @@ def test_labels_can_be_left_out_and_unlabelled_rows_have_none(tmp_path: Path, pr
     assert open_index(str(prepared(path, "--label-column", "none", out="bare"))).classes == ()
 
 
+@pytest.mark.parametrize("names", [("cat", "cat"), ("cat", "")])
+def test_classes_must_have_names_of_their_own(names: tuple[str, ...], tmp_path: Path, prepared: Prepare) -> None:
+    (tmp_path / "hub").mkdir()
+    pq.write_table(table_of(range(4), names), tmp_path / "hub" / "all.parquet")
+    with pytest.raises(
+        UserError, match=r"table all\.parquet: got an empty or repeated name among those of the classes"
+    ):
+        prepared(tmp_path / "hub")
+    assert not (tmp_path / "out").exists()
+    assert open_index(str(prepared(tmp_path / "hub", "--label-column", "none"))).classes == ()
+
+
+def test_an_empty_text_is_no_class(tmp_path: Path, prepared: Prepare) -> None:
+    (tmp_path / "hub").mkdir()
+    given = table_of(range(4)).replace_schema_metadata(None)
+    texts = pa.array(["cat", "", "dog", "cat"])
+    pq.write_table(given.set_column(2, "label", texts), tmp_path / "hub" / "all.parquet")
+    index = open_index(str(prepared(tmp_path / "hub")))
+    assert (index.classes, index.class_counts) == (("cat", "dog"), (2, 1))
+    assert [entry.get("label") for entry in facts(index)] == [0, None, 1, 0]
+
+
 def test_broken_images_are_left_out_with_their_rows(tmp_path: Path, prepared: Prepare) -> None:
     path = tmp_path / "some.parquet"
     images = [{"bytes": IMAGES[0]}, {"bytes": b"no image"}, None, {"bytes": None}, {"bytes": b""}, {"bytes": IMAGES[1]}]

@@ -33,6 +33,7 @@ HEAD_GROUPS: Mapping[str, str] = {
     "tests/jobs/test_likelihood.py": RAY,
     "tests/jobs/test_report_timeout.py": RAY,
     "tests/jobs/test_sample.py": RAY,
+    "tests/jobs/test_spares.py": RAY,
     "tests/sweeps/test_sweep_job.py": RAY,
     "tests/tracking/test_access.py": RAY,
 }

@@ -23,7 +23,7 @@ def tiny(**train: int) -> Experiment:
         digits,
         model=dataclasses.replace(digits.model, width=8, time_hidden_dim=16, time_embedding_dim=8),
         mcmc=dataclasses.replace(digits.mcmc, num_chain_steps=3),
-        train=dataclasses.replace(digits.train, batch_size=12, **train),
+        train=dataclasses.replace(digits.train, **{"batch_size": 12, **train}),
     )
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from drl_dist.localhost import MlflowServer, RayHead
 from tests.gcs import gcs_bucket, gcs_emulator
-from tests.jobs.training_jobs import EVERY, STEPS, Job, submit, words
+from tests.jobs.training_jobs import EVERY, LABELLED, STEPS, Job, submit, words
 from tests.support import write_tiny_checkpoint
 
 __all__ = ["gcs_bucket", "gcs_emulator"]
@@ -44,6 +44,7 @@ def straight(ray_head: RayHead, mlflow_server: MlflowServer, digits: Path, stora
             "75",
             "--model.data-std",
             "none",
+            *LABELLED,
         ),
     )
     assert job.status == 0, job.output

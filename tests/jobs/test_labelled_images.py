@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,17 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import webdataset
 from PIL import Image
 from torch import Tensor
 
 from drl_dist.build import build_sampler
-from drl_dist.checkpoints.format import CheckpointState, read_checkpoint, write_checkpoint
 from drl_dist.common.errors import UserError
 from drl_dist.common.images import to_uint8
-from drl_dist.config.condition import ConditionConfig
-from drl_dist.config.tree import Experiment
-from drl_dist.data.index import ShardIndex, open_index
 from drl_dist.diffusion.noise import PhiloxNoise
 from drl_dist.jobs.common.output.sheet import images_in
 from drl_dist.jobs.edit.driver import inpaint_run, interpolate_run
@@ -30,98 +24,23 @@ from drl_dist.jobs.edit.options import InpaintOptions, InterpolateOptions
 from drl_dist.jobs.sample.driver import sample_run
 from drl_dist.jobs.sample.options import SampleOptions
 from drl_dist.jobs.sample.output import SampleOutput
-from drl_dist.jobs.sample.task import SampleRequest, SampleTasks, TaskRecord
+from drl_dist.jobs.sample.task import SampleTasks
 from drl_dist.library.engine import frozen_engine
 from drl_dist.library.model import Model
 from drl_dist.sampling.composition import Concept, composed
-from drl_dist.training.state import TrainState
 from tests.data.sets import write_set
-from tests.helpers.steps import tiny_unet, waken
-
-NAMES = ("ant", "bee", "cow")
-
-
-def make(folder: Path, kind: Any) -> Path:
-    """A checkpoint whose energies differ between labels."""
-    given = tiny_unet()
-    experiment = dataclasses.replace(
-        given,
-        preset="tiny",
-        condition=ConditionConfig(kind=kind, names=NAMES),
-        mcmc=dataclasses.replace(given.mcmc, num_chain_steps=1),
-    )
-    state = TrainState.create(experiment)
-    waken(state)
-    with torch.no_grad():
-        table = torch.randn(3, 16, generator=torch.Generator().manual_seed(5)) * 3
-        state.ema.shadow["condition.table"].copy_(table)
-    told = CheckpointState(step=3, images_seen=12, next_position=12, seed=0, data_fingerprint="0" * 64, world_size=1)
-    write_checkpoint(folder, state.tensors(), told, experiment)
-    return folder
+from tests.helpers.labelled import NAMES
+from tests.helpers.sampled import facts, finished, make_model, pixels, request, stored
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make(tmp_path_factory.mktemp("labelled") / "checkpoint", "class")
+    return make_model(tmp_path_factory.mktemp("labelled") / "checkpoint", "class")
 
 
 @pytest.fixture(scope="module")
 def of_attributes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make(tmp_path_factory.mktemp("attributes") / "checkpoint", "attributes")
-
-
-def stored(checkpoint: Path) -> tuple[Experiment, dict[str, Any]]:
-    found = read_checkpoint(checkpoint, ("ema",))
-    return found.experiment, {name: value.numpy() for name, value in found.tensors["ema"].items()}
-
-
-def request(**changed: object) -> SampleRequest:
-    fields = {
-        "preset": "tiny",
-        "ema_sha256": "e",
-        "config_sha256": "c",
-        "num_images": 10,
-        "seed": 3,
-        "noise_scale": 0.99,
-        "shard_size": 4,
-        "batch_size": 3,
-        "device": "cpu",
-        "threads": 1,
-    }
-    return SampleRequest(**fields | changed)  # pyright: ignore[reportArgumentType]
-
-
-def finished(checkpoint: Path, out: Path, **asked: object) -> tuple[ShardIndex, bytes]:
-    """All tasks in this process; the index and the grid."""
-    experiment, ema = stored(checkpoint)
-    wanted = request(**asked)
-    output = SampleOutput(str(out), experiment, wanted)
-    assert not output.is_complete()
-    output.begin({})
-    records: dict[int, TaskRecord] = {}
-    tasks = SampleTasks(experiment, ema, wanted, str(out))
-    for task in reversed(range(wanted.num_tasks)):
-        *_, record = tasks.make(task)
-        assert isinstance(record, TaskRecord)
-        records[task] = record
-    output.write_manifest(records, {})
-    index = output.index(records)
-    grid = output.write_grid(index, None, "caption")
-    output.finish(index)
-    assert SampleOutput(str(out), experiment, wanted).is_complete()
-    return open_index(str(out)), grid
-
-
-def pixels(folder: Path) -> dict[int, np.ndarray]:
-    shards = sorted(str(path) for path in folder.glob("*.tar"))
-    found = webdataset.WebDataset(shards, shardshuffle=False).decode("pil")
-    return {int(entry["__key__"]): np.asarray(entry["png"].convert("L")) for entry in found}
-
-
-def facts(folder: Path) -> dict[int, Any]:
-    shards = sorted(str(path) for path in folder.glob("*.tar"))
-    found = webdataset.WebDataset(shards, shardshuffle=False)
-    return {int(one["__key__"]): json.loads(one["json"]) if "json" in one else None for one in found}
+    return make_model(tmp_path_factory.mktemp("attributes") / "checkpoint", "attributes")
 
 
 def drawn(checkpoint: Path, ids: Tensor, terms: Mapping[int, float], guidance: float = 0.0) -> np.ndarray:
@@ -173,7 +92,7 @@ def test_another_label_is_another_request(checkpoint: Path, tmp_path: Path) -> N
         with pytest.raises(UserError, match="other images"):
             SampleOutput(str(tmp_path), experiment, request(**asked)).is_complete()
     # Requests without labels stay what they were.
-    assert not {"label", "labels", "compose", "guidance", "class_counts"} & request().to_record().keys()
+    assert not {"label", "labels", "compose", "guidance", "label_data"} & request().to_record().keys()
 
 
 @pytest.mark.parametrize(
@@ -196,6 +115,27 @@ def test_what_cannot_be_asked_writes_nothing(
         with pytest.raises(UserError, match=message):
             interpolate_run(InterpolateOptions(model=str(checkpoint), out=str(out), **options))
     assert not out.exists()
+
+
+def test_numbers_of_labels_are_those_of_what_is_edited(checkpoint: Path, tmp_path: Path) -> None:
+    out, data = tmp_path / "out", tmp_path / "data"
+    write_set(str(data))
+    with pytest.raises(UserError, match="--pairs: got 2, expected 4, the numbers of --label together; give --pairs 4"):
+        interpolate_run(InterpolateOptions(model=str(checkpoint), out=str(out), pairs=2, label="ant:3,bee:1"))
+    given = InpaintOptions(model=str(checkpoint), out=str(out), data=str(data), mask="left-half", num_images=2)
+    with pytest.raises(UserError, match="--num-images: got 2, expected 1, the numbers of --label together"):
+        inpaint_run(dataclasses.replace(given, label="ant:1"))
+    assert not out.exists()
+    options = InterpolateOptions(model=str(checkpoint), out=str(out), pairs=2, columns=2, label="bee:1,ant:1")
+    assert interpolate_run(options) == 0
+
+
+def test_guidance_is_named_where_images_are_not_finite(checkpoint: Path, tmp_path: Path) -> None:
+    experiment, ema = stored(checkpoint)
+    broken = {name: np.full_like(value, np.nan) for name, value in ema.items()}
+    for asked, remedy in (({"label": "ant"}, "; sample an"), ({"label": "ant", "guidance": 2.0}, "; lower --guidance")):
+        with pytest.raises(UserError, match=f"expected finite pixels{remedy}"):
+            list(SampleTasks(experiment, broken, request(**asked), str(tmp_path)).make(0))
 
 
 def test_edited_images_have_labels(checkpoint: Path, tmp_path: Path) -> None:

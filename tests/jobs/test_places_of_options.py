@@ -54,12 +54,17 @@ JOBS: dict[str, tuple[Any, Callable[[Any], object], dict[str, object], tuple[str
         {"model": "/m", "out": "/o"},
         ("model", "out", "schedule"),
     ),
-    "interpolate": (InterpolateOptions, check_interpolate, {"model": "/m", "out": "/o"}, ("model", "out")),
+    "interpolate": (
+        InterpolateOptions,
+        check_interpolate,
+        {"model": "/m", "out": "/o", "labels": "data"},
+        ("model", "out", "real"),
+    ),
     "inpaint": (
         InpaintOptions,
         check_inpaint,
-        {"model": "/m", "data": "/d", "out": "/o", "mask": "centre"},
-        ("model", "data", "out", "mask"),
+        {"model": "/m", "data": "/d", "out": "/o", "mask": "centre", "labels": "data"},
+        ("model", "data", "out", "mask", "real"),
     ),
     "evaluate": (
         EvaluateOptions,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import io
+import json
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +26,7 @@ from drl_dist.diffusion.noise import PhiloxNoise
 from drl_dist.jobs.common.output.sheet import images_in
 from drl_dist.jobs.sample import task as sample_task
 from drl_dist.jobs.sample.output import SampleOutput
-from drl_dist.jobs.sample.task import SampleRequest, SampleTasks, TaskRecord, progression
+from drl_dist.jobs.sample.task import SampleRequest, SampleTasks, TaskRecord, facts_of, progression
 from drl_dist.training.chain import GradientEngine
 from drl_dist.training.ema import load_averaged
 from drl_dist.training.state import TrainState
@@ -103,13 +105,27 @@ def test_weights_that_diverged_are_no_images(checkpoint: Path, tmp_path: Path) -
 
 def test_a_record_counts_for_its_own_request_only() -> None:
     _, row = pack_shard("tiny-generated-00000.tar", [Sample(0, b"png"), Sample(1, b"other")])
-    record = TaskRecord(row, (3, 5), ("a", "b"), "cpu", 1.5)
+    record = TaskRecord(row, *facts_of([b"png", b"other"]), "cpu", 1.5)
     text = record.to_json(request())
     back = TaskRecord.from_json(text, request())
     assert back is not None
     assert (back.row.name, back.row.offsets.tolist()) == (row.name, row.offsets.tolist())
-    assert (back.png_sizes, back.png_sha256, back.device, back.seconds) == ((3, 5), ("a", "b"), "cpu", 1.5)
+    assert (back.png_sizes.tolist(), back.png_sha256, back.device, back.seconds) == (
+        [3, 5],
+        record.png_sha256,
+        "cpu",
+        1.5,
+    )
+    assert back.checksums() == [hashlib.sha256(png).hexdigest() for png in (b"png", b"other")]
+    # As earlier versions wrote it.
+    assert json.loads(text)["png_sizes"] == [3, 5] and json.loads(text)["png_sha256"] == back.checksums()
+    assert text.startswith(TaskRecord.head(request()))
+    assert TaskRecord.from_json(text.replace(back.checksums()[0].encode(), b"damaged"), request()) is None
     assert TaskRecord.from_json(text, request(seed=4)) is None
+    # A request stays itself once its digests are known.
+    asked = request()
+    before = asked.to_record()
+    assert asked.task_digest != asked.digest and asked.to_record() == before
 
 
 @pytest.mark.slow

@@ -25,7 +25,18 @@ from drl_dist.tracking.files.table import read_table
 from drl_dist.tracking.registry import resolve_model
 from tests.data.published import encoded, photographs, write_lsun
 from tests.gcs import GcsEmulator
-from tests.jobs.training_jobs import EVERY, STEPS, Job, assert_equal_checkpoints, run, submit, tracked, words, workers
+from tests.jobs.training_jobs import (
+    EVERY,
+    LABELLED,
+    STEPS,
+    Job,
+    assert_equal_checkpoints,
+    run,
+    submit,
+    tracked,
+    words,
+    workers,
+)
 from tests.support import ROOT, flip_bit, subprocess_environment, wait_for
 
 pytestmark = pytest.mark.integration
@@ -39,6 +50,8 @@ def test_a_submitted_job_leaves_checkpoints(straight: Job, storage: Path) -> Non
     assert checkpoint.state.world_size == 2
     # The standard deviation of the digits about zero, which the command leaves to the data.
     assert (checkpoint.experiment.model.width, checkpoint.experiment.model.data_std) == (8, 0.8466)
+    assert checkpoint.experiment.condition.names == tuple(map(str, range(10)))
+    assert bool(checkpoint.tensors["ema"]["condition.table"].any())
     assert json.loads((folder / "experiment.json").read_text())["data_fingerprint"] == checkpoint.state.data_fingerprint
     assert not torch.equal(checkpoint.tensors["weights"]["stem.weight"], checkpoint.tensors["ema"]["stem.weight"])
 
@@ -110,6 +123,7 @@ def test_the_same_command_again_has_nothing_to_do(
             str(EVERY),
             "--model.data-std",
             "none",
+            *LABELLED,
         ),
     )
     assert again.status == 0, again.output
@@ -135,6 +149,7 @@ def test_killed_workers_and_further_starts_change_nothing(
         str(EVERY),
         "--tracking.sample-every-steps",
         "75",
+        *LABELLED,
     )
     first = storage / "broken" / checkpoint_name(EVERY)
     with subprocess.Popen(
@@ -191,7 +206,7 @@ def test_it_resumes_what_training_without_ray_began(
 def test_a_changed_experiment_is_refused(
     straight: Job, digits: Path, storage: Path, server_environment: dict[str, str]
 ) -> None:
-    changed = ["--model.data-std", "none", "--model.num-res-blocks", "2", "--train.seed", "9"]
+    changed = [*LABELLED, "--model.data-std", "none", "--model.num-res-blocks", "2", "--train.seed", "9"]
     job = run(server_environment, words(digits, storage, "straight", *changed))
     assert (job.status, len(job.lines)) == (2, 1), job.output
     assert "changed fields model.num_res_blocks: 1 -> 2; train.seed: 0 -> 9" in job.output
@@ -202,6 +217,7 @@ def test_a_run_goes_on_from_another_with_other_settings(
 ) -> None:
     start = storage / "straight" / checkpoint_name(EVERY)
     more = [
+        *LABELLED,
         "--start-from",
         str(start),
         "--model.data-std",

@@ -39,6 +39,9 @@ TINY = (
     "None",
 )
 
+LABELLED = ("--condition.kind", "class")
+"""Of the run that nothing happens to: its energies know the digits."""
+
 
 @dataclass
 class Job:

@@ -19,7 +19,7 @@ from drl_dist.diffusion.recovery import LogDensityAndGrad
 from drl_dist.energy.analytic import CorrelatedGaussian
 from drl_dist.mcmc.kernel import KeyedChainNoise, run_chain
 from drl_dist.sampling.composition import Concept, composed
-from drl_dist.sampling.labels import Wanted, wanted
+from drl_dist.sampling.labels import LabelCounts, Wanted, wanted
 from drl_dist.sampling.progressive import ProgressiveSampler, langevin
 from drl_dist.sampling.tweedie import Tweedie
 
@@ -146,6 +146,7 @@ def test_long_chains_have_the_distribution_of_the_algebra(
         (CLASSES, {"label": "bag"}, ("Bag",), [(5, 1)]),
         (CLASSES, {"label": '"a,b", "x & y":2'.replace(":2", "")}, ("a,b", "x & y"), [(2, 1), (3, 1)]),
         (CLASSES, {"label": "3:4,bag"}, ("3:4", "Bag"), [(4, 1), (5, 1)]),
+        (CLASSES, {"label": "x & y, bag"}, ("x & y", "Bag"), [(3, 1), (5, 1)]),
         (ATTRIBUTES, {"label": "smiling & not male"}, ("Smiling & not Male",), [((0, 1), (1, -1))]),
         (ATTRIBUTES, {"label": "smiling, male"}, ("Smiling", "Male"), [(0, 1), (1, 1)]),
     ],
@@ -184,12 +185,29 @@ def test_each_image_has_a_label_of_its_own() -> None:
     assert [blocks.label_of(row) for row in range(2)] == [5, 1]
     uniform = wanted(CLASSES, labels="uniform")
     assert uniform.row_of(torch.arange(8), NOISE).tolist() == [0, 1, 2, 3, 4, 5, 0, 1]
-    drawn = wanted(CLASSES, labels="data", counts=(10, 0, 0, 30, 0, 60))
+    drawn = wanted(CLASSES, labels="data", data=LabelCounts((10, 0, 0, 30, 0, 60)))
     rows = drawn.row_of(torch.arange(20_000), NOISE)
     shares = torch.bincount(rows, minlength=6) / 20_000
     torch.testing.assert_close(shares, torch.tensor([0.1, 0, 0, 0.3, 0, 0.6]), atol=0.012, rtol=0)
     assert torch.equal(drawn.row_of(torch.arange(50, 70), NOISE), rows[50:70])
     assert wanted(ATTRIBUTES, label="smiling & not male").label_of(0) == [1, -1, 0, 0]
+
+
+def test_attributes_of_data_are_those_of_a_random_image() -> None:
+    labels = ((1, -1, 0, 1), (-1, -1, -1, -1), (1, 1, 1, 1))
+    drawn = wanted(ATTRIBUTES, labels="data", data=LabelCounts((6, 3, 1), labels), guidance=0.5)
+    assert drawn.rows == ("Smiling & 5_o_Clock_Shadow? & Wearing_Hat", "none", " & ".join(ATTRIBUTES.names))
+    # Image i is that image of the data, label after label, which its own number points at.
+    images = [label for label, count in zip(labels, (6, 3, 1), strict=True) for _ in range(count)]
+    numbers = NOISE.uniform(Purpose.SAMPLE_LABEL, torch.arange(2000), 0, (0,), 1)[0, :, 0]
+    expected = [list(images[int(number * 10)]) for number in numbers]
+    assert [drawn.label_of(row) for row in drawn.row_of(torch.arange(2000), NOISE).tolist()] == expected
+    some = torch.tensor([1999, 3, 700])
+    assert [drawn.label_of(row) for row in drawn.row_of(some, NOISE).tolist()] == [expected[i] for i in some.tolist()]
+    assert drawn.guidance == 0.5 and drawn.num_energies == 2
+
+
+def test_what_has_no_label_has_none() -> None:
     assert wanted(ATTRIBUTES, compose="smiling").label_of(0) is None and Wanted().label_of(0) is None
 
 
@@ -214,23 +232,38 @@ def test_the_network_sees_each_image_with_its_label() -> None:
     [
         (CLASSES, {"label": "bagg"}, "--label: got bagg, expected one of the model's 6 names: .*; use Bag, if that"),
         (CLASSES, {"label": "bag,"}, "--label: got 'bag,', expected names with commas between them"),
+        (
+            CLASSES,
+            {"label": '"bag'},
+            '--label: got "bag, expected a second quote behind each name that begins with one',
+        ),
+        (CLASSES, {"label": 'bag,"ankle boot'}, '--label: got bag,"ankle boot, expected a second quote'),
+        (CLASSES, {"label": 'ba"g'}, '--label: got ba"g, expected a second quote'),
+        (CLASSES, {"compose": 'bag & "a,b'}, '--compose: got bag & "a,b, expected a second quote'),
+        (CLASSES, {"compose": '"bag & a,b'}, '--compose: got "bag & a,b, expected a second quote'),
+        (CLASSES, {"label": "bag:" + "9" * 5000}, "--label: got bag:9{56}, expected one of the model's 6 names"),
+        (CLASSES, {"compose": "9" * 400 + " * bag"}, "--compose: got 9{60}, expected weights up to 1000000"),
+        (CLASSES, {"compose": "not not bag"}, "--compose: got not bag, expected one of the model's 6 names"),
+        (CLASSES, {"compose": "-2 * bag"}, r"--compose: got -2 \* bag, expected one of the model's 6 names"),
         (CLASSES, {"label": ""}, "--label: got '', expected names with commas"),
         (CLASSES, {"label": "bag:3,ankle boot"}, "expected a number of images, 1 or more, behind each label"),
         (CLASSES, {"label": "bag:0"}, "expected a number of images, 1 or more, behind each label"),
-        (CLASSES, {"label": "bag:3", "num_images": 4}, "--num-images: got 4, expected 3, the images of --label"),
+        (CLASSES, {"label": "bag:3", "num_images": 4}, "--num-images: got 4, expected 3, the numbers of --label"),
         (CLASSES, {"label": "bag & ankle boot"}, "--label: got bag & ankle boot, expected one class"),
         (CLASSES, {"label": "not bag"}, "--label: got not bag, expected one class"),
         (ATTRIBUTES, {"label": "male & male"}, "--label: got Male twice in male & male"),
         (ATTRIBUTES, {"label": "2 * male"}, "--label: got 2 . male, expected attributes, joined by &"),
         (ATTRIBUTES, {"labels": "uniform"}, "--labels: got uniform, for a model of attributes"),
+        (ATTRIBUTES, {"labels": "data"}, "--labels: got data, without data that say .*labels; add --real.$"),
         (CLASSES, {"labels": "data"}, "--labels: got data, without data that say how frequent"),
         (CLASSES, {"compose": "bag &"}, "--compose: got 'bag &', expected names with & or"),
         (CLASSES, {"compose": "& bag"}, "--compose: got '& bag', expected names with & or"),
         (CLASSES, {"compose": "bag & & bag"}, "--compose: got 'bag & & bag', expected names"),
         (ATTRIBUTES, {"compose": "2 * "}, "--compose: got an empty name"),
         (CLASSES, {"guidance": 1.0}, "--guidance: got 0 of --label, --labels and --compose, expected one of them"),
-        (CLASSES, {"label": "bag", "guidance": -1.0}, "--guidance: got -1.0, expected a finite number"),
-        (CLASSES, {"label": "bag", "guidance": float("inf")}, "--guidance: got inf, expected a finite number"),
+        (CLASSES, {"label": "bag", "guidance": -1.0}, "--guidance: got -1.0, expected a number from 0 to 1000000"),
+        (CLASSES, {"label": "bag", "guidance": float("nan")}, "--guidance: got nan, expected a number from 0"),
+        (CLASSES, {"label": "bag", "guidance": float("inf")}, "--guidance: got inf, expected a number from 0"),
         (CLASSES, {"label": "bag", "labels": "uniform"}, "--label and --labels: got 2 of --label"),
         (ConditionConfig(), {"label": "bag"}, "--label: got bag, for a model without labels"),
         (ConditionConfig(), {"guidance": 1.0}, "--guidance: got 1.0, for a model without labels"),

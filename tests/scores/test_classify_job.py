@@ -22,10 +22,8 @@ from drl_dist.data.filesystem import Folder
 from drl_dist.diffusion.noise import PhiloxNoise
 from drl_dist.jobs.classify import driver, work
 from drl_dist.jobs.classify.driver import classify_run
-from drl_dist.jobs.classify.judged import default_level
 from drl_dist.jobs.classify.options import ClassifyOptions, check_classify
 from drl_dist.jobs.classify.output import reliability_png
-from drl_dist.jobs.classify.questions import questions_of
 from drl_dist.jobs.common.output import job_records
 from drl_dist.library.engine import averaged_network
 from drl_dist.library.stored import load_model
@@ -34,10 +32,12 @@ from drl_dist.likelihood.bayes import (
     Constants,
     attribute_conditions,
     class_conditions,
+    default_level,
     fit_constants,
     label_energies,
 )
-from drl_dist.likelihood.calibration import label_scores
+from drl_dist.likelihood.calibration import Answers, label_scores
+from drl_dist.likelihood.questions import questions_of
 from tests.data.sets import pixels_of
 from tests.helpers.labelled import NAMES, attributes_of, class_of, write_images, write_model
 from tests.helpers.steps import tiny_unet
@@ -348,13 +348,13 @@ def test_impossible_options_are_refused(changed: dict[str, Any], message: str) -
 
 
 def test_the_picture_shows_reliability() -> None:
-    questions = questions_of(ConditionConfig(kind="class", names=NAMES), (), "/m")
+    questions = questions_of(ConditionConfig(kind="class", names=NAMES), (), "/m", "option --given")
     generator = torch.Generator().manual_seed(0)
     labels = torch.randint(0, 3, (300, 1), generator=generator)
     right = torch.nn.functional.one_hot(labels, 3).double()
-    sure, unsure = (driver.Answers(torch.log_softmax(scale * right, 2), labels) for scale in (9.0, 1.0))
+    sure, unsure = (Answers(torch.log_softmax(scale * right, 2), labels) for scale in (9.0, 1.0))
 
-    def place_of_blue(answers: driver.Answers) -> float:
+    def place_of_blue(answers: Answers) -> float:
         """How far to the right of the left panel the first constants' bins are, 0.25 to 0.53 of the width."""
         data = reliability_png(questions, {"equal": answers}, "equal", "of a test")
         with Image.open(io.BytesIO(data)) as image:

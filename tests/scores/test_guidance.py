@@ -15,7 +15,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from benchmarks import digit_features, guidance
-from benchmarks.guidance import CURVE, TABLE, draw, guidances_of, main, named_networks, table
+from benchmarks.guidance import CURVE, TABLE, guidances_of, main, named_networks
+from benchmarks.guidance_report import accuracy_of, draw, kinds_of, shares, table
 from benchmarks.quality.data import load_data
 from benchmarks.quality.features import feature_network
 from drl_dist.common.errors import UserError
@@ -61,6 +62,7 @@ def words(folder: Path, **changed: str) -> list[str]:
         "guidances": "0,2",
         "features": f"torchscript:{folder}/tiny-3-0.pt",
         "classifier": f"torchscript:{folder}/judge.pt",
+        "kinds": f"{NAMES[0]}, {NAMES[1]}",
     }
     return [word for name, value in (given | changed).items() for word in (f"--{name}", value)]
 
@@ -85,8 +87,16 @@ def test_every_guidance_is_scored_as_its_samples_are_and_kept(
         assert f"| {w} | {point['fid']:.3f} | {point['intra_fid']:.3f} | " in shown
     assert points[0]["fid"] != points[2]["fid"]
     seen = judge(torch.cat([*image_batches(index, 40, 64)])).values
-    accuracy = recognition(seen, labels_of(index, 40, "class")).accuracy
-    assert f"| real images |  |  |  |  | {accuracy:.3f} |  |" in shown
+    labels = labels_of(index, 40, "class")
+    confusion = recognition(seen, labels).confusion
+    kinds = [[0, 1], [2]]
+    accuracies = [recognition(seen, labels).accuracy, accuracy_of(confusion.tolist(), kinds)]
+    assert accuracies[0] < accuracies[1]
+    assert f"| real images |  |  |  |  | {accuracies[0]:.3f} | {accuracies[1]:.3f} |  |" in shown
+    free = model.sample(IMAGES, batch_size=IMAGES)
+    assert f"| no label | {fid(network(free).values, real):.3f} |  | " in shown
+    taken = torch.bincount(judge(free).values.argmax(1), minlength=3).tolist()
+    assert shown.endswith(shares(NAMES, taken, torch.bincount(labels[labels >= 0]).tolist()))
     assert (folder / "out" / TABLE).read_text() == shown
     assert Image.open(folder / "out" / CURVE).width >= MIN_WIDTH
 
@@ -104,7 +114,8 @@ def test_every_guidance_is_scored_as_its_samples_are_and_kept(
     assert main(words(folder, guidances="2,0.5,0")) == 0
     assert made == [0.5]
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split(" | ")[0] for line in lines[2:]] == ["| 0", "| 0.5", "| 2", "| real images"]
+    first = [line.split(" | ")[0] for line in lines[2:7]]
+    assert first == ["| 0", "| 0.5", "| 2", "| no label", "| real images"]
     assert lines[2] == shown.splitlines()[2]
     for changed in ({"images": "30"}, {"seed": "1"}, {"classifier": f"torchscript:{folder}/tiny-1-1.pt"}):
         script(nn.Sequential(Judge(), nn.Identity()), folder / "tiny-1-1.pt")
@@ -126,6 +137,8 @@ def test_digits_have_networks_of_their_own(monkeypatch: pytest.MonkeyPatch, tmp_
         ({"guidances": "0,-1"}, r"--guidances: got 0,-1, expected finite numbers of at least 0, separated by commas"),
         ({"guidances": "0,nan"}, "--guidances: got 0,nan"),
         ({"guidances": "much"}, "--guidances: got much"),
+        ({"kinds": "cow;wasp"}, r"--kinds: got 'wasp', expected names of the classes \(ant, bee, cow\)"),
+        ({"judge-seed": "0"}, "--judge-seed: got 0, expected another than 0, that of the features"),
         ({"images": "19"}, "--images: got 19, expected at least 20"),
         ({"model": "plain"}, "model .*plain: got condition.kind none, expected a model of classes"),
         ({"model": "attributes"}, "got condition.kind attributes"),
@@ -178,10 +191,28 @@ def test_numbers_of_guidances_are_sorted() -> None:
     assert guidances_of("2,0,.5,2") == (0, 0.5, 2)
 
 
+def test_classes_that_are_not_named_are_kinds_of_their_own() -> None:
+    assert kinds_of("d, a;b", "abcd") == [[3, 0], [1], [2]]
+    assert kinds_of("", "ab") == [[0], [1]]
+    with pytest.raises(UserError, match="--kinds: got 'a' twice, expected"):
+        kinds_of("a,b;a", "abcd")
+
+
+def test_the_share_of_each_class_is_compared_with_the_data() -> None:
+    assert shares("abc", [3, 1, 0], [2, 2, 0]).splitlines()[2:] == [
+        "| a | 0.750 | 0.500 | 1.50 |",
+        "| b | 0.250 | 0.500 | 0.50 |",
+        "| c | 0.000 | 0.000 |  |",
+    ]
+
+
 def test_the_table_and_the_picture_of_one_point() -> None:
-    row = {"precision": 0.5, "recall": 0.25, "accuracy": 0.75, "seconds_per_image": 0.1}
-    point = {"guidance": 1.0, "fid": 2.0, "intra_fid": None, **row}
-    assert "| 1 | 2.000 |  | 0.500 | 0.250 | 0.750 | 0.1 |\n" in table([point], 0.9)
-    with Image.open(io.BytesIO(draw([point, point], 0.9, "two points at one place"))) as picture:
+    scores = {"fid": 2.0, "precision": 0.5, "recall": 0.25, "seconds_per_image": 0.1}
+    point = scores | {"guidance": 1.0, "intra_fid": None, "confusion": [[1, 1, 0], [0, 2, 0], [0, 1, 3]]}
+    real = {"confusion": [[1, 0, 0], [0, 1, 0], [0, 0, 1]]}
+    rows = table([point], scores, real, [[0, 1], [2]])
+    assert "| 1 | 2.000 |  | 0.500 | 0.250 | 0.750 | 0.875 | 0.1 |\n" in rows
+    assert "| no label | 2.000 |  | 0.500 | 0.250 |  |  | 0.1 |\n" in rows
+    with Image.open(io.BytesIO(draw([point, point], real, "two points at one place"))) as picture:
         assert picture.width >= MIN_WIDTH
     assert len(NAMES) == 3

@@ -21,8 +21,7 @@ from drl_dist.data.filesystem import Folder
 from drl_dist.data.index import open_index
 from drl_dist.data.subset import image_batches
 from drl_dist.diffusion.noise import PhiloxNoise
-from drl_dist.jobs.common.output import job_records
-from drl_dist.jobs.ood import driver as ood
+from drl_dist.jobs.common.output import image_job, job_records
 from drl_dist.jobs.ood.driver import histogram_png, ood_run
 from drl_dist.jobs.ood.options import OodOptions, check_ood
 from drl_dist.library.log_density import log_densities
@@ -204,7 +203,7 @@ def test_another_request_is_refused(folder: Path, done: Path, tmp_path: Path, mo
     before = contents(done)
     with pytest.raises(UserError, match=r"got another request \(config_sha256|got another request \(ema_sha256: "):
         ood_run(options(folder, out=str(done), model=str(model(tmp_path / "other", 0.5))))
-    monkeypatch.setattr(ood, "load_model", None)
+    monkeypatch.setattr(image_job, "load_model", None)
     for changed, told in (
         ({"seed": 6}, r"seed: 5 -> 6"),
         ({"num_images": 20}, r"num_images: 31 -> 20"),

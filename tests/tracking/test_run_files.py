@@ -183,6 +183,8 @@ def test_tensorboard_sees_each_step_once(tmp_path: Path, monkeypatch: pytest.Mon
         files.log_image("samples", 2, encode_png(np.zeros((3, 8, 8), np.uint8)))
     with RunFiles(str(tmp_path), 2, has_files=False, has_events=True) as files:
         files.log_metrics(3, {"loss": 30.0})
+    # As the upload of the last checkpoint does, which may begin when training has ended.
+    files.write(is_sealed=True)
     assert not (tmp_path / "metrics").exists()
     found = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [(event.step, event.value) for event in found.Scalars("loss")] == [(1, 1.0), (2, 2.0), (3, 30.0)]

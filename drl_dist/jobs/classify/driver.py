@@ -2,56 +2,49 @@
 
 from __future__ import annotations
 
-import math
-import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from drl_dist.build import build_ladder
 from drl_dist.common.amounts import counted
 from drl_dist.common.errors import UserError
-from drl_dist.config.condition import ConditionConfig
-from drl_dist.data.index import ShardIndex, open_index
+from drl_dist.data.index import open_index
 from drl_dist.data.labels import checked_names, names_of
-from drl_dist.data.subset import check_count, labelled_batches, spread
+from drl_dist.data.subset import labels_of, spread
 from drl_dist.jobs.classify.judged import (
     BAYES,
     CALIBRATED,
     EQUAL,
-    Answers,
     all_constants,
     assumption,
     by_label,
-    check_seen,
-    default_level,
     details,
     log_z,
     scores_by_name,
 )
-from drl_dist.jobs.classify.options import ClassifyOptions, level_number
+from drl_dist.jobs.classify.options import level_number
 from drl_dist.jobs.classify.output import (
+    KIND,
     PICTURE_NAME,
     PREDICTIONS_NAME,
     REPORT_NAME,
     predictions_bytes,
     reliability_png,
 )
-from drl_dist.jobs.classify.questions import questions_of
-from drl_dist.jobs.classify.work import SETS, Measured, Work, record_name
-from drl_dist.jobs.common.device import device_name, prepare_device
-from drl_dist.jobs.common.output.job_folder import JobFolder
-from drl_dist.jobs.common.output.report import evenly_spread, report_bytes, table
-from drl_dist.library.engine import averaged_network
-from drl_dist.library.stored import TrainedModel, load_model
+from drl_dist.jobs.classify.work import DATA, FIT, OTHER, Measured, Work, record_name
+from drl_dist.jobs.common.output.image_job import ImageJob, ImageSet
+from drl_dist.jobs.common.output.report import table
 from drl_dist.likelihood.auroc import auroc
-from drl_dist.likelihood.bayes import Constants
+from drl_dist.likelihood.bayes import Constants, default_level, levels_to_try
+from drl_dist.likelihood.calibration import Answers, LabelScores, most_telling
+from drl_dist.likelihood.questions import check_seen, questions_of
 from drl_dist.likelihood.trust import model_warnings
 
-JOB = "drl_dist.classify"
-MAX_LEVELS_TRIED = 20
-_FILES = (PREDICTIONS_NAME, PICTURE_NAME)
+if TYPE_CHECKING:
+    from drl_dist.config.condition import ConditionConfig
+    from drl_dist.jobs.classify.options import ClassifyOptions
+
 _COLUMNS = [
     ("constants", 12, "{constants}"),
     ("accuracy", 9, "{accuracy:.4f}"),
@@ -70,76 +63,52 @@ def classify_run(options: ClassifyOptions) -> int:
     Raises:
         UserError: something that the user gave cannot be used.
     """
-    device = prepare_device(device_name(options.use_gpu))
-    data = open_index(options.data)
-    fit = open_index(options.fit_data) if options.fit_data else None
-    other = open_index(options.other) if options.other else None
-    count = options.num_images or data.num_samples
-    request: dict[str, Any] = {
-        "data_fingerprint": data.fingerprint,
-        "fit_fingerprint": None if fit is None else fit.fingerprint,
-        "other_fingerprint": None if other is None else other.fingerprint,
-        "num_images": count,
+    data, fit, other = _images(options.data, "data", options.num_images), None, None
+    if options.fit_data:
+        fit = _images(options.fit_data, "fit data", None)
+    if options.other:
+        other = _images(options.other, "other images", options.num_images)
+    fields = {
+        "num_images": data.count,
         "level": options.level,
         "constants": options.constants,
         "num_draws": options.num_draws,
         "given": list(options.given_names),
-        "batch_size": options.batch_size,
-        "seed": options.seed,
-        "device": device.type,
     }
-    folder = JobFolder(
-        options.out,
-        job=JOB,
-        result=REPORT_NAME,
-        written=list(map(re.escape, _FILES)),
-        records=[rf"({'|'.join(SETS)})-\d+\.safetensors"],
-    )
-    folder.check(request)
-    check_count(data, count, what="data", option="--num-images")
-    other_count = 0 if other is None else options.num_images or other.num_samples
-    if other is not None:
-        check_count(other, other_count, what="other images", option="--num-images")
-    if fit is not None and fit.fingerprint == data.fingerprint:
+    job = ImageJob(KIND, options, {DATA: data, FIT: fit, OTHER: other}, fields)
+    if fit is not None and fit.index.fingerprint == data.index.fingerprint:
         raise UserError(
             "option --fit-data",
             got=f"the images of --data, {options.fit_data}",
             expected="other images: constants that were fitted to the images they are judged by look too good",
             remedy="set a part of the labelled images aside for it",
         )
-    model = load_model(options.model, options.tracking_uri, options.allow_code)
-    questions = questions_of(model.experiment.condition, options.given_names, options.model)
-    _check_data(model, data, fit, other)
-    tried = _levels_to_try(options, model, has_fit=fit is not None)
-    request |= {
-        "preset": model.experiment.preset,
-        "step": model.step,
-        "ema_sha256": model.ema_sha256,
-        "config_sha256": model.config_sha256,
-    }
-    records = [record_name(of, t) for of in SETS for t in range(model.experiment.diffusion.num_levels)]
-    if folder.is_complete(request):
-        folder.clean_up(request, records=records, files=_FILES)
-        print(f"{options.out} already holds this classification, in {REPORT_NAME}; nothing to do", flush=True)
+    condition = job.experiment.condition
+    questions = questions_of(condition, options.given_names, f"model {options.model}", "option --given")
+    _check_labels(condition, data, fit)
+    tried = _levels_to_try(options, job, has_fit=fit is not None)
+    records = [record_name(of, t) for of in (DATA, FIT, OTHER) for t in range(job.experiment.diffusion.num_levels)]
+    if job.is_complete(records):
         return 0
     if fit is not None and options.constants == "fit":
-        check_seen(questions, questions.answers(_labels_of(fit, model, options.batch_size)), fit.url)
-    network = averaged_network(model.experiment, model.ema, device)
-    work = _Classification(Work(folder, request, network, model.experiment, questions, options), fit)
+        # Read before any work: what they lack is to be told before anything is written.
+        answers = questions.answers(labels_of(fit.index, fit.count, condition.kind))
+        remedy = "add labelled images, or use --constants equal"
+        check_seen(questions, answers, f"fit data {fit.index.url}", remedy)
+    work = _Classification(Work(job, questions, options), fit)
     level, rows = work.choose(tried)
-    measured = work.work.measure(data, count, "data", level)
-    others = None if other is None else work.work.measure(other, other_count, "other", level)
+    measured = work.work.measure(data, DATA, level)
+    others = None if other is None else work.work.measure(other, OTHER, level)
     judged = work.judge(measured, level)
-    warnings = model_warnings(model.experiment)
     report = {
-        "kind": model.experiment.condition.kind,
+        "kind": condition.kind,
         "labels": questions.asked_names,
         "given": list(options.given_names),
         "level": level,
         "num_draws": options.num_draws,
         "constants": work.name,
         "assumption": assumption(work.name, work.num_fitted, options.fit_data),
-        "num_images": count,
+        "num_images": data.count,
         "num_labelled": int((judged[work.name].answers >= 0).any(1).sum()),
         **_scores_of(judged, work.name),
         "by_constants": scores_by_name(judged),
@@ -151,67 +120,62 @@ def classify_run(options: ClassifyOptions) -> int:
         "out_of_distribution": None if others is None else work.apart(measured, others, level),
         "seed": options.seed,
         "model": options.model,
-        "step": model.step,
-        "data": _facts(data),
-        "fit_data": None if fit is None else _facts(fit),
-        "other": None if other is None else _facts(other),
-        "warnings": list(warnings),
+        "step": job.model.step,
+        "data": data.facts(),
+        "fit_data": None if fit is None else fit.facts(),
+        "other": None if other is None else other.facts(),
     }
-    places = spread(data.num_samples, count)
-    folder.files.write(PREDICTIONS_NAME, predictions_bytes(questions, judged[work.name], measured.keys, places))
+    places = spread(data.index.num_samples, data.count)
+    files = {PREDICTIONS_NAME: predictions_bytes(questions, judged[work.name], measured.keys, places)}
     if judged[work.name].num_known:
         caption = (
-            f"labels inferred by energies of level {level}: {data.name} {data.split}, {options.model}, step "
-            f"{model.step}, seed {options.seed}"
+            f"labels inferred by energies of level {level}: {data.index.name} {data.index.split}, {options.model}, "
+            f"step {job.model.step}, seed {options.seed}"
         )
-        folder.files.write(PICTURE_NAME, reliability_png(questions, judged, work.name, caption))
-    folder.finish(report_bytes(report))
-    folder.clean_up(request, records=records, files=_FILES)
-    _print(options, report)
+        files[PICTURE_NAME] = reliability_png(questions, judged, work.name, caption)
+    job.finish(report, files, _lines(options, report), records, model_warnings(job.experiment))
     return 0
 
 
-def _check_data(model: TrainedModel, data: ShardIndex, fit: ShardIndex | None, other: ShardIndex | None) -> None:
-    """Return if the model can be asked about the images.
+def _images(url: str, what: str, count: int | None) -> ImageSet:
+    index = open_index(url)
+    return ImageSet(index, count or index.num_samples, what)
+
+
+def _check_labels(condition: ConditionConfig, *sets: ImageSet | None) -> None:
+    """Return if the images have the model's labels.
 
     Raises:
-        UserError: they have another shape or other labels.
+        UserError: they have none, or others.
     """
-    condition: ConditionConfig = model.experiment.condition
-    for index, what in ((data, "data"), (fit, "fit data"), (other, "other images")):
-        if index is None:
-            continue
-        index.check_model(resolution=model.experiment.model.resolution, channels=model.experiment.model.channels)
-        if index is not other:
-            checked_names(condition, names_of(index, condition.kind), f"{what} {index.url} ({index.name})")
+    for given in sets:
+        if given is not None:
+            what = f"{given.what} {given.index.url} ({given.index.name})"
+            checked_names(condition, names_of(given.index, condition.kind), what)
 
 
-def _labels_of(index: ShardIndex, model: TrainedModel, batch_size: int) -> Tensor:
-    """The labels of all images, read before any work: what they lack is to be told before anything is written."""
-    batches = labelled_batches(index, index.num_samples, batch_size, model.experiment.condition.kind)
-    return torch.cat([batch.labels for batch in batches])
-
-
-def _levels_to_try(options: ClassifyOptions, model: TrainedModel, *, has_fit: bool) -> list[int]:
+def _levels_to_try(options: ClassifyOptions, job: ImageJob, *, has_fit: bool) -> list[int]:
     """The level asked for, or those of which the best is to be found.
 
     Raises:
         UserError: there is no such level.
     """
-    diffusion = model.experiment.diffusion
+    num_levels = job.experiment.diffusion.num_levels
     number = level_number(options.level)
-    if number is not None and number >= diffusion.num_levels:
+    if number is not None and number >= num_levels:
         raise UserError(
             "option --level",
             got=number,
-            expected=f"auto, or a number from 0 to {diffusion.num_levels - 1}, the levels of the model",
+            expected=f"auto, or a number from 0 to {num_levels - 1}, the levels of the model",
             remedy="correct the option",
         )
     if number is not None:
         return [number]
-    if has_fit:
-        return evenly_spread(diffusion.num_levels, MAX_LEVELS_TRIED)
-    return [default_level(build_ladder(diffusion), model.experiment.model.data_std)]
+    return (
+        levels_to_try(num_levels)
+        if has_fit
+        else [default_level(build_ladder(job.experiment.diffusion), job.experiment.model.data_std)]
+    )
 
 
 class _Classification:
@@ -222,7 +186,7 @@ class _Classification:
         fit: the fit data.
     """
 
-    def __init__(self, work: Work, fit: ShardIndex | None) -> None:
+    def __init__(self, work: Work, fit: ImageSet | None) -> None:
         self.work, self._fit, self._questions = work, fit, work.questions
         self.is_fitted = fit is not None and work.options.constants == "fit"
         self.name = CALIBRATED if self.is_fitted else EQUAL
@@ -244,18 +208,17 @@ class _Classification:
     def choose(self, tried: list[int]) -> tuple[int, list[dict[str, Any]]]:
         """The most accurate level on the fit data, of equal ones that of the smaller log loss; and each one's worth."""
         rows: list[dict[str, Any]] = []
-        ladder = build_ladder(self.work.experiment.diffusion)
+        found: list[tuple[int, LabelScores | None]] = []
+        ladder = self.work.ladder
         for t in tried:
-            row: dict[str, Any] = {
-                "level": t,
-                "noise_to_signal": float(ladder.cumulative_std[t] / ladder.cumulative_scale[t]),
-            }
             measured = self._of_fit(t)
-            if measured is not None and (scores := self.judge(measured, t)[self.name].scores()) is not None:
-                row |= {"fit_accuracy": scores.accuracy, "fit_log_loss": scores.log_loss}
-            rows.append(row)
-        best = max(rows, key=lambda row: (row.get("fit_accuracy", 0.0), -row.get("fit_log_loss", math.inf)))
-        return best["level"], rows
+            scores = None if measured is None else self.judge(measured, t)[self.name].scores()
+            noise_to_signal = float(ladder.cumulative_std[t] / ladder.cumulative_scale[t])
+            rows.append({"level": t, "noise_to_signal": noise_to_signal})
+            if scores is not None:
+                rows[-1] |= {"fit_accuracy": scores.accuracy, "fit_log_loss": scores.log_loss}
+            found.append((t, scores))
+        return most_telling(found), rows
 
     def judge(self, measured: Measured, level: int) -> dict[str, Answers]:
         """Answers under each set of constants."""
@@ -305,7 +268,7 @@ class _Classification:
         if self._fit is None:
             return None
         if level not in self._measured:
-            self._measured[level] = self.work.measure(self._fit, self._fit.num_samples, "fit", level)
+            self._measured[level] = self.work.measure(self._fit, FIT, level)
         return self._measured[level]
 
 
@@ -314,24 +277,21 @@ def _scores_of(judged: dict[str, Answers], name: str) -> dict[str, Any]:
     return dict.fromkeys(("accuracy", "ece", "brier", "log_loss")) if scores is None else scores.as_json()
 
 
-def _facts(index: ShardIndex) -> dict[str, Any]:
-    return {"url": index.url, "fingerprint": index.fingerprint}
-
-
-def _print(options: ClassifyOptions, report: dict[str, Any]) -> None:
+def _lines(options: ClassifyOptions, report: dict[str, Any]) -> list[str]:
+    """What people are told of a report."""
     rows = [{"constants": name, **(scores or {})} for name, scores in report["by_constants"].items()]
-    print("\n".join(table(_COLUMNS, rows)))
     labelled = counted(report["num_labelled"], "labelled image")
-    print(f"{labelled} of {report['num_images']} of {options.data} at level {report['level']}; constants ", end="")
-    print(f"{report['constants']}: {report['assumption']}")
+    lines = [
+        *table(_COLUMNS, rows),
+        f"{labelled} of {report['num_images']} of {options.data} at level {report['level']}; constants "
+        f"{report['constants']}: {report['assumption']}",
+    ]
     if options.constants == "fit" and not options.fit_data:
-        print("without --fit-data nothing could be fitted: the constants are equal")
+        lines.append("without --fit-data nothing could be fitted: the constants are equal")
     if apart := report["out_of_distribution"]:
         summed = f", {apart['auroc_summed']:.4f} by their sum over all classes" if "auroc_summed" in apart else ""
-        print(
-            f"AUROC {apart['auroc_unlabelled']:.4f} against {options.other} by energies without a label{summed}",
+        lines.append(
+            f"AUROC {apart['auroc_unlabelled']:.4f} against {options.other} by energies without a label{summed}"
         )
     files = [REPORT_NAME, PREDICTIONS_NAME, *([PICTURE_NAME] if report["reliability"] else [])]
-    print(f"{', '.join(files)} in {options.out}", flush=True)
-    for text in report["warnings"]:
-        print(f"warning: {text}", flush=True)
+    return [*lines, f"{', '.join(files)} in {options.out}"]

@@ -1,47 +1,20 @@
-"""Constants, levels and scores: what energies of labels say of images, and how right they are."""
+"""Constants and scores: what energies of labels say of images, and how right they are."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from drl_dist.common.errors import UserError
-from drl_dist.diffusion.ladder import NoiseLadder
-from drl_dist.jobs.classify.questions import Questions
-from drl_dist.likelihood.bayes import Constants, fit_constants, unseen
-from drl_dist.likelihood.calibration import LabelScores, confusion, label_scores, reliability
+from drl_dist.likelihood.bayes import Constants, fit_constants
+from drl_dist.likelihood.calibration import Answers, confusion, reliability
+from drl_dist.likelihood.questions import Questions
 
 EQUAL, BAYES, CALIBRATED = "equal", "fitted", "calibrated"
 """Constants that are all alike; offsets that are fitted; offsets and an inverse temperature that are."""
-
-
-@dataclass(frozen=True)
-class Answers:
-    """Probabilities of all answers of N images under one set of constants."""
-
-    log_posterior: Tensor
-    """(N, Q, K)."""
-    answers: Tensor
-    """(N, Q), -1 where not known."""
-
-    @property
-    def num_known(self) -> int:
-        """Answers that can be judged."""
-        return int((self.answers >= 0).sum())
-
-    def known(self) -> tuple[Tensor, Tensor]:
-        """(M, K) and (M,) of the answers that are known, all questions together."""
-        is_known = self.answers >= 0
-        return self.log_posterior[is_known], self.answers[is_known]
-
-    def scores(self) -> LabelScores | None:
-        """None where no answer is known."""
-        return label_scores(*self.known()) if self.num_known else None
 
 
 def all_constants(energies: Tensor, answers: Tensor | None) -> dict[str, Constants]:
@@ -56,34 +29,6 @@ def all_constants(energies: Tensor, answers: Tensor | None) -> dict[str, Constan
         found[BAYES] = fit_constants(energies, answers, with_temperature=False)
         found[CALIBRATED] = fit_constants(energies, answers, with_temperature=True)
     return found
-
-
-def check_seen(questions: Questions, answers: Tensor, url: str) -> None:
-    """Return if every answer can have a constant of its own.
-
-    Args:
-        answers: (N, Q) of the images that constants are fitted to.
-        url: of these images.
-
-    Raises:
-        UserError: some answer is that of no image.
-    """
-    if missing := unseen(answers, questions.shape[1]):
-        raise UserError(
-            f"fit data {url}",
-            got=f"no image that is {questions.answer_name(*missing[0])}",
-            expected="an image of every label, whose constant is fitted to it",
-            remedy="add labelled images, or use --constants equal",
-        )
-
-
-def default_level(ladder: NoiseLadder, data_std: float | None) -> int:
-    """The level whose noise is nearest as wide as the data.
-
-    Where there is less noise, the constants of the labels differ by more; where there is more, images differ by less.
-    """
-    noise_to_signal = (ladder.cumulative_std / ladder.cumulative_scale)[:-1]
-    return int((noise_to_signal / (data_std or 0.5)).log().abs().argmin())
 
 
 def assumption(constants: str, num_fitted: int, url: str) -> str:

@@ -13,14 +13,42 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from drl_dist.common.figures import SMALLEST_POINTS, figure_png, new_figure
-from drl_dist.jobs.classify.judged import Answers
-from drl_dist.jobs.classify.questions import Questions
-from drl_dist.likelihood.calibration import NUM_BINS, reliability
+from drl_dist.jobs.common.output.image_job import JobKind
+from drl_dist.likelihood.calibration import NUM_BINS, Answers, confusion, reliability
+from drl_dist.likelihood.questions import Questions
 
 REPORT_NAME, PREDICTIONS_NAME, PICTURE_NAME = "classify.json", "predictions.parquet", "reliability.png"
 _MARKS = "os^"
 _FEW = 24
 """Labels whose names fit beside a picture, and whose counts fit into it."""
+
+
+def metrics_of(report: Mapping[str, Any]) -> dict[str, float | None]:
+    """Numbers of a report by the names that MLflow shows; None where there is none."""
+    names = ("accuracy", "mean_accuracy", "ece", "brier", "log_loss", "level")
+    apart = report["out_of_distribution"] or {}
+    found = {name: report[name] for name in names}
+    found |= {name: value for name, value in apart.items() if name.startswith("auroc")}
+    return {f"classification/{name}": value for name, value in found.items()}
+
+
+def _told(report: Mapping[str, Any]) -> str:
+    scores = "no image has a label"
+    if report["accuracy"] is not None:
+        scores = f"accuracy {report['accuracy']:.4f}, ECE {report['ece']:.4f} at level {report['level']}"
+    return f"{scores}. Constants {report['constants']}: {report['assumption']}"
+
+
+KIND = JobKind(
+    name="drl_dist.classify",
+    noun="classification",
+    report=REPORT_NAME,
+    files=(PREDICTIONS_NAME, PICTURE_NAME),
+    records=r"(data|fit|other)-\d+\.safetensors",
+    tracked="classification",
+    metrics=metrics_of,
+    description=_told,
+)
 
 
 def predictions_bytes(questions: Questions, answers: Answers, keys: Tensor, places: NDArray[np.int64]) -> bytes:
@@ -87,8 +115,6 @@ def reliability_png(questions: Questions, judged: Mapping[str, Answers], shown: 
 
 
 def _draw_confusion(axes: Any, questions: Questions, answers: Answers) -> None:
-    from drl_dist.likelihood.calibration import confusion
-
     log_posterior, known = answers.known()
     names, count = questions.names, len(questions.names)
     table = confusion(log_posterior.argmax(1), known, count).numpy()

@@ -94,14 +94,9 @@ class WorkerPool(Generic[Record]):
         for _ in range(min(self._size, len(queue))):
             self._start()
         while queue or self._busy:
-            while queue and self._idle:
-                worker, task = self._idle.pop(), queue.popleft()
-                self._busy[worker.make.options(num_returns="streaming").remote(task)] = (worker, task)
-            # Streams and plain references alike, which Ray's types do not say.
-            ready: list[Any]
-            ready, _ = ray.wait([*self._starting, *self._busy], num_returns=1, timeout=LOOK_SECONDS)
-            self._refresh(advance)
-            for item in ready:
+            self._give(queue)
+            made = 0
+            for item in self._ready():
                 if item in self._starting:
                     self._started(item)
                     continue
@@ -110,7 +105,7 @@ class WorkerPool(Generic[Record]):
                     news: Any = ray.get(next(item))
                 except RayActorError as error:
                     self._under_way.pop(task, None)
-                    advance(-self._made.pop(task, 0))
+                    made -= self._made.pop(task, 0)
                     del self._busy[item]
                     queue.appendleft(task)
                     self._replace(task, error)
@@ -121,21 +116,41 @@ class WorkerPool(Generic[Record]):
                 else:
                     if isinstance(news, UnderWay):
                         self._under_way[task] = news
-                        self._refresh(advance)
                         continue
                     self._under_way.pop(task, None)
                     if isinstance(news, int):
                         self._made[task] = self._made.get(task, 0) + news
-                        self._refresh(advance, news)
+                        made += news
                     else:
                         self._idle.append(self._busy.pop(item)[0])
                         self._made.pop(task, None)
+                        # The worker does not wait for what is done with its record.
+                        self._give(queue)
                         yield task, news
+            self._refresh(advance, made)
 
     def close(self) -> None:
         """End all actors, so that what they hold is free at once."""
         for worker in (*self._starting.values(), *self._idle, *(worker for worker, _ in self._busy.values())):
             ray.kill(worker)
+
+    def _give(self, queue: deque[int]) -> None:
+        while queue and self._idle:
+            worker, task = self._idle.pop(), queue.popleft()
+            self._busy[worker.make.options(num_returns="streaming").remote(task)] = (worker, task)
+
+    def _ready(self) -> list[Any]:
+        """All that have news, streams and plain references alike; none if there are none for `LOOK_SECONDS`.
+
+        Looking takes as long as there are workers. If it were done for each piece of news, thousands of workers, which
+        have as many a second, would be more than a driver can follow.
+        """
+        ready: list[Any]
+        ready, others = ray.wait([*self._starting, *self._busy], num_returns=1, timeout=LOOK_SECONDS)
+        if ready and others:
+            more, _ = ray.wait(others, num_returns=len(others), timeout=0)
+            ready += more
+        return ready
 
     def _start(self) -> None:
         worker = self._new_actor()

@@ -13,10 +13,11 @@ from drl_dist.build import build_posterior_sampler, build_sampler
 from drl_dist.common.amounts import counted
 from drl_dist.common.images import to_uint8
 from drl_dist.common.progress import Advance, progress
+from drl_dist.data.index import open_index
 from drl_dist.diffusion.noise import PhiloxNoise
 from drl_dist.jobs.common.chains import CHAIN_FIELDS, with_chains
 from drl_dist.jobs.common.device import device_name, prepare_device
-from drl_dist.jobs.common.labels import given_labels, wanted_of
+from drl_dist.jobs.common.labels import LabelData, given_labels, read_label_data, wanted_of
 from drl_dist.jobs.edit.options import EditOptions, InpaintOptions, InterpolateOptions
 from drl_dist.jobs.edit.output import IMAGES_FOLDER, EditOutput, begun
 from drl_dist.jobs.edit.tasks import open_task
@@ -48,8 +49,11 @@ def interpolate_run(options: InterpolateOptions) -> int:
     device = prepare_device(device_name(options.use_gpu))
     model = load_model(options.model, options.tracking_uri, options.allow_code)
     experiment = with_chains(model.experiment, options)
-    labels = wanted_of(options, experiment.condition)
-    request = _request(options, model, experiment) | {"pairs": options.pairs, "columns": options.columns}
+    label_data = _label_data(options, experiment)
+    labels = wanted_of(
+        options, experiment.condition, num_images=options.pairs, number_option="--pairs", label_data=label_data
+    )
+    request = _request(options, model, experiment, label_data) | {"pairs": options.pairs, "columns": options.columns}
     pairs = torch.arange(options.pairs, device=device)
     weights = torch.linspace(0, 1, options.columns, dtype=torch.float64, device=device)
     noise = InterpolatedNoise(PhiloxNoise(options.seed), 2 * pairs, 2 * pairs + 1, weights)
@@ -89,14 +93,15 @@ def inpaint_run(options: InpaintOptions) -> int:
     model = load_model(options.model, options.tracking_uri, options.allow_code)
     experiment = with_chains(model.experiment, options)
     sampler = build_posterior_sampler(experiment, options.num_rounds, model.curvature)
-    labels, noise = wanted_of(options, experiment.condition), PhiloxNoise(options.seed)
+    label_data, noise = _label_data(options, experiment), PhiloxNoise(options.seed)
+    labels = wanted_of(options, experiment.condition, num_images=options.num_images, label_data=label_data)
     size = experiment.model.resolution
     earlier = begun(options.out, INPAINTING_SHEET)
     # Earlier versions took the first images, which may be of one class; folders that they began stay as they are.
     is_first = earlier is not None and _CHOICE not in earlier
     task = open_task(options, sampler, (experiment.model.channels, size, size), device, is_first=is_first)
     fields = ("task", "data", "mask", "noise_std", "factor", "degraded", "num_images", "num_completions", "num_rounds")
-    request = _request(options, model, experiment) | {name: getattr(options, name) for name in fields}
+    request = _request(options, model, experiment, label_data) | {name: getattr(options, name) for name in fields}
     request |= {} if is_first else {_CHOICE: "from all over the data"}
     count, completions = len(task.given), options.num_completions
     batches = torch.arange(count * completions, device=device).split(options.batch_size)
@@ -162,7 +167,14 @@ def _draw_all(
     return torch.cat([made[number] for number in range(len(batches))])
 
 
-def _request(options: EditOptions, model: TrainedModel, experiment: Experiment) -> dict[str, Any]:
+def _label_data(options: EditOptions, experiment: Experiment) -> LabelData | None:
+    real = open_index(options.real) if options.real else None
+    return read_label_data(options, experiment.condition, real)
+
+
+def _request(
+    options: EditOptions, model: TrainedModel, experiment: Experiment, label_data: LabelData | None
+) -> dict[str, Any]:
     return {
         "preset": experiment.preset,
         "step": model.step,
@@ -174,7 +186,7 @@ def _request(options: EditOptions, model: TrainedModel, experiment: Experiment) 
         "device": device_name(options.use_gpu),
         # The model's own are part of its config, and folders begun without these options have none of them.
         **{name: getattr(options, name) for name in CHAIN_FIELDS if getattr(options, name) is not None},
-        **given_labels(options),
+        **given_labels(options, label_data),
     }
 
 

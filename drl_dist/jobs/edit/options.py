@@ -41,6 +41,8 @@ class EditOptions(LabelOptions):
     training."""
     chain_kernel: ChainKernelName | None = None
     """Kernel of the chains; by default the model's mcmc.sampling_kernel, or that of its training."""
+    real: str | None = None
+    """URL of image shards of whose labels --labels data takes random ones."""
     batch_size: int = 64
     """Images that are computed together."""
     use_gpu: bool = False
@@ -164,6 +166,8 @@ def _check(options: EditOptions, needed: list[str], rules: list[Rule]) -> None:
         [
             *((_flag(name), got, expected, holds) for name, got, expected, holds in [*common, *rules]),
             *chain_rules(options),
+            ("--real", options.real, "it with --labels data", options.real is None or options.labels == "data"),
+            place_rule("--real", options.real),
             place_rule("--out", options.out),
             model_rule(options.model),
         ]

@@ -75,7 +75,7 @@ class EditOutput:
         """
         numbers = {name: number for number, name in enumerate(self._record_names())}
         digest, found = digest_of(self._request), dict[int, Tensor]()
-        for name, data in self._folder.records.present(numbers).items():
+        for name, data in self._folder.records.present(numbers):
             record = Record.from_bytes(data, digest)
             if record is not None and record.facts == {"given": given}:
                 found[numbers[name]] = torch.from_numpy(record.arrays["images"])

@@ -13,8 +13,8 @@ from torch import Tensor
 from drl_dist.common.amounts import counted
 from drl_dist.common.errors import UserError
 from drl_dist.common.waiting import Waiting
+from drl_dist.config.condition import shown
 from drl_dist.data.index import ShardIndex
-from drl_dist.data.labels import shown
 from drl_dist.data.subset import labels_of
 from drl_dist.evaluation.classes import FEWEST, ClassFid, Recognition, class_logits, intra_fid, recognition
 from drl_dist.evaluation.classes import class_fids as fids_of_classes

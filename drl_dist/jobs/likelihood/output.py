@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save
 
-from drl_dist.common.amounts import counted
+from drl_dist.common.amounts import counted, evenly_spread
 from drl_dist.common.figures import SMALLEST_POINTS, figure_png, new_figure
 from drl_dist.jobs.common.output.job_folder import JobFolder, read_json
-from drl_dist.jobs.common.output.report import Column, evenly_spread, report_bytes, table
+from drl_dist.jobs.common.output.report import Column, report_bytes, table
 from drl_dist.jobs.common.step_sizes import STEP_SIZES_NAME, read_step_sizes, write_step_sizes
 from drl_dist.jobs.likelihood.task import LikelihoodRequest, TaskResult
 from drl_dist.likelihood.partition import LogZ
@@ -93,8 +93,7 @@ class LikelihoodOutput:
         """The results of the tasks that earlier starts finished, by number."""
         tasks = {name: task for task, name in enumerate(self._record_names())}
         results = {
-            tasks[name]: TaskResult.from_bytes(data, self._request)
-            for name, data in self._records.present(tasks).items()
+            tasks[name]: TaskResult.from_bytes(data, self._request) for name, data in self._records.present(tasks)
         }
         return {task: result for task, result in results.items() if result is not None}
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from drl_dist.build import build_ladder, build_levels
-from drl_dist.common.amounts import counted
+from drl_dist.common.amounts import counted, evenly_spread
 from drl_dist.common.errors import UserError
 from drl_dist.common.images import to_uint8
 from drl_dist.common.progress import progress
@@ -20,7 +20,6 @@ from drl_dist.diffusion.recovery import Levels
 from drl_dist.jobs.common.device import device_name, prepare_device
 from drl_dist.jobs.common.output.job_folder import JobFolder
 from drl_dist.jobs.common.output.job_records import digest_of
-from drl_dist.jobs.common.output.report import evenly_spread
 from drl_dist.jobs.common.step_sizes import STEP_SIZES_NAME, check_leapfrogs, read_step_sizes, write_step_sizes
 from drl_dist.jobs.long_run.diagnostics import Mixing, mixing
 from drl_dist.jobs.long_run.options import LongRunOptions

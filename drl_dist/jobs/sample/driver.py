@@ -10,12 +10,12 @@ from drl_dist.common.amounts import counted
 from drl_dist.common.progress import progress
 from drl_dist.data.filesystem import Folder
 from drl_dist.data.index import ShardIndex, open_index
-from drl_dist.data.labels import checked_names
 from drl_dist.data.manifest import MANIFEST_NAME
 from drl_dist.jobs.common.actor_pool import WorkerPool
 from drl_dist.jobs.common.chains import with_chains
 from drl_dist.jobs.common.cluster import check_capacity, cluster
 from drl_dist.jobs.common.device import device_name
+from drl_dist.jobs.common.labels import read_label_data
 from drl_dist.jobs.common.prometheus import job_exported
 from drl_dist.jobs.sample.options import SampleOptions
 from drl_dist.jobs.sample.output import DEVICES_BETWEEN, GRID_NAME, SampleOutput
@@ -70,15 +70,11 @@ def sample_request(options: SampleOptions, model: TrainedModel, real: ShardIndex
     """All that determines the images.
 
     Args:
-        real: the data of `--real`, whose classes labels can be as frequent as.
+        real: the data of `--real`, of whose labels images can have random ones.
 
     Raises:
-        UserError: these have other classes than the model.
+        UserError: these have other labels than the model, or cannot be read.
     """
-    counts = None
-    if options.labels == "data" and real is not None:
-        checked_names(model.experiment.condition, real.classes, f"data {real.url} ({real.name})")
-        counts = real.class_counts
     return SampleRequest(
         preset=model.experiment.preset,
         ema_sha256=model.ema_sha256,
@@ -98,7 +94,7 @@ def sample_request(options: SampleOptions, model: TrainedModel, real: ShardIndex
         labels=options.labels,
         compose=options.compose,
         guidance=options.guidance,
-        class_counts=counts,
+        label_data=read_label_data(options, model.experiment.condition, real),
     )
 
 
@@ -138,11 +134,12 @@ def _make(
         began, before = time.monotonic(), done
         with (
             job_exported(options.out) as exporter,
+            output.kept_behind() as keep,
             closing(pool),
             progress("sampling", request.num_images, done, "images") as advance,
         ):
             for task, record in pool.run(missing, advance):
-                output.keep(task, record)
+                keep(task, record)
                 records[task] = record
                 done += len(request.images_of(task))
                 rate = (done - before) / (time.monotonic() - began)

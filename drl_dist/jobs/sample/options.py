@@ -48,7 +48,7 @@ class SampleOptions(LabelOptions):
     chain_kernel: ChainKernelName | None = None
     """Kernel of the chains; by default the model's mcmc.sampling_kernel, or that of its training."""
     real: str | None = None
-    """URL of image shards, some of which are shown beside the generated ones."""
+    """URL of image shards, some of which are shown beside the generated ones, and whose labels --labels data draws."""
     tracking_uri: str | None = None
     """MLflow server; by default the environment's MLFLOW_TRACKING_URI. Only models:/ addresses need it."""
     allow_code: tuple[str, ...] = ()

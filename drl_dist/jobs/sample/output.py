@@ -8,9 +8,11 @@ import io
 import json
 import re
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -36,7 +38,15 @@ from drl_dist.data.subset import images_at, representative
 from drl_dist.diffusion.noise import PhiloxNoise
 from drl_dist.jobs.common.output.job_folder import JobFolder, refuse_other
 from drl_dist.jobs.common.output.sheet import sheet_of
-from drl_dist.jobs.sample.task import PROGRESSION_NAME, SPLIT, TAR_HEADER_BYTES, SampleRequest, TaskRecord, samples
+from drl_dist.jobs.sample.task import (
+    PROGRESSION_NAME,
+    SPLIT,
+    TAR_HEADER_BYTES,
+    SampleRequest,
+    TaskRecord,
+    facts_of,
+    samples,
+)
 
 if TYPE_CHECKING:
     from drl_dist.config.tree import Experiment
@@ -47,6 +57,7 @@ GRID_ROWS, GRID_COLUMNS = 20, 8
 """Of images with labels: rows of different labels, and images of each."""
 LABEL_FACTS = (CLASSES, CLASS_COUNTS, ATTRIBUTES, ATTRIBUTE_COUNTS)
 """In the index beside the request, from which they follow."""
+_ROWS_AT_ONCE, _RECORDS_AT_ONCE = 65536, 256
 DEVICES_BETWEEN = "; "
 """Between the names of devices in the record of a task that is known from a manifest alone."""
 
@@ -79,6 +90,7 @@ class SampleOutput:
         self._fields = request.to_record()
         self._wanted, self._noise = request.wanted(experiment.condition), PhiloxNoise(request.seed)
         self._complete: ShardIndex | None = None
+        self._kept: set[int] = set()
 
     @property
     def aside(self) -> str:
@@ -117,10 +129,13 @@ class SampleOutput:
         if begun is None:
             return records
         tasks = {f"{task:05d}.json": task for task in range(self._request.num_tasks)}
-        for name, text in self._records.present(tasks).items():
+        head = TaskRecord.head(self._request)
+        for name, text in self._records.present(tasks):
             task, record = tasks[name], TaskRecord.from_json(text, self._request, begun["num_images"])
             # The last task of fewer images is another one.
             if record is not None and record.row.num_samples == len(self._request.images_of(task)):
+                if task not in records and text.startswith(head):
+                    self._kept.add(task)
                 records.setdefault(task, record)
         places = [self._folder.sizes(), self._records.folder.sizes()]
         return {
@@ -137,11 +152,21 @@ class SampleOutput:
         """
         # The request first: records without one are somebody else's.
         self._job.begin(self._fields)
-        self._records.write({f"{task:05d}.json": record.to_json(self._request) for task, record in records.items()})
+        # Those that lie there for this request, or for one of more images, stay as they are.
+        missing = [task for task in records if task not in self._kept]
+        for first in range(0, len(missing), _RECORDS_AT_ONCE):
+            some = missing[first : first + _RECORDS_AT_ONCE]
+            self._records.write({f"{task:05d}.json": records[task].to_json(self._request) for task in some})
 
-    def keep(self, task: int, record: TaskRecord) -> None:
-        """Keep the record of a finished task, so that a later start skips it."""
-        self._records.write({f"{task:05d}.json": record.to_json(self._request)})
+    @contextmanager
+    def kept_behind(self) -> Iterator[Callable[[int, TaskRecord], None]]:
+        """Keep the records of finished tasks, so that a later start skips them; see `Records.written_behind`.
+
+        Raises:
+            UserError: the storage does not take them.
+        """
+        with self._records.written_behind() as write:
+            yield lambda task, record: write(f"{task:05d}.json", record.to_json(self._request))
 
     def check_shards(self, records: Mapping[int, TaskRecord]) -> None:
         """Return if every shard can be seen from here.
@@ -170,7 +195,7 @@ class SampleOutput:
         """
         for task in self.replaced:
             records[task] = self._with_earlier_images(task, records[task])
-            self.keep(task, records[task])
+            self._records.write({f"{task:05d}.json": records[task].to_json(self._request)})
         self._folder.remove(INDEX_NAME)
         aside = self._records.folder.sizes()
         for record in records.values():
@@ -198,8 +223,8 @@ class SampleOutput:
         images = range(first, first + len(pngs))
         data, new_row = pack_shard(row.name, samples(self._wanted, self._noise, images, pngs))
         self._records.write({row.name: data})
-        checksums = tuple(hashlib.sha256(png).hexdigest() for png in pngs)
-        return dataclasses.replace(record, row=new_row, png_sizes=tuple(map(len, pngs)), png_sha256=checksums)
+        sizes, checksums = facts_of(pngs)
+        return dataclasses.replace(record, row=new_row, png_sizes=sizes, png_sha256=checksums)
 
     def _earlier(self) -> dict[int, TaskRecord]:
         """The records of the full tasks of a complete folder of fewer images, from its index and manifest."""
@@ -207,8 +232,9 @@ class SampleOutput:
             return {}
         table, facts = read_manifest(self.url)
         device = DEVICES_BETWEEN.join(facts.get("devices", []))
-        sizes, checksums = table.column("size").to_pylist(), table.column("sha256").to_pylist()
-        if table.column("image_id").to_pylist() != list(range(self._complete.num_samples)):
+        sizes = table.column("size").to_numpy().astype(np.int32)
+        checksums = table.column("sha256")
+        if not np.array_equal(table.column("image_id").to_numpy(), np.arange(self._complete.num_samples)):
             raise UserError(
                 f"manifest {self._folder.url_of(MANIFEST_NAME)}",
                 got=counted(len(table), "image"),
@@ -219,8 +245,8 @@ class SampleOutput:
         for task, row in enumerate(self._complete.shards):
             images = self._request.images_of(task)
             if row.num_samples == len(images):
-                here = slice(images[0], images[-1] + 1)
-                records[task] = TaskRecord(row, tuple(sizes[here]), tuple(checksums[here]), device, 0.0)
+                held = bytes.fromhex("".join(checksums.slice(images[0], len(images)).to_pylist()))
+                records[task] = TaskRecord(row, sizes[images[0] : images[-1] + 1], held, device, 0.0)
         return records
 
     def index(self, records: Mapping[int, TaskRecord]) -> ShardIndex:
@@ -273,16 +299,22 @@ class SampleOutput:
             metadata={METADATA_KEY: json.dumps(metadata, sort_keys=True).encode()},
         )
         buffer = io.BytesIO()
+        # A row group of each task would make a file of little else than the list of its groups.
+        tasks_at_once = -(-_ROWS_AT_ONCE // self._request.shard_size)
         with pq.ParquetWriter(buffer, schema, compression="zstd") as writer:
-            for task, record in sorted(records.items()):
-                images = self._request.images_of(task)
+            tasks = sorted(records)
+            for first in range(0, len(tasks), tasks_at_once):
+                some = tasks[first : first + tasks_at_once]
+                images = [list(self._request.images_of(task)) for task in some]
                 columns = {
-                    "image_id": list(images),
-                    "shard": [record.row.name] * len(images),
-                    "member": [f"{image:09d}.png" for image in images],
-                    "offset": record.row.offsets + TAR_HEADER_BYTES,
-                    "size": list(record.png_sizes),
-                    "sha256": list(record.png_sha256),
+                    "image_id": [image for of_task in images for image in of_task],
+                    "shard": [
+                        records[task].row.name for task, of_task in zip(some, images, strict=True) for _ in of_task
+                    ],
+                    "member": [f"{image:09d}.png" for of_task in images for image in of_task],
+                    "offset": np.concatenate([records[task].row.offsets for task in some]) + TAR_HEADER_BYTES,
+                    "size": np.concatenate([records[task].png_sizes for task in some]).astype(np.int64),
+                    "sha256": [checksum for task in some for checksum in records[task].checksums()],
                 }
                 writer.write_table(pa.table(columns, schema=schema))
         self._folder.write(MANIFEST_NAME, buffer.getvalue())
@@ -306,15 +338,19 @@ class SampleOutput:
 
     def _generated(self, index: ShardIndex) -> Panel:
         """The first images, with a row for each label where they have several."""
-        shown = min(GRID_IMAGES, index.num_samples)
-        if len(self._wanted.rows) < 2:
-            return Panel(title="generated", images=read_images(index, shown))
-        names = self._wanted.rows[:GRID_ROWS]
-        rows = self._wanted.row_of(torch.arange(index.num_samples), self._noise)
-        of_row = [torch.nonzero(rows == row).flatten() for row in range(len(names))]
-        columns = min(GRID_COLUMNS, *(len(some) for some in of_row if len(some)))
-        present = [(name, some[:columns]) for name, some in zip(names, of_row, strict=True) if len(some)]
-        places = torch.cat([some for _, some in present]).numpy()
+        wanted, present = self._wanted, list[tuple[str, torch.Tensor]]()
+        # Attributes of the data may be those of hardly more than one image each.
+        are_many = wanted.kind == "attributes" and wanted.shares is not None and len(wanted.rows) > GRID_ROWS
+        if len(wanted.rows) >= 2 and not are_many:
+            rows = wanted.row_of(torch.arange(index.num_samples), self._noise)
+            of_row = ((name, torch.nonzero(rows == row).flatten()) for row, name in enumerate(wanted.rows[:GRID_ROWS]))
+            # Of labels that are drawn, one that only one image has would leave one column for all.
+            fewest = 1 if wanted.shares is None else 2
+            present = [(name, some) for name, some in of_row if len(some) >= fewest]
+        if not present:
+            return Panel(title="generated", images=read_images(index, min(GRID_IMAGES, index.num_samples)))
+        columns = min(GRID_COLUMNS, *(len(some) for _, some in present))
+        places = torch.cat([some[:columns] for _, some in present]).numpy()
         order = places.argsort()
         images = images_at(index, places[order])[torch.from_numpy(order.argsort())]
         return Panel(title="generated", images=images, columns=columns, row_names=tuple(name for name, _ in present))

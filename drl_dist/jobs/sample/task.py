@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -25,7 +26,7 @@ from drl_dist.data.shards import Sample, ShardRow, encode_png, pack_shard, shard
 from drl_dist.diffusion.noise import Noise, PhiloxNoise
 from drl_dist.jobs.common.chains import CHAIN_FIELDS, ChainKernelName, with_chains
 from drl_dist.jobs.common.device import prepare_device
-from drl_dist.jobs.common.labels import LABEL_FIELDS, LabelOptions, wanted_of
+from drl_dist.jobs.common.labels import LABEL_FIELDS, LabelData, LabelOptions, given_labels, wanted_of
 from drl_dist.jobs.common.output.job_records import digest_of
 from drl_dist.jobs.common.output.sheet import sheet_of
 from drl_dist.library.engine import check_finite, frozen_engine
@@ -40,6 +41,7 @@ SPLIT = "generated"
 PROGRESSION_NAME = "progression.png"
 PROGRESSION_IMAGES = 8
 TAR_HEADER_BYTES = 512
+SHA256_BYTES = 32
 TELL_SECONDS = 1.0
 """Least seconds between what a task says of a batch that it makes."""
 
@@ -68,8 +70,8 @@ class SampleRequest(LabelOptions):
     """c, if it was asked for."""
     chain_kernel: ChainKernelName | None = None
     """The kernel, if it was asked for."""
-    class_counts: tuple[int, ...] | None = None
-    """Images of each class in the data, where labels are as frequent as there."""
+    label_data: LabelData | None = None
+    """Labels of the data, where images have random ones of them."""
 
     @property
     def num_tasks(self) -> int:
@@ -78,18 +80,19 @@ class SampleRequest(LabelOptions):
 
     def to_record(self) -> dict[str, Any]:
         """All fields by name, but for options that were not given and that requests of earlier versions do not have."""
-        fields = dataclasses.asdict(self)
-        newer = (*CHAIN_FIELDS, *LABEL_FIELDS)
-        fields = {name: value for name, value in fields.items() if name not in newer or value is not None}
+        # Not `vars`, which has the digests too once they are known.
+        names = [field.name for field in dataclasses.fields(self)]
+        fields = {name: getattr(self, name) for name in names if name not in (*CHAIN_FIELDS, *LABEL_FIELDS)}
+        fields |= {name: getattr(self, name) for name in CHAIN_FIELDS if getattr(self, name) is not None}
         # As JSON gives it back.
-        return json.loads(json.dumps(fields))
+        return json.loads(json.dumps(fields | given_labels(self, self.label_data)))
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """SHA-256 over all fields, 64 hexadecimal digits."""
         return digest_of(self.to_record())
 
-    @property
+    @cached_property
     def task_digest(self) -> str:
         """SHA-256 over all fields but the number of images, which changes no image: what records are bound to."""
         return dataclasses.replace(self, num_images=0).digest
@@ -100,29 +103,47 @@ class SampleRequest(LabelOptions):
         Args:
             condition: of the model.
         """
-        return wanted_of(self, condition, num_images=self.num_images, counts=self.class_counts or ())
+        return wanted_of(self, condition, num_images=self.num_images, label_data=self.label_data)
 
     def images_of(self, task: int) -> range:
         """Ids of the images of a task."""
         return range(task * self.shard_size, min((task + 1) * self.shard_size, self.num_images))
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class TaskRecord:
-    """What is known of a finished task."""
+    """What is known of a finished task. A driver holds those of all: numbers are packed."""
 
     row: ShardRow
-    png_sizes: tuple[int, ...]
-    """Bytes of each image; it starts `TAR_HEADER_BYTES` after its sample."""
-    png_sha256: tuple[str, ...]
+    png_sizes: NDArray[np.int32]
+    """(images,) bytes of each image; it starts `TAR_HEADER_BYTES` after its sample."""
+    png_sha256: bytes
+    """`SHA256_BYTES` of each image."""
     device: str
     """The device's own name."""
     seconds: float
 
+    @staticmethod
+    def head(request: SampleRequest) -> bytes:
+        """How `to_json` begins for a request, with any number of images."""
+        return json.dumps({"request": request.task_digest}).encode()[:-1]
+
     def to_json(self, request: SampleRequest) -> bytes:
         """The record as it lies beside the shard."""
-        row = dataclasses.asdict(self.row) | {"offsets": self.row.offsets.tolist()}
-        return json.dumps({"request": request.task_digest, **vars(self), "row": row}).encode()
+        facts = {
+            "request": request.task_digest,
+            "row": dataclasses.asdict(self.row) | {"offsets": self.row.offsets.tolist()},
+            "png_sizes": self.png_sizes.tolist(),
+            "png_sha256": self.checksums(),
+            "device": self.device,
+            "seconds": self.seconds,
+        }
+        return json.dumps(facts).encode()
+
+    def checksums(self) -> list[str]:
+        """SHA-256 of each image, 64 hexadecimal digits."""
+        whole = self.png_sha256.hex()
+        return [whole[first : first + 2 * SHA256_BYTES] for first in range(0, len(whole), 2 * SHA256_BYTES)]
 
     @classmethod
     def from_json(cls, text: bytes, request: SampleRequest, began_with: int | None = None) -> TaskRecord | None:
@@ -137,13 +158,19 @@ class TaskRecord:
             values: dict[str, Any] = json.loads(text)
         except ValueError:
             return None
-        # Records of earlier versions are bound to the number of images too.
-        earlier = dataclasses.replace(request, num_images=began_with or request.num_images).digest
-        if values.pop("request", None) not in (request.task_digest, request.digest, earlier):
-            return None
+        bound = values.pop("request", None)
+        if bound not in (request.task_digest, request.digest):
+            # Records of earlier versions are bound to the number of images too.
+            earlier = dataclasses.replace(request, num_images=began_with or request.num_images)
+            if bound != earlier.digest:
+                return None
         row = values.pop("row")
         offsets = np.array(row.pop("offsets"), dtype=np.int64)
-        sizes, checksums = tuple(values.pop("png_sizes")), tuple(values.pop("png_sha256"))
+        sizes = np.array(values.pop("png_sizes"), dtype=np.int32)
+        try:
+            checksums = bytes.fromhex("".join(values.pop("png_sha256")))
+        except ValueError:
+            return None
         return cls(ShardRow(**row, offsets=offsets), sizes, checksums, **values)
 
 
@@ -183,6 +210,12 @@ class SampleTasks:
         """The device's own name."""
         return torch.cuda.get_device_name(self._device) if self._device.type == "cuda" else "cpu"
 
+    @property
+    def _remedy(self) -> str:
+        """What may give finite images."""
+        guided = "lower --guidance or the weights of --compose, " if self._wanted.num_energies > 1 else ""
+        return f"{guided}sample an earlier checkpoint, or train at a lower learning rate"
+
     def make(self, task: int) -> Iterator[int | UnderWay | TaskRecord]:
         """Generate a task and write its shard; the number of images after each batch, then the record. Meanwhile, it
         says every second at most which level they are at.
@@ -200,7 +233,7 @@ class SampleTasks:
             check_finite(
                 stages,
                 f"generated images {int(ids[0])} to {int(ids[-1])}",
-                remedy="sample an earlier checkpoint, or train at a lower learning rate",
+                remedy=self._remedy,
             )
             pngs += [encode_png(pixels) for pixels in to_uint8(stages[-1]).cpu().numpy()]
             if ids[0] == 0:
@@ -209,10 +242,7 @@ class SampleTasks:
         name = shard_name(self._request.preset, SPLIT, task)
         data, row = pack_shard(name, samples(self._wanted, self._noise, images, pngs))
         folder.write(name, data)
-        checksums = tuple(hashlib.sha256(png).hexdigest() for png in pngs)
-        yield TaskRecord(
-            row, tuple(len(png) for png in pngs), checksums, self.device_name, round(time.monotonic() - began, 3)
-        )
+        yield TaskRecord(row, *facts_of(pngs), self.device_name, round(time.monotonic() - began, 3))
 
     def _draw(self, ids: Tensor, drawn: list[Tensor]) -> Iterator[UnderWay]:
         """Draw a batch into `drawn`: the images, behind stages on the way to the first of all."""
@@ -231,6 +261,12 @@ class SampleTasks:
                     len(ids) * made / sum(max(1, count) for count in draws),
                     f"images {int(ids[0])} to {int(ids[-1])} at noise level {t} of {len(draws)}",
                 )
+
+
+def facts_of(pngs: Sequence[bytes]) -> tuple[NDArray[np.int32], bytes]:
+    """Sizes and checksums of images, as a `TaskRecord` has them."""
+    sizes = np.array([len(png) for png in pngs], dtype=np.int32)
+    return sizes, b"".join(hashlib.sha256(png).digest() for png in pngs)
 
 
 def samples(wanted: Wanted, noise: Noise, images: Sequence[int], pngs: Sequence[bytes]) -> Iterator[Sample]:

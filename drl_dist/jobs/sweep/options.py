@@ -211,10 +211,11 @@ def _num_trials(options: SweepOptions, space: Space) -> int:
 def _with_reports(base: RunConfig) -> RunConfig:
     """The run with a schedule of scores, and a checkpoint at each, so that little is made again after a kill."""
     every = base.tracking.score_every_steps or max(1, base.experiment.train.num_steps // REPORTS)
+    given = base.checkpoint.every_steps
     return replace(
         base,
         tracking=replace(base.tracking, score_every_steps=every),
-        checkpoint=replace(base.checkpoint, every_steps=min(base.checkpoint.every_steps, every)),
+        checkpoint=replace(base.checkpoint, every_steps=every if given == "auto" else min(given, every)),
     )
 
 
@@ -305,6 +306,8 @@ class _SweepRun(TrainOptions):
     min_workers: tyro.conf.Suppress[tyro.conf.Fixed[int | None]] = None
     # A trial that diverges has shown what it was to show.
     max_rollbacks: tyro.conf.Suppress[tyro.conf.Fixed[int]] = 0
+    # Nor do trials have processes that wait for a restart.
+    spare_processes: tyro.conf.Suppress[tyro.conf.Fixed[bool]] = True
     # Trials have a registered model of their own.
     model_name: tyro.conf.Suppress[tyro.conf.Fixed[str | None]] = None
     preset: str = ""

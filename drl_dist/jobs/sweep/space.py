@@ -37,6 +37,7 @@ _OWN = (
     "max_rollbacks",
     "use_gpu",
     "cpus_per_worker",
+    "spare_processes",
     "preset",
     "train.num_steps",
 )

@@ -16,10 +16,10 @@ from drl_dist.common.waiting import Waiting
 from drl_dist.config.tree import RunConfig
 from drl_dist.jobs.train.faults.damage import Damage
 from drl_dist.jobs.train.faults.restarts import ScaleUp
+from drl_dist.jobs.train.faults.spares import Spare
 from drl_dist.jobs.train.metrics import Clock, Exports, Stalling
 from drl_dist.jobs.train.storage import Uploader
 from drl_dist.training.callbacks import LogMetrics, Metrics, Progress, Samples, Scores, told
-from drl_dist.training.guard import Interrupt
 from drl_dist.training.loop import Callback, StepReport
 from drl_dist.training.state import TrainState
 from drl_dist.training.watch import RunawayGuard
@@ -40,6 +40,7 @@ def build_callbacks(
     curves: Callback | None = None,
     health: Callback | None = None,
     waiting: Waiting | None = None,
+    interval: Callback | None = None,
 ) -> list[Callback]:
     """The callbacks of one rank, in the order in which they are called after every step.
 
@@ -54,7 +55,7 @@ def build_callbacks(
     7. `Checkpoints`, last, with its time counted as a stall: a restart continues after the checkpoint's step, of which
        everything else must have been logged.
 
-    Those that are collective (4 to 7) are in the list of every rank or of none.
+    `Spare`, on all ranks, can be anywhere. Those that are collective (4 to 7) are in the list of every rank or of none.
 
     Args:
         run: the run.
@@ -66,8 +67,11 @@ def build_callbacks(
         health: judges the run on the first rank, right behind what logs its numbers.
         curves: draws curves on the first rank, right behind `Samples`; None where files have no part in it.
         waiting: says what takes long; None on all ranks but the first.
+        interval: asks for checkpoints, right before the callback that writes them; None on all ranks but the first, and
+            where they are written every so many steps.
     """
-    callbacks: list[Callback] = []
+    # Those of trials would be for each of them, and are not worth it for runs of minutes.
+    callbacks: list[Callback] = [Spare()] if run.spare_processes and trial is None else []
     if log is not None and exports is not None:
         # Trials print beside each other.
         prefix = f"{run.run_name}: " if trial is not None else ""
@@ -77,7 +81,9 @@ def build_callbacks(
             callbacks.append(ScaleUp(run, world_size, clock))
     callbacks += [RunawayGuard(run.checkpoint.every_steps), samples]
     callbacks += [one for one in (curves, scores, trial) if one is not None]
-    callbacks += [damage, Stalling(checkpoints, clock)]
+    callbacks.append(damage)
+    callbacks += [] if interval is None else [interval]
+    callbacks.append(Stalling(checkpoints, clock))
     return callbacks if waiting is None else told(waiting, run, callbacks)
 
 
@@ -105,8 +111,7 @@ class Checkpoints:
     before_upload: Callable[[], None] = lambda: None
 
     def on_step(self, report: StepReport, state: TrainState) -> None:
-        is_due = report.step % self.run.checkpoint.every_steps == 0 or report.step == report.num_steps
-        if not is_due and report.result.interrupt is Interrupt.NONE:
+        if not report.wants_checkpoint(self.run.checkpoint.every_steps):
             return
         name, checkpoint = checkpoint_name(report.step), None
         substitutes = self.gather(state.network.device)

@@ -44,7 +44,7 @@ from drl_dist.jobs.train.faults.restarts import (
 )
 from drl_dist.jobs.train.group import COLLECTIVE_SECONDS, GroupConfig, Trainer
 from drl_dist.jobs.train.model_name import check_model_name
-from drl_dist.jobs.train.start import run_task
+from drl_dist.jobs.train.start import imports_at_start, run_task
 from drl_dist.jobs.train.start_up import start_up_told
 from drl_dist.jobs.train.stop import KeyInStore, StopFlag, stoppable
 from drl_dist.jobs.train.storage import drop_stale_snapshot, ray_filesystem
@@ -309,6 +309,7 @@ def _fit_once(task: WorkerTask, exporter: Exporter, callbacks: Sequence[UserCall
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     filesystem, path = ray_filesystem(run.storage)
     restart = KeyInStore("restart")
+    imports = imports_at_start() if run.spare_processes and task.make_callback is None else {}
     trainer = Trainer(
         lambda: run_task(task),
         # The job that started this run continues.
@@ -332,7 +333,7 @@ def _fit_once(task: WorkerTask, exporter: Exporter, callbacks: Sequence[UserCall
             # Its console output is what `RestartPolicy` says; its log files hold everything.
             logging_config=LoggingConfig(log_level="CRITICAL"),
             # Otherwise gloo listens on the address of the machine's name.
-            worker_runtime_env={"env_vars": {"GLOO_SOCKET_IFNAME": "lo"}} if is_loopback() else None,
+            worker_runtime_env={"env_vars": imports | ({"GLOO_SOCKET_IFNAME": "lo"} if is_loopback() else {})},
         ),
     )
     try:

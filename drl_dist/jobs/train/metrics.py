@@ -27,9 +27,13 @@ class Clock:
     checkpoint_at: float = 0.0
     """When a checkpoint of this worker was last complete in storage, in seconds since 1970; 0 before the first."""
 
+    stored: Callable[[], None] = lambda: None
+    """Called when a checkpoint is complete in storage."""
+
     def uploaded(self) -> None:
         """A checkpoint is complete in storage."""
         self.checkpoint_at = time.time()
+        self.stored()
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,16 @@ DESCRIPTION = (
     "--config or --resume is given, the defaults are rules of thumb for the size and number of the images in --data "
     "(here: 50,000 colour images of 64 pixels; docs/training.md)."
 )
-MAY_CHANGE = ("data", "num_workers", "min_workers", "max_rollbacks", "use_gpu", "cpus_per_worker", "without_ray")
+MAY_CHANGE = (
+    "data",
+    "num_workers",
+    "min_workers",
+    "max_rollbacks",
+    "use_gpu",
+    "cpus_per_worker",
+    "spare_processes",
+    "without_ray",
+)
 """Options that may be given with ``--resume``, by the names of their fields."""
 PARTS_THAT_MAY_CHANGE = ("engine.", "loader.", "checkpoint.", "tracking.")
 LENGTH = "experiment.train.num_steps"

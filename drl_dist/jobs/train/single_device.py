@@ -48,6 +48,7 @@ from drl_dist.data.pixels.statistics import PixelStatistics, measure_images
 from drl_dist.data.stream import ShardStream
 from drl_dist.jobs.common.device import device_name, prepare_device
 from drl_dist.jobs.train.at_work import refuse_at_work_elsewhere
+from drl_dist.jobs.train.interval import AutoInterval
 from drl_dist.jobs.train.pictures import training_sheet
 from drl_dist.tracking.files.events import check_tensorboard
 from drl_dist.tracking.files.run_files import RunFiles, refuse_other_files
@@ -56,6 +57,7 @@ from drl_dist.training.guard import DivergedError, Interrupt
 from drl_dist.training.health_watch import HealthWatch, seen_by
 from drl_dist.training.in_memory import InMemoryBatches
 from drl_dist.training.loop import Callback, StepReport, train
+from drl_dist.training.memory import fit_memory
 from drl_dist.training.state import TrainState
 from drl_dist.training.step import TrainStep
 from drl_dist.training.watch import FirstBatch, RunawayGuard
@@ -136,16 +138,21 @@ def _train_told(run: RunConfig, chosen: Collection[str], waiting: Waiting) -> in
     if began_at is not None:
         waiting.begin(f"reading {began_at}", is_told=False)
         _restore(state, run, began_at, data.fingerprint)
+    waiting.begin("choosing how a step fits into memory", is_told=False)
+    fit = fit_memory(experiment, run.engine, device=device)
     # Once more: two may have been started in the same moment.
     refuse_at_work(run_url)
     write_record(run_url, experiment, data.fingerprint, run.start_from)
     write_run_config(run, without_ray=True)
     beginning = f"resuming after step {state.step} from {began_at}" if began_at else "starting"
     say(f"run {run.run_name}: {beginning} on {device}, checkpoints, metrics and samples in {run_url}")
+    if fit.why:
+        say(f"run {run.run_name}: {fit.why}")
     waiting.begin(to_come(run, state.step))
     try:
         with status_recorded(run_url):
-            cause = _train(run, run_url, data, state, score, waiting)
+            fitted = dataclasses.replace(run, engine=fit.engine)
+            cause = _train(fitted, run_url, data, state, score, waiting)
             if state.step < experiment.train.num_steps:
                 assert cause is not None, "training ends early for a signal alone"
                 raise Stopped(cause, f"after step {state.step}, whose checkpoint is written")
@@ -194,16 +201,19 @@ def _train(
                     log=files.log_metrics,
                 )
             )
-        callbacks += [
-            Curves(partial(files.draw_curves, experiment.train.seed), tracking.sample_every_steps),
-            LocalCheckpoints(run, run_url, data.fingerprint, files),
-        ]
+        callbacks.append(Curves(partial(files.draw_curves, experiment.train.seed), tracking.sample_every_steps))
+        checkpoints, request = LocalCheckpoints(run, run_url, data.fingerprint, files), stop
+        if run.checkpoint.every_steps == "auto":
+            request = AutoInterval(run.checkpoint, tracking, 1, stop, files.log_metrics)
+            callbacks.append(request)
+            checkpoints = dataclasses.replace(checkpoints, stored=request.stored)
+        callbacks.append(checkpoints)
         if state.step == 0:
             samples.draw(0, state)
         first = state.step
         watched = FirstBatch(batches, lambda share: log(first, {"data_saturated_fraction": share}))
         train(
-            TrainStep(state, experiment, run.engine, stop, seed),
+            TrainStep(state, experiment, run.engine, request, seed),
             state,
             experiment,
             watched,
@@ -221,12 +231,14 @@ class LocalCheckpoints:
         run_url: its folder.
         fingerprint: of its data.
         files: its metrics and pictures, which are written before a checkpoint counts.
+        stored: called when a checkpoint is complete.
     """
 
     run: RunConfig
     run_url: str
     fingerprint: str
     files: RunFiles
+    stored: Callable[[], None] = lambda: None
 
     def on_step(self, report: StepReport, state: TrainState) -> None:
         """See `drl_dist.training.loop.Callback`.
@@ -234,8 +246,7 @@ class LocalCheckpoints:
         Raises:
             UserError: the folder does not take the checkpoint; the one before it is as it was.
         """
-        is_due = report.step % self.run.checkpoint.every_steps == 0 or report.step == report.num_steps
-        if not is_due and report.result.interrupt is Interrupt.NONE:
+        if not report.wants_checkpoint(self.run.checkpoint.every_steps):
             return
         experiment, url = self.run.experiment, joined(self.run_url, checkpoint_name(report.step))
         reached = CheckpointState.after(report.step, experiment, self.fingerprint, world_size=1)
@@ -243,6 +254,7 @@ class LocalCheckpoints:
         with tempfile.TemporaryDirectory(prefix="drl-checkpoint-") as folder:
             write_checkpoint(Path(folder), state.tensors(), reached, experiment)
             upload_checkpoint(Path(folder), url)
+        self.stored()
         remove_orphaned(self.run_url, self.run.checkpoint.keep, StoredCheckpoint(url, report.step))
 
 

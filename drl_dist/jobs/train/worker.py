@@ -15,7 +15,7 @@ from drl_dist.checkpoints.rollbacks import noise_seed
 from drl_dist.checkpoints.run_status import count_worker_start
 from drl_dist.common.batch import BatchSource
 from drl_dist.common.errors import UserError
-from drl_dist.common.waiting import Waiting
+from drl_dist.common.waiting import Waiting, say
 from drl_dist.config.tree import RunConfig
 from drl_dist.data.audit import audited
 from drl_dist.data.index import ShardIndex, open_index
@@ -26,6 +26,7 @@ from drl_dist.jobs.train.callbacks import Checkpoints, build_callbacks
 from drl_dist.jobs.train.faults.damage import Damage
 from drl_dist.jobs.train.faults.restore import broadcast, restore
 from drl_dist.jobs.train.group import process_group
+from drl_dist.jobs.train.interval import AutoInterval
 from drl_dist.jobs.train.metrics import Clock, Exports
 from drl_dist.jobs.train.records import open_records
 from drl_dist.jobs.train.stop import StopRequests
@@ -33,6 +34,7 @@ from drl_dist.jobs.train.task import ScoreCallback, WorkerTask
 from drl_dist.training.callbacks import Curves, Samples, Scores, to_come
 from drl_dist.training.health_watch import HealthWatch, seen_by
 from drl_dist.training.loop import train
+from drl_dist.training.memory import fit_memory
 from drl_dist.training.state import TrainState
 from drl_dist.training.step import TrainStep
 from drl_dist.training.watch import FirstBatch
@@ -75,6 +77,11 @@ def _train_told(task: WorkerTask, waiting: Waiting) -> int:
         restore(state, run, task.fingerprint, is_first=is_first, share=partial(broadcast, device))
         # What was the newest checkpoint when the job began may turn out to be damaged.
         task = dataclasses.replace(task, first_step=min(task.first_step, state.step))
+        begin("choosing how a step fits into memory")
+        fit = fit_memory(run.experiment, run.engine, num_workers=context.get_world_size(), device=device)
+        if fit.why and is_first:
+            say(f"run {run.run_name}: {fit.why}")
+        task = dataclasses.replace(task, run=dataclasses.replace(run, engine=fit.engine))
         _train(task, index, state, waiting if is_first else None)
     return state.step
 
@@ -99,8 +106,7 @@ def _train(task: WorkerTask, index: ShardIndex, state: TrainState, waiting: Wait
     with ExitStack() as stack:
         stop_requests = stack.enter_context(StopRequests(task.stop_flag if rank == 0 else None))
         seed = noise_seed(experiment.train.seed, task.num_rollbacks)
-        step = TrainStep(state, experiment, run.engine, stop_requests, seed)
-        show, register, log, exports, curves, health = None, None, None, None, None, None
+        show, register, log, exports, curves, health, interval = None, None, None, None, None, None, None
         before_upload: Callable[[], None] = _nothing
         clock, exporter = Clock(), stack.enter_context(Exporter(run.run_name))
         exporter.set(workers=1)
@@ -130,7 +136,9 @@ def _train(task: WorkerTask, index: ShardIndex, state: TrainState, waiting: Wait
                 log=log,
                 log_every=run.tracking.log_every_steps,
             )
+            interval = _interval(run, world_size, stop_requests, log, clock)
         tracking = run.tracking
+        step = TrainStep(state, experiment, run.engine, interval or stop_requests, seed)
         samples = Samples(
             experiment, run.engine, tracking.sample_every_steps, tracking.num_samples, rank, world_size, show, log
         )
@@ -156,6 +164,7 @@ def _train(task: WorkerTask, index: ShardIndex, state: TrainState, waiting: Wait
             curves=curves,
             health=health,
             waiting=waiting,
+            interval=interval,
         )
         stack.enter_context(stream)
         if waiting is not None:
@@ -167,6 +176,22 @@ def _train(task: WorkerTask, index: ShardIndex, state: TrainState, waiting: Wait
         if log is not None:
             batches = FirstBatch(batches, partial(_log_data_share, log, state.step))
         train(step, state, experiment, batches, callbacks, bad_samples=damage.count)
+
+
+def _interval(
+    run: RunConfig,
+    world_size: int,
+    stop_requests: StopRequests,
+    log: Callable[[int, dict[str, float]], None],
+    clock: Clock,
+) -> AutoInterval | None:
+    """What asks for checkpoints, where they are not written every so many steps."""
+    if run.checkpoint.every_steps != "auto":
+        return None
+    machines = max(1, world_size // ray.train.get_context().get_local_world_size())
+    interval = AutoInterval(run.checkpoint, run.tracking, machines, stop_requests, log)
+    clock.stored = interval.stored
+    return interval
 
 
 def _log_data_share(log: Callable[[int, dict[str, float]], None], step: int, share: float) -> None:

@@ -78,7 +78,8 @@ class RunFiles:
                 self._events.show(name, step, np.asarray(picture.convert("RGB")))
 
     def write(self, *, is_sealed: bool = False) -> None:
-        """Write everything that was added; before a checkpoint counts, all that came before it must be there.
+        """Write everything that was added; before a checkpoint counts, all that came before it must be there. After
+        `close`, nothing is left to be written.
 
         Args:
             is_sealed: begin other files with the next step, so that none grows without end.
@@ -87,15 +88,7 @@ class RunFiles:
             UserError: the storage does not take it; it is kept for the next call.
         """
         with self._lock:
-            while self._pictures:
-                name, step, data = self._pictures[0]
-                Folder(joined(self.run_url, f"{PICTURES}/{name}")).write(f"step_{step:08d}.png", data)
-                Folder(self.run_url).write(f"{name}.png", data)
-                del self._pictures[0]
-            if self._table is not None:
-                self._table.write(is_sealed=is_sealed)
-            if self._events is not None:
-                self._events.write(is_sealed=is_sealed)
+            self._write(is_sealed=is_sealed)
 
     def draw_curves(self, seed: int) -> None:
         """Write all, and draw the metrics so far as ``curves.png``; nothing where matplotlib is not installed.
@@ -120,11 +113,25 @@ class RunFiles:
         self._closing.set()
         self._thread.join()
         try:
-            self.write()
-            if self._events is not None:
-                self._events.close()
+            with self._lock:
+                self._write(is_sealed=False)
+                if self._events is not None:
+                    self._events.close()
+                    # The upload of the last checkpoint may come later and ask for all to be written: it is.
+                    self._events = None
         except UserError as error:
             print(f"the last metrics and pictures could not be written: {error}", file=sys.stderr, flush=True)
+
+    def _write(self, *, is_sealed: bool) -> None:
+        while self._pictures:
+            name, step, data = self._pictures[0]
+            Folder(joined(self.run_url, f"{PICTURES}/{name}")).write(f"step_{step:08d}.png", data)
+            Folder(self.run_url).write(f"{name}.png", data)
+            del self._pictures[0]
+        if self._table is not None:
+            self._table.write(is_sealed=is_sealed)
+        if self._events is not None:
+            self._events.write(is_sealed=is_sealed)
 
     def _write_until_closed(self) -> None:
         while not self._closing.wait(WRITE_SECONDS):

@@ -107,8 +107,10 @@ def refuse_foreign(
     for subfolder, patterns in below.items():
         inside = _shown(joined(url, subfolder)) if subfolder in names else []
         ours = _matching(inside, patterns)
-        found += [f"{subfolder}/{name}" for name in [*ours, *(name for name in inside if name not in ours)]]
-    _refuse(url, [*found, *(name for name in names if name not in {*found, *below, *apart_from})])
+        known = set(ours)
+        found += [f"{subfolder}/{name}" for name in [*ours, *(name for name in inside if name not in known)]]
+    known = {*found, *below, *apart_from}
+    _refuse(url, [*found, *(name for name in names if name not in known)])
 
 
 def _shown(url: str) -> list[str]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -83,16 +85,22 @@ class Records:
     def __init__(self, url: str) -> None:
         self.folder = Folder(joined(url, RECORDS_FOLDER))
 
-    def read(self, names: Iterable[str]) -> list[bytes]:
-        """The bytes of some records, which are there."""
+    def read(self, names: Iterable[str]) -> Iterator[bytes]:
+        """The bytes of some records, which are there; a few are read ahead, and none is kept."""
         with ThreadPoolExecutor(_THREADS) as threads:
-            return list(threads.map(self.folder.read, names))
+            ahead: deque[Future[bytes]] = deque()
+            for name in names:
+                ahead.append(threads.submit(self.folder.read, name))
+                if len(ahead) > 2 * _THREADS:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
 
-    def present(self, names: Iterable[str]) -> dict[str, bytes]:
-        """The bytes of those records that are there, by their names, in the order of `names`."""
+    def present(self, names: Iterable[str]) -> Iterator[tuple[str, bytes]]:
+        """Name and bytes of those records that are there, in the order of `names`, one after another."""
         there = self.folder.sizes()
         found = [name for name in names if name in there]
-        return dict(zip(found, self.read(found), strict=True))
+        return zip(found, self.read(found), strict=True)
 
     def are_of(self, request: Mapping[str, Any], name: str) -> bool:
         """Whether the records are those of a request, which the file `name` beside them holds."""
@@ -106,6 +114,24 @@ class Records:
         """Write records, each of them whole or not at all."""
         with ThreadPoolExecutor(_THREADS) as threads:
             list(threads.map(self.folder.write, records.keys(), records.values()))
+
+    @contextmanager
+    def written_behind(self) -> Iterator[Callable[[str, bytes], None]]:
+        """Write records, by name and bytes, while the caller goes on; at the end of the body all of them are there.
+
+        A driver of thousands of workers that waited for each record would be behind them all the time.
+        """
+        with ThreadPoolExecutor(_THREADS) as threads:
+            begun: deque[Future[None]] = deque()
+
+            def write(name: str, data: bytes) -> None:
+                begun.append(threads.submit(self.folder.write, name, data))
+                while len(begun) > 2 * _THREADS or (begun and begun[0].done()):
+                    begun.popleft().result()
+
+            yield write
+            for written in begun:
+                written.result()
 
     def load(self, name: str, request: str) -> Record | None:
         """One record, None if there is none of this request that is whole.

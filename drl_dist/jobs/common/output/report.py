@@ -7,8 +7,6 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 Column = tuple[str, int, str]
 """Title, width in characters, and the format of a row's field, such as ``{log_z:.3f}``."""
 
@@ -38,8 +36,3 @@ def _cell(form: str, row: Mapping[str, Any]) -> str:
     value = row.get(name)
     is_unknown = value is None or (isinstance(value, float) and math.isnan(value))
     return "-" if is_unknown else form.format(**{name: value})
-
-
-def evenly_spread(count: int, most: int) -> list[int]:
-    """At most so many of the numbers from 0 to count - 1, both ends included, in ascending order."""
-    return sorted(set(np.linspace(0, count - 1, min(count, most)).round().astype(int).tolist()))

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from drl_dist.common.errors import UserError
-from drl_dist.config.condition import ConditionConfig
-from drl_dist.data.labels import shown
-from drl_dist.likelihood.bayes import attribute_conditions, class_conditions
+from drl_dist.config.condition import ConditionConfig, shown
+from drl_dist.likelihood.bayes import attribute_conditions, class_conditions, unseen
 
 
 @dataclass(frozen=True)
@@ -76,20 +75,21 @@ class Questions:
         return f"{'true' if answer else 'false'} for the attribute {self.asked_names[question]}"
 
 
-def questions_of(condition: ConditionConfig, given: Sequence[str], model: str) -> Questions:
+def questions_of(condition: ConditionConfig, given: Sequence[str], model: str, option: str) -> Questions:
     """What can be asked of a model's images.
 
     Args:
         condition: of the model.
         given: names of attributes that are known.
-        model: its address, for messages.
+        model: what it is, for messages.
+        option: that says what is known, for messages.
 
     Raises:
         UserError: the model knows no labels, or what is given is none of its attributes, or all of them.
     """
     if condition.kind == "none":
         raise UserError(
-            f"model {model}",
+            model,
             got="energies of images alone (condition.kind none)",
             expected="energies that know labels, f(y, t, c)",
             remedy="train a model with --condition.kind class or attributes",
@@ -100,5 +100,25 @@ def questions_of(condition: ConditionConfig, given: Sequence[str], model: str) -
         expected = "none, since the model knows classes"
         if not is_class:
             expected = f"some of the model's attributes, each once and not all: {shown(condition.names)}"
-        raise UserError("option --given", got=",".join(given), expected=expected, remedy="correct the option")
+        raise UserError(option, got=",".join(given), expected=expected, remedy="correct it")
     return Questions(is_class, condition.names, tuple(condition.names.index(name) for name in given))
+
+
+def check_seen(questions: Questions, answers: Tensor, what: str, remedy: str) -> None:
+    """Return if every answer can have a constant of its own.
+
+    Args:
+        answers: (N, Q) of the images that constants are fitted to.
+        what: these images, for the message.
+        remedy: what to do if some answer is that of none, for the message.
+
+    Raises:
+        UserError: some answer is that of no image.
+    """
+    if missing := unseen(answers, questions.shape[1]):
+        raise UserError(
+            what,
+            got=f"no image that is {questions.answer_name(*missing[0])}",
+            expected="an image of every label, whose constant is fitted to it",
+            remedy=remedy,
+        )

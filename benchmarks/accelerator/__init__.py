@@ -1,0 +1,1 @@
+"""What a GPU gives in ten minutes: equality, rates, memory, gaps, the data pipeline and a short training."""

@@ -1,0 +1,97 @@
+"""How a step fits into the memory of its device: ``engine.memory``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch.distributed import ReduceOp, all_reduce, is_initialized
+
+from drl_dist.common.errors import UserError
+from drl_dist.config.rules import memory_rules
+from drl_dist.config.tree import EngineConfig, Experiment
+
+TENSORS_SHARE = 0.85
+"""Share of a device's memory that tensors may take; the rest is for libraries, gaps between tensors and what estimates
+leave out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """What was chosen."""
+
+    engine: EngineConfig
+    """Its memory is plain, slices or checkpointing, the latter two with the numbers of images."""
+    why: str = ""
+    """One line; empty where nothing was to be chosen."""
+
+
+def fit_memory(
+    experiment: Experiment,
+    engine: EngineConfig,
+    *,
+    num_workers: int = 1,
+    device: torch.device | None = None,
+    has_graphs: bool = False,
+) -> Fit:
+    """The cheapest way of making a step that fits; with torch.distributed initialised the same on all ranks, of which
+    the one with the least memory counts: a collective call.
+
+    Where a GPU's memory is looked at it takes as long as `step_cost`, or, where not all fits at once, several times as
+    long.
+
+    Args:
+        experiment: the science; what it leaves to the data need not be known.
+        engine: what is asked for.
+        num_workers: that share a batch.
+        device: of this worker; None for one that is not at hand, whose memory is known from `engine` alone.
+        has_graphs: it is a GPU, where `engine` may capture the chain in a graph; of a device at hand that is known.
+
+    Raises:
+        UserError: nothing fits, or numbers are missing that nothing says.
+    """
+    for name, got, expected, holds in memory_rules(engine, experiment.model):
+        if not holds:
+            raise UserError(f"config field {name}", got=got, expected=expected, remedy="correct the field")
+    is_sliced = engine.memory in ("slices", "checkpointing")
+    if engine.memory == "plain" or (is_sliced and engine.chain_images and engine.update_images):
+        return Fit(engine=engine)
+    limit = _limit(engine, device)
+    if limit is None and engine.memory == "auto":
+        return Fit(engine=replace(engine, memory="plain"))
+    if limit is None:
+        if engine.memory == "checkpointing" or engine.chain_images or engine.update_images:
+            return Fit(engine=engine)
+        raise UserError(
+            "config field engine.memory",
+            got=f"{engine.memory}, without a limit",
+            expected="a size of slices or the memory that they are to fit into",
+            remedy="give --engine.chain-images and --engine.update-images, or --engine.memory-gib",
+        )
+    # Only here must torch's tools for tracing be imported, which takes seconds.
+    from drl_dist.training.cost import UntraceableError
+    from drl_dist.training.memory_search import MemorySearch
+
+    has_graphs = has_graphs if device is None else device.type == "cuda"
+    search = MemorySearch(experiment, engine, num_workers, limit, has_graphs and engine.cuda_graph)
+    try:
+        chosen, why = search.found()
+        return Fit(engine=chosen, why=why)
+    except UntraceableError:
+        if engine.memory != "auto" or engine.memory_gib is not None:
+            raise
+        why = "memory: all at once, for the network cannot be traced without numbers"
+        return Fit(engine=replace(engine, memory="plain"), why=why)
+
+
+def _limit(engine: EngineConfig, device: torch.device | None) -> int | None:
+    """Bytes that tensors may take, if it is known."""
+    if engine.memory_gib is not None:
+        return int(engine.memory_gib * 2**30 * TENSORS_SHARE)
+    if device is None or device.type != "cuda":
+        return None
+    free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
+    least = torch.tensor(free, device=device)
+    if is_initialized():
+        all_reduce(least, ReduceOp.MIN)
+    return int(int(least) * TENSORS_SHARE)
