@@ -96,6 +96,7 @@ def _train(task: WorkerTask, index: ShardIndex, state: TrainState, waiting: Wait
         batch_size=experiment.train.batch_size,
         rank=rank,
         world_size=world_size,
+        ranks_here=context.get_local_world_size(),
         start_position=position,
         horizontal_flip=experiment.train.horizontal_flip,
         loader=run.loader,
