@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from drl_dist.training.state import TrainState
 
 _KEPT_SECONDS = 2**31
-"""Longer than any run; Ray ends what is idle with its job, and sooner where memory is short."""
+"""Longer than any run; Ray ends what is idle with its job, and sooner where memory is short and its nodes were started
+with `drl_dist.localhost.ray_head.IDLE_FIRST`."""
 _ANSWER_SECONDS = 30
 
 
@@ -71,5 +72,10 @@ class Spare:
     def _ask(self) -> None:
         try:
             self.ask()
-        except grpc.RpcError as error:
-            print(f"Ray starts no spare process ({error}); a restart takes a few seconds longer", flush=True)
+        except Exception as error:  # noqa: BLE001 - nobody asks for the result of this thread
+            # Errors of grpc are tables of several lines.
+            why = error.details() if isinstance(error, grpc.Call) else str(error)
+            print(
+                f"Ray starts no spare process ({type(error).__name__}: {why}); a restart takes a few seconds longer",
+                flush=True,
+            )
