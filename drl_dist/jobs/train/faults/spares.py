@@ -12,7 +12,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import grpc
 from ray._private.grpc_utils import init_grpc_channel
 from ray._private.worker import global_worker
 from ray.core.generated.common_pb2 import Language  # pyright: ignore[reportAttributeAccessIssue]
@@ -73,9 +72,6 @@ class Spare:
         try:
             self.ask()
         except Exception as error:  # noqa: BLE001 - nobody asks for the result of this thread
-            # Errors of grpc are tables of several lines.
-            why = error.details() if isinstance(error, grpc.Call) else str(error)
-            print(
-                f"Ray starts no spare process ({type(error).__name__}: {why}); a restart takes a few seconds longer",
-                flush=True,
-            )
+            # Those of grpc are tables of several lines.
+            why = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            print(f"Ray starts no spare process ({why}); a restart takes a few seconds longer", flush=True)
