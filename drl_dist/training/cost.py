@@ -166,7 +166,8 @@ def _traced(experiment: Experiment, share: int, engine: EngineConfig) -> StepCos
         _forget_numbers(network)
     with memory:
         state = TrainState.of(network, experiment)
-        step = TrainStep(state, experiment, engine)
+        # Ranks that look at their memory together have backends for GPUs alone, and would exchange what has no numbers.
+        step = TrainStep(state, experiment, engine, is_alone=True)
         # What the step before has left: gradients, and the optimiser's moments.
         for parameter in network.parameters():
             parameter.grad = torch.empty_like(parameter)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from drl_dist.training.memory import TENSORS_SHARE, fit_memory
 from drl_dist.training.state import TrainState
 from drl_dist.training.step import TrainStep
 from tests.helpers.steps import batch, tiny
+from tests.worlds import run_world
 
 CPU = torch.device("cpu")
 MIB = 2**20
@@ -197,3 +199,15 @@ def test_slices_and_activations_computed_again_take_the_memory_and_operations_of
         engine = EngineConfig(memory=way, chain_images=3, update_images=3, compile="never")
         step = TrainStep(TrainState.create(small), small, engine)
         assert step_cost(small, engine=engine).flop == count_flop(lambda step=step: step(batch(0)))
+
+
+def _fitted(rank: int, world_size: int, folder: Path) -> None:
+    fit = fit_memory(tiny(batch_size=8), limited(50), num_workers=world_size, device=CPU)
+    (folder / f"{rank}.txt").write_text(fit.why)
+
+
+@pytest.mark.slow
+def test_workers_whose_backend_is_for_gpus_alone_look_at_their_memory(tmp_path: Path) -> None:
+    run_world(_fitted, 2, tmp_path, backend="cuda:gloo")
+    alone = fit_memory(tiny(batch_size=8), limited(50), num_workers=2, device=CPU)
+    assert alone.why and [(tmp_path / f"{rank}.txt").read_text() for rank in (0, 1)] == [alone.why] * 2
