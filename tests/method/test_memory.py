@@ -99,6 +99,44 @@ def test_a_captured_graph_keeps_its_memory_beside_the_update(costs: list[EngineC
     assert fit_memory(experiment, eager, device=None, has_graphs=True).engine.memory == "plain"
 
 
+def test_slices_of_two_sizes_keep_two_graphs(costs: list[EngineConfig]) -> None:
+    # 24 do not divide 64: slices of 22, 21 and 21 images, each size of which has a graph.
+    for chain_images, update_images in ((24, 8), (32, 16)):
+        engine = limited(740, memory="slices", chain_images=chain_images)
+        found = fit_memory(tiny(batch_size=64), engine, device=None, has_graphs=True).engine
+        assert (found.chain_images, found.update_images) == (chain_images, update_images)
+
+
+@pytest.fixture
+def _gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """900 MiB are free, and of 700 that this process has taken, 400 are in use."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (900 * MIB, 9000 * MIB))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 700 * MIB)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 400 * MIB)
+
+
+@pytest.mark.usefixtures("_gpu")
+def test_what_a_process_holds_besides_is_not_free(costs: list[EngineConfig]) -> None:
+    engine, gpu = EngineConfig(cuda_graph=False), torch.device("cuda")
+    for held, free in ((100, 1300), (400, 1600)):
+        fit = fit_memory(tiny(batch_size=64), engine, device=gpu, state_bytes=held * MIB)
+        assert f" of {int(free * TENSORS_SHARE)} MiB for tensors" in fit.why
+
+
+@pytest.mark.usefixtures("_gpu")
+def test_parts_of_ones_own_that_need_a_gpu_are_trained_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def traced(*_: object) -> StepCost:
+        raise AssertionError("images that are not on a GPU")
+
+    monkeypatch.setattr("drl_dist.training.cost._traced", traced)
+    gpu, experiment = torch.device("cuda"), tiny()
+    with pytest.raises(AssertionError):
+        fit_memory(experiment, EngineConfig(), device=gpu)
+    own = dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, network="my_network:MyNetwork"))
+    fit = fit_memory(own, EngineConfig(), device=gpu)
+    assert fit.engine.memory == "plain" and "(images that are not on a GPU)" in fit.why
+
+
 def test_workers_share_a_batch_and_what_is_given_stays(costs: list[EngineConfig]) -> None:
     experiment = tiny(batch_size=64)
     assert fit_memory(experiment, limited(740), num_workers=2, device=CPU).engine.memory == "plain"

@@ -144,7 +144,7 @@ def _train_told(run: RunConfig, chosen: Collection[str], waiting: Waiting) -> in
     write_run_config(run, without_ray=True)
     beginning = f"resuming after step {state.step} from {began_at}" if began_at else "starting"
     say(f"run {run.run_name}: {beginning} on {device}, checkpoints, metrics and samples in {run_url}")
-    fit = fit_memory(experiment, run.engine, device=device)
+    fit = fit_memory(experiment, run.engine, device=device, state_bytes=state.num_bytes)
     if fit.why:
         say(f"run {run.run_name}: {fit.why}")
     run = dataclasses.replace(run, engine=fit.engine)
