@@ -79,7 +79,8 @@ def _without_tf32() -> Iterator[None]:
     TF32 keeps only ten bits of the mantissa, so scores would depend on the type of GPU. These are torch's newer
     switches: of the older ones even reading raises an error once somebody has used the newer.
     """
-    switches: tuple[Any, ...] = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)
+    cudnn: Any = torch.backends.cudnn
+    switches: tuple[Any, ...] = (cudnn.conv, torch.backends.cuda.matmul)
     before = [switch.fp32_precision for switch in switches]
     try:
         for switch in switches:

@@ -271,7 +271,8 @@ def test_features_that_cannot_be_compared_are_refused(made: torch.Tensor, messag
 
 @pytest.mark.parametrize("precision", ["tf32", "ieee"])
 def test_features_have_all_bits_of_float32_whatever_torch_is_told(precision: str) -> None:
-    switches: tuple[Any, ...] = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)
+    cudnn: Any = torch.backends.cudnn
+    switches: tuple[Any, ...] = (cudnn.conv, torch.backends.cuda.matmul)
     before, seen = [switch.fp32_precision for switch in switches], list[list[str]]()
 
     def extract(images: torch.Tensor) -> tuple[torch.Tensor, None]:
