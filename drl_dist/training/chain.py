@@ -120,7 +120,8 @@ class _GradientGraph:
                 raw_and_grad(static, self._y)
         torch.cuda.current_stream().wait_stream(stream)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
+        # The outer one for a capture that fails: where its end fails, too, torch leaves its stream the current one.
+        with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(self._graph):
             self._raw, self._gradient = raw_and_grad(static, self._y)
 
     def with_weights(self, prepared: Any) -> LogDensityAndGrad:

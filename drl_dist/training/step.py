@@ -119,6 +119,7 @@ class TrainStep:
         engine: how it is computed. Memory auto is plain here: `drl_dist.training.memory.fit_memory` chooses.
         request: asked at each step; what this rank wants to happen after it.
         noise_seed: of levels, pairs and chains; by default the experiment's seed.
+        is_alone: other ranks know nothing of this step, of which `negatives`, `backward` and `advance` may be called.
 
     Raises:
         UserError: the experiment can only be sampled from.
@@ -131,8 +132,12 @@ class TrainStep:
         engine: EngineConfig,
         request: Callable[[], Interrupt] = lambda: Interrupt.NONE,
         noise_seed: int | None = None,
+        *,
+        is_alone: bool = False,
     ) -> None:
         check_training(experiment)
+        self._num_ranks = torch.distributed.get_world_size() if is_initialized() and not is_alone else None
+        """Of torch.distributed, if this step is made together with others."""
         self.state, self.experiment, self.engine, self.request = state, experiment, engine, request
         self.device, self.dtype = state.network.device, state.network.dtype
         self.ladder = build_ladder(experiment.diffusion)
@@ -266,9 +271,9 @@ class TrainStep:
         """
         self._follow_schedule()
         factor = 1.0
-        if is_initialized():
+        if self._num_ranks is not None:
             # Gradients are averaged over ranks: one with more images than others counts for more. 1 with even shares.
-            factor = len(pairs.level) * torch.distributed.get_world_size() / self.experiment.train.batch_size
+            factor = len(pairs.level) * self._num_ranks / self.experiment.train.batch_size
         # Before the forward, whose activations then have their place.
         self.state.optimizer.zero_grad(set_to_none=True)
         loss, reported = backward_in_slices(
@@ -310,7 +315,7 @@ class TrainStep:
         # The second derivatives of an objective of gradients keep what would be computed again.
         self.state.network.recomputes_blocks = self.engine.memory == "checkpointing" and not objective.needs_gradient
         forward = Forward(self.gradients, is_gradient=objective.needs_gradient)
-        if not is_initialized():
+        if self._num_ranks is None:
             return objective, forward
         # Of a first convolution over one channel, which lies in memory alike in either order, and is copied in no time.
         warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")

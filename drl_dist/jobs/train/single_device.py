@@ -139,7 +139,7 @@ def _train_told(run: RunConfig, chosen: Collection[str], waiting: Waiting) -> in
         waiting.begin(f"reading {began_at}", is_told=False)
         _restore(state, run, began_at, data.fingerprint)
     waiting.begin("choosing how a step fits into memory", is_told=False)
-    fit = fit_memory(experiment, run.engine, device=device)
+    fit = fit_memory(experiment, run.engine, device=device, state_bytes=state.num_bytes)
     # Once more: two may have been started in the same moment.
     refuse_at_work(run_url)
     write_record(run_url, experiment, data.fingerprint, run.start_from)
