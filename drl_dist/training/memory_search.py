@@ -28,7 +28,7 @@ class MemorySearch:
 
     Args:
         limit: bytes that tensors may take.
-        has_graphs: a captured graph of the chain keeps its memory during the update.
+        has_graphs: a captured graph of the chain keeps its memory during the update, and while images are drawn.
     """
 
     def __init__(
@@ -113,9 +113,9 @@ class MemorySearch:
         # Slices of another size have a graph of their own.
         graphs = len({part.stop - part.start for part in slices(self._share, chain)}) if self._has_graphs else 0
         for in_chain, in_update in zip(self._costs(way, chain), self._costs(way, update), strict=True):
-            kept = in_chain.chain_bytes - in_chain.state_bytes
-            others = max(0, graphs - 1) * kept
-            peaks.append(max(in_chain.chain_bytes + others, in_update.update_bytes + graphs * kept))
+            kept = graphs * (in_chain.chain_bytes - in_chain.state_bytes)
+            # Of the averaged weights' chains, too, which draw images now and then beside those graphs.
+            peaks.append(max(in_chain.chain_bytes, in_update.update_bytes) + kept)
         return max(peaks)
 
 
