@@ -61,7 +61,10 @@ class GradientEngine:
         Effective weights and time biases are computed here, once; weight gradients are never formed.
         """
         with torch.no_grad():
-            weights = self.network.effective_weights(self.dtype) if self._weights is None else self._weights
+            weights = self._weights
+            if weights is None:
+                # Without their history: a compiled backward computes the gradient of every parameter that it is given.
+                weights = pytree.tree_map_only(Tensor, Tensor.detach, self.network.effective_weights(self.dtype))
             prepared = self.network.prepare_given(level, self.dtype, weights, condition)
         if self._is_frozen:
             self._weights = weights

@@ -143,11 +143,12 @@ class TrainStep:
         self.ladder = build_ladder(experiment.diffusion)
         levels = build_levels(experiment, self.ladder)
         self.levels = levels.to(self.device, self.dtype)
+        self._ladder_here = self.ladder.to(self.device)
         stiff = stiff_level(experiment, self.ladder)
         if stiff and not (is_initialized() and torch.distributed.get_rank()):
             warnings.warn(stiff, RuntimeWarning, stacklevel=2)
         mcmc = experiment.mcmc
-        start = Tweedie(self.levels, self.ladder) if mcmc.start == "tweedie" else None
+        start = Tweedie(self.levels, self._ladder_here) if mcmc.start == "tweedie" else None
         num_chain_steps = mcmc.level_chain_steps or mcmc.num_chain_steps
         self.sampler = ProgressiveSampler(
             self.levels,
@@ -200,7 +201,7 @@ class TrainStep:
         """Levels and pairs for uint8 images (B, C, H, W) at stream positions (B,), labelled as in `Batch.labels`."""
         x = to_unit_range(images.to(self.device, non_blocking=True)).to(self.dtype)
         level = draw_levels(self.noise, positions, self.levels.num_levels)
-        pairs = draw_pairs(self.noise, positions, x, level, self.ladder, self.levels.transition_scale)
+        pairs = draw_pairs(self.noise, positions, x, level, self._ladder_here, self.levels.transition_scale)
         return replace(pairs, condition=given_labels(self.experiment.condition, self.noise, positions, labels))
 
     def run_chain(self, pairs: Pairs, positions: Tensor, meter: CurvatureAlongMoves | None = None) -> Tensor:
@@ -233,7 +234,7 @@ class TrainStep:
         kernel = sampler.kernel(network, pairs.x_noisy, pairs.level, before)
         with torch.no_grad():
             if self.experiment.mcmc.antithetic:
-                normal = pairs.standardised_y_pos(self.ladder)
+                normal = pairs.standardised_y_pos(self._ladder_here)
                 y_neg = kernel(kernel.init(pairs.x_noisy), StepNoise(normal, normal.new_empty(len(normal), 0)))[0].y
                 spread = column(self.levels.at(pairs.level).normal_std, y_neg)
                 return torch.cat([y_neg, y_neg - 2 * self.sampler.noise_scale * spread * normal])
