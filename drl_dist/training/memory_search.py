@@ -58,20 +58,21 @@ class MemorySearch:
         if asked == "auto" and self._fits("slices", self._share, self._share):
             peak = self._peak("slices", self._share, self._share)
             return replace(self._engine, memory="plain"), f"memory: all at once, {self._of_limit(peak)}"
-        # What takes least is looked at before sizes between are tried one after the other: of a small network that is
-        # all at once, since slices add gradients to each other.
-        chains, updates = self._sizes(1)
-        ends: list[tuple[Way, int, int]] = [(way, chains[end], updates[end]) for way in ways for end in (0, -1)]
-        least = min(ends, key=lambda one: self._peak(*one))
-        if not self._fits(*least):
+        # Slices of one image come last: there are as many to be traced as images.
+        tries: list[tuple[Way, int]] = [(way, fewest) for fewest in (min(MANY_IMAGES, self._share), 1) for way in ways]
+        chosen = next((found for one in tries if (found := self._largest(*one)) is not None), None)
+        if chosen is None:
+            chains, updates = self._sizes(1)
+            # Of a small network what takes least is all at once, since slices add gradients to each other.
+            ends: list[tuple[Way, int, int]] = [(way, chains[end], updates[end]) for way in ways for end in (0, -1)]
+            least = min(ends, key=lambda one: self._peak(*one))
             raise UserError(
                 "config field engine.memory",
                 got=f"{asked} with {mebibytes(self._limit)} for tensors",
                 expected=f"at least {mebibytes(self._peak(*least))}, for {_told(*least)}",
                 remedy="take devices with more memory, more workers, or a smaller network",
             )
-        tries: list[tuple[Way, int]] = [(way, fewest) for fewest in (min(MANY_IMAGES, self._share), 1) for way in ways]
-        way, chain, update = next(found for one in tries if (found := self._largest(*one)) is not None)
+        way, chain, update = chosen
         peak, plain = self._peak(way, chain, update), self._peak("slices", self._share, self._share)
         whole = self._costs("slices", self._share)[-1]
         more = 100 * (self._costs(way, update)[-1].update_flop - whole.update_flop) / whole.flop
