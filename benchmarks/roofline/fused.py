@@ -16,7 +16,7 @@ from torch import Tensor
 from torch._inductor import compile_fx, scheduler
 from torch._inductor import config as inductor
 from torch._inductor.graph import GraphLowering
-from torch._inductor.ir import FallbackKernel, MultiOutput
+from torch._inductor.ir import FallbackKernel, MultiOutput, Scatter
 from torch._inductor.runtime.hints import DeviceProperties
 from torch._inductor.scheduler import BaseSchedulerNode, ExternKernelSchedulerNode, NopKernelSchedulerNode
 from torch._subclasses.fake_tensor import FakeTensor
@@ -47,6 +47,8 @@ class Kernel:
     """What a library makes, such as ``aten.convolution``; None of a kernel that the compiler writes."""
     nbytes: int
     """Bytes that it reads and writes at least; of a library's, as far as the compiler knows."""
+    is_atomic: bool = False
+    """Whether it adds up numbers in an order that differs from run to run."""
 
     @property
     def is_product(self) -> bool:
@@ -109,7 +111,9 @@ def _kernels(node: BaseSchedulerNode) -> list[Kernel]:
         return []
     size = node.get_read_write_buffers_sizes()
     if not isinstance(node, ExternKernelSchedulerNode):
-        return [Kernel(None, size)]
+        return [
+            Kernel(None, size, any(isinstance(getattr(one.node, "data", None), Scatter) for one in node.get_nodes()))
+        ]
     made: Any = node.node
     if isinstance(made, MultiOutput):
         # One result of a kernel that was counted.

@@ -302,11 +302,21 @@ def apply_unet(prepared: Prepared, u: Tensor) -> Tensor:
     hidden = apply(prepared.middle, hidden)
     for index, blocks in enumerate(prepared.up):
         if index > 0:
-            hidden = functional.interpolate(hidden, scale_factor=2.0, mode="nearest")
+            hidden = enlarged(hidden)
         for block in blocks:
             hidden = apply(block, hidden, passed.pop())
     patches = functional.conv2d(functional.silu(_normalise(hidden, prepared.norm)), *prepared.head, padding=1)
     return functional.pixel_shuffle(patches, prepared.patch_size) if prepared.patch_size > 1 else patches
+
+
+def enlarged(hidden: Tensor) -> Tensor:
+    """Nearest neighbours: (B, C, 2H, 2W) of (B, C, H, W)."""
+    if not torch.compiler.is_compiling():
+        return functional.interpolate(hidden, scale_factor=2.0, mode="nearest")
+    # The compiler's gradient of that adds numbers atomically: on a GPU in another order each time, and in float32.
+    count, width, rows, columns = hidden.shape
+    pixels = hidden.permute(0, 2, 3, 1)[:, :, None, :, None].expand(-1, -1, 2, -1, 2, -1)
+    return pixels.reshape(count, 2 * rows, 2 * columns, width).permute(0, 3, 1, 2)
 
 
 def num_groups(width: int) -> int:

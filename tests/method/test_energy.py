@@ -148,7 +148,7 @@ def test_a_compiled_gradient_can_be_differentiated(setting: str, monkeypatch: py
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
     monkeypatch.setattr(chain, "_compiled_gradient", chain._compiled_gradient.__wrapped__)
     experiment = preset("digits", setting)
-    small = {"width": 4, "width_multipliers": (1,), "time_hidden_dim": 8}
+    small = {"width": 4, "width_multipliers": (1, 2), "time_hidden_dim": 8}
     experiment = dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, **small))
     network = build_network(experiment)
     with torch.no_grad():
