@@ -105,7 +105,9 @@ class ProgressiveSampler:
             if num_draws := self.num_draws[t]:
                 numbers = KeyedChainNoise(noise, Purpose.SAMPLE_CHAIN, sample_ids, level, shape)
                 before = noise_before(self.averages_noise, noise, Purpose.SAMPLE_BEFORE, sample_ids, level, shape)
-                y = yield Chain(level, partial(self.kernel, x_noisy=x, level=level, before=before), y, numbers, num_draws)
+                y = yield Chain(
+                    level, partial(self.kernel, x_noisy=x, level=level, before=before), y, numbers, num_draws
+                )
             if t == 0 and self.end is not None:
                 x = yield Once(partial(self.end.clean_at, level=level, y=y))
             else:
