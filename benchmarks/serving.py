@@ -2,10 +2,11 @@
 
     python -m benchmarks.serving [--model FOLDER | --preset digits] [--visitors 16 --rounds 3]
 
-Every round times both, one behind the other, with the same images: all visitors come at once, and each is served alone
-once the one before has his image. Prints a table of medians over the rounds, with the median and the 95th percentile of
-the time until a visitor has his image, counted from when all of them came; and the greatest difference of a pixel
-between the two. Without ``--model`` the weights are random, which takes the same time.
+Every round times three ways, one behind the other, with the same images: ``Model.sample`` for one visitor after the
+other, the serving engine for one after the other, and for all together. All visitors come at once. Prints a table of
+medians over the rounds, with the median and the 95th percentile of the time until a visitor has his image, and as JSON
+the ratios of each round, by wall and by processor time, and the greatest difference of a pixel between the first and
+the last way. Without ``--model`` the weights are random, which takes the same time.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,8 +32,18 @@ from drl_dist.serving.engine import ServingEngine, Visit
 from drl_dist.serving.requests import SampleRequest
 from drl_dist.training.state import TrainState
 
-Served = tuple[float, list[float], list[Tensor]]
-"""Seconds of all, of each visitor, and their images."""
+LIBRARY, ALONE, TOGETHER = "library, one after the other", "engine, one after the other", "engine, together"
+
+
+class Served(NamedTuple):
+    """What all visitors got, and when."""
+
+    seconds: float
+    """Until the last one had his image."""
+    processor_seconds: float
+    waited: list[float]
+    """Seconds until each had his image."""
+    images: list[Tensor]
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -46,54 +59,66 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=whole_number, default=3)
     given = parser.parse_args(words)
     model = load(given.model, device=given.device) if given.model else _untrained(given.preset, given.device)
-    engines = {"one after the other": ServingEngine(model, max_batch=1, max_waiting=given.visitors)}
-    engines["together"] = ServingEngine(model, max_batch=given.batch, max_waiting=given.visitors)
-    for engine in engines.values():
-        _served(engine, min(2, given.visitors))
-    rounds = [{name: _served(engine, given.visitors) for name, engine in engines.items()} for _ in range(given.rounds)]
-    print(
-        f"| {given.model or given.preset}, {given.visitors} visitors | images/s | p50, s | p95, s |\n|---|---|---|---|"
-    )
-    rows: dict[str, dict[str, float]] = {}
-    for name in engines:
-        rows[name] = {
-            "images_per_second": _median(lambda served: given.visitors / served[0], rounds, name),
-            "p50_seconds": _median(lambda served: statistics.median(served[1]), rounds, name),
-            "p95_seconds": _median(lambda served: _percentile_95(served[1]), rounds, name),
-        }
-        print(f"| {name} | " + " | ".join(f"{value:.3g}" for value in rows[name].values()) + " |")
-    ratios = [each["one after the other"][0] / each["together"][0] for each in rounds]
-    difference = max(
-        int((one.int() - other.int()).abs().max())
-        for each in rounds
-        for one, other in zip(each["one after the other"][2], each["together"][2], strict=True)
-    )
+    alone, together = (ServingEngine(model, max_batch=batch, max_waiting=given.visitors) for batch in (1, given.batch))
+    ways: dict[str, Callable[[int], Served]] = {
+        LIBRARY: partial(_sampled, model),
+        ALONE: partial(_served, alone),
+        TOGETHER: partial(_served, together),
+    }
+    for way in ways.values():
+        way(min(2, given.visitors))
+    rounds = [{name: way(given.visitors) for name, way in ways.items()} for _ in range(given.rounds)]
+    print(f"| {given.model or given.preset}, {given.visitors} visitors | images/s | p50, s | p95, s |")
+    print("|---|---|---|---|")
+    for name in ways:
+        found = [each[name] for each in rounds]
+        row = (
+            statistics.median(given.visitors / served.seconds for served in found),
+            statistics.median(statistics.median(served.waited) for served in found),
+            statistics.median(_percentile_95(served.waited) for served in found),
+        )
+        print(f"| {name} | " + " | ".join(f"{value:.3g}" for value in row) + " |")
     facts = {
-        "ratio": statistics.median(ratios),
-        "ratios": ratios,
-        "grey_levels_apart": difference,
+        "ratios": {name: [each[name].seconds / each[TOGETHER].seconds for each in rounds] for name in (LIBRARY, ALONE)},
+        "processor_ratios": {
+            name: [each[name].processor_seconds / each[TOGETHER].processor_seconds for each in rounds]
+            for name in (LIBRARY, ALONE)
+        },
+        "grey_levels_apart": max(
+            int((one.int() - other.int()).abs().max())
+            for each in rounds
+            for one, other in zip(each[LIBRARY].images, each[TOGETHER].images, strict=True)
+        ),
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
         "load": os.getloadavg()[0],
     }
-    print(json.dumps({**rows, **facts}))
+    print(json.dumps(facts))
     return 0
+
+
+def _sampled(model: Model, visitors: int) -> Served:
+    """All visitors, each once the one before has his image."""
+    began, processor = time.perf_counter(), time.process_time()
+    waited: list[float] = []
+    images: list[Tensor] = []
+    for seed in range(visitors):
+        images.append(model.sample(1, seed=seed)[0])
+        waited.append(time.perf_counter() - began)
+    return Served(time.perf_counter() - began, time.process_time() - processor, waited, images)
 
 
 def _served(engine: ServingEngine, visitors: int) -> Served:
     """All visitors, who come at once."""
-    began = time.perf_counter()
+    began, processor = time.perf_counter(), time.process_time()
     left: dict[int, Visit] = {seed: engine.submit(SampleRequest(seed=seed)) for seed in range(visitors)}
-    seconds, images = dict.fromkeys(left, 0.0), dict.fromkeys(left, torch.empty(0))
+    waited, images = dict.fromkeys(left, 0.0), dict.fromkeys(left, torch.empty(0))
     while left:
         engine.step()
         for seed in [seed for seed, visit in left.items() if visit.is_over]:
-            images[seed], seconds[seed] = left.pop(seed).image(), time.perf_counter() - began
-    return time.perf_counter() - began, list(seconds.values()), list(images.values())
-
-
-def _median(of: Callable[[Served], float], rounds: Sequence[dict[str, Served]], name: str) -> float:
-    return statistics.median(of(each[name]) for each in rounds)
+            images[seed], waited[seed] = left.pop(seed).image(), time.perf_counter() - began
+    seconds = time.perf_counter() - began
+    return Served(seconds, time.process_time() - processor, list(waited.values()), list(images.values()))
 
 
 def _percentile_95(values: Sequence[float]) -> float:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from drl_dist.build import build_sampler
-from drl_dist.config.tree import Experiment
 from drl_dist.diffusion.noise import MAX_SAMPLE_IDS, Noise
 from drl_dist.diffusion.recovery import RawAtLevel
 from drl_dist.library.arguments import check, noise_of, real, whole
@@ -18,6 +18,10 @@ from drl_dist.sampling.composition import LabelledRawAtLevel
 from drl_dist.sampling.interpolation import InterpolatedNoise
 from drl_dist.sampling.labels import Wanted, wanted
 from drl_dist.sampling.procedure import Procedure
+from drl_dist.serving.read_ahead import ReadAhead
+
+if TYPE_CHECKING:
+    from drl_dist.config.tree import Experiment
 
 MAX_CHAIN_STEPS = 1000
 """Largest K that a visitor may ask for."""
@@ -108,7 +112,7 @@ class Request(ABC):
             return asked.raw_at(network, labelled, noise_of(self.seed))
 
         return Begun(
-            sampler.procedure(noise, ids, served.image_shape),
+            sampler.procedure(ReadAhead(noise), ids, served.image_shape),
             view,
             sampler.levels.energy_scale,
             asked.num_energies,

@@ -28,7 +28,7 @@ LEVELS, STEPS = 6, 3
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> None:  # pyright: ignore[reportUnusedFunction]
+def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
