@@ -77,3 +77,12 @@ def stages_of(procedure: Procedure, raw_at: RawAtLevel) -> Iterator[Stage]:
         else:
             kernel = part.kernel(raw_at(part.level))
             result = run_chain(kernel, part.y, part.noise, part.num_chain_steps, start=part.start).y
+
+
+def image_of(procedure: Procedure, raw_at: RawAtLevel) -> Tensor:
+    """The x of the last stage; arguments as of `stages_of`."""
+    image: Tensor | None = None
+    for _, x in stages_of(procedure, raw_at):
+        image = x
+    assert image is not None
+    return image
