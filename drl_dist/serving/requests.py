@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from drl_dist.build import build_sampler
+from drl_dist.build import build_posterior_sampler, build_sampler
+from drl_dist.common.images import to_unit_range
 from drl_dist.diffusion.noise import MAX_SAMPLE_IDS, Noise
-from drl_dist.diffusion.recovery import RawAtLevel
+from drl_dist.diffusion.recovery import Levels, RawAtLevel
 from drl_dist.library.arguments import check, noise_of, real, whole
+from drl_dist.library.images import given_images, given_mask, given_noise_std, given_noisy
 from drl_dist.sampling.composition import LabelledRawAtLevel
+from drl_dist.sampling.inpainting import ObservedPixels, PosteriorSampler
 from drl_dist.sampling.interpolation import InterpolatedNoise
 from drl_dist.sampling.labels import Wanted, wanted
 from drl_dist.sampling.procedure import Procedure
@@ -25,6 +28,8 @@ if TYPE_CHECKING:
 
 MAX_CHAIN_STEPS = 1000
 """Largest K that a visitor may ask for."""
+MAX_ROUNDS = 100
+"""Largest number of rounds."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,10 @@ class Served:
     curvature: Tensor | None
     image_shape: tuple[int, int, int]
     device: torch.device
+
+    def ids(self, number: int) -> Tensor:
+        """(1,) int64 on the device."""
+        return torch.tensor([number], device=self.device)
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,19 +114,20 @@ class Request(ABC):
             row: number of the image whose turn among the labels it has.
         """
         # On the way that `drl_dist.Model.sample` goes.
-        sampler, asked = build_sampler(self._experiment(served), served.curvature), self._wanted(served, row)
-        ids, labelled = (torch.tensor([value], device=served.device) for value in (number, row))
+        sampler = build_sampler(self._experiment(served), served.curvature)
+        procedure = sampler.procedure(ReadAhead(noise), served.ids(number), served.image_shape)
+        return self._begun(served, procedure, sampler.levels, sampler.num_gradients, row)
+
+    def _posterior_sampler(self, served: Served, num_rounds: int) -> PosteriorSampler:
+        return build_posterior_sampler(self._experiment(served), num_rounds, served.curvature)
+
+    def _begun(self, served: Served, procedure: Procedure, levels: Levels, num_gradients: int, row: int) -> Begun:
+        asked, ids = self._wanted(served, row), served.ids(row)
 
         def view(network: LabelledRawAtLevel) -> RawAtLevel:
-            return asked.raw_at(network, labelled, noise_of(self.seed))
+            return asked.raw_at(network, ids, noise_of(self.seed))
 
-        return Begun(
-            sampler.procedure(ReadAhead(noise), ids, served.image_shape),
-            view,
-            sampler.levels.energy_scale,
-            asked.num_energies,
-            sampler.num_gradients,
-        )
+        return Begun(procedure, view, levels.energy_scale, asked.num_energies, num_gradients)
 
     def _wanted(self, served: Served, number: int) -> Wanted:
         asked = wanted(served.experiment.condition, label=self.label, compose=self.compose, guidance=self.guidance)
@@ -139,7 +149,7 @@ class SampleRequest(Request):
 
     def begin(self, served: Served) -> Begun:
         """See `Request.begin`."""
-        number = whole("number", self.number, f"0 to {MAX_SAMPLE_IDS - 1}", 0, MAX_SAMPLE_IDS - 1)
+        number = _number(self.number)
         return self._sampled(served, noise_of(self.seed), number, number)
 
 
@@ -169,3 +179,60 @@ class InterpolateRequest(Request):
         weights = torch.tensor([weight], dtype=torch.float64, device=served.device)
         noise = InterpolatedNoise(noise_of(self.seed), ends[:1], ends[1:], weights)
         return self._sampled(served, noise, 0, 0)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class InpaintRequest(Request):
+    """An image whose hidden pixels are filled in: that of `drl_dist.Model.inpaint` at this place among its images.
+
+    Args:
+        image: (C, H, W), uint8 or floating point in [0, 1]; hidden pixels are not looked at.
+        mask: bool (H, W), true where a pixel is to be filled in.
+        number: of the image, which keys its noise.
+        num_rounds: runs of each level's chain, 1 to `MAX_ROUNDS`.
+    """
+
+    image: Tensor
+    mask: Tensor
+    number: int = 0
+    num_rounds: int = 4
+
+    def begin(self, served: Served) -> Begun:
+        """See `Request.begin`."""
+        number = _number(self.number)
+        given = given_images(self.image[None], what="image", shape=served.image_shape).to(served.device)
+        hidden = given_mask(self.mask, count=1, resolution=served.image_shape[1]).to(served.device)
+        num_rounds = whole("num_rounds", self.num_rounds, f"1 to {MAX_ROUNDS}", 1, MAX_ROUNDS)
+        sampler = self._posterior_sampler(served, num_rounds)
+        observed = ObservedPixels((~hidden).expand(1, *served.image_shape))
+        noise = ReadAhead(noise_of(self.seed))
+        procedure = sampler.completion(noise, served.ids(number), to_unit_range(given), observed)
+        return self._begun(served, procedure, sampler.levels, sampler.num_gradients(), number)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DenoiseRequest(Request):
+    """A draw of an image given the same with noise: that of `drl_dist.Model.denoise` at this place among its images.
+
+    Args:
+        image: (C, H, W) with the noise, uint8 or floating point, then not necessarily in [0, 1].
+        noise_std: its standard deviation, in grey levels of 255.
+        number: of the image, which keys its noise.
+    """
+
+    image: Tensor
+    noise_std: float
+    number: int = 0
+
+    def begin(self, served: Served) -> Begun:
+        """See `Request.begin`."""
+        number = _number(self.number)
+        noisy = given_noisy(self.image[None], what="image", shape=served.image_shape).to(served.device)
+        sampler = self._posterior_sampler(served, 1)
+        std = given_noise_std(self.noise_std, sampler.noise_range)
+        procedure = sampler.denoising(ReadAhead(noise_of(self.seed)), served.ids(number), noisy, std)
+        return self._begun(served, procedure, sampler.levels, sampler.num_gradients(std), number)
+
+
+def _number(number: int) -> int:
+    return whole("number", number, f"0 to {MAX_SAMPLE_IDS - 1}", 0, MAX_SAMPLE_IDS - 1)

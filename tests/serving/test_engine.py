@@ -17,7 +17,7 @@ from drl_dist.build import build_sampler
 from drl_dist.common.errors import UserError
 from drl_dist.diffusion.recovery import LogDensityAndGrad
 from drl_dist.serving.engine import Busy, ServingEngine, Visit
-from drl_dist.serving.requests import InterpolateRequest, Request, SampleRequest
+from drl_dist.serving.requests import DenoiseRequest, InpaintRequest, InterpolateRequest, Request, SampleRequest
 from drl_dist.training.state import TrainState
 from tests.helpers.labelled import write_model
 from tests.helpers.steps import tiny_unet, waken
@@ -112,6 +112,45 @@ def test_an_image_between_two_is_that_of_the_library(plain: drl_dist.Model) -> N
     for column, expected in enumerate(row):
         request = InterpolateRequest(seed=6, first=3, second=1, weight=column / 4)
         assert torch.equal(alone(plain, request), expected)
+
+
+def given(number: int) -> Tensor:
+    return torch.randint(0, 256, (1, 8, 8), generator=torch.Generator().manual_seed(number), dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("mcmc", [{}, {"start": "tweedie", "last_step": "tweedie", "kernel": "leimkuhler_matthews"}])
+def test_edited_images_are_those_of_the_library(mcmc: dict[str, Any]) -> None:
+    model = with_mcmc(**mcmc)
+    images, mask = torch.stack([given(number) for number in range(3)]), torch.zeros(8, 8, dtype=torch.bool)
+    mask[2:5, 3:] = True
+    filled = model.inpaint(images, mask, seed=6, num_rounds=2, batch_size=1)
+    clean = model.denoise(images, 40, seed=6, batch_size=1)
+    for number in (0, 2):
+        request = InpaintRequest(seed=6, number=number, image=given(number), mask=mask, num_rounds=2)
+        assert torch.equal(alone(model, request), filled[number])
+        assert torch.equal(
+            alone(model, DenoiseRequest(seed=6, number=number, image=given(number), noise_std=40)), clean[number]
+        )
+
+
+def test_all_kinds_share_calls(labelled: drl_dist.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    mask = torch.zeros(8, 8, dtype=torch.bool)
+    mask[2:5, 3:] = True
+    requests: list[Request] = [
+        SampleRequest(seed=1, label="ant"),
+        InterpolateRequest(seed=2, label="bee"),
+        InpaintRequest(seed=3, image=given(0), mask=mask, label="cow", guidance=1.0),
+        DenoiseRequest(seed=4, image=given(1), noise_std=40),
+    ]
+    expected = [alone(labelled, request) for request in requests]
+    engine = ServingEngine(labelled)
+    spy = Spy(engine, monkeypatch)
+    visits = [engine.submit(request) for request in requests]
+    finish(engine)
+    assert [difference(visit.image(), image) <= 1 for visit, image in zip(visits, expected, strict=True)] == [True] * 4
+    assert torch.equal(expected[2][0][~mask], given(0)[0][~mask])
+    assert len(spy.levels[0]) == 5 and len(set(spy.levels[0])) == 2
+    assert engine.num_calls == max(visit.num_gradients for visit in visits)
 
 
 def test_in_company_images_are_those_of_the_library_within_rounding(labelled: drl_dist.Model) -> None:
@@ -267,6 +306,11 @@ def test_too_many_are_refused_until_there_is_room(plain: drl_dist.Model) -> None
         (SampleRequest(label="ant", guidance=float("nan")), "--guidance"),
         (SampleRequest(compose="ant + bee + cow"), "a sum of 4 energies"),
         (InterpolateRequest(first=1, second=1), "argument first and second"),
+        (InpaintRequest(image=torch.zeros(1, 9, 9), mask=torch.zeros(9, 9) > 0), "image"),
+        (InpaintRequest(image=torch.zeros(1, 8, 8), mask=torch.zeros(9, 9) > 0), "mask"),
+        (InpaintRequest(image=torch.zeros(1, 8, 8), mask=torch.eye(8) > 0, num_rounds=1000), "argument num_rounds"),
+        (DenoiseRequest(image=torch.zeros(1, 8, 8), noise_std=0.1), "argument noise_std"),
+        (DenoiseRequest(image=torch.zeros(1, 8, 8), noise_std=float("nan")), "argument noise_std"),
         (InterpolateRequest(weight=1.5), "argument weight"),
         (InterpolateRequest(weight=float("nan")), "argument weight"),
     ],
