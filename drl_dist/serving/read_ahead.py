@@ -16,6 +16,8 @@ from drl_dist.diffusion.noise import Noise, Purpose
 
 _NUMBERS_PER_DRAW = 1 << 16
 """Read ahead of what is asked for, as long as a draw has no more numbers than these: a quarter of a MiB."""
+_USES = 16
+"""That are held at once: a chain of many rounds has other steps in each."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,13 +43,16 @@ class ReadAhead:
         t = int(level)
         use = (purpose, tuple(chain_steps), tuple(shape))
         top, values = self._held.get(use, (-1, None))
-        if values is None or not 0 <= top - t < values.shape[1]:
-            size = len(chain_steps) * max(1, torch.Size(shape).numel())
-            count = max(1, min(t + 1, _NUMBERS_PER_DRAW // size))
-            levels = torch.arange(t, t - count, -1, device=sample_ids.device)
-            top, values = t, self.noise.normal(purpose, sample_ids.expand(count), levels, chain_steps, shape)
-            self._held[use] = top, values
-        return values[:, top - t : top - t + 1]
+        if values is not None and 0 <= top - t < values.shape[1]:
+            return values[:, top - t : top - t + 1]
+        size = len(chain_steps) * max(1, torch.Size(shape).numel())
+        count = min(t + 1, _NUMBERS_PER_DRAW // size)
+        if count < 2 or (use not in self._held and len(self._held) == _USES):
+            return self.noise.normal(purpose, sample_ids, level, chain_steps, shape)
+        levels = torch.arange(t, t - count, -1, device=sample_ids.device)
+        values = self.noise.normal(purpose, sample_ids.expand(count), levels, chain_steps, shape)
+        self._held[use] = t, values
+        return values[:, :1]
 
     def uniform(
         self, purpose: Purpose, sample_ids: Tensor, level: Tensor | int, chain_steps: Sequence[int], count: int
