@@ -223,9 +223,15 @@ def test_frames_come_level_by_level(plain: drl_dist.Model) -> None:
     assert all(frame.image.dtype == torch.uint8 and frame.image.shape == (1, 8, 8) for frame in rest)
 
 
-def test_energies_are_means_over_the_chain_of_the_level(plain: drl_dist.Model) -> None:
+@pytest.mark.parametrize(
+    ("kernel", "num_values"), [("langevin", STEPS), ("tests.serving.kernels:Leapfrog", 1 + 2 * STEPS)]
+)
+def test_energies_are_means_over_the_chain_of_the_level(plain: drl_dist.Model, kernel: str, num_values: int) -> None:
+    mcmc = dataclasses.replace(plain.experiment.mcmc, kernel=kernel)
+    experiment = dataclasses.replace(plain.experiment, mcmc=mcmc)
+    model = drl_dist.Model(experiment, plain.weights, step=0)
     values: list[Tensor] = []
-    engine = ServingEngine(plain)
+    engine = ServingEngine(model)
     network = engine._engine.raw_at
 
     def listening(level: Tensor, condition: Tensor | None = None) -> LogDensityAndGrad:
@@ -242,8 +248,8 @@ def test_energies_are_means_over_the_chain_of_the_level(plain: drl_dist.Model) -
     visit = engine.submit(SampleRequest(seed=1))
     finish(engine)
     first, *frames = visit.frames()
-    scale = build_sampler(plain.experiment).levels.energy_scale.flip(0)
-    expected = -torch.cat(values).double().reshape(LEVELS, STEPS).mean(1) * scale
+    scale = build_sampler(experiment).levels.energy_scale.flip(0)
+    expected = -torch.cat(values).double().reshape(LEVELS, num_values).mean(1) * scale
     found = torch.tensor([frame.energy for frame in frames]).double()
     assert first.energy is None
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
