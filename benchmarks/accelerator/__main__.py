@@ -18,6 +18,8 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
+from typing import NoReturn
 
 from benchmarks.accelerator.parts import PARTS, Clock
 from benchmarks.accelerator.record import RESULTS
@@ -67,6 +69,8 @@ def main(words: Sequence[str]) -> int:
     try:
         failed = supervise(folder, ordered, given.device, Clock(clock.until - _FOR_REPORT), clock)
     finally:
+        # First without pictures, for which whoever ends the command may not wait.
+        write_report(folder, with_pictures=False)
         print(f"report: {write_report(folder)}", flush=True)
     return int(failed)
 
@@ -75,7 +79,14 @@ def _interrupt_on_signals() -> None:
     """Let whatever asks the command to end be as Ctrl-C is: the report is written, and nothing resumes."""
     for signum in SIGNALS:
         if signal.getsignal(signum) is not signal.SIG_IGN:
-            signal.signal(signum, signal.default_int_handler)
+            signal.signal(signum, _interrupt)
+
+
+def _interrupt(_signum: int, _frame: FrameType | None) -> NoReturn:
+    # Once: timeout, and make, send another one to the whole group.
+    for signum in SIGNALS:
+        signal.signal(signum, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def _check_cuda() -> None:

@@ -53,8 +53,9 @@ def run(work: Work) -> None:
         state = _train(work, experiment, config, images, seconds)
         begun = time.perf_counter()
         drawn = draw_together(experiment, config, state, 16 if work.is_small else NUM_SAMPLES, whole_way=False)[0]
-        np.save(work.folder / SAMPLES, drawn.numpy())
+        # The samples last: where they are, both are shown.
         np.save(work.folder / IMAGES, images[: len(drawn)].numpy())
+        np.save(work.folder / SAMPLES, drawn.numpy())
     per_second = len(drawn) / (time.perf_counter() - begun)
     work.tell(what="samples", images=len(drawn), steps=state.step, images_per_second=per_second)
 

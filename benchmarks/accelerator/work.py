@@ -29,6 +29,8 @@ SAID = ("failed", "skipped", "note")
 _MOST_FAILURES = 2
 _OUT_OF_MEMORY = ("out of memory", "ALLOC_FAILED")
 """In messages of the driver and of libraries, which raise other errors than the allocator's."""
+_BROKEN_CAPTURE = ("captur", "StreamCapture")
+"""In messages about a capture whose end failed: torch's allocator goes on as if it lasted."""
 
 
 class Skipped(Exception):
@@ -126,7 +128,7 @@ def arithmetic(precision: Precision) -> Iterator[None]:
     """Let float32 be rounded to TF32 in products and convolutions, or not at all, and leave torch as it was.
 
     The older pair of switches: of the newer `fp32_precision`, setting convolutions alone makes the older ones raise,
-    which torch's compiler and `torch.backends.cudnn.flags` read.
+    which torch's compiler reads.
     """
     switches: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
     before = [switch.allow_tf32 for switch in switches]
@@ -168,11 +170,23 @@ def free_memory(device: torch.device) -> None:
 
 def is_out_of_memory(error: BaseException | None) -> bool:
     """Whether memory was short, also where ending a capture failed after that."""
+    return any(
+        isinstance(one, torch.OutOfMemoryError) or any(word in str(one) for word in _OUT_OF_MEMORY)
+        for one in _all_of(error)
+    )
+
+
+def _is_of_capture(error: BaseException) -> bool:
+    return any(
+        isinstance(one, RuntimeError) and any(word in str(one) for word in _BROKEN_CAPTURE) for one in _all_of(error)
+    )
+
+
+def _all_of(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and what it came from."""
     while error is not None:
-        if isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in _OUT_OF_MEMORY):
-            return True
+        yield error
         error = error.__cause__ or error.__context__
-    return False
 
 
 @contextmanager
@@ -188,7 +202,7 @@ def trying(work: Work, **row: Any) -> Iterator[None]:
     except (Skipped, UnusableError):
         raise
     except Exception as error:
-        is_lost = not is_usable(work.device)
+        is_lost = _is_of_capture(error) or not is_usable(work.device)
         if is_out_of_memory(error) and not is_lost:
             raise
         traceback.print_exc()
@@ -198,15 +212,15 @@ def trying(work: Work, **row: Any) -> Iterator[None]:
 
 
 def is_usable(device: torch.device) -> bool:
-    """Whether a device still computes: not after an illegal access, and not as it should within a broken capture."""
+    """Whether a device still computes: not after an illegal access."""
     if device.type == "cpu":
         return True
     try:
         torch.cuda.synchronize()
         torch.ones(1, device=device).item()
-        return torch.cuda.current_stream() == torch.cuda.default_stream()
     except RuntimeError:
         return False
+    return True
 
 
 def in_words(error: BaseException) -> str:

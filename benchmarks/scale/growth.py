@@ -21,36 +21,37 @@ class Cost:
         title: what it is.
         unit: of the amounts.
         of: what is counted along the other axis.
-        is_time: whether it was measured with a clock; other amounts are exact.
         amounts: of all workers together, by their number.
     """
 
     title: str
     unit: str
     of: str = "worker"
-    is_time: bool = False
     amounts: dict[int, float] = field(default_factory=dict[int, float])
 
     @property
     def exponent(self) -> float:
         """Slope of log(amount) against log(number) over the upper half of the numbers, where constants matter least."""
-        numbers = sorted(self.amounts)
-        upper = numbers[min(len(numbers) // 2, max(0, len(numbers) - 3)) :]
-        points = [(math.log(number), math.log(max(self.amounts[number], 1e-12))) for number in upper]
-        mean_x, mean_y = (sum(axis) / len(points) for axis in zip(*points, strict=True))
-        spread = sum((x - mean_x) ** 2 for x, _ in points)
-        return sum((x - mean_x) * (y - mean_y) for x, y in points) / spread if spread else 0.0
+        return _slope(self.amounts)
 
     @property
     def allowed(self) -> float:
         """The exponent of n log n over the same numbers, with some slack."""
-        largest = max(self.amounts)
-        return 1.0 + 1.0 / max(1.0, math.log(largest) - 1.0) + SLACK
+        return _slope({number: number * math.log(number + 1) for number in self.amounts}) + SLACK
 
     @property
     def is_fine(self) -> bool:
         """Whether it grows no faster than n log n."""
         return self.exponent <= self.allowed
+
+
+def _slope(amounts: Mapping[int, float]) -> float:
+    numbers = sorted(amounts)
+    upper = numbers[min(len(numbers) // 2, max(0, len(numbers) - 3)) :]
+    points = [(math.log(number), math.log(max(amounts[number], 1e-12))) for number in upper]
+    mean_x, mean_y = (sum(axis) / len(points) for axis in zip(*points, strict=True))
+    spread = sum((x - mean_x) ** 2 for x, _ in points)
+    return sum((x - mean_x) * (y - mean_y) for x, y in points) / spread if spread else 0.0
 
 
 def table(costs: Mapping[str, Cost]) -> str:

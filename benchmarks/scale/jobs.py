@@ -42,8 +42,8 @@ def new_costs() -> dict[str, Cost]:
     """What `measure_jobs` fills."""
     return {
         "poll_handles": Cost(f"sampling: handles that the driver polls for {UNITS_PER_WORKER} units a worker", ""),
-        "poll_seconds": Cost(f"sampling: driver's CPU for {UNITS_PER_WORKER} units a worker", "s", is_time=True),
-        "job_seconds": Cost("sampling: start, records, manifest and index, CPU", "s", "unit", is_time=True),
+        "poll_seconds": Cost(f"sampling: driver's CPU for {UNITS_PER_WORKER} units a worker", "s"),
+        "job_seconds": Cost("sampling: start, records, manifest and index, CPU", "s", "unit"),
         "job_bytes": Cost("sampling: records in the driver's memory", "B", "unit"),
         "resume_peak": Cost("sampling: peak of memory as a job is taken up again", "B", "unit"),
         "job_requests": Cost("sampling: storage requests of the driver", "", "unit"),

@@ -57,18 +57,18 @@ DATA = f"{BUCKET}/data"
 def new_costs() -> dict[str, Cost]:
     """What `measure_reading` fills."""
     return {
-        "start_seconds": Cost("start of a worker: index and stream, CPU", "s", is_time=True),
+        "start_seconds": Cost("start of a worker: index and stream, CPU", "s"),
         "start_bytes": Cost("memory: index and stream", "B"),
         "start_requests": Cost("storage requests at the start", ""),
-        "order_seconds": Cost("order of samples, CPU a step", "s", is_time=True),
+        "order_seconds": Cost("order of samples, CPU a step", "s"),
         "step_requests": Cost(f"storage requests in {STEPS} steps", ""),
         "shards_fetched": Cost(f"shards fetched by nodes in {STEPS} steps", ""),
         "shards_opened": Cost(f"shards opened by workers in {STEPS} steps", ""),
         "files_open": Cost("shards held open at one time", ""),
         "missing_requests": Cost("requests for one missing shard", ""),
-        "restart_seconds": Cost(f"stream from step {LATE:,}, CPU", "s", is_time=True),
-        "cache_seconds": Cost("fetching into one node's cache, CPU", "s", "shard", is_time=True),
-        "audit_seconds": Cost(f"audit of {AUDITED_STEPS} steps, CPU", "s", is_time=True),
+        "restart_seconds": Cost(f"stream from step {LATE:,}, CPU", "s"),
+        "cache_seconds": Cost("fetching into one node's cache, CPU", "s", "shard"),
+        "audit_seconds": Cost(f"audit of {AUDITED_STEPS} steps, CPU", "s"),
     }
 
 

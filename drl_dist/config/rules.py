@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     # The tree checks itself with these rules when it is made.
     from drl_dist.config.tree import DiffusionConfig, EngineConfig, Experiment, ModelConfig, RunConfig
 
+MAX_LIFETIME_HOURS = 1_000_000
+"""Of a machine; a century."""
 MAX_LEVELS = 4096
 """As `drl_dist.diffusion.noise.MAX_LEVELS`, which cannot be had without importing torch; commands answer at once."""
 BASE_STEPS = 1000
@@ -306,8 +308,8 @@ def check_run(run: RunConfig, *, complete: bool = True) -> None:
         (
             "checkpoint.machine_lifetime_hours",
             run.checkpoint.machine_lifetime_hours,
-            "a positive number of hours",
-            0 < run.checkpoint.machine_lifetime_hours < math.inf,
+            f"a positive number of hours, at most {MAX_LIFETIME_HOURS}",
+            0 < run.checkpoint.machine_lifetime_hours <= MAX_LIFETIME_HOURS,
         ),
         (
             "checkpoint.keep",

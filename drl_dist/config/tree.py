@@ -244,7 +244,8 @@ class EngineConfig:
     """How a step is computed. Nothing here changes what is computed beyond rounding."""
 
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Arithmetic of chain and update; weights, chain state and optimiser stay float32."""
+    """Arithmetic of chain and update; weights, chain state and optimiser stay float32. On GPUs torch lets convolutions
+    in float32 use TF32 (docs/performance.md)."""
     compile: Literal["auto", "always", "never"] = "auto"
     """Use torch.compile; auto does on CUDA, where it pays, and not on CPUs, where eager convolutions are faster."""
     cuda_graph: bool = True

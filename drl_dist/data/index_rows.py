@@ -24,8 +24,10 @@ def read_rows(file: pq.ParquetFile) -> tuple[tuple[ShardRow, ...], list[int]]:
         names, sizes, checksums, samples = (batch.column(name).cast(kind) for name, kind in _KINDS.items())
         lists = batch.column("offsets").cast(pa.list_(pa.int64()))
         values = lists.flatten()
-        if any(column.null_count for column in (names, sizes, checksums, samples, lists, values)):
-            raise ValueError("a row without a value")
+        columns = {"name": names, "size": sizes, "sha256": checksums, "num_samples": samples}
+        for name, column in [*columns.items(), ("offsets", lists), ("offsets", values)]:
+            if column.null_count:
+                raise ValueError(f"a row without its {name}")
         ends = end + np.cumsum(lists.value_lengths().to_numpy())
         numbers[end : end + len(values)] = values.to_numpy()
         for name, size, sha256, last in zip(

@@ -50,6 +50,7 @@ class ShardStream:
             first ranks take one image more than the others.
         rank: this rank.
         world_size: number of ranks.
+        ranks_here: those on this machine, which share its cache.
         start_position: the first position of the stream; batch_size times the number of finished steps.
         horizontal_flip: mirror half of the images.
         loader: options of cache and prefetching.
@@ -69,6 +70,7 @@ class ShardStream:
         batch_size: int,
         rank: int = 0,
         world_size: int = 1,
+        ranks_here: int = 1,
         start_position: int = 0,
         horizontal_flip: bool = False,
         loader: LoaderConfig | None = None,
@@ -95,7 +97,7 @@ class ShardStream:
         self._spare_shards = loader.window_shards
         self._spare: dict[int, OpenShard | DamageError] = {}
         self._spare_lock = threading.Lock()
-        self._check_cache_size(loader)
+        self._check_cache_size(loader, ranks_here)
         self._cache = ShardCache(index.url, cache_dir=loader.cache_dir, max_bytes=int(loader.cache_gib * 2**30))
         self._decoded: dict[tuple[int, int], _Decoded] = {}
         image_bytes = index.channels * index.resolution**2 + _DECODED_OVERHEAD
@@ -258,14 +260,14 @@ class ShardStream:
                 opening.cancel()
                 opening.add_done_callback(_close_shard)
 
-    def _check_cache_size(self, loader: LoaderConfig) -> None:
+    def _check_cache_size(self, loader: LoaderConfig, ranks_here: int) -> None:
         # Upper bound: the slowest rank's window, those that prefetched batches reach into, the next one, and spares;
-        # where a batch of all is larger than windows, those that this rank's shares of these batches are in.
+        # where a batch of all is larger than windows, those that the shares of this machine's ranks are in.
         counts = sorted(shard.num_samples for shard in self.index.shards)
         smallest_window = max(1, sum(counts[: loader.window_shards]))
         reached = 3 + (self._prefetch + 1) * self._batch_size // smallest_window
         own = (self._prefetch + 2) * (2 + len(self._share) // smallest_window)
-        windows = min(reached, own) + self._substitutes_damage
+        windows = min(reached, ranks_here * own) + self._substitutes_damage
         sizes = sorted((shard.size for shard in self.index.shards), reverse=True)
         needed = sum(sizes[: windows * loader.window_shards])
         if needed > loader.cache_gib * 2**30 and Folder(self.index.url).local is None:

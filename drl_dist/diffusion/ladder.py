@@ -18,7 +18,8 @@ from drl_dist.diffusion.noise import Noise, Purpose
 class NoiseLadder:
     """Scales and standard deviations of T + 1 noising steps, the first of which makes x_0 from the data.
 
-    All tensors are float64 on the CPU. Index t of `scale` and `std` belongs to the transition *into* x_t.
+    All tensors are float64, on the CPU until `to` moves them. Index t of `scale` and `std` belongs to the transition
+    *into* x_t.
     """
 
     scale: Tensor
@@ -41,6 +42,12 @@ class NoiseLadder:
     def num_levels(self) -> int:
         """T, the number of energies."""
         return len(self.scale) - 1
+
+    def to(self, device: torch.device) -> NoiseLadder:
+        """The same ladder on another device, where a draw does not wait for copies from the host."""
+        return NoiseLadder(
+            self.scale.to(device), self.std.to(device), self.cumulative_scale.to(device), self.cumulative_std.to(device)
+        )
 
     def signal_in_y(self, transition_scale: Tensor) -> Tensor:
         """(T,) factor of the data in y_t = transition_scale_t x_t.

@@ -161,8 +161,10 @@ class PhiloxNoise:
         if isinstance(level, int) and not 0 <= level < MAX_LEVELS:
             raise ValueError(f"a level must lie in [0, {MAX_LEVELS}), got {level}")
         device = sample_ids.device
-        steps = torch.tensor(list(chain_steps), dtype=torch.int64, device=device)[:, None, None]
-        levels = torch.as_tensor(level, dtype=torch.int64, device=device).expand(len(sample_ids))[None, :, None]
+        steps = _numbers(chain_steps, device)[:, None, None]
+        if isinstance(level, int):
+            level = torch.full((), level, dtype=torch.int64, device=device)
+        levels = level.to(device, torch.int64).expand(len(sample_ids))[None, :, None]
         ids = sample_ids[None, :, None]
         blocks = torch.arange(num_blocks, device=device)[None, None, :]
         counter = (
@@ -201,3 +203,12 @@ def philox(
         )
         k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
     return c0, c1, c2, c3
+
+
+def _numbers(values: Sequence[int], device: torch.device) -> Tensor:
+    """Whole numbers as int64. A copy from the host would wait for all that the device has to do before, so successive
+    ones are counted there."""
+    successive = range(values[0], values[0] + len(values))
+    if tuple(values) == tuple(successive):
+        return torch.arange(successive.start, successive.stop, device=device)
+    return torch.tensor(list(values), dtype=torch.int64, device=device)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -50,10 +52,7 @@ class FeatureNetwork:
             UserError: the images have more channels than the network takes, or its output is not a finite (B, D).
         """
         images = with_channels(images, self.channels, network=self.name).to(self.device)
-        # TF32 keeps only ten bits of the mantissa, so scores would depend on the type of GPU. Flags that are not named
-        # are turned off.
-        deterministic = torch.backends.cudnn.deterministic
-        with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, deterministic=deterministic, allow_tf32=False):
+        with torch.no_grad(), _without_tf32():
             values, logits = self.extract(images)
         for what, tensor in (("features", values), ("logits", logits)):
             if tensor is not None:
@@ -71,6 +70,25 @@ class FeatureNetwork:
                 expected=f"finite floating-point numbers of shape ({count}, D)",
                 remedy="use another network, or other weights",
             )
+
+
+@contextmanager
+def _without_tf32() -> Iterator[None]:
+    """Let convolutions and products of float32 round to nothing shorter, and leave torch as it was.
+
+    TF32 keeps only ten bits of the mantissa, so scores would depend on the type of GPU. These are torch's newer
+    switches: of the older ones even reading raises an error once somebody has used the newer.
+    """
+    cudnn: Any = torch.backends.cudnn
+    switches: tuple[Any, ...] = (cudnn.conv, torch.backends.cuda.matmul)
+    before = [switch.fp32_precision for switch in switches]
+    try:
+        for switch in switches:
+            switch.fp32_precision = "ieee"
+        yield
+    finally:
+        for switch, precision in zip(switches, before, strict=True):
+            switch.fp32_precision = precision
 
 
 def with_channels(images: Tensor, channels: int, *, network: str) -> Tensor:

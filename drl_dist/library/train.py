@@ -105,7 +105,7 @@ def train(
         experiment = _experiment(data, config, num_steps, seed)
         experiment = _labelled(data, experiment, label_names)
         state = TrainState.create(experiment, chosen)
-        fit = fit_memory(experiment, engine or EngineConfig(), device=chosen)
+        fit = fit_memory(experiment, engine or EngineConfig(), device=chosen, state_bytes=state.num_bytes)
         if fit.why and show_progress:
             say(fit.why)
         step = TrainStep(state, experiment, fit.engine)

@@ -20,6 +20,10 @@ _ATTEMPTS = 3
 # machine cannot be part of a cluster of several; it works on every system, despite its name.
 LOOPBACK_ONLY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 
+# When memory is short, Ray ends processes that have had no work yet before those at work only if they are larger than
+# this, by default a GiB, which spare processes of training are not. Nodes read it when they start.
+IDLE_FIRST = {"RAY_idle_worker_killing_memory_threshold_bytes": str(100 * 2**20)}
+
 
 # Ray's dashboard starts processes through a socket TMPDIR/pymp-xxxxxxxx/listener-xxxxxxxx, and a socket's path has at
 # most 107 bytes.
@@ -146,7 +150,7 @@ class RayHead(RayServer):
         }
         del mine["RAY_ADDRESS"]  # `ray start --head` refuses to join another cluster
         inherited.pop("RAY_ADDRESS", None)
-        return inherited | short_tmpdir() | self._extra | mine | {"PATH": path}
+        return IDLE_FIRST | inherited | short_tmpdir() | self._extra | mine | {"PATH": path}
 
     def is_ready(self) -> bool:
         try:

@@ -64,13 +64,14 @@ def composed(raw_at: LabelledRawAtLevel, concepts: Sequence[Concept], guidance: 
 def _weighted(raw_at: LabelledRawAtLevel, terms: Sequence[tuple[float, Tensor]], level: Tensor) -> LogDensityAndGrad:
     count = len(terms)
     network = raw_at(level.repeat(count), torch.cat([_of(condition, level) for _, condition in terms]))
+    # Copied to the device once, not at each gradient, where it would wait for the one before.
+    exact = torch.tensor([weight for weight, _ in terms], dtype=torch.float64, device=level.device)
 
     def raw_and_grad(y: Tensor) -> tuple[Tensor, Tensor]:
         raw, gradient = network(y.repeat(count, *[1] * (y.dim() - 1)))
-        weights = torch.tensor([weight for weight, _ in terms], dtype=raw.dtype, device=raw.device)
         return (
-            torch.einsum("k,kb->b", weights, raw.reshape(count, -1)),
-            torch.einsum("k,kb...->b...", weights.to(gradient.dtype), gradient.reshape(count, *y.shape)),
+            torch.einsum("k,kb->b", exact.to(raw.dtype), raw.reshape(count, -1)),
+            torch.einsum("k,kb...->b...", exact.to(gradient.dtype), gradient.reshape(count, *y.shape)),
         )
 
     return raw_and_grad

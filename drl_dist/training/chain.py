@@ -61,7 +61,10 @@ class GradientEngine:
         Effective weights and time biases are computed here, once; weight gradients are never formed.
         """
         with torch.no_grad():
-            weights = self.network.effective_weights(self.dtype) if self._weights is None else self._weights
+            weights = self._weights
+            if weights is None:
+                # Without their history: a compiled backward computes the gradient of every parameter that it is given.
+                weights = pytree.tree_map_only(Tensor, Tensor.detach, self.network.effective_weights(self.dtype))
             prepared = self.network.prepare_given(level, self.dtype, weights, condition)
         if self._is_frozen:
             self._weights = weights
@@ -117,7 +120,8 @@ class _GradientGraph:
                 raw_and_grad(static, self._y)
         torch.cuda.current_stream().wait_stream(stream)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
+        # The outer one for a capture that fails: where its end fails, too, torch leaves its stream the current one.
+        with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(self._graph):
             self._raw, self._gradient = raw_and_grad(static, self._y)
 
     def with_weights(self, prepared: Any) -> LogDensityAndGrad:

@@ -27,6 +27,7 @@ from drl_dist.build import build_network
 from drl_dist.common.batch import Batch
 from drl_dist.common.errors import UserError
 from drl_dist.config.from_data import left_to_data
+from drl_dist.config.import_paths import import_paths
 from drl_dist.config.tree import EngineConfig, Experiment
 from drl_dist.training.allocated import AllocatedBytes
 from drl_dist.training.objectives import Objective
@@ -51,7 +52,7 @@ _NUM_LABELS = 10
 
 
 class UntraceableError(UserError):
-    """What a network costs depends on numbers that it is given."""
+    """A network, or another part of the user's own, can only be asked with numbers, or on a device, what it costs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +104,7 @@ def step_cost(experiment: Experiment, *, num_workers: int = 1, engine: EngineCon
 
     Raises:
         UserError: the experiment can only be sampled from.
-        UntraceableError: its network cannot be traced without numbers.
+        UntraceableError: its network, or another part of the user's own, cannot be traced without numbers.
     """
     experiment = with_numbers(experiment)
     experiment = replace(experiment, optim=replace(experiment.optim, first_objective=None, first_objective_steps=0))
@@ -114,12 +115,23 @@ def step_cost(experiment: Experiment, *, num_workers: int = 1, engine: EngineCon
         with warnings.catch_warnings(action="ignore"):
             return _traced(experiment, share, engine)
     except UNTRACEABLE as error:
-        raise UntraceableError(
-            f"network {experiment.model.network}",
-            got=f"an operation whose result depends on numbers ({' '.join(str(error).split())[:100]})",
-            expected="operations that can be traced with shapes alone",
-            remedy="start without an estimate, or leave .item() and the like out of the network",
-        ) from error
+        raise _untraceable(experiment, "an operation whose result depends on numbers", error) from error
+    except UserError:
+        raise
+    except Exception as error:
+        # Of the user's own may be what works on a GPU alone, such as kernels in CUDA.
+        if not import_paths(experiment):
+            raise
+        raise _untraceable(experiment, f"{type(error).__name__} where it is traced", error) from error
+
+
+def _untraceable(experiment: Experiment, got: str, error: Exception) -> UntraceableError:
+    return UntraceableError(
+        f"network {experiment.model.network}",
+        got=f"{got} ({' '.join(str(error).split())[:100]})",
+        expected="operations that can be traced with shapes alone",
+        remedy="start without an estimate, or leave .item() and the like out of the network",
+    )
 
 
 def phases(experiment: Experiment) -> list[tuple[int, Experiment]]:
@@ -166,7 +178,8 @@ def _traced(experiment: Experiment, share: int, engine: EngineConfig) -> StepCos
         _forget_numbers(network)
     with memory:
         state = TrainState.of(network, experiment)
-        step = TrainStep(state, experiment, engine)
+        # Ranks that look at their memory together have backends for GPUs alone, and would exchange what has no numbers.
+        step = TrainStep(state, experiment, engine, is_alone=True)
         # What the step before has left: gradients, and the optimiser's moments.
         for parameter in network.parameters():
             parameter.grad = torch.empty_like(parameter)
@@ -191,7 +204,7 @@ def _traced(experiment: Experiment, share: int, engine: EngineConfig) -> StepCos
             chain_gradients=round(sum(forwards.sizes) / share),
             chain_flop=chain.get_total_flops() + forwards.flop_left_out,
             update_flop=update.get_total_flops() + updates.flop_left_out,
-            state_bytes=sum(value.nbytes for part in state.tensors().values() for value in part.values()),
+            state_bytes=state.num_bytes,
             chain_bytes=chain_bytes,
             update_bytes=memory.peak,
         )

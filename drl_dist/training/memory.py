@@ -33,6 +33,7 @@ def fit_memory(
     num_workers: int = 1,
     device: torch.device | None = None,
     has_graphs: bool = False,
+    state_bytes: int = 0,
 ) -> Fit:
     """The cheapest way of making a step that fits; with torch.distributed initialised the same on all ranks, of which
     the one with the least memory counts: a collective call.
@@ -46,6 +47,7 @@ def fit_memory(
         num_workers: that share a batch.
         device: of this worker; None for one that is not at hand, whose memory is known from `engine` alone.
         has_graphs: it is a GPU, where `engine` may capture the chain in a graph; of a device at hand that is known.
+        state_bytes: of the state that is to be trained, as far as the device already holds it.
 
     Raises:
         UserError: nothing fits, or numbers are missing that nothing says.
@@ -56,7 +58,7 @@ def fit_memory(
     is_sliced = engine.memory in ("slices", "checkpointing")
     if engine.memory == "plain" or (is_sliced and engine.chain_images and engine.update_images):
         return Fit(engine=engine)
-    limit = _limit(engine, device)
+    limit = _limit(engine, device, state_bytes)
     if limit is None and engine.memory == "auto":
         return Fit(engine=replace(engine, memory="plain"))
     if limit is None:
@@ -77,21 +79,24 @@ def fit_memory(
     try:
         chosen, why = search.found()
         return Fit(engine=chosen, why=why)
-    except UntraceableError:
+    except UntraceableError as error:
         if engine.memory != "auto" or engine.memory_gib is not None:
             raise
-        why = "memory: all at once, for the network cannot be traced without numbers"
+        why = f"memory: all at once, for what a step takes cannot be told: {error}"
         return Fit(engine=replace(engine, memory="plain"), why=why)
 
 
-def _limit(engine: EngineConfig, device: torch.device | None) -> int | None:
-    """Bytes that tensors may take, if it is known."""
+def _limit(engine: EngineConfig, device: torch.device | None, state_bytes: int) -> int | None:
+    """Bytes that a step's tensors may take, the state's among them, if it is known."""
     if engine.memory_gib is not None:
         return int(engine.memory_gib * 2**30 * TENSORS_SHARE)
     if device is None or device.type != "cuda":
         return None
-    free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
-    least = torch.tensor(free, device=device)
+    # What this process holds besides, such as another model of a notebook, stays.
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    free = torch.cuda.mem_get_info(device)[0] + unused + state_bytes
     if is_initialized():
+        least = torch.tensor(free, device=device)
         all_reduce(least, ReduceOp.MIN)
-    return int(int(least) * TENSORS_SHARE)
+        free = int(least)
+    return int(free * TENSORS_SHARE)

@@ -16,6 +16,7 @@ from drl_dist.common.amounts import counted, mebibytes
 from drl_dist.common.errors import UserError
 from drl_dist.config.tree import EngineConfig, Experiment
 from drl_dist.training.cost import StepCost, phases, step_cost
+from drl_dist.training.slices import slices
 
 MANY_IMAGES = 8
 """A slice of fewer images is made only where no other way fits."""
@@ -109,9 +110,12 @@ class MemorySearch:
     def _peak(self, way: Way, chain: int, update: int) -> int:
         """Most bytes that a worker holds at once, in any phase of the run."""
         peaks: list[int] = []
+        # Slices of another size have a graph of their own.
+        graphs = len({part.stop - part.start for part in slices(self._share, chain)}) if self._has_graphs else 0
         for in_chain, in_update in zip(self._costs(way, chain), self._costs(way, update), strict=True):
-            kept = in_chain.chain_bytes - in_chain.state_bytes if self._has_graphs else 0
-            peaks.append(max(in_chain.chain_bytes, in_update.update_bytes + kept))
+            kept = in_chain.chain_bytes - in_chain.state_bytes
+            others = max(0, graphs - 1) * kept
+            peaks.append(max(in_chain.chain_bytes + others, in_update.update_bytes + graphs * kept))
         return max(peaks)
 
 

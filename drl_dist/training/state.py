@@ -57,6 +57,11 @@ class TrainState:
                 moments[f"{name}/{key}"] = value
         return {"weights": dict(self.network.state_dict()), "ema": dict(self.ema.shadow), "optimizer": moments}
 
+    @property
+    def num_bytes(self) -> int:
+        """Of the tensors."""
+        return sum(value.nbytes for part in self.tensors().values() for value in part.values())
+
     def load_tensors(self, parts: Parts, step: int) -> None:
         """Continue from saved tensors.
 

@@ -119,6 +119,7 @@ class TrainStep:
         engine: how it is computed. Memory auto is plain here: `drl_dist.training.memory.fit_memory` chooses.
         request: asked at each step; what this rank wants to happen after it.
         noise_seed: of levels, pairs and chains; by default the experiment's seed.
+        is_alone: other ranks know nothing of this step, of which `negatives`, `backward` and `advance` may be called.
 
     Raises:
         UserError: the experiment can only be sampled from.
@@ -131,18 +132,23 @@ class TrainStep:
         engine: EngineConfig,
         request: Callable[[], Interrupt] = lambda: Interrupt.NONE,
         noise_seed: int | None = None,
+        *,
+        is_alone: bool = False,
     ) -> None:
         check_training(experiment)
+        self._num_ranks = torch.distributed.get_world_size() if is_initialized() and not is_alone else None
+        """Of torch.distributed, if this step is made together with others."""
         self.state, self.experiment, self.engine, self.request = state, experiment, engine, request
         self.device, self.dtype = state.network.device, state.network.dtype
         self.ladder = build_ladder(experiment.diffusion)
         levels = build_levels(experiment, self.ladder)
         self.levels = levels.to(self.device, self.dtype)
+        self._ladder_here = self.ladder.to(self.device)
         stiff = stiff_level(experiment, self.ladder)
         if stiff and not (is_initialized() and torch.distributed.get_rank()):
             warnings.warn(stiff, RuntimeWarning, stacklevel=2)
         mcmc = experiment.mcmc
-        start = Tweedie(self.levels, self.ladder) if mcmc.start == "tweedie" else None
+        start = Tweedie(self.levels, self._ladder_here) if mcmc.start == "tweedie" else None
         num_chain_steps = mcmc.level_chain_steps or mcmc.num_chain_steps
         self.sampler = ProgressiveSampler(
             self.levels,
@@ -195,7 +201,7 @@ class TrainStep:
         """Levels and pairs for uint8 images (B, C, H, W) at stream positions (B,), labelled as in `Batch.labels`."""
         x = to_unit_range(images.to(self.device, non_blocking=True)).to(self.dtype)
         level = draw_levels(self.noise, positions, self.levels.num_levels)
-        pairs = draw_pairs(self.noise, positions, x, level, self.ladder, self.levels.transition_scale)
+        pairs = draw_pairs(self.noise, positions, x, level, self._ladder_here, self.levels.transition_scale)
         return replace(pairs, condition=given_labels(self.experiment.condition, self.noise, positions, labels))
 
     def run_chain(self, pairs: Pairs, positions: Tensor, meter: CurvatureAlongMoves | None = None) -> Tensor:
@@ -228,7 +234,7 @@ class TrainStep:
         kernel = sampler.kernel(network, pairs.x_noisy, pairs.level, before)
         with torch.no_grad():
             if self.experiment.mcmc.antithetic:
-                normal = pairs.standardised_y_pos(self.ladder)
+                normal = pairs.standardised_y_pos(self._ladder_here)
                 y_neg = kernel(kernel.init(pairs.x_noisy), StepNoise(normal, normal.new_empty(len(normal), 0)))[0].y
                 spread = column(self.levels.at(pairs.level).normal_std, y_neg)
                 return torch.cat([y_neg, y_neg - 2 * self.sampler.noise_scale * spread * normal])
@@ -265,9 +271,9 @@ class TrainStep:
         """
         self._follow_schedule()
         factor = 1.0
-        if is_initialized():
+        if self._num_ranks is not None:
             # Gradients are averaged over ranks: one with more images than others counts for more. 1 with even shares.
-            factor = len(pairs.level) * torch.distributed.get_world_size() / self.experiment.train.batch_size
+            factor = len(pairs.level) * self._num_ranks / self.experiment.train.batch_size
         # Before the forward, whose activations then have their place.
         self.state.optimizer.zero_grad(set_to_none=True)
         loss, reported = backward_in_slices(
@@ -309,7 +315,7 @@ class TrainStep:
         # The second derivatives of an objective of gradients keep what would be computed again.
         self.state.network.recomputes_blocks = self.engine.memory == "checkpointing" and not objective.needs_gradient
         forward = Forward(self.gradients, is_gradient=objective.needs_gradient)
-        if not is_initialized():
+        if self._num_ranks is None:
             return objective, forward
         # Of a first convolution over one channel, which lies in memory alike in either order, and is copied in no time.
         warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 import subprocess
 from pathlib import Path
 
@@ -14,8 +16,9 @@ from benchmarks.accelerator.__main__ import main
 from benchmarks.accelerator.parts import PARTS
 from benchmarks.accelerator.record import read
 from drl_dist.common.errors import UserError
+from drl_dist.common.program import EXIT_INTERRUPTED
 from tests.helpers.forked import real_python
-from tests.support import ROOT, subprocess_environment
+from tests.support import ROOT, subprocess_environment, wait_for
 
 _ALONE = """
 import sys, time
@@ -28,6 +31,32 @@ status = worker.main(["--out", sys.argv[1], "--device", "cpu", "--parts", sys.ar
                       "--until", str(time.monotonic() + 1500)])
 report.write_report(Path(sys.argv[1]))
 sys.exit(status)
+"""
+_INTERRUPTED = """
+import sys, time
+from pathlib import Path
+from benchmarks.accelerator import __main__, supervisor
+from drl_dist.common.program import entry_point
+supervisor.WORKER = [sys.executable, sys.argv[2]]
+folder = Path(sys.argv[1])
+end = supervisor._end
+def slow_end(process):
+    (folder / "ending").touch()
+    time.sleep(2)
+    end(process)
+supervisor._end = slow_end
+entry_point(lambda: __main__.main(["--device", "cpu", "--out", str(folder)]))
+"""
+_HANGING = """
+import os, sys, time
+from pathlib import Path
+from benchmarks.accelerator.record import append
+out = Path(sys.argv[2])
+(out / "worker.pid").write_text(str(os.getpid()))
+append(out, "machine", "begin", until=time.monotonic() + 100)
+append(out, "machine", "row", what="libraries", torch="of a test")
+(out / "began").touch()
+time.sleep(1000)
 """
 
 
@@ -65,6 +94,23 @@ def test_a_folder_of_others_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="option --out: got"):
         main(["--device", "cpu", "--out", "gs://bucket/run"])
     assert (tmp_path / "report.md").read_text() == "mine"
+
+
+@pytest.mark.integration
+def test_a_command_that_is_told_twice_to_end_writes_its_report(tmp_path: Path) -> None:
+    # As by timeout, which tells the whole group, and by make, which tells its children once more.
+    worker, out = tmp_path / "hanging.py", tmp_path / "run"
+    worker.write_text(_HANGING)
+    command = [real_python(), "-c", _INTERRUPTED, str(out), str(worker)]
+    running = subprocess.Popen(command, cwd=ROOT, env=subprocess_environment())
+    for name in ("began", "ending"):
+        wait_for((out / name).exists)
+        running.send_signal(signal.SIGTERM)
+    assert running.wait(60) == EXIT_INTERRUPTED
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((out / "worker.pid").read_text()), signal.SIGTERM)
+    assert "torch of a test" in (out / "report.md").read_text()
+    assert json.loads((out / "report.json").read_text())["parts"]["machine"]["status"] == "cut short"
 
 
 @pytest.mark.integration

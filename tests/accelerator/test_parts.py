@@ -90,7 +90,7 @@ def test_arithmetic_is_put_back() -> None:
     for precision, expected in (("tf32", True), ("float32", False), ("bfloat16", False)):
         with arithmetic(precision):
             assert [switch.allow_tf32 for switch in switches] == [expected, expected]
-            # What evaluation, and torch's compiler, read meanwhile.
+            # As whatever reads the older switches meanwhile.
             with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
                 pass
     assert [switch.allow_tf32 for switch in switches] == before
@@ -233,6 +233,14 @@ def test_a_lost_device_ends_the_process_but_not_the_part(
         with pytest.raises(UnusableError), trying(work(tmp_path), case="a"):
             raise error
     assert [row["failed"].split(":")[0] for row in rows(tmp_path)] == ["RuntimeError", "OutOfMemoryError"]
+    monkeypatch.setattr(work_module, "is_usable", lambda device: True)
+    with pytest.raises(UnusableError), trying(work(tmp_path), case="b"):
+        try:
+            raise torch.OutOfMemoryError("out of memory")
+        finally:
+            raise torch.AcceleratorError("CUDA error: operation failed due to a previous error during capture")
+    assert [row["failed"].split(":")[0] for row in rows(tmp_path)][2:] == ["AcceleratorError"]
+    monkeypatch.setattr(work_module, "is_usable", lambda device: False)
     ran: list[int] = []
 
     def run(work: Work) -> None:

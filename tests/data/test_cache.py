@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fcntl
 import os
 import subprocess
@@ -198,3 +199,18 @@ def test_a_cache_folder_that_cannot_be_made_is_refused(index: ShardIndex, tmp_pa
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(UserError, match=r"loader.cache_dir"):
         ShardStream(index, seed=0, batch_size=4, loader=LoaderConfig(cache_dir=str(tmp_path / "file" / "cache")))
+
+
+def test_ranks_of_one_machine_that_read_different_shards_need_room_for_all(index: ShardIndex, tmp_path: Path) -> None:
+    # Each of four has two shards of each batch to itself, of the batch at hand, the next one, and those behind.
+    def stream(rank: int, shards: int, ranks_here: int) -> ShardStream:
+        room = shards * index.shards[0].size / 2**30
+        loader = LoaderConfig(cache_dir=str(tmp_path), cache_gib=room, window_shards=1, prefetch_batches=1)
+        return ShardStream(wide, seed=0, batch_size=64, rank=rank, world_size=4, ranks_here=ranks_here, loader=loader)
+
+    wide = dataclasses.replace(index, shards=index.shards * 4)
+    # A machine that has one of them needs room for that one's alone.
+    with stream(0, 12, ranks_here=1):
+        pass
+    with pytest.raises(UserError, match=r"loader.cache_gib.*expected at least"):
+        stream(0, 12, ranks_here=4)

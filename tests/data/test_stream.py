@@ -268,7 +268,7 @@ def test_streams_from_object_storage(gcs_bucket: str, tmp_path: Path) -> None:
     loader = LoaderConfig(cache_dir=str(tmp_path / "cache"), window_shards=2)
     for one, other in zip(take(14, local, loader=loader), take(14, remote, loader=loader), strict=True):
         assert torch.equal(one.images, other.images)
-    assert {path.suffix for path in (tmp_path / "cache").iterdir()} == {".tar", ".lock"}
+    assert {path.suffix for path in (tmp_path / "cache").iterdir()} == {".tar", ".lock", ".json"}
     damaged = bytearray(Folder(remote.url).read(remote.shards[0].name))
     damaged[999] ^= 4
     Folder(remote.url).write(remote.shards[0].name, bytes(damaged))

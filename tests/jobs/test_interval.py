@@ -32,6 +32,7 @@ class Run:
     machines: int = 2
     now: float = 100.0
     asked: Interrupt = Interrupt.NONE
+    pictures: int = PICTURES
     wait: float = WAIT
     checkpoints: list[int] = field(default_factory=list[int])
     logged: list[tuple[int, dict[str, float]]] = field(default_factory=list[tuple[int, dict[str, float]]])
@@ -39,7 +40,7 @@ class Run:
     def __post_init__(self) -> None:
         self.interval = AutoInterval(
             CheckpointConfig(every_steps="auto", machine_lifetime_hours=self.hours),
-            TrackingConfig(sample_every_steps=PICTURES),
+            TrackingConfig(sample_every_steps=self.pictures),
             self.machines,
             lambda: self.asked,
             lambda step, numbers: self.logged.append((step, numbers)),
@@ -62,7 +63,7 @@ class Run:
                 self.checkpoints.append(step)
                 self.now += self.wait
                 self._stored_at = self._began + UPLOAD
-            if step % PICTURES == 0:
+            if step % self.pictures == 0:
                 # Pictures, which are no part of a step and no price of a checkpoint.
                 self.now += 40.0
 
@@ -81,15 +82,15 @@ def made_report(*, step: int, seconds: float, interrupt: Interrupt) -> StepRepor
 
 
 class MakeRun(Protocol):
-    def __call__(self, *, hours: float = 24.0, machines: int = 2) -> Run: ...
+    def __call__(self, *, hours: float = 24.0, machines: int = 2, pictures: int = PICTURES) -> Run: ...
 
 
 @pytest.fixture
 def make_run(monkeypatch: pytest.MonkeyPatch) -> MakeRun:
-    def make(*, hours: float = 24.0, machines: int = 2) -> Run:
+    def make(*, hours: float = 24.0, machines: int = 2, pictures: int = PICTURES) -> Run:
         runs: list[Run] = []
         monkeypatch.setattr(module.time, "monotonic", lambda: runs[0].now if runs else 100.0)
-        runs.append(Run(hours, machines))
+        runs.append(Run(hours, machines, pictures=pictures))
         return runs[0]
 
     return make
@@ -162,6 +163,39 @@ def test_pictures_are_no_price_of_a_checkpoint(run: Run) -> None:
     assert [numbers for _, numbers in run.logged] == [{"checkpoint_every_steps": 832}]
 
 
+@pytest.mark.parametrize("pictures", [2, 5, 11])
+def test_pictures_during_each_upload_do_not_keep_it_from_a_decision(make_run: MakeRun, pictures: int) -> None:
+    run = make_run(pictures=pictures)
+    run.train(1, 3000)
+    assert run.interval.every == 832
+    assert not [step for step in run.checkpoints if step % pictures == 0]
+    assert all(832 <= after - before <= 833 for before, after in pairwise(run.checkpoints))
+
+
+def test_pictures_after_every_step_are_part_of_it(make_run: MakeRun) -> None:
+    run = make_run(pictures=1)
+    run.train(1, 200)
+    cost = CheckpointCost(price_seconds=WAIT, upload_seconds=40.5)
+    assert run.interval.every == best_every_steps(cost, 43200.0, 40.5)
+
+
+def test_a_checkpoint_during_the_upload_of_another_has_no_price(run: Run) -> None:
+    run.train(1, 1000)
+    prices, uploads = list(run.interval._prices), list(run.interval._uploads)
+    for seconds in (0.0, 1.0):
+        run.interval.on_step(made_report(step=1001, seconds=seconds, interrupt=Interrupt.CHECKPOINT), cast(Any, None))
+    run.now += 3.0
+    run.interval.stored()
+    run.interval.on_step(made_report(step=1002, seconds=3.0, interrupt=Interrupt.NONE), cast(Any, None))
+    # The second one is still on its way.
+    assert run.interval() is Interrupt.NONE and run.interval._is_measuring
+    run.now += 4.0
+    run.interval.stored()
+    run.interval.on_step(made_report(step=1003, seconds=4.0, interrupt=Interrupt.NONE), cast(Any, None))
+    assert not run.interval._is_measuring and list(run.interval._prices) == prices
+    assert list(run.interval._uploads) == [*uploads, 3.0, 7.0]
+
+
 def test_what_others_ask_for_is_stronger(run: Run) -> None:
     run.asked = Interrupt.STOP
     assert run.interval() is Interrupt.STOP
@@ -174,6 +208,8 @@ def test_what_others_ask_for_is_stronger(run: Run) -> None:
     [
         (CheckpointConfig(every_steps="auto", keep=None), "checkpoint.keep"),
         (CheckpointConfig(every_steps="auto", machine_lifetime_hours=0.0), "checkpoint.machine_lifetime_hours"),
+        # A mean of centuries, whose seconds no number holds.
+        (CheckpointConfig(every_steps="auto", machine_lifetime_hours=1e306), "checkpoint.machine_lifetime_hours"),
         (CheckpointConfig(every_steps=0), "checkpoint.every_steps"),
     ],
 )

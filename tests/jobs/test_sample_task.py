@@ -122,6 +122,10 @@ def test_a_record_counts_for_its_own_request_only() -> None:
     assert text.startswith(TaskRecord.head(request()))
     assert TaskRecord.from_json(text.replace(back.checksums()[0].encode(), b"damaged"), request()) is None
     assert TaskRecord.from_json(text, request(seed=4)) is None
+    # A request stays itself once its digests are known.
+    asked = request()
+    before = asked.to_record()
+    assert asked.task_digest != asked.digest and asked.to_record() == before
 
 
 @pytest.mark.slow

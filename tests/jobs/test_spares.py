@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import grpc
 import pytest
+import ray
 
 from drl_dist.jobs.train import start
 from drl_dist.jobs.train.faults.spares import Spare
 from drl_dist.localhost import RayHead
+from drl_dist.localhost.ray_head import IDLE_FIRST
 from drl_dist.training.loop import StepReport
 from tests.helpers.forked import real_python
 from tests.support import ROOT, subprocess_environment, titled, wait_for
@@ -106,6 +109,31 @@ def test_an_actor_after_one_that_was_killed_has_a_process_that_was_there_before(
     wait_for(lambda: not {killed["pid"], after["pid"]} & set(titled(ray_head, "ray::")))
 
 
+def test_nodes_end_spare_processes_before_workers_when_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    ((name, much),) = IDLE_FIRST.items()
+    # A name that Ray does not know would do nothing.
+    raylet = Path(ray.__file__).parent / "core/src/ray/raylet/raylet"
+    assert name.encode() in raylet.read_bytes()
+    assert f"{name}={much} " in (ROOT / "cluster/Dockerfile").read_text()
+    monkeypatch.delenv(name, raising=False)
+    head = RayHead()
+    try:
+        assert head.server_environment()[name] == much
+        monkeypatch.setenv(name, "7")
+        assert head.server_environment()[name] == "7"
+    finally:
+        head.stop()
+
+
+@pytest.mark.parametrize(("given", "found"), [({}, [*IDLE_FIRST.values()]), ({"RAY_ADDRESS": "127.0.0.1:1"}, [None])])
+def test_so_does_the_cluster_of_a_job_that_joins_none(given: dict[str, str], found: list[str | None]) -> None:
+    look = "import json, os, sys, drl_dist.jobs; print(json.dumps([os.environ.get(name) for name in sys.argv[1:]]))"
+    environment = subprocess_environment(given)
+    command = [real_python(), "-c", look, *IDLE_FIRST]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == found
+
+
 _IMPORTS = """
 import json
 import torch
@@ -163,11 +191,13 @@ def test_the_last_step_needs_no_spare() -> None:
     assert not spare._is_asked and asked == []
 
 
-def test_training_continues_where_ray_starts_none(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("error", [grpc.RpcError("no\n\tsuch call"), AttributeError("no such call")])
+def test_training_continues_where_ray_starts_none(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
     def refuse() -> None:
-        raise grpc.RpcError("no such call")
+        raise error
 
     Spare(refuse).on_step(reported(1), cast(Any, None))
     shown: list[str] = []
     wait_for(lambda: shown.append(capsys.readouterr().out) or any(shown))
-    assert "".join(shown) == "Ray starts no spare process (no such call); a restart takes a few seconds longer\n"
+    why = f"{type(error).__name__}: no such call"
+    assert "".join(shown) == f"Ray starts no spare process ({why}); a restart takes a few seconds longer\n"

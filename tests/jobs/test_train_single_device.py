@@ -385,3 +385,21 @@ def test_batches_in_memory_see_each_image_once_a_pass_whatever_the_start() -> No
 def test_fields_that_ray_alone_reads_change_nothing(straight: Path, array_file: Path) -> None:
     run = dataclasses.replace(parsed(array_file, straight.parent, "straight"), cpus_per_worker=3)
     assert train_on_one_device(run) == 0
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_another_way_of_fitting_into_memory(
+    straight: Path, array_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sliced = ("--engine.memory", "slices", "--engine.chain-images", "3", "--engine.update-images", "1")
+    assert train_on_one_device(parsed(array_file, tmp_path, "two", *sliced, "--train.num-steps", "2")) == 0
+    assert train_on_one_device(parsed(array_file, tmp_path, "two", "--engine.memory-gib", "1")) == 0
+    assert re.search(r"run two: memory: all at once, \d+ MiB of 870 MiB for tensors\n", capsys.readouterr().out)
+    for name, value in tensors(straight)["weights"].items():
+        torch.testing.assert_close(tensors(tmp_path / "two")["weights"][name], value, rtol=1e-3, atol=1e-6, msg=name)
+
+
+def test_a_run_that_fits_into_no_memory_writes_nothing(array_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"engine.memory: got auto with 1 MiB for tensors, expected at least"):
+        train_on_one_device(parsed(array_file, tmp_path, "none", "--engine.memory-gib", "0.0001"))
+    assert list(tmp_path.iterdir()) == []

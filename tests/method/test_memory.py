@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from benchmarks.memory import measured
 from drl_dist.common.errors import UserError
 from drl_dist.config.presets import preset
 from drl_dist.config.rules import check_run
@@ -18,6 +20,7 @@ from drl_dist.training.memory import TENSORS_SHARE, fit_memory
 from drl_dist.training.state import TrainState
 from drl_dist.training.step import TrainStep
 from tests.helpers.steps import batch, tiny
+from tests.worlds import run_world
 
 CPU = torch.device("cpu")
 MIB = 2**20
@@ -97,6 +100,44 @@ def test_a_captured_graph_keeps_its_memory_beside_the_update(costs: list[EngineC
     assert fit_memory(experiment, eager, device=None, has_graphs=True).engine.memory == "plain"
 
 
+def test_slices_of_two_sizes_keep_two_graphs(costs: list[EngineConfig]) -> None:
+    # 24 do not divide 64: slices of 22, 21 and 21 images, each size of which has a graph.
+    for chain_images, update_images in ((24, 8), (32, 16)):
+        engine = limited(740, memory="slices", chain_images=chain_images)
+        found = fit_memory(tiny(batch_size=64), engine, device=None, has_graphs=True).engine
+        assert (found.chain_images, found.update_images) == (chain_images, update_images)
+
+
+@pytest.fixture
+def _gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """900 MiB are free, and of 700 that this process has taken, 400 are in use."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (900 * MIB, 9000 * MIB))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 700 * MIB)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 400 * MIB)
+
+
+@pytest.mark.usefixtures("_gpu")
+def test_what_a_process_holds_besides_is_not_free(costs: list[EngineConfig]) -> None:
+    engine, gpu = EngineConfig(cuda_graph=False), torch.device("cuda")
+    for held, free in ((100, 1300), (400, 1600)):
+        fit = fit_memory(tiny(batch_size=64), engine, device=gpu, state_bytes=held * MIB)
+        assert f" of {int(free * TENSORS_SHARE)} MiB for tensors" in fit.why
+
+
+@pytest.mark.usefixtures("_gpu")
+def test_parts_of_ones_own_that_need_a_gpu_are_trained_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def traced(*_: object) -> StepCost:
+        raise AssertionError("images that are not on a GPU")
+
+    monkeypatch.setattr("drl_dist.training.cost._traced", traced)
+    gpu, experiment = torch.device("cuda"), tiny()
+    with pytest.raises(AssertionError):
+        fit_memory(experiment, EngineConfig(), device=gpu)
+    own = dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, network="my_network:MyNetwork"))
+    fit = fit_memory(own, EngineConfig(), device=gpu)
+    assert fit.engine.memory == "plain" and "(images that are not on a GPU)" in fit.why
+
+
 def test_workers_share_a_batch_and_what_is_given_stays(costs: list[EngineConfig]) -> None:
     experiment = tiny(batch_size=64)
     assert fit_memory(experiment, limited(740), num_workers=2, device=CPU).engine.memory == "plain"
@@ -173,27 +214,38 @@ def test_an_estimate_tells_what_is_chosen(costs: list[EngineConfig], monkeypatch
 
 
 @pytest.mark.slow
-def test_slices_and_activations_computed_again_take_the_memory_and_operations_of_a_step() -> None:
-    from benchmarks.memory import measured
-
+@pytest.mark.parametrize("way", ["slices", "checkpointing"])
+def test_each_way_takes_the_memory_that_is_said(way: Any) -> None:
     experiment = preset("fashion_mnist", "t6")
     experiment = dataclasses.replace(
         experiment,
         model=dataclasses.replace(experiment.model, width=16, num_res_blocks=3, width_multipliers=(1, 2)),
-        mcmc=dataclasses.replace(experiment.mcmc, num_chain_steps=4),
+        mcmc=dataclasses.replace(experiment.mcmc, num_chain_steps=2),
         train=dataclasses.replace(experiment.train, batch_size=32),
     )
-    plain = step_cost(experiment)
-    for way in ("slices", "checkpointing"):
-        engine = EngineConfig(memory=way, chain_images=8, update_images=8)
-        found = measured(experiment, engine)
-        for part, peaks in found.items():
-            assert peaks["estimated"] == pytest.approx(peaks["real"], rel=0.1), f"{way} {part}"
-        told = step_cost(experiment, engine=engine)
-        assert told.chain_bytes < 0.6 * plain.chain_bytes and told.update_bytes < 0.5 * plain.update_bytes
-        assert told.chain_gradients == 4
-    small = tiny()
-    for way in ("slices", "checkpointing"):
-        engine = EngineConfig(memory=way, chain_images=3, update_images=3, compile="never")
-        step = TrainStep(TrainState.create(small), small, engine)
-        assert step_cost(small, engine=engine).flop == count_flop(lambda step=step: step(batch(0)))
+    engine, plain = EngineConfig(memory=way, chain_images=8, update_images=8), step_cost(experiment)
+    for part, found in measured(experiment, engine).items():
+        assert found["estimated"] == pytest.approx(found["real"], rel=0.1), part
+        assert found["estimated"] < 0.6 * (plain.chain_bytes if part == "chain" else plain.update_bytes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["slices", "checkpointing"])
+def test_each_way_makes_the_operations_that_are_said(way: Any) -> None:
+    engine = EngineConfig(memory=way, chain_images=3, update_images=3, compile="never")
+    step = TrainStep(TrainState.create(tiny()), tiny(), engine)
+    told = step_cost(tiny(), engine=engine)
+    assert told.flop == count_flop(lambda: step(batch(0)))
+    assert told.chain_gradients == 3
+
+
+def _fitted(rank: int, world_size: int, folder: Path) -> None:
+    fit = fit_memory(tiny(batch_size=8), limited(50), num_workers=world_size, device=CPU)
+    (folder / f"{rank}.txt").write_text(fit.why)
+
+
+@pytest.mark.slow
+def test_workers_whose_backend_is_for_gpus_alone_look_at_their_memory(tmp_path: Path) -> None:
+    run_world(_fitted, 2, tmp_path, backend="cuda:gloo")
+    alone = fit_memory(tiny(batch_size=8), limited(50), num_workers=2, device=CPU)
+    assert alone.why and [(tmp_path / f"{rank}.txt").read_text() for rank in (0, 1)] == [alone.why] * 2

@@ -9,6 +9,7 @@ import pickle  # noqa: TID251 - to show that none is read
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -266,6 +267,27 @@ def test_features_that_cannot_be_compared_are_refused(made: torch.Tensor, messag
     logits = FeatureNetwork("bad", "bad", 3, CPU, lambda images: (torch.zeros(3, 1), made))
     with pytest.raises(UserError, match=message.replace("features", "logits")):
         logits(images(3))
+
+
+@pytest.mark.parametrize("precision", ["tf32", "ieee"])
+def test_features_have_all_bits_of_float32_whatever_torch_is_told(precision: str) -> None:
+    cudnn: Any = torch.backends.cudnn
+    switches: tuple[Any, ...] = (cudnn.conv, torch.backends.cuda.matmul)
+    before, seen = [switch.fp32_precision for switch in switches], list[list[str]]()
+
+    def extract(images: torch.Tensor) -> tuple[torch.Tensor, None]:
+        seen.append([switch.fp32_precision for switch in switches])
+        return images.float().flatten(1), None
+
+    try:
+        for switch in switches:
+            switch.fp32_precision = precision
+        FeatureNetwork("pixels", "pixels", 3, CPU, extract)(images(2))
+        assert seen == [["ieee", "ieee"]] and [switch.fp32_precision for switch in switches] == [precision] * 2
+    finally:
+        for switch, value in zip(switches, before, strict=True):
+            switch.fp32_precision = value
+    assert [torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32] == [True, False]
 
 
 def test_batches_are_joined_in_order_and_counted(tmp_path: Path) -> None:

@@ -80,7 +80,9 @@ class SampleRequest(LabelOptions):
 
     def to_record(self) -> dict[str, Any]:
         """All fields by name, but for options that were not given and that requests of earlier versions do not have."""
-        fields = {name: value for name, value in vars(self).items() if name not in (*CHAIN_FIELDS, *LABEL_FIELDS)}
+        # Not `vars`, which has the digests too once they are known.
+        names = [field.name for field in dataclasses.fields(self)]
+        fields = {name: getattr(self, name) for name in names if name not in (*CHAIN_FIELDS, *LABEL_FIELDS)}
         fields |= {name: getattr(self, name) for name in CHAIN_FIELDS if getattr(self, name) is not None}
         # As JSON gives it back.
         return json.loads(json.dumps(fields | given_labels(self, self.label_data)))

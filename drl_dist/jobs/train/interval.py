@@ -60,9 +60,10 @@ class AutoInterval:
         self._steps: deque[float] = deque(maxlen=_TYPICAL_OF)
         self._prices: deque[float] = deque(maxlen=_CHECKPOINTS)
         self._uploads: deque[float] = deque(maxlen=_CHECKPOINTS)
-        self._written: float | None = None
-        """When the step of a checkpoint ended that is on its way to storage."""
-        self._is_stored = False
+        self._on_their_way = deque[float]()
+        """When the steps of those checkpoints ended that are not in storage yet."""
+        self._is_measuring = False
+        """From a checkpoint's step until it is in storage."""
         self._price = 0.0
         self._hides_price = False
         """Whether what the checkpoint costs cannot be told from what something else took."""
@@ -74,23 +75,23 @@ class AutoInterval:
 
     def stored(self) -> None:
         """A checkpoint is complete in storage; from whatever thread."""
-        written = self._written
-        if written is not None and not self._is_stored:
-            self._uploads.append(time.monotonic() - written)
-            self._is_stored = True
+        if self._on_their_way:
+            self._uploads.append(time.monotonic() - self._on_their_way.popleft())
 
     def on_step(self, report: StepReport, state: TrainState) -> None:
         """See `drl_dist.training.loop.Callback`."""
         self._measure(report)
         self._step = report.step
         if report.wants_checkpoint(self.config.every_steps):
-            self._written, self._is_stored = time.monotonic(), False
-            self._price, self._hides_price = 0.0, False
-            self._of_last = report.step
+            self._on_their_way.append(time.monotonic())
+            # Writing it waits for an upload that is still under way.
+            self._price, self._hides_price = 0.0, self._is_measuring
+            self._is_measuring, self._of_last = True, report.step
 
     def _is_due(self) -> bool:
-        # A report waits for the upload before it; so that training does not, the next checkpoint is not due yet.
-        if self._step is None or self._written is not None:
+        # A report waits for the upload before it; so that training does not, the next checkpoint is not due yet. And
+        # right before pictures, what it costs could not be told from what they take.
+        if self._step is None or self._is_measuring or self._has_pictures(self._step + 1):
             return False
         if self.every is None:
             return time.monotonic() - self._began >= min(FIRST_SECONDS, FIRST_SHARE * self._between)
@@ -103,22 +104,24 @@ class AutoInterval:
             # It compiles and warms up.
             self._of_last = report.step - 1
             return
-        if self._written is None:
+        if not self._is_measuring:
             if not had_pictures:
                 self._steps.append(report.seconds)
             return
-        self._hides_price |= had_pictures or not self._steps
-        if not self._hides_price:
+        # Pictures during an upload are left out; there may be some during each.
+        self._hides_price |= (had_pictures and report.step == self._of_last + 1) or not self._steps
+        if not self._hides_price and not had_pictures:
             self._price += report.seconds - statistics.median(self._steps)
-        if self._is_stored:
-            self._written = None
+        if not self._on_their_way:
+            self._is_measuring = False
             if not self._hides_price:
                 self._prices.append(max(0.0, self._price))
             self._decide(report.step)
 
     def _has_pictures(self, step: int) -> bool:
         schedules = (self.tracking.sample_every_steps, self.tracking.score_every_steps)
-        return any(every is not None and step % every == 0 for every in schedules)
+        # After every step, they are part of it.
+        return any(every is not None and every > 1 and step % every == 0 for every in schedules)
 
     def _decide(self, step: int) -> None:
         if not self._prices:

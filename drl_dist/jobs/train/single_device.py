@@ -138,20 +138,21 @@ def _train_told(run: RunConfig, chosen: Collection[str], waiting: Waiting) -> in
     if began_at is not None:
         waiting.begin(f"reading {began_at}", is_told=False)
         _restore(state, run, began_at, data.fingerprint)
+    waiting.begin("choosing how a step fits into memory", is_told=False)
+    fit = fit_memory(experiment, run.engine, device=device, state_bytes=state.num_bytes)
     # Once more: two may have been started in the same moment.
     refuse_at_work(run_url)
     write_record(run_url, experiment, data.fingerprint, run.start_from)
     write_run_config(run, without_ray=True)
     beginning = f"resuming after step {state.step} from {began_at}" if began_at else "starting"
     say(f"run {run.run_name}: {beginning} on {device}, checkpoints, metrics and samples in {run_url}")
-    fit = fit_memory(experiment, run.engine, device=device)
     if fit.why:
         say(f"run {run.run_name}: {fit.why}")
-    run = dataclasses.replace(run, engine=fit.engine)
     waiting.begin(to_come(run, state.step))
     try:
         with status_recorded(run_url):
-            cause = _train(run, run_url, data, state, score, waiting)
+            fitted = dataclasses.replace(run, engine=fit.engine)
+            cause = _train(fitted, run_url, data, state, score, waiting)
             if state.step < experiment.train.num_steps:
                 assert cause is not None, "training ends early for a signal alone"
                 raise Stopped(cause, f"after step {state.step}, whose checkpoint is written")

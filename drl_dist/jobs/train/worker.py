@@ -77,7 +77,14 @@ def _train_told(task: WorkerTask, waiting: Waiting) -> int:
         restore(state, run, task.fingerprint, is_first=is_first, share=partial(broadcast, device))
         # What was the newest checkpoint when the job began may turn out to be damaged.
         task = dataclasses.replace(task, first_step=min(task.first_step, state.step))
-        fit = fit_memory(run.experiment, run.engine, num_workers=context.get_world_size(), device=device)
+        begin("choosing how a step fits into memory")
+        fit = fit_memory(
+            run.experiment,
+            run.engine,
+            num_workers=context.get_world_size(),
+            device=device,
+            state_bytes=state.num_bytes,
+        )
         if fit.why and is_first:
             say(f"run {run.run_name}: {fit.why}")
         task = dataclasses.replace(task, run=dataclasses.replace(run, engine=fit.engine))
@@ -96,6 +103,7 @@ def _train(task: WorkerTask, index: ShardIndex, state: TrainState, waiting: Wait
         batch_size=experiment.train.batch_size,
         rank=rank,
         world_size=world_size,
+        ranks_here=context.get_local_world_size(),
         start_position=position,
         horizontal_flip=experiment.train.horizontal_flip,
         loader=run.loader,

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import grpc
 from ray._private.grpc_utils import init_grpc_channel
 from ray._private.worker import global_worker
 from ray.core.generated.common_pb2 import Language  # pyright: ignore[reportAttributeAccessIssue]
@@ -26,7 +25,8 @@ if TYPE_CHECKING:
     from drl_dist.training.state import TrainState
 
 _KEPT_SECONDS = 2**31
-"""Longer than any run; Ray ends what is idle with its job, and sooner where memory is short."""
+"""Longer than any run; Ray ends what is idle with its job, and sooner where memory is short and its nodes were started
+with `drl_dist.localhost.ray_head.IDLE_FIRST`."""
 _ANSWER_SECONDS = 30
 
 
@@ -71,5 +71,7 @@ class Spare:
     def _ask(self) -> None:
         try:
             self.ask()
-        except grpc.RpcError as error:
-            print(f"Ray starts no spare process ({error}); a restart takes a few seconds longer", flush=True)
+        except Exception as error:  # noqa: BLE001 - nobody asks for the result of this thread
+            # Those of grpc are tables of several lines.
+            why = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            print(f"Ray starts no spare process ({why}); a restart takes a few seconds longer", flush=True)

@@ -1,0 +1,1 @@
+"""What a GPU could make at most of the chain's gradient, counted without one."""
