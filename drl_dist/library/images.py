@@ -12,7 +12,10 @@ from torch import Tensor
 
 from drl_dist.common.errors import UserError
 from drl_dist.common.images import to_unit_range
+from drl_dist.library.arguments import check, real
 
+GREY_LEVELS = 127.5
+"""Grey levels in a unit of the data's scale, which is [-1, 1]."""
 Images: TypeAlias = Tensor | NDArray[np.generic]
 """(N, C, H, W), or (N, H, W) of one channel: uint8, or floating point in [0, 1]."""
 
@@ -57,6 +60,28 @@ def given_noisy(images: object, *, what: str, shape: Sequence[int]) -> Tensor:
     if not bool(given.isfinite().all()):
         raise UserError(what, got="pixels that are not finite", expected="finite pixels", remedy="correct them")
     return 2 * given.float() - 1
+
+
+def given_noise_std(noise_std: object, limits: tuple[float, float]) -> float:
+    """A standard deviation of noise in units of the method's images.
+
+    Args:
+        noise_std: in grey levels of 255.
+        limits: between which it must lie, see `PosteriorSampler.noise_range`.
+
+    Raises:
+        UserError: it is no number, or does not lie there.
+    """
+    smallest, largest = limits
+    std = real("noise_std", noise_std, "in grey levels of 255") / GREY_LEVELS
+    check(
+        "noise_std",
+        noise_std,
+        f"more than {smallest * GREY_LEVELS:.3g} and less than {largest * GREY_LEVELS:.4g} grey levels, the noise "
+        "of the model's lowest level and of its prior",
+        smallest < std < largest,
+    )
+    return std
 
 
 def given_mask(mask: object, *, count: int, resolution: int) -> Tensor:

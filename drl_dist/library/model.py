@@ -12,9 +12,9 @@ from torch import Tensor
 from drl_dist.build import build_posterior_sampler, build_sampler
 from drl_dist.common.images import to_uint8, to_unit_range
 from drl_dist.common.progress import progress
-from drl_dist.library.arguments import check, noise_of, real, whole
+from drl_dist.library.arguments import check, noise_of, whole
 from drl_dist.library.engine import check_finite, fixed_sums, with_labelled_progress
-from drl_dist.library.images import Images, given_images, given_mask, given_noisy
+from drl_dist.library.images import Images, given_images, given_mask, given_noise_std, given_noisy
 from drl_dist.library.scoring import ScoringModel
 from drl_dist.sampling.composition import LabelledRawAtLevel
 from drl_dist.sampling.inpainting import ObservedPixels, PosteriorSampler
@@ -23,9 +23,6 @@ from drl_dist.sampling.labels import Wanted, wanted
 
 if TYPE_CHECKING:
     from drl_dist.config.tree import Experiment
-
-GREY_LEVELS = 127.5
-"""Grey levels in a unit of the data's scale, which is [-1, 1]."""
 
 Draw = Callable[[LabelledRawAtLevel, Tensor], Tensor]
 """(network, sample ids (B,)) -> images (B, C, H, W) of about [-1, 1]."""
@@ -193,16 +190,7 @@ class Model(ScoringModel):
         """
         noisy = given_noisy(images, what="images", shape=self.image_shape).to(self.device)
         sampler, noise = self._posterior_sampler(1, num_chain_steps), noise_of(seed)
-        smallest, largest = sampler.noise_range
-        std = real("noise_std", noise_std, "in grey levels of 255") / GREY_LEVELS
-        check(
-            "noise_std",
-            noise_std,
-            f"more than {smallest * GREY_LEVELS:.3g} and less than {largest * GREY_LEVELS:.4g} grey levels, the noise "
-            "of the model's lowest level and of its prior",
-            smallest < std < largest,
-        )
-
+        std = given_noise_std(noise_std, sampler.noise_range)
         asked = self._wanted(labels, guidance, None, len(noisy))
 
         def draw(network: LabelledRawAtLevel, ids: Tensor) -> Tensor:

@@ -23,9 +23,9 @@ steps from x_{t+1} would leave standard deviations up to half as large again (do
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Protocol
 
 import torch
@@ -35,8 +35,9 @@ from torch.nn import functional
 from drl_dist.diffusion.ladder import NoiseLadder
 from drl_dist.diffusion.noise import Noise, Purpose
 from drl_dist.diffusion.recovery import Levels, LogDensityAndGrad, conditional_density, scaled_density
-from drl_dist.mcmc.kernel import ChainNoise, Kernel, KeyedChainNoise, StepNoise, run_chain
+from drl_dist.mcmc.kernel import ChainNoise, Kernel, KeyedChainNoise, StepNoise
 from drl_dist.mcmc.normal_approximation import NormalApproximation
+from drl_dist.sampling.procedure import Chain, Once, Procedure, Stage, image_of
 from drl_dist.sampling.progressive import RawAtLevel, langevin, noise_before, steps_by_level
 from drl_dist.sampling.tweedie import Tweedie
 
@@ -122,21 +123,29 @@ class PosteriorSampler:
         Returns:
             float32 (B, C, H, W), about in [-1, 1]; the observed part is that of x itself, without noise.
         """
+        return image_of(self.completion(noise, sample_ids, x, observation), raw_at)
+
+    def completion(self, noise: Noise, sample_ids: Tensor, x: Tensor, observation: Observation) -> Procedure:
+        """The parts of which `complete` consists; arguments as there."""
         shape = tuple(x.shape[1:])
         y = state = noise.normal(Purpose.PRIOR, sample_ids, 0, (0,), shape)[0].to(x.dtype)
+        yield Stage(self.levels.num_levels, state)
         for t in reversed(range(self.levels.num_levels)):
             fresh = noise.normal(Purpose.OBSERVED, sample_ids, t, (0,), shape)[0].to(x.dtype)
             known = float(self.ladder.cumulative_scale[t]) * x + float(self.ladder.cumulative_std[t]) * fresh
-            density, here = self._at_level(raw_at, sample_ids, t, x)
+            here = self._at_level(sample_ids, t, x)
             for number in range(self._rounds(t)):
                 if number > 0:
                     again = noise.normal(Purpose.RENOISE, sample_ids, t, (number,), shape)[0].to(x.dtype)
                     state = float(self.ladder.scale[t + 1]) * state + float(self.ladder.std[t + 1]) * again
-                start = self._start(raw_at, noise, sample_ids, t, state, number)
-                y = self._recover(density, here, noise, sample_ids, t, state, start, number, (observation, known))
+                start = yield from self._start(noise, sample_ids, t, state, number)
+                y = yield self._recovery(here, noise, sample_ids, t, state, start, number, (observation, known))
                 # Exactly the observed part, which scaling and rounding would change.
                 state = observation.keep(y / float(self.levels.transition_scale[t]), known)
-        return observation.keep(self._image(raw_at, sample_ids, y), x)
+            if t > 0:
+                yield Stage(t, state)
+        image = yield Once(partial(self._image, sample_ids=sample_ids, y=y))
+        yield Stage(0, observation.keep(image, x))
 
     def denoise(
         self, raw_at: RawAtLevel, noise: Noise, sample_ids: Tensor, x_noisy: Tensor, noise_std: float
@@ -161,17 +170,24 @@ class PosteriorSampler:
         Raises:
             ValueError: there is less noise than at level 0, or more than in x_T.
         """
+        return image_of(self.denoising(noise, sample_ids, x_noisy, noise_std), raw_at)
+
+    def denoising(self, noise: Noise, sample_ids: Tensor, x_noisy: Tensor, noise_std: float) -> Procedure:
+        """The parts of which `denoise` consists; arguments and errors as there. Its first stage is x_noisy, scaled to
+        `start_level`, as that of the level above."""
         first = self.start_level(noise_std)
         scale, transition = float(self.ladder.cumulative_scale[first]), float(self.levels.transition_scale[first])
         further = ((scale * noise_std) ** 2 - float(self.ladder.cumulative_std[first]) ** 2) ** 0.5
         y = state = transition * scale * x_noisy
+        yield Stage(first + 1, state)
         for t in reversed(range(first + 1)):
-            density, here = self._at_level(raw_at, sample_ids, t, x_noisy)
+            here = self._at_level(sample_ids, t, x_noisy)
             if t == first:
                 start = state
                 if self.start is not None:
                     normal = self._start_noise(noise, sample_ids, t, 0, state)
-                    start = self.start.draw_between(raw_at, x_noisy, t, noise_std, normal)
+                    draw = self.start.draw_between
+                    start = yield Once(partial(draw, x_noisy=x_noisy, level=t, noise_std=noise_std, normal=normal))
                 std = transition * further
                 # Step sizes are proportional to the transition's standard deviation (section 3.5).
                 ratio = min(1.0, std / float(self.ladder.std[t + 1]))
@@ -181,10 +197,13 @@ class PosteriorSampler:
                     step_size=here.step_size * ratio,
                 )
             else:
-                start = self._start(raw_at, noise, sample_ids, t, state, 0)
-            y = self._recover(density, here, noise, sample_ids, t, state, start, 0, None)
+                start = yield from self._start(noise, sample_ids, t, state, 0)
+            y = yield self._recovery(here, noise, sample_ids, t, state, start, 0, None)
             state = y / float(self.levels.transition_scale[t])
-        return self._image(raw_at, sample_ids, y)
+            if t > 0:
+                yield Stage(t, state)
+        image = yield Once(partial(self._image, sample_ids=sample_ids, y=y))
+        yield Stage(0, image)
 
     def start_level(self, noise_std: float) -> int:
         """The highest level whose x_t, scaled to the size of the data, has less noise than `noise_std`.
@@ -227,23 +246,20 @@ class PosteriorSampler:
     def _rounds(self, t: int) -> int:
         return self.num_rounds if float(self.levels.recovery_precision[t]) > 0 else 1
 
-    def _at_level(
-        self, raw_at: RawAtLevel, sample_ids: Tensor, t: int, like: Tensor
-    ) -> tuple[LogDensityAndGrad, Levels]:
-        """The marginal log-density of y_t, and the level's scales, (B,)."""
-        level = torch.full_like(sample_ids, t)
-        here = self.levels.to(like.device, like.dtype).at(level)
-        return scaled_density(raw_at(level), here.energy_scale), here
+    def _at_level(self, sample_ids: Tensor, t: int, like: Tensor) -> Levels:
+        """The level's scales, (B,)."""
+        return self.levels.to(like.device, like.dtype).at(torch.full_like(sample_ids, t))
 
     def _start(
-        self, raw_at: RawAtLevel, noise: Noise, sample_ids: Tensor, t: int, x_noisy: Tensor, number: int
-    ) -> Tensor:
+        self, noise: Noise, sample_ids: Tensor, t: int, x_noisy: Tensor, number: int
+    ) -> Generator[Once, Tensor, Tensor]:
         """Where the chain of round `number` of a level starts, before its observed part is put in."""
         if self.start is None:
             return x_noisy
         normal = self._start_noise(noise, sample_ids, t, number, x_noisy)
         is_top = t == self.levels.num_levels - 1
-        return self.start.draw(raw_at, x_noisy, torch.full_like(sample_ids, t), normal, only_top=is_top)
+        level = torch.full_like(sample_ids, t)
+        return (yield Once(partial(self.start.draw, x_noisy=x_noisy, level=level, normal=normal, only_top=is_top)))
 
     def _start_noise(self, noise: Noise, sample_ids: Tensor, t: int, number: int, like: Tensor) -> Tensor:
         normal = noise.normal(Purpose.SAMPLE_START, sample_ids, t, (number,), tuple(like.shape[1:]))[0]
@@ -255,9 +271,8 @@ class PosteriorSampler:
             return y / float(self.levels.transition_scale[0])
         return self.end.clean(raw_at(torch.zeros_like(sample_ids)), y)
 
-    def _recover(
+    def _recovery(
         self,
-        density: LogDensityAndGrad,
         here: Levels,
         noise: Noise,
         sample_ids: Tensor,
@@ -266,32 +281,33 @@ class PosteriorSampler:
         start: Tensor,
         number: int,
         observed: tuple[Observation, Tensor] | None,
-    ) -> Tensor:
+    ) -> Chain:
         """y_t given x_{t+1}: the chain of round `number` of a level, over the unobserved part."""
         shape = tuple(x_noisy.shape[1:])
         chain = KeyedChainNoise(noise, Purpose.SAMPLE_CHAIN, sample_ids, t, shape, x_noisy.dtype)
         averages, purpose = self.averages_noise, Purpose.SAMPLE_BEFORE
         before = noise_before(averages, noise, purpose, sample_ids, t, shape, number, x_noisy.dtype)
-        num_draws = self.num_draws[t]
+        num_draws, level = self.num_draws[t], torch.full_like(sample_ids, t)
         if observed is None:
-            kernel = self._kernel(density, here, x_noisy, None, before)
-            return run_chain(kernel, start, chain, num_draws, start=number * num_draws).y
+            kernel = partial(self._kernel, here=here, x_noisy=x_noisy, observation=None, before=before)
+            return Chain(level, kernel, start, chain, num_draws, start=number * num_draws)
         observation, known = observed
         if before is not None:
             before = observation.keep(before, torch.zeros_like(before))
-        kernel = self._kernel(density, here, x_noisy, observation, before)
+        kernel = partial(self._kernel, here=here, x_noisy=x_noisy, observation=observation, before=before)
         y = observation.keep(start, float(self.levels.transition_scale[t]) * known)
-        return run_chain(kernel, y, _RestNoise(chain, observation), num_draws, start=number * num_draws).y
+        return Chain(level, kernel, y, _RestNoise(chain, observation), num_draws, start=number * num_draws)
 
     def _kernel(
         self,
-        marginal: LogDensityAndGrad,
+        raw_and_grad: LogDensityAndGrad,
         here: Levels,
         x_noisy: Tensor,
         observation: Observation | None,
         before: Tensor | None,
     ) -> Kernel[Any]:
         """The kernel that draws y_t, or its unobserved part, given x_{t+1}."""
+        marginal = scaled_density(raw_and_grad, here.energy_scale)
         if self.num_chain_steps == 0:
             density = marginal if observation is None else _of_the_rest(marginal, observation)
             return NormalApproximation(density, here.recovery_precision.rsqrt(), self.noise_scale, here.normal_std)

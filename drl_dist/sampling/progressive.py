@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -12,9 +12,10 @@ from torch import Tensor
 
 from drl_dist.diffusion.noise import Noise, Purpose
 from drl_dist.diffusion.recovery import Levels, LogDensityAndGrad, RawAtLevel, conditional_density, scaled_density
-from drl_dist.mcmc.kernel import Kernel, KeyedChainNoise, run_chain
+from drl_dist.mcmc.kernel import Kernel, KeyedChainNoise
 from drl_dist.mcmc.langevin import LeimkuhlerMatthews, UnadjustedLangevin
 from drl_dist.mcmc.normal_approximation import NormalApproximation
+from drl_dist.sampling.procedure import Chain, Once, Procedure, Stage, stages_of
 from drl_dist.sampling.tweedie import Tweedie
 
 
@@ -88,23 +89,30 @@ class ProgressiveSampler:
         self, raw_at: RawAtLevel, noise: Noise, sample_ids: Tensor, shape: tuple[int, ...]
     ) -> Iterator[tuple[int, Tensor]]:
         """t and x_t, float32 (B, C, H, W), from T down to 0, each as soon as it is drawn; arguments as `sample`."""
+        return stages_of(self.procedure(noise, sample_ids, shape), raw_at)
+
+    def procedure(self, noise: Noise, sample_ids: Tensor, shape: tuple[int, ...]) -> Procedure:
+        """The parts of which `sample` consists; arguments as of `sample`."""
         num_levels = self.levels.num_levels
         x = noise.normal(Purpose.PRIOR, sample_ids, 0, (0,), shape)[0]
-        yield num_levels, x
+        yield Stage(num_levels, x)
         for t in reversed(range(num_levels)):
             level, y = torch.full_like(sample_ids, t), x
             if self.start is not None:
                 normal = self.noise_scale * noise.normal(Purpose.SAMPLE_START, sample_ids, level, (0,), shape)[0]
-                y = self.start.draw(raw_at, x, level, normal, only_top=t == num_levels - 1)
+                is_top = t == num_levels - 1
+                y = yield Once(partial(self.start.draw, x_noisy=x, level=level, normal=normal, only_top=is_top))
             if num_draws := self.num_draws[t]:
                 numbers = KeyedChainNoise(noise, Purpose.SAMPLE_CHAIN, sample_ids, level, shape)
                 before = noise_before(self.averages_noise, noise, Purpose.SAMPLE_BEFORE, sample_ids, level, shape)
-                y = run_chain(self.kernel(raw_at(level), x, level, before), y, numbers, num_draws).y
+                y = yield Chain(
+                    level, partial(self.kernel, x_noisy=x, level=level, before=before), y, numbers, num_draws
+                )
             if t == 0 and self.end is not None:
-                x = self.end.clean(raw_at(level), y)
+                x = yield Once(partial(self.end.clean_at, level=level, y=y))
             else:
                 x = y / self.levels.transition_scale[t]
-            yield t, x
+            yield Stage(t, x)
 
     def kernel(
         self, raw_and_grad: LogDensityAndGrad, x_noisy: Tensor, level: Tensor, before: Tensor | None = None

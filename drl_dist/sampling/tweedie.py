@@ -91,6 +91,10 @@ class Tweedie:
         _, gradient = scaled_density(raw_and_grad, energy_scale)(y)
         return (y + noise.square() * gradient) / (scale * self._values(self.ladder.cumulative_scale, level, y))
 
+    def clean_at(self, raw_at: RawAtLevel, level: Tensor, y: Tensor) -> Tensor:
+        """`clean` with the network at levels (B,), all 0."""
+        return self.clean(raw_at(level), y)
+
     def _score(self, raw_at: RawAtLevel, x: Tensor, level: int) -> Tensor:
         """grad log p(x_t), (B, ...), of any t from 0 to T."""
         if level == self.levels.num_levels:

@@ -28,7 +28,7 @@ class MemorySearch:
 
     Args:
         limit: bytes that tensors may take.
-        has_graphs: a captured graph of the chain keeps its memory during the update.
+        has_graphs: a captured graph of the chain keeps its memory during the update, and while images are drawn.
     """
 
     def __init__(
@@ -58,20 +58,21 @@ class MemorySearch:
         if asked == "auto" and self._fits("slices", self._share, self._share):
             peak = self._peak("slices", self._share, self._share)
             return replace(self._engine, memory="plain"), f"memory: all at once, {self._of_limit(peak)}"
-        # What takes least is looked at before sizes between are tried one after the other: of a small network that is
-        # all at once, since slices add gradients to each other.
-        chains, updates = self._sizes(1)
-        ends: list[tuple[Way, int, int]] = [(way, chains[end], updates[end]) for way in ways for end in (0, -1)]
-        least = min(ends, key=lambda one: self._peak(*one))
-        if not self._fits(*least):
+        # Slices of one image come last: there are as many to be traced as images.
+        tries: list[tuple[Way, int]] = [(way, fewest) for fewest in (min(MANY_IMAGES, self._share), 1) for way in ways]
+        chosen = next((found for one in tries if (found := self._largest(*one)) is not None), None)
+        if chosen is None:
+            chains, updates = self._sizes(1)
+            # Of a small network what takes least is all at once, since slices add gradients to each other.
+            ends: list[tuple[Way, int, int]] = [(way, chains[end], updates[end]) for way in ways for end in (0, -1)]
+            least = min(ends, key=lambda one: self._peak(*one))
             raise UserError(
                 "config field engine.memory",
                 got=f"{asked} with {mebibytes(self._limit)} for tensors",
                 expected=f"at least {mebibytes(self._peak(*least))}, for {_told(*least)}",
                 remedy="take devices with more memory, more workers, or a smaller network",
             )
-        tries: list[tuple[Way, int]] = [(way, fewest) for fewest in (min(MANY_IMAGES, self._share), 1) for way in ways]
-        way, chain, update = next(found for one in tries if (found := self._largest(*one)) is not None)
+        way, chain, update = chosen
         peak, plain = self._peak(way, chain, update), self._peak("slices", self._share, self._share)
         whole = self._costs("slices", self._share)[-1]
         more = 100 * (self._costs(way, update)[-1].update_flop - whole.update_flop) / whole.flop
@@ -113,9 +114,9 @@ class MemorySearch:
         # Slices of another size have a graph of their own.
         graphs = len({part.stop - part.start for part in slices(self._share, chain)}) if self._has_graphs else 0
         for in_chain, in_update in zip(self._costs(way, chain), self._costs(way, update), strict=True):
-            kept = in_chain.chain_bytes - in_chain.state_bytes
-            others = max(0, graphs - 1) * kept
-            peaks.append(max(in_chain.chain_bytes + others, in_update.update_bytes + graphs * kept))
+            kept = graphs * (in_chain.chain_bytes - in_chain.state_bytes)
+            # Of the averaged weights' chains, too, which draw images now and then beside those graphs.
+            peaks.append(max(in_chain.chain_bytes, in_update.update_bytes) + kept)
         return max(peaks)
 
 

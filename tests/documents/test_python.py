@@ -26,10 +26,10 @@ PYTHON = [
 ]
 EXECUTED = {
     **{"README.md": 1, "docs/data.md": 1, "docs/library.md": 3, "docs/tracking.md": 1, "docs/training.md": 2},
-    "docs/tutorial.md": 1,
+    **{"docs/serving.md": 1, "docs/tutorial.md": 1},
 }
 """Blocks of each page that a test runs: here, in tests/test_readme.py, in tests/library/test_page.py, in
-tests/method/test_torch_alone.py, and in tests/documents/test_tutorial.py."""
+tests/method/test_torch_alone.py, tests/serving/test_page.py, and in tests/documents/test_tutorial.py."""
 
 
 def test_each_block_is_run_by_a_test() -> None:

@@ -103,9 +103,20 @@ def test_a_captured_graph_keeps_its_memory_beside_the_update(costs: list[EngineC
 def test_slices_of_two_sizes_keep_two_graphs(costs: list[EngineConfig]) -> None:
     # 24 do not divide 64: slices of 22, 21 and 21 images, each size of which has a graph.
     for chain_images, update_images in ((24, 8), (32, 16)):
-        engine = limited(740, memory="slices", chain_images=chain_images)
+        engine = limited(820, memory="slices", chain_images=chain_images)
         found = fit_memory(tiny(batch_size=64), engine, device=None, has_graphs=True).engine
         assert (found.chain_images, found.update_images) == (chain_images, update_images)
+
+
+def test_slices_of_few_images_are_not_traced_where_many_fit(costs: list[EngineConfig]) -> None:
+    assert fit_memory(tiny(batch_size=64), limited(260), device=CPU).engine.chain_images == 16
+    assert min(engine.chain_images or 64 for engine in costs) == 8
+
+
+def test_images_are_drawn_beside_a_captured_graph(costs: list[EngineConfig]) -> None:
+    # 900 MiB would do for the graph of 64 images and this update, but not for as many chains once more.
+    engine = limited(920, memory="slices", update_images=8)
+    assert fit_memory(tiny(batch_size=64), engine, device=None, has_graphs=True).engine.chain_images == 32
 
 
 @pytest.fixture
