@@ -259,17 +259,17 @@ def test_the_batch_is_bounded_and_nobody_is_passed(labelled: drl_dist.Model, mon
     engine = ServingEngine(labelled, max_batch=3)
     spy = Spy(engine, monkeypatch)
     guided = {"label": "ant", "guidance": 1.0}
-    visits = [engine.submit(SampleRequest(seed=seed, **(guided if seed % 2 else {}))) for seed in range(5)]
+    visits = [engine.submit(SampleRequest(seed=seed, **(guided if seed in (1, 2) else {}))) for seed in range(5)]
     engine.step()
     assert (engine.num_active, engine.num_waiting) == (2, 3)
     # There is room for one image, but a request for two is next.
     visits[0].cancel()
     engine.step()
-    assert (engine.num_active, engine.num_waiting) == (2, 2)
+    assert (engine.num_active, engine.num_waiting) == (1, 3)
     finish(engine)
     assert max(map(len, spy.levels)) == 3
     for seed, visit in enumerate(visits[1:], 1):
-        expected = alone(labelled, SampleRequest(seed=seed, **(guided if seed % 2 else {})))
+        expected = alone(labelled, SampleRequest(seed=seed, **(guided if seed in (1, 2) else {})))
         assert difference(visit.image(), expected) <= 1
 
 
