@@ -46,7 +46,7 @@ SECTIONS = {name.removeprefix("experiment.").partition(".")[0] for name in FIELD
 OURS = (
     *(f"jobs/{path.name}" for path in sorted((ROOT / "jobs").glob("*.py"))),
     *(f"-m datasets_prep.{path.stem}" for path in sorted((ROOT / "datasets_prep").glob("[a-z]*.py"))),
-    *(f"-m benchmarks.{name}" for name in ("ablation", "reliability", "step")),
+    *(f"-m benchmarks.{name}" for name in ("ablation", "reliability", "roofline", "step")),
     *(f"-m drl_dist {name}" for name in COMMANDS),
     "-m drl_dist.toy",
     "-m drl_dist.tracking.sync",

@@ -14,7 +14,7 @@ import pytest
 from drl_dist.checkpoints.storage import checkpoint_name, stored_checkpoints
 from drl_dist.localhost import MlflowServer, RayHead, processes
 from tests.helpers.forked import kill
-from tests.jobs.training_jobs import EVERY, STEPS, Job, assert_equal_checkpoints, run, tracked, words
+from tests.jobs.training_jobs import EVERY, LABELLED, STEPS, Job, assert_equal_checkpoints, run, tracked, words
 from tests.support import ROOT, subprocess_environment
 
 pytestmark = [pytest.mark.integration, pytest.mark.faults, pytest.mark.timeout(900)]
@@ -32,6 +32,7 @@ def test_driver_and_head_may_die(straight: Job, mlflow_server: MlflowServer, dig
     folder = storage / "kills"
     options = [
         *words(digits, storage, "kills"),
+        *LABELLED,
         "--num-workers=2",
         f"--train.num-steps={STEPS}",
         f"--checkpoint.every-steps={EVERY}",

@@ -16,7 +16,17 @@ import pytest
 from drl_dist.checkpoints.storage import checkpoint_name, complete_checkpoints
 from drl_dist.common.program import EXIT_STOPPED
 from drl_dist.localhost import MlflowServer, RayHead
-from tests.jobs.training_jobs import STEPS, Job, assert_equal_checkpoints, run, submit, tracked, words, workers
+from tests.jobs.training_jobs import (
+    LABELLED,
+    STEPS,
+    Job,
+    assert_equal_checkpoints,
+    run,
+    submit,
+    tracked,
+    words,
+    workers,
+)
 from tests.support import ROOT, wait_for
 
 OFTEN = 10
@@ -38,7 +48,7 @@ def test_a_stopped_run_ends_at_a_checkpoint_and_goes_on_to_the_same_weights(
     server_environment: dict[str, str],
 ) -> None:
     folder = storage / "stopped"
-    options = words(digits, storage, "stopped", "--num-workers", "2", "--checkpoint.every-steps", str(OFTEN))
+    options = words(digits, storage, "stopped", "--num-workers", "2", "--checkpoint.every-steps", str(OFTEN), *LABELLED)
     jobs: list[Job] = []
     endless = [*options, "--train.num-steps", "1000000"]
     submission = threading.Thread(
