@@ -22,7 +22,7 @@ from drl_dist.common.errors import UserError
 from drl_dist.common.program import entry_point
 from drl_dist.common.validation import refuse_broken, whole_number
 from drl_dist.config.presets import SETTINGS, TABLE_6, default_setting, preset
-from drl_dist.config.tree import EngineConfig, RunConfig
+from drl_dist.config.tree import EngineConfig, Experiment, RunConfig
 
 
 def main(words: Sequence[str]) -> int:
@@ -98,7 +98,12 @@ def print_memory(runs: Sequence[tuple[str, RunConfig]], images: int) -> None:
 
 
 def run_of(name: str, num_workers: int) -> RunConfig:
-    """The run of ``PRESET`` or ``PRESET:SETTING``.
+    """The run of ``PRESET`` or ``PRESET:SETTING``; errors as of `experiment_of`."""
+    return RunConfig(experiment=experiment_of(name), num_workers=num_workers)
+
+
+def experiment_of(name: str) -> Experiment:
+    """The experiment of ``PRESET`` or ``PRESET:SETTING``.
 
     Raises:
         UserError: there is none of this name.
@@ -111,7 +116,7 @@ def run_of(name: str, num_workers: int) -> RunConfig:
             expected=f"some of {', '.join(TABLE_6)}, each maybe with :SETTING",
             remedy=f"choose of these, and a setting of {', '.join(SETTINGS)}",
         )
-    return RunConfig(experiment=preset(preset_name, setting or default_setting(preset_name)), num_workers=num_workers)
+    return preset(preset_name, setting or default_setting(preset_name))
 
 
 if __name__ == "__main__":

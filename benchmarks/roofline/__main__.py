@@ -21,11 +21,11 @@ import warnings
 from collections.abc import Sequence
 from typing import Literal
 
+from benchmarks.presets import experiment_of
 from drl_dist.common.amounts import short
-from drl_dist.common.errors import UserError
 from drl_dist.common.program import entry_point
 from drl_dist.common.validation import refuse_broken, whole_number
-from drl_dist.config.presets import SETTINGS, TABLE_6, default_setting, preset
+from drl_dist.config.presets import TABLE_6
 from drl_dist.config.tree import Experiment
 
 HEADER = (
@@ -62,23 +62,6 @@ def main(words: Sequence[str]) -> int:
     for name, experiment in zip(names, experiments, strict=True):
         print(row(name, experiment, given), flush=True)
     return 0
-
-
-def experiment_of(name: str) -> Experiment:
-    """The experiment of ``PRESET`` or ``PRESET:SETTING``.
-
-    Raises:
-        UserError: there is none of this name.
-    """
-    preset_name, colon, setting = name.partition(":")
-    if preset_name not in TABLE_6 or (colon and setting not in SETTINGS):
-        raise UserError(
-            "option --presets",
-            got=name,
-            expected=f"some of {', '.join(TABLE_6)}, each maybe with :SETTING",
-            remedy=f"choose of these, and a setting of {', '.join(SETTINGS)}",
-        )
-    return preset(preset_name, setting or default_setting(preset_name))
 
 
 def sized(experiment: Experiment, batch_size: int | None, num_res_blocks: int | None) -> Experiment:

@@ -26,27 +26,12 @@ from drl_dist.diffusion.noise import PhiloxNoise
 from drl_dist.jobs.common.output.sheet import images_in
 from drl_dist.jobs.sample import task as sample_task
 from drl_dist.jobs.sample.output import SampleOutput
-from drl_dist.jobs.sample.task import SampleRequest, SampleTasks, TaskRecord, facts_of, progression
+from drl_dist.jobs.sample.task import SampleTasks, TaskRecord, facts_of, progression
 from drl_dist.training.chain import GradientEngine
 from drl_dist.training.ema import load_averaged
 from drl_dist.training.state import TrainState
+from tests.helpers.sampled import request
 from tests.helpers.steps import tiny
-
-
-def request(**changed: object) -> SampleRequest:
-    fields = {
-        "preset": "tiny",
-        "ema_sha256": "e",
-        "config_sha256": "c",
-        "num_images": 10,
-        "seed": 3,
-        "noise_scale": 0.99,
-        "shard_size": 4,
-        "batch_size": 3,
-        "device": "cpu",
-        "threads": 1,
-    }
-    return SampleRequest(**fields | changed)  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.slow

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
 
-from benchmarks.roofline.__main__ import experiment_of, main, sized
+from benchmarks.presets import experiment_of
+from benchmarks.roofline.__main__ import main, sized
 from benchmarks.roofline.bound import Machine, bound
 from benchmarks.roofline.fused import fused
 from benchmarks.roofline.gradient import eager_operations, fused_kernels
