@@ -27,14 +27,13 @@ from torch import Tensor
 
 from benchmarks.classify import ROOT
 from benchmarks.digit_features import digits, train_feature_network
+from benchmarks.digit_shards import write_digits
 from benchmarks.results import open_results
 from drl_dist.common.images import Panel
 from drl_dist.common.places import path_here
 from drl_dist.common.program import entry_point
 from drl_dist.common.validation import refuse_broken, whole_number
-from drl_dist.data.filesystem import Folder
-from drl_dist.data.index import ATTRIBUTE_COUNTS, ATTRIBUTES, ShardIndex, write_index
-from drl_dist.data.shards import Sample, encode_png, pack_shard, shard_name
+from drl_dist.data.index import ATTRIBUTE_COUNTS, ATTRIBUTES
 from drl_dist.evaluation.features import FeatureNetwork
 from drl_dist.jobs.common.output.sheet import sheet_of
 from drl_dist.library.load import load
@@ -87,17 +86,9 @@ def parts() -> dict[str, tuple[Tensor, Tensor]]:
 
 
 def write_part(folder: Path, name: str, images: NDArray[np.uint8], truth: NDArray[np.bool_]) -> None:
-    """One shard with its index, as `datasets_prep` writes them."""
-    samples = [
-        Sample(place, encode_png(image), {"attributes": [1 if holds else -1 for holds in shows]})
-        for place, (image, shows) in enumerate(zip(images, truth, strict=True))
-    ]
-    data, row = pack_shard(shard_name("digits", name, 0), samples)
-    Folder(str(folder)).write(row.name, data)
-    made_by = {ATTRIBUTES: list(NAMES), ATTRIBUTE_COUNTS: truth.sum(0).tolist()}
-    write_index(
-        ShardIndex(url=str(folder), name="digits", split=name, resolution=8, channels=1, shards=(row,), made_by=made_by)
-    )
+    """One shard with its index."""
+    told = [{"attributes": [1 if holds else -1 for holds in shows]} for shows in truth]
+    write_digits(folder, name, images, told, {ATTRIBUTES: list(NAMES), ATTRIBUTE_COUNTS: truth.sum(0).tolist()})
 
 
 def holds(truth: Tensor, text: str) -> Tensor:

@@ -21,15 +21,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from benchmarks.digit_shards import write_digits
 from benchmarks.results import open_results
 from datasets_prep.sources.digits import load_images
 from drl_dist.common.images import to_unit_range
 from drl_dist.common.places import path_here
 from drl_dist.common.program import entry_point
 from drl_dist.common.validation import whole_number
-from drl_dist.data.filesystem import Folder
-from drl_dist.data.index import CLASS_COUNTS, CLASSES, ShardIndex, write_index
-from drl_dist.data.shards import Sample, encode_png, pack_shard, shard_name
+from drl_dist.data.index import CLASS_COUNTS, CLASSES
 from drl_dist.likelihood.auroc import auroc
 from drl_dist.likelihood.bayes import Constants, fit_constants
 from drl_dist.likelihood.calibration import label_scores
@@ -56,24 +55,9 @@ def parts() -> dict[str, Part]:
 def write_part(folder: Path, name: str, part: Part) -> None:
     """One shard with its index."""
     images, labels = part
-    samples = [
-        Sample(place, encode_png(image), {"label": int(label)})
-        for place, (image, label) in enumerate(zip(images, labels, strict=True))
-    ]
-    data, row = pack_shard(shard_name("digits", name, 0), samples)
-    Folder(str(folder)).write(row.name, data)
     counts = np.bincount(labels, minlength=len(NAMES)).tolist()
-    write_index(
-        ShardIndex(
-            url=str(folder),
-            name="digits",
-            split=name,
-            resolution=8,
-            channels=1,
-            shards=(row,),
-            made_by={CLASSES: NAMES, CLASS_COUNTS: counts},
-        )
-    )
+    told = [{"label": int(label)} for label in labels]
+    write_digits(folder, name, images, told, {CLASSES: NAMES, CLASS_COUNTS: counts})
 
 
 def classifier() -> nn.Sequential:
