@@ -12,12 +12,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ray._private.grpc_utils import init_grpc_channel
-from ray._private.worker import global_worker
-from ray.core.generated.common_pb2 import Language  # pyright: ignore[reportAttributeAccessIssue]
-from ray.core.generated.node_manager_pb2 import PrestartWorkersRequest  # pyright: ignore[reportAttributeAccessIssue]
-from ray.core.generated.node_manager_pb2_grpc import NodeManagerServiceStub
-
 from drl_dist.jobs.common.cluster import in_background
 
 if TYPE_CHECKING:
@@ -35,7 +29,17 @@ def ask_for_spare() -> None:
 
     Raises:
         grpc.RpcError: Ray does not answer.
+        ImportError: this Ray has no such request.
     """
+    # None of it is Ray's public interface: without it, a run is to go on without spare processes.
+    from ray._private.grpc_utils import init_grpc_channel
+    from ray._private.worker import global_worker
+    from ray.core.generated.common_pb2 import Language  # pyright: ignore[reportAttributeAccessIssue]
+    from ray.core.generated.node_manager_pb2 import (  # pyright: ignore[reportAttributeAccessIssue]
+        PrestartWorkersRequest,
+    )
+    from ray.core.generated.node_manager_pb2_grpc import NodeManagerServiceStub
+
     worker: Any = global_worker
     request = PrestartWorkersRequest(
         language=Language.PYTHON,
