@@ -34,15 +34,14 @@ def ask_for_spare() -> None:
     # None of it is Ray's public interface: without it, a run is to go on without spare processes.
     from ray._private.grpc_utils import init_grpc_channel
     from ray._private.worker import global_worker
-    from ray.core.generated.common_pb2 import Language  # pyright: ignore[reportAttributeAccessIssue]
-    from ray.core.generated.node_manager_pb2 import (  # pyright: ignore[reportAttributeAccessIssue]
-        PrestartWorkersRequest,
-    )
+    from ray.core.generated import common_pb2, node_manager_pb2
     from ray.core.generated.node_manager_pb2_grpc import NodeManagerServiceStub
 
     worker: Any = global_worker
-    request = PrestartWorkersRequest(
-        language=Language.PYTHON,
+    kinds: Any = common_pb2
+    messages: Any = node_manager_pb2
+    request = messages.PrestartWorkersRequest(
+        language=kinds.Language.PYTHON,
         job_id=worker.current_job_id.binary(),
         keep_alive_duration_secs=_KEPT_SECONDS,
         num_workers=1,
