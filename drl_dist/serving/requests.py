@@ -159,25 +159,29 @@ class InterpolateRequest(Request):
 
     Args:
         first, second: numbers of two images.
+        second_seed: of the second image, by default that of the first.
         weight: from 0, the first one, to 1.
     """
 
     first: int = 0
     second: int = 1
+    second_seed: int | None = None
     weight: float = 0.5
 
     def begin(self, served: Served) -> Begun:
         """See `Request.begin`."""
-        expected = f"two different numbers from 0 to {MAX_SAMPLE_IDS - 1}"
+        expected = f"two numbers from 0 to {MAX_SAMPLE_IDS - 1}, different ones of the same seed"
         first, second = (
             whole("first and second", end, expected, 0, MAX_SAMPLE_IDS - 1) for end in (self.first, self.second)
         )
-        check("first and second", (first, second), expected, first != second)
+        has_other_seed = self.second_seed is not None and self.second_seed != self.seed
+        check("first and second", (first, second), expected, has_other_seed or first != second)
         weight = real("weight", self.weight, "from 0 to 1")
         check("weight", weight, "a number from 0 to 1", 0 <= weight <= 1)
         ends = torch.tensor([first, second], device=served.device)
         weights = torch.tensor([weight], dtype=torch.float64, device=served.device)
-        noise = InterpolatedNoise(noise_of(self.seed), ends[:1], ends[1:], weights)
+        second_noise = noise_of(self.second_seed) if self.second_seed is not None and has_other_seed else None
+        noise = InterpolatedNoise(noise_of(self.seed), ends[:1], ends[1:], weights, second_noise)
         return self._sampled(served, noise, 0, 0)
 
 

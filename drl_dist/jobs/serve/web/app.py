@@ -1,0 +1,52 @@
+"""The pages and the API of a model, over whatever runs it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fastapi import FastAPI
+from fastapi.responses import FileResponse
+from fastapi.staticfiles import StaticFiles
+
+from drl_dist.common.version import installed_version
+from drl_dist.jobs.serve.web.access import Access, AccessMiddleware, BodyDeadline
+from drl_dist.jobs.serve.web.backend import Backend
+from drl_dist.jobs.serve.web.refusals import add_refusals
+from drl_dist.jobs.serve.web.routes import Routes
+
+PAGE = Path(__file__).parent / "page"
+MAX_BODY_BYTES = 16 * 2**20
+"""Of a request: two pictures in base64."""
+BODY_SECONDS = 30.0
+"""Within which it must have come."""
+
+
+def create_app(backend: Backend, access: Access, *, max_seconds: float = 600.0) -> FastAPI:
+    """An ASGI application.
+
+    Args:
+        backend: runs the model.
+        access: who may use it.
+        max_seconds: until an image is given up.
+    """
+    app = FastAPI(
+        title="drl_dist",
+        version=installed_version(),
+        summary="Images of an energy-based model, and what it thinks of others",
+        # The page of these would come from another host.
+        docs_url=None,
+        redoc_url=None,
+        openapi_url="/api/openapi.json",
+        max_body_size=MAX_BODY_BYTES,
+    )
+    app.add_middleware(BodyDeadline, seconds=BODY_SECONDS)
+    app.add_middleware(AccessMiddleware, access=access)
+    add_refusals(app)
+    app.include_router(Routes(backend, max_seconds=max_seconds, max_body_bytes=MAX_BODY_BYTES).router)
+
+    @app.get("/", include_in_schema=False)
+    async def index() -> FileResponse:
+        return FileResponse(PAGE / "index.html", headers={"Cache-Control": "no-cache"})
+
+    app.mount("/page", StaticFiles(directory=PAGE), name="page")
+    return app
