@@ -10,6 +10,8 @@ export class Easel {
   /** Diameter of the brush, in pixels of the picture. */
   brush = 1;
   isErasing = false;
+  /** Called when a stroke is over. */
+  onStroke = () => {};
   #canvas = document.createElement("canvas");
   #width;
   #height;
@@ -33,6 +35,7 @@ export class Easel {
     canvas.setAttribute("aria-describedby", help);
     canvas.addEventListener("pointerdown", (event) => this.#down(event));
     canvas.addEventListener("pointermove", (event) => this.#move(event));
+    canvas.addEventListener("pointerup", () => this.onStroke());
     canvas.addEventListener("pointerleave", () => this.#leave());
     canvas.addEventListener("keydown", (event) => this.#key(event));
     canvas.addEventListener("focus", () => this.#focus());

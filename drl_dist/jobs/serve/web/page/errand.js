@@ -1,9 +1,7 @@
 // One thing at a time that a part of the page waits for: how long it takes, how to stop it, and why it failed.
 
 import { Refused } from "./api.js";
-
-/** From here on seconds are told in steps of five, lest a screen reader reads every one. */
-const COARSE_SECONDS = 10;
+import { about } from "./words.js";
 
 /** Shows in `place` what is being waited for; a new errand ends the one before. */
 export class Errand {
@@ -70,12 +68,4 @@ export class Errand {
 function wordsOf({ ahead, seconds }) {
   const queue = ahead > 0 ? `${ahead} before you in the queue; ` : "";
   return seconds === null ? `${queue}the first call of the network …` : `${queue}${about(seconds)} left`;
-}
-
-/** A span of time, in words. */
-export function about(seconds) {
-  if (seconds < 1) return "less than a second";
-  if (seconds >= 90) return `about ${Math.round(seconds / 60)} minutes`;
-  const rounded = seconds < COARSE_SECONDS ? Math.ceil(seconds) : 5 * Math.ceil(seconds / 5);
-  return `about ${rounded} second${rounded === 1 ? "" : "s"}`;
 }

@@ -1,13 +1,13 @@
 // The page: its tabs, the model's facts, and what happens on each tab.
 
 import { ask } from "./api.js";
-import { about } from "./errand.js";
 import { BetweenPanel } from "./panels/between.js";
 import { DenoisePanel } from "./panels/denoise.js";
 import { FillPanel } from "./panels/fill.js";
 import { SamplePanel } from "./panels/sample.js";
 import { ScorePanel } from "./panels/score.js";
 import { Wish } from "./wish.js";
+import { about } from "./words.js";
 
 const PANELS = { sample: SamplePanel, fill: FillPanel, between: BetweenPanel, denoise: DenoisePanel, score: ScorePanel };
 const tabs = [...document.querySelectorAll("[role=tab]")];

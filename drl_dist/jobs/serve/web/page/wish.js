@@ -17,7 +17,7 @@ export class Wish {
     const steps = form.querySelector("#chain-steps input");
     steps.max = model.limits.num_chain_steps;
     if (this.#kind === "none") return;
-    form.querySelector("#labels").hidden = form.querySelector("#guidance").hidden = false;
+    form.querySelector("#labels").hidden = false;
     form.querySelector("#labels legend").textContent = this.#kind === "class" ? "Label" : "Attributes: yes, no, or either";
     const choices = form.querySelector(".choices");
     if (this.#kind === "class") {
@@ -78,12 +78,11 @@ export class Wish {
     this.onChange();
   }
 
-  /** Guidance goes towards a label. */
+  /** Guidance goes towards a label; without one there is nothing to choose. */
   #say() {
     const guidance = this.#form.querySelector("#guidance");
-    const input = guidance.querySelector("input");
-    input.disabled = !this.#label();
-    guidance.querySelector("output").textContent = input.disabled ? "needs a label" : input.value;
+    guidance.hidden = !this.#label();
+    guidance.querySelector("output").textContent = guidance.querySelector("input").value;
   }
 }
 

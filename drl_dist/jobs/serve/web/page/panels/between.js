@@ -3,7 +3,7 @@
 import { watch } from "../api.js";
 import { Errand } from "../errand.js";
 import { draw } from "../pixels.js";
-import { randomSeed } from "../seeds.js";
+import { randomSeed } from "../words.js";
 
 /** After the last movement of the slider, before an image is asked for. */
 const DEBOUNCE_MS = 120;

@@ -5,6 +5,10 @@ import { Errand } from "../errand.js";
 import { PictureSource } from "../picture.js";
 import { draw, pixelsOf, pngOf } from "../pixels.js";
 
+const START_STD = 60;
+/** A picture is denoised unasked if that takes no longer. */
+const UNASKED_SECONDS = 10;
+
 export class DenoisePanel {
   #place;
   #wish;
@@ -26,10 +30,8 @@ export class DenoisePanel {
       errand: new Errand(waiting),
       onPicture: (png, isSample) => this.#put(png, isSample),
     });
-    const noise = this.#find("[name=noise]");
-    const [least, most] = [model.min_noise_std ?? 0, model.max_noise_std ?? 0];
-    Object.assign(noise, { min: least, max: most, step: (most - least) / 200 || 1, value: Math.min(60, (least + most) / 2) });
-    noise.addEventListener("input", () => this.#makeNoisy());
+    this.#find("[name=noise]").value = this.#positionOf(START_STD);
+    this.#find("[name=noise]").addEventListener("input", () => this.#makeNoisy());
     this.#find("[name=add]").addEventListener("change", () => this.#makeNoisy());
     this.#find(".noisy").setAttribute("role", "img");
     this.#find(".noisy").setAttribute("aria-label", "The noisy image");
@@ -53,6 +55,7 @@ export class DenoisePanel {
     // A sample has no noise yet.
     this.#find("[name=add]").checked = isSample;
     await this.#makeNoisy();
+    if (this.#model.seconds_per_image <= UNASKED_SECONDS) this.#play();
   }
 
   async #makeNoisy() {
@@ -63,16 +66,32 @@ export class DenoisePanel {
   }
 
   async #play() {
+    if (this.#noisy === null) return;
     const body = { image: this.#noisy, noise_std: this.#noise, seed: this.#find("[name=seed]").value, ...this.#wish.fields() };
     await this.#film.play("api/denoise", body);
   }
 
   #say() {
-    this.#find("output").textContent = this.#noise.toFixed(1);
+    const words = `${this.#noise.toPrecision(3)} grey levels of 255`;
+    this.#find("output").textContent = words;
+    this.#find("[name=noise]").setAttribute("aria-valuetext", words);
   }
 
+  /** Standard deviation in grey levels; equal movements of the slider are equal ratios. */
   get #noise() {
-    return Number(this.#find("[name=noise]").value);
+    const { value, max } = this.#find("[name=noise]");
+    const [least, most] = this.#range;
+    return least * (most / least) ** (value / max);
+  }
+
+  #positionOf(std) {
+    const [least, most] = this.#range;
+    return (this.#find("[name=noise]").max * Math.log(std / least)) / Math.log(most / least);
+  }
+
+  /** A model that can denoise nothing says so when it is asked. */
+  get #range() {
+    return [this.#model.min_noise_std ?? 1, this.#model.max_noise_std ?? 255];
   }
 
   #find(selector) {

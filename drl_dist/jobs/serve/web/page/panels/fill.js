@@ -6,6 +6,9 @@ import { Errand } from "../errand.js";
 import { Reel } from "../film.js";
 import { PictureSource } from "../picture.js";
 
+/** Strokes are answered unasked if that takes no longer. */
+const UNASKED_SECONDS = 4;
+
 export class FillPanel {
   #place;
   #wish;
@@ -28,6 +31,9 @@ export class FillPanel {
     this.#find("[name=rounds]").max = model.limits.num_rounds;
     brush.addEventListener("input", () => this.#setBrush());
     this.#setBrush();
+    const atOnce = this.#find("[name=at-once]");
+    atOnce.checked = 4 * model.seconds_per_image <= UNASKED_SECONDS;
+    this.#easel.onStroke = () => atOnce.checked && this.#easel.numHidden && this.#fill();
     this.#find("[name=eraser]").addEventListener("change", ({ target }) => {
       this.#easel.isErasing = target.checked;
     });

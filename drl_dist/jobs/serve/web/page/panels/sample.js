@@ -2,7 +2,7 @@
 
 import { EnergyChart } from "../charts.js";
 import { Film } from "../film.js";
-import { randomSeed } from "../seeds.js";
+import { randomSeed, signed } from "../words.js";
 
 /** A visitor who asks for nothing yet is shown a film if it takes no longer. */
 const UNASKED_SECONDS = 10;
@@ -24,7 +24,7 @@ export class SamplePanel {
     this.#chart = new EnergyChart(place.querySelector(".plot"));
     this.#film.onShow = ({ level, energy }) => {
       this.#chart.mark(level);
-      const reading = energy === null ? "No chain was run at this level." : `−log p = ${energy.toFixed(1)} + constant.`;
+      const reading = energy === null ? "No chain was run at this level." : `−log p = ${signed(energy)} + constant.`;
       place.querySelector(".reading").textContent = `Level ${level}: ${reading}`;
     };
     this.#film.onFrame = (frame) => {

@@ -5,6 +5,7 @@ import { histogram } from "../charts.js";
 import { Errand } from "../errand.js";
 import { PictureSource } from "../picture.js";
 import { draw } from "../pixels.js";
+import { signed } from "../words.js";
 
 export class ScorePanel {
   #place;
@@ -57,7 +58,7 @@ function row(level) {
   gradient.setAttribute("aria-label", `Gradient at noise level ${level.level}`);
   const heading = element("h3", `Level ${level.level}`);
   heading.append(element("small", ` noise ${level.noise_std.toFixed(1)} grey levels`));
-  const words = element("p", `log p = ${level.log_density.toFixed(1)} + constant`);
+  const words = element("p", `log p = ${signed(level.log_density)} + constant`);
   if (level.share_below !== null) words.append(document.createElement("br"), element("strong", rank(level.share_below)));
   const scale = element("small", `strongest colour: ${level.gradient_scale.toPrecision(2)} nats a grey level`);
   const chart = element("div");
