@@ -1,8 +1,7 @@
-"""Who may use the server, and how long a request may take to come."""
+"""Who may use the server."""
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import hmac
 from dataclasses import dataclass
@@ -100,43 +99,3 @@ class AccessMiddleware:
 
     def _is_right(self, token: str) -> bool:
         return hmac.compare_digest(digest(token), self._access.token_sha256 or "")
-
-
-class BodyDeadline:
-    """Refuses a request whose body has not come in time.
-
-    Args:
-        app: answers the others.
-        seconds: within which all of it must have come.
-    """
-
-    def __init__(self, app: ASGIApp, seconds: float) -> None:
-        self._app, self._seconds = app, seconds
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request, or refuse it."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        deadline = asyncio.get_running_loop().time() + self._seconds
-        has_come = False
-
-        async def in_time() -> Message:
-            nonlocal has_come
-            if has_come:
-                return await receive()
-            async with asyncio.timeout_at(deadline):
-                message = await receive()
-            has_come = not message.get("more_body", False)
-            return message
-
-        try:
-            await self._app(scope, in_time, send)
-        except TimeoutError:
-            if has_come:
-                raise
-            sentence = (
-                f"request: got a body that is not complete after {self._seconds:g} s, expected all of it; send it "
-                "again."
-            )
-            await refusal(408, sentence, {"Connection": "close"})(scope, receive, send)

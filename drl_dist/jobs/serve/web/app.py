@@ -9,16 +9,13 @@ from fastapi.responses import FileResponse
 from fastapi.staticfiles import StaticFiles
 
 from drl_dist.common.version import installed_version
-from drl_dist.jobs.serve.web.access import Access, AccessMiddleware, BodyDeadline
+from drl_dist.jobs.serve.web.access import Access, AccessMiddleware
 from drl_dist.jobs.serve.web.backend import Backend
+from drl_dist.jobs.serve.web.bodies import MAX_BODY_BYTES, BodyLimits
 from drl_dist.jobs.serve.web.refusals import add_refusals
 from drl_dist.jobs.serve.web.routes import Routes
 
 PAGE = Path(__file__).parent / "page"
-MAX_BODY_BYTES = 16 * 2**20
-"""Of a request: two pictures in base64."""
-BODY_SECONDS = 30.0
-"""Within which it must have come."""
 
 
 def create_app(backend: Backend, access: Access, *, max_seconds: float = 600.0) -> FastAPI:
@@ -37,9 +34,8 @@ def create_app(backend: Backend, access: Access, *, max_seconds: float = 600.0) 
         docs_url=None,
         redoc_url=None,
         openapi_url="/api/openapi.json",
-        max_body_size=MAX_BODY_BYTES,
     )
-    app.add_middleware(BodyDeadline, seconds=BODY_SECONDS)
+    app.add_middleware(BodyLimits)
     app.add_middleware(AccessMiddleware, access=access)
     add_refusals(app)
     app.include_router(Routes(backend, max_seconds=max_seconds, max_body_bytes=MAX_BODY_BYTES).router)

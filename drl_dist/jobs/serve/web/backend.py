@@ -30,7 +30,7 @@ class Shown(NamedTuple):
 
 
 class Again(NamedTuple):
-    """The process that made the image was lost; another begins it anew, and levels that were shown do not come again."""
+    """The process that made the image was lost, and another begins it anew; no level is shown twice."""
 
 
 News = Outlook | Shown | Again

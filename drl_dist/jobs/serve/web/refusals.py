@@ -38,11 +38,6 @@ def add_refusals(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def of_http(request: Request, error: HTTPException) -> JSONResponse:
-        if error.status_code == 413:
-            what = UserError(
-                "request", got="a body that is too large", expected="a smaller one", remedy="send a smaller picture"
-            )
-            return refusal(413, str(what))
         expected = "an address of /api/openapi.json"
         what = UserError(
             f"{request.method} {request.url.path[:_SHOWN_CHARACTERS]}",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import io
+import threading
 
 import numpy as np
 import torch
@@ -18,6 +19,8 @@ MAX_PIXELS = 32 * 2**20
 """Of a picture, before it is made small: four bytes each while it is decoded."""
 FORMATS = ("PNG", "JPEG", "WEBP")
 _WHITE = 128
+_ONE_AT_A_TIME = threading.Lock()
+"""While it is decoded, a picture takes far more memory than its file."""
 
 
 def read_image(text: str, shape: tuple[int, int, int], *, fit: bool) -> Tensor:
@@ -31,10 +34,11 @@ def read_image(text: str, shape: tuple[int, int, int], *, fit: bool) -> Tensor:
     Raises:
         UserError: it is no picture, a damaged one, too large, or not of this size.
     """
-    picture = _picture(text, "image")
     _, height, width = shape
-    if fit:
-        picture = ImageOps.fit(picture, (width, height), Image.Resampling.LANCZOS)
+    with _ONE_AT_A_TIME:
+        picture = _picture(text, "image")
+        if fit:
+            picture = ImageOps.fit(picture, (width, height), Image.Resampling.LANCZOS)
     _check_size(picture, "image", (width, height), 'send one of this size, or let it be fitted with "fit": true')
     pixels = np.array(picture.convert("L" if shape[0] == 1 else "RGB"))
     return torch.from_numpy(pixels).reshape(height, width, shape[0]).permute(2, 0, 1).contiguous()
@@ -50,7 +54,8 @@ def read_mask(text: str, shape: tuple[int, int, int]) -> Tensor:
     Raises:
         UserError: it is no picture, a damaged one, too large, or not of this size.
     """
-    picture = _picture(text, "mask")
+    with _ONE_AT_A_TIME:
+        picture = _picture(text, "mask")
     _check_size(picture, "mask", (shape[2], shape[1]), "draw it at the size of the model's images")
     return torch.from_numpy(np.array(picture.convert("L")) >= _WHITE)
 
