@@ -29,8 +29,8 @@ export function ask(path, { body, signal, onPause } = {}) {
 /**
  * An image on its way; the promise's value is the frame of level 0.
  *
- * `onFrame({level, energy, image})`, `onOutlook({ahead, seconds})` and `onPause(sentence)` are called with what comes. A
- * level comes once, however often the connection breaks.
+ * `onFrame({level, energy, image})`, `onOutlook({ahead, seconds})` and `onPause(sentence)` are called with what comes.
+ * A level comes once, however often the connection breaks.
  */
 export async function watch(path, { body, signal, onFrame, onOutlook, onPause } = {}) {
   const seen = new Set();
@@ -40,7 +40,8 @@ export async function watch(path, { body, signal, onFrame, onOutlook, onPause } 
       if (name === "error") throw new Refused(data.error);
       if (name === "done") return;
       if (name === "outlook") onOutlook?.(data);
-      if (name === "again") onPause?.("The process that made this image was lost. A pause, not a failure: another goes on.");
+      if (name === "again")
+        onPause?.("The process that made this image was lost. A pause, not a failure: another goes on.");
       if (name === "frame" && !seen.has(data.level)) {
         seen.add(data.level);
         progressed();

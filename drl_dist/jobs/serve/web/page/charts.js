@@ -5,6 +5,7 @@ import uPlot from "./vendor/uPlot.esm.js";
 const HEIGHT = 300;
 const HISTOGRAM_HEIGHT = 96;
 const NUM_BINS = 24;
+const MAX_POINTS = 60;
 /** Of the data's range: how far beside it a value is still shown at its place. */
 const MARGIN = 0.5;
 const dark = matchMedia("(prefers-color-scheme: dark)");
@@ -15,11 +16,13 @@ export class EnergyChart {
   #films = [];
   #plot = null;
   #shown = null;
+  #isDue = false;
 
   constructor(place) {
     this.#place = place;
     dark.addEventListener("change", () => this.draw());
-    new ResizeObserver(() => this.#plot?.setSize({ width: place.clientWidth, height: HEIGHT })).observe(place);
+    // Also when its tab is opened, before which it has no width.
+    new ResizeObserver(() => this.draw()).observe(place);
   }
 
   /** A film's frames from now on, which may grow; `isOther` if films before are not to be compared with it. */
@@ -32,10 +35,20 @@ export class EnergyChart {
   /** Mark the level whose frame is shown. */
   mark(level) {
     this.#shown = level;
-    this.#plot?.redraw();
+    this.draw();
   }
 
+  /** Draw it when the screen next changes, however often this was called. */
   draw() {
+    if (this.#isDue) return;
+    this.#isDue = true;
+    requestAnimationFrame(() => {
+      this.#isDue = false;
+      this.#drawNow();
+    });
+  }
+
+  #drawNow() {
     const energies = this.#films.map((frames) => new Map(frames.map(({ level, energy }) => [level, energy])));
     const top = this.#films.at(-1)?.[0]?.level;
     this.#plot?.destroy();
@@ -47,7 +60,7 @@ export class EnergyChart {
     const series = values.map((_, index) => ({
       stroke: isLast(index) ? colour("--energy") : colour("--earlier"),
       width: isLast(index) ? 2 : 1,
-      points: { show: isLast(index), size: 7, fill: colour("--energy") },
+      points: { show: isLast(index) && top <= MAX_POINTS, size: 7, fill: colour("--energy") },
     }));
     const options = {
       width: this.#place.clientWidth,
@@ -90,14 +103,16 @@ export function histogram(place, values, own) {
         {},
         { paths: uPlot.paths.bars({ size: [0.9, 100], align: 1 }), fill: colour("--data"), points: { show: false } },
       ],
-      padding: [4, 8, 0, 8],
+      padding: [4, 20, 0, 20],
       hooks: { draw: [(chart) => line(chart, marked, colour("--energy"), 3)] },
     };
     plot = new uPlot(options, [counts.map((_, bin) => least + bin * width), counts], place);
   };
   drawn();
   dark.addEventListener("change", () => place.isConnected && drawn());
-  new ResizeObserver(() => place.clientWidth && plot.setSize({ width: place.clientWidth, height: HISTOGRAM_HEIGHT })).observe(place);
+  new ResizeObserver(
+    () => place.clientWidth && plot.setSize({ width: place.clientWidth, height: HISTOGRAM_HEIGHT }),
+  ).observe(place);
 }
 
 function axis(label) {

@@ -1,9 +1,11 @@
 // A picture to paint a mask over, with the mouse, a finger, a pen or the keyboard.
 
-import { pngOf, pixelsOf } from "./pixels.js";
+import { canvasOf, pixelsOf, pngOf } from "./pixels.js";
 
 /** Pixels of the canvas along an edge, about: enough to show the brush between the picture's own pixels. */
 const EDGE = 512;
+/** Orange, through which the picture can be seen. */
+const PAINT = [255, 128, 0, 204];
 const STEPS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 
 export class Easel {
@@ -93,7 +95,10 @@ export class Easel {
     const next = [inside(this.#at[0] + across, this.#width), inside(this.#at[1] + down, this.#height)];
     if (event.key === " " || event.shiftKey) this.#stroke(next);
     this.#at = next;
-    this.#canvas.setAttribute("aria-label", `Picture to paint over: column ${Math.ceil(next[0])}, row ${Math.ceil(next[1])}`);
+    this.#canvas.setAttribute(
+      "aria-label",
+      `Picture to paint over: column ${Math.ceil(next[0])}, row ${Math.ceil(next[1])}`,
+    );
     this.#render();
   }
 
@@ -130,7 +135,8 @@ export class Easel {
     for (let row = Math.floor(y - radius); row <= y + radius; row += 1) {
       for (let column = Math.floor(x - radius); column <= x + radius; column += 1) {
         const isInside = row >= 0 && row < this.#height && column >= 0 && column < this.#width;
-        const isNear = Math.hypot(column + 0.5 - x, row + 0.5 - y) <= radius || (row === Math.floor(y) && column === Math.floor(x));
+        const isNear =
+          Math.hypot(column + 0.5 - x, row + 0.5 - y) <= radius || (row === Math.floor(y) && column === Math.floor(x));
         if (isInside && isNear) this.#hidden[row * this.#width + column] = this.isErasing ? 0 : 1;
       }
     }
@@ -139,29 +145,22 @@ export class Easel {
 
   #render() {
     const context = this.#canvas.getContext("2d");
-    const scale = this.#scale;
-    context.clearRect(0, 0, this.#canvas.width, this.#canvas.height);
-    for (let row = 0; row < this.#height; row += 1) {
-      for (let column = 0; column < this.#width; column += 1) {
-        const place = row * this.#width + column;
-        const [left, top] = [column * scale, row * scale];
-        if (this.#picture) {
-          const [red, green, blue] = this.#picture.data.subarray(4 * place, 4 * place + 3);
-          context.fillStyle = `rgb(${red} ${green} ${blue})`;
-          context.fillRect(left, top, scale, scale);
-        }
-        if (this.#hidden[place]) {
-          context.fillStyle = "rgb(255 128 0 / 80%)";
-          context.fillRect(left, top, scale, scale);
-        }
-      }
-    }
+    const { width, height } = this.#canvas;
+    context.imageSmoothingEnabled = false;
+    context.clearRect(0, 0, width, height);
+    if (this.#picture) context.drawImage(canvasOf(this.#picture), 0, 0, width, height);
+    const paint = new ImageData(this.#width, this.#height);
+    this.#hidden.forEach((value, place) => value && paint.data.set(PAINT, 4 * place));
+    context.drawImage(canvasOf(paint), 0, 0, width, height);
     if (!this.#at) return;
-    for (const [width, stroke] of [[6, "#000"], [3, "#fff"]]) {
-      context.lineWidth = width;
+    for (const [thickness, stroke] of [
+      [6, "#000"],
+      [3, "#fff"],
+    ]) {
+      context.lineWidth = thickness;
       context.strokeStyle = stroke;
       context.beginPath();
-      context.arc(this.#at[0] * scale, this.#at[1] * scale, (this.brush / 2) * scale, 0, 2 * Math.PI);
+      context.arc(this.#at[0] * this.#scale, this.#at[1] * this.#scale, (this.brush / 2) * this.#scale, 0, 2 * Math.PI);
       context.stroke();
     }
   }

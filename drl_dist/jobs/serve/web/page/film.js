@@ -4,9 +4,10 @@ import { watch } from "./api.js";
 import { Errand } from "./errand.js";
 import { draw } from "./pixels.js";
 
-/** A film lasts about this long if the chain is faster; a frame of it no longer than SLOWEST_MS. */
+/** A film lasts about this long if the chain is faster; a frame of it between the other two. */
 const FILM_MS = 2000;
 const SLOWEST_MS = 180;
+const FASTEST_MS = 16;
 const MAX_THUMBNAILS = 13;
 const still = matchMedia("(prefers-reduced-motion: reduce)");
 
@@ -61,16 +62,22 @@ export class Reel {
     this.shown = index;
     const frame = this.frames[index];
     // In order, however long each takes to decode.
-    this.#drawing = this.#drawing.then(() => draw(this.#canvas, frame.image));
-    this.#canvas.setAttribute("aria-label", frame.level === 0 ? "The image" : `Noise level ${frame.level}`);
+    this.#drawing = this.#drawing.then(async () => {
+      await draw(this.#canvas, frame.image);
+      this.#canvas.setAttribute("aria-label", frame.level === 0 ? "The image" : `Noise level ${frame.level}`);
+    });
     this.#onShow(index);
   }
 
   #next() {
     this.#timer = null;
-    if (this.shown + 1 >= this.frames.length) return;
-    this.show(this.shown + 1);
-    this.#timer = setTimeout(() => this.#next(), Math.min(SLOWEST_MS, FILM_MS / this.length));
+    const last = this.frames.length - 1;
+    if (this.shown >= last) return;
+    // Of a thousand levels a screen cannot show every one.
+    const stride = Math.ceil((FASTEST_MS * this.length) / FILM_MS);
+    this.show(Math.min(this.shown + stride, last));
+    const pace = Math.max(FASTEST_MS, Math.min(SLOWEST_MS, FILM_MS / this.length));
+    this.#timer = setTimeout(() => this.#next(), pace);
   }
 }
 
@@ -149,7 +156,7 @@ export class Film {
     const { level } = this.frames[index];
     this.#scrubber.value = index;
     this.#scrubber.setAttribute("aria-valuetext", `level ${level} of ${this.#reel.length - 1}`);
-    this.#place.querySelector("output").textContent = level;
+    this.#place.querySelector(".value").textContent = level;
     for (const thumbnail of this.#strip.children) {
       thumbnail.classList.toggle("shown", Number(thumbnail.dataset.level) === level);
     }

@@ -9,7 +9,13 @@ import { ScorePanel } from "./panels/score.js";
 import { Wish } from "./wish.js";
 import { about } from "./words.js";
 
-const PANELS = { sample: SamplePanel, fill: FillPanel, between: BetweenPanel, denoise: DenoisePanel, score: ScorePanel };
+const PANELS = {
+  sample: SamplePanel,
+  fill: FillPanel,
+  between: BetweenPanel,
+  denoise: DenoisePanel,
+  score: ScorePanel,
+};
 const tabs = [...document.querySelectorAll("[role=tab]")];
 const panels = {};
 
@@ -51,6 +57,16 @@ for (const tab of tabs) {
   tab.addEventListener("keydown", moveAmongTabs);
 }
 
+// A browser would show a picture that is dropped anywhere, instead of the page.
+document.addEventListener("dragover", (event) => event.preventDefault());
+document.addEventListener("drop", (event) => {
+  event.preventDefault();
+  const [file] = event.dataTransfer.files;
+  if (!file || !panels.score) return;
+  panels.score.takeFile(file);
+  open("score");
+});
+
 async function begin() {
   const facts = document.getElementById("model-facts");
   const say = (sentence) => {
@@ -62,13 +78,13 @@ async function begin() {
     document.getElementById("model-name").textContent = model.name;
     const colours = model.channels === 1 ? "grey" : "colour";
     say(
-      `${model.width} × ${model.height} pixels, ${colours}; ${model.num_levels} noise levels, ${model.num_gradients} ` +
-        `gradients an image; ${model.step} training steps. An image takes ${about(model.seconds_per_image)}.`,
+      `${model.width} × ${model.height} pixels, ${colours}; ${model.num_levels} noise levels, ` +
+        `${model.num_gradients} gradients an image; ${model.step} training steps. An image takes ${about(model.seconds_per_image)}.`,
     );
     const wish = new Wish(document.getElementById("wish"), model);
     const hand = (name, png) => {
-      open(name);
       panels[name].take(png);
+      open(name);
       document.getElementById(`tab-${name}`).focus();
     };
     for (const [name, Panel] of Object.entries(PANELS)) {

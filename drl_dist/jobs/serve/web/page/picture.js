@@ -26,7 +26,7 @@ export class PictureSource {
     source.querySelector("[name=sampled]").addEventListener("click", () => this.takeSample());
     source.querySelector("[name=source-seed]").addEventListener("change", () => this.takeSample());
     source.querySelector("[type=file]").addEventListener("change", ({ target }) => {
-      if (target.files.length) this.#takeFile(target.files[0]);
+      if (target.files.length) this.takeFile(target.files[0]);
       // The same file may be chosen again.
       target.value = "";
     });
@@ -34,8 +34,10 @@ export class PictureSource {
     place.addEventListener("dragleave", (event) => this.#over(event, false));
     place.addEventListener("drop", (event) => {
       this.#over(event, false);
+      // The page scores what is dropped elsewhere.
+      event.stopPropagation();
       const [file] = event.dataTransfer.files;
-      if (file) this.#takeFile(file);
+      if (file) this.takeFile(file);
     });
   }
 
@@ -55,13 +57,16 @@ export class PictureSource {
     this.#onPicture(png, true);
   }
 
-  #takeFile(file) {
+  /** Take a file of the visitor's. */
+  takeFile(file) {
     this.#errand.run(async (signal, news) => {
       const limit = this.#model.limits.body_bytes;
       // Base64 has four characters for three bytes; a body that is too large would be cut off without an answer.
       if ((file.size * 4) / 3 + 1000 > limit) {
-        const largest = Math.floor((limit * 3) / 4 / 2 ** 20);
-        throw new Refused(`image: got ${(file.size / 2 ** 20).toFixed(1)} MiB, expected less than ${largest} MiB; choose a smaller picture.`);
+        const [size, largest] = [file.size, (limit * 3) / 4].map((bytes) => (bytes / 2 ** 20).toFixed(1));
+        throw new Refused(
+          `image: got ${size} MiB, expected less than ${largest} MiB; choose a smaller picture.`,
+        );
       }
       const { image } = await ask("api/picture", { body: { image: await base64Of(file), fit: true }, signal, ...news });
       this.#onPicture(image, false);

@@ -18,9 +18,14 @@ export async function pixelsOf(png) {
 
 /** ImageData as a PNG in base64. */
 export async function pngOf(pixels) {
+  return base64Of(await canvasOf(pixels).convertToBlob({ type: "image/png" }));
+}
+
+/** ImageData on a canvas of its size. */
+export function canvasOf(pixels) {
   const canvas = new OffscreenCanvas(pixels.width, pixels.height);
   canvas.getContext("2d").putImageData(pixels, 0, 0);
-  return base64Of(await canvas.convertToBlob({ type: "image/png" }));
+  return canvas;
 }
 
 /** A file or blob in base64. */

@@ -18,7 +18,8 @@ export class Wish {
     steps.max = model.limits.num_chain_steps;
     if (this.#kind === "none") return;
     form.querySelector("#labels").hidden = false;
-    form.querySelector("#labels legend").textContent = this.#kind === "class" ? "Label" : "Attributes: yes, no, or either";
+    form.querySelector("#labels legend").textContent =
+      this.#kind === "class" ? "Label" : "Attributes: yes, no, or either";
     const choices = form.querySelector(".choices");
     if (this.#kind === "class") {
       choices.append(classChoice("any", "", true), ...model.labels.map((name) => classChoice(name, name, false)));
@@ -82,7 +83,7 @@ export class Wish {
   #say() {
     const guidance = this.#form.querySelector("#guidance");
     guidance.hidden = !this.#label();
-    guidance.querySelector("output").textContent = guidance.querySelector("input").value;
+    guidance.querySelector(".value").textContent = guidance.querySelector("input").value;
   }
 }
 

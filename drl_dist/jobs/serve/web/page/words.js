@@ -13,6 +13,11 @@ export function signed(value) {
   return value.toFixed(1).replace("-", "−");
 }
 
+/** A standard deviation in grey levels, with three digits. */
+export function grey(value) {
+  return value >= 100 ? value.toFixed(0) : value.toPrecision(3);
+}
+
 /** A span of time, in words. */
 export function about(seconds) {
   if (seconds < 1) return "less than a second";

@@ -63,7 +63,8 @@ export class BetweenPanel {
     const [first, second] = [this.#input("first").value, this.#input("second").value];
     const asked = { seed: first, second_seed: second, first: 0, second: 0, weight: this.#input("weight").value };
     // One seed twice is a way of no length.
-    const path = first === second ? `api/sample?${this.#query({ seed: first })}` : `api/interpolate?${this.#query(asked)}`;
+    const path =
+      first === second ? `api/sample?${this.#query({ seed: first })}` : `api/interpolate?${this.#query(asked)}`;
     return this.#show("middle", path, signal, news);
   }
 
@@ -82,7 +83,7 @@ export class BetweenPanel {
 
   #say() {
     const share = Math.round(100 * this.#input("weight").value);
-    this.#place.querySelector("output").textContent = `${share} %`;
+    this.#place.querySelector(".value").textContent = `${share} %`;
   }
 
   #input(name) {

@@ -4,6 +4,7 @@ import { Film } from "../film.js";
 import { Errand } from "../errand.js";
 import { PictureSource } from "../picture.js";
 import { draw, pixelsOf, pngOf } from "../pixels.js";
+import { grey } from "../words.js";
 
 const START_STD = 60;
 /** A picture is denoised unasked if that takes no longer. */
@@ -61,19 +62,26 @@ export class DenoisePanel {
   async #makeNoisy() {
     this.#say();
     if (this.#picture === null) return;
-    this.#noisy = this.#find("[name=add]").checked ? await withNoise(this.#picture, this.#noise, this.#model.channels) : this.#picture;
+    this.#noisy = this.#find("[name=add]").checked
+      ? await withNoise(this.#picture, this.#noise, this.#model.channels)
+      : this.#picture;
     await draw(this.#find(".noisy"), this.#noisy);
   }
 
   async #play() {
     if (this.#noisy === null) return;
-    const body = { image: this.#noisy, noise_std: this.#noise, seed: this.#find("[name=seed]").value, ...this.#wish.fields() };
+    const body = {
+      image: this.#noisy,
+      noise_std: this.#noise,
+      seed: this.#find("[name=seed]").value,
+      ...this.#wish.fields(),
+    };
     await this.#film.play("api/denoise", body);
   }
 
   #say() {
-    const words = `${this.#noise.toPrecision(3)} grey levels of 255`;
-    this.#find("output").textContent = words;
+    const words = `${grey(this.#noise)} grey levels of 255`;
+    this.#find(".value").textContent = words;
     this.#find("[name=noise]").setAttribute("aria-valuetext", words);
   }
 
@@ -81,7 +89,7 @@ export class DenoisePanel {
   get #noise() {
     const { value, max } = this.#find("[name=noise]");
     const [least, most] = this.#range;
-    return least * (most / least) ** (value / max);
+    return Math.min(least * (most / least) ** (value / max), most);
   }
 
   #positionOf(std) {
@@ -103,9 +111,9 @@ export class DenoisePanel {
 async function withNoise(png, std, channels) {
   const pixels = await pixelsOf(png);
   for (let place = 0; place < pixels.data.length; place += 4) {
-    const grey = normal();
+    const same = normal();
     for (let channel = 0; channel < 3; channel += 1) {
-      pixels.data[place + channel] += std * (channels === 1 ? grey : normal());
+      pixels.data[place + channel] += std * (channels === 1 ? same : normal());
     }
   }
   return pngOf(pixels);

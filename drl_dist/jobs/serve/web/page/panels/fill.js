@@ -60,7 +60,7 @@ export class FillPanel {
   #setBrush() {
     const { value } = this.#find("[name=brush]");
     this.#easel.brush = Number(value);
-    this.#find("output").textContent = `${value} pixel${value === "1" ? "" : "s"}`;
+    this.#find(".value").textContent = `${value} pixel${value === "1" ? "" : "s"}`;
   }
 
   /** Completions of several seeds, at the same time. */
@@ -69,7 +69,8 @@ export class FillPanel {
     const count = Number(this.#find("[name=count]").value);
     this.#errand.run(async (signal, news) => {
       if (this.#picture === null) throw new Refused("image: got none, expected one; take a sample or choose a file.");
-      if (!this.#easel.numHidden) throw new Refused("mask: got nothing painted, expected pixels to fill in; paint over some of the picture.");
+      if (!this.#easel.numHidden)
+        throw new Refused("mask: got nothing painted, expected pixels to fill in; paint over some of the picture.");
       const common = { image: this.#picture, mask: await this.#easel.mask(), ...this.#wish.fields() };
       const seeds = seedsFrom(first, count);
       const canvases = seeds.map(figure);

@@ -45,7 +45,6 @@ export class SamplePanel {
   }
 
   open() {
-    this.#chart.draw();
     if (!this.#hasBegun && this.#model.seconds_per_image <= UNASKED_SECONDS) this.#play();
   }
 

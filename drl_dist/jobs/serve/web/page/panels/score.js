@@ -5,7 +5,7 @@ import { histogram } from "../charts.js";
 import { Errand } from "../errand.js";
 import { PictureSource } from "../picture.js";
 import { draw } from "../pixels.js";
-import { signed } from "../words.js";
+import { grey, signed } from "../words.js";
 
 export class ScorePanel {
   #place;
@@ -16,7 +16,12 @@ export class ScorePanel {
   constructor(place, { model, wish }) {
     this.#place = place;
     this.#errand = new Errand(place.querySelector(".errand"));
-    this.#source = new PictureSource(place, { model, wish, errand: this.#errand, onPicture: (png) => this.#score(png) });
+    this.#source = new PictureSource(place, {
+      model,
+      wish,
+      errand: this.#errand,
+      onPicture: (png) => this.#score(png),
+    });
     const seen = place.querySelector("[data-end=seen]");
     seen.setAttribute("role", "img");
     seen.setAttribute("aria-label", "The picture as the model sees it");
@@ -28,6 +33,11 @@ export class ScorePanel {
 
   take(png) {
     this.#source.take(png);
+  }
+
+  takeFile(file) {
+    this.#hasPicture = true;
+    this.#source.takeFile(file);
   }
 
   async #score(png) {
@@ -57,9 +67,10 @@ function row(level) {
   gradient.setAttribute("role", "img");
   gradient.setAttribute("aria-label", `Gradient at noise level ${level.level}`);
   const heading = element("h3", `Level ${level.level}`);
-  heading.append(element("small", ` noise ${level.noise_std.toFixed(1)} grey levels`));
+  heading.append(element("small", ` noise ${grey(level.noise_std)} grey levels`));
   const words = element("p", `log p = ${signed(level.log_density)} + constant`);
-  if (level.share_below !== null) words.append(document.createElement("br"), element("strong", rank(level.share_below)));
+  if (level.share_below !== null)
+    words.append(document.createElement("br"), element("strong", rank(level.share_below)));
   const scale = element("small", `strongest colour: ${level.gradient_scale.toPrecision(2)} nats a grey level`);
   const chart = element("div");
   chart.className = "histogram";
