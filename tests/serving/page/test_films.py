@@ -54,7 +54,7 @@ def test_a_film_has_every_level_and_ends_with_the_sample_of_its_seed(
             "aria-label", "The image" if frame.level == 0 else f"Noise level {frame.level}"
         )
         expect_image(film_of(page), frame.image)
-        energy = "No chain" if frame.energy is None else f"{abs(frame.energy):.1f} + constant"
+        energy = "before the first chain" if frame.energy is None else f"{abs(frame.energy):.1f} + constant"
         expect(page.locator("#sample .reading")).to_contain_text(energy)
         scrubber.press("ArrowLeft")
     page.get_by_role("button", name="Play the film again").first.click()

@@ -13,6 +13,7 @@ from playwright.sync_api import Browser, Page, expect
 
 import drl_dist
 from drl_dist.data.shards import encode_png
+from drl_dist.jobs.serve.web.uploads import read_image
 from drl_dist.serving.requests import DenoiseRequest
 from tests.data.sets import pixels_of
 from tests.serving.page.browsing import (
@@ -129,6 +130,8 @@ def test_a_dropped_picture_is_scored_at_every_level_among_the_data(page: Page, s
         drop(page, "#sample", "own.png", encode_png(picture.copy()))
     found = answered.value.json()["levels"]
     assert [level["level"] for level in found] == list(range(LEVELS))
+    fitted = read_image(base64.b64encode(encode_png(picture.copy())).decode(), (1, 8, 8), fit=True)
+    expect_image(page.locator("[data-end=seen]"), fitted)
     expect(page.locator("#score .working")).to_be_hidden()
     expect(levels).to_have_count(LEVELS)
     reference = host._reference()  # pyright: ignore[reportPrivateUsage]
@@ -148,6 +151,27 @@ def test_a_dropped_picture_is_scored_at_every_level_among_the_data(page: Page, s
             "canvas => Array.from(canvas.getContext('2d').getImageData(0, 0, 8, 8).data).filter((_, i) => i % 4 == 0)"
         )
         assert torch.equal(torch.tensor(seen).reshape(8, 8), red)
+
+
+def test_a_picture_of_another_size_is_fitted_only_where_that_is_asked_for(page: Page, server: PageServer) -> None:
+    picture = base64.b64encode(encode_png(pixels_of(3, channels=3, resolution=32))).decode()
+    address = f"{server.url}/api/picture"
+    answer = page.request.post(address, data={"image": picture, "fit": True})
+    with Image.open(io.BytesIO(base64.b64decode(answer.json()["image"]))) as image:
+        seen = torch.tensor(list(image.getdata()), dtype=torch.uint8).reshape(1, 8, 8)
+        assert image.mode == "L" and torch.equal(seen, read_image(picture, (1, 8, 8), fit=True))
+    refused = page.request.post(address, data={"image": picture})
+    assert refused.status == 400 and "image: got 32x32 pixels, expected 8x8 pixels" in refused.json()["error"]
+
+
+def test_a_file_that_is_too_large_is_not_even_sent(page: Page, server: PageServer) -> None:
+    page.goto(f"{server.url}/#fill")
+    expect(page.locator("#fill .working")).to_be_hidden()
+    limit = page.request.get(f"{server.url}/api/model").json()["limits"]["body_bytes"]
+    page.on("request", lambda request: pytest.fail("it was sent") if request.method == "POST" else None)
+    large = {"name": "a.png", "mimeType": "image/png", "buffer": bytes(3 * limit // 4)}
+    page.locator("#fill input[type=file]").set_input_files(large)  # pyright: ignore[reportArgumentType]
+    expect(page.locator("#fill").get_by_role("alert")).to_contain_text("choose a smaller picture")
 
 
 def test_a_picture_that_cannot_be_read_is_one_sentence_where_it_was_dropped(page: Page, server: PageServer) -> None:

@@ -6,8 +6,6 @@ const HEIGHT = 300;
 const HISTOGRAM_HEIGHT = 96;
 const NUM_BINS = 24;
 const MAX_POINTS = 60;
-/** Of the data's range: how far beside it a value is still shown at its place. */
-const MARGIN = 0.5;
 const dark = matchMedia("(prefers-color-scheme: dark)");
 
 /** The energies of films over noise levels, the newest in front. */
@@ -30,6 +28,14 @@ export class EnergyChart {
     const kept = isOther ? [] : this.#films.slice(-4);
     this.#films = [...kept, frames];
     this.draw();
+  }
+
+  /** The least and the largest energy of earlier films at a level; null where there are none. */
+  earlier(level) {
+    const energies = this.#films.slice(0, -1).flatMap((frames) => frames.filter((frame) => frame.level === level));
+    if (!energies.length) return null;
+    const values = energies.map(({ energy }) => energy);
+    return [Math.min(...values), Math.max(...values)];
   }
 
   /** Mark the level whose frame is shown. */
@@ -83,12 +89,10 @@ export class EnergyChart {
 /** Where a log-density lies among those of the data, which are sorted. */
 export function histogram(place, values, own) {
   const [least, most] = [values[0], values.at(-1)];
-  const margin = MARGIN * (most - least) || 1;
-  const marked = Math.min(Math.max(own, least - margin), most + margin);
   const width = (most - least) / NUM_BINS || 1;
   const counts = new Array(NUM_BINS).fill(0);
   for (const value of values) counts[Math.min(NUM_BINS - 1, Math.floor((value - least) / width))] += 1;
-  const ends = [Math.min(least, marked), Math.max(most, marked)];
+  const ends = [Math.min(least, own), Math.max(most, own)];
   let plot = null;
   const drawn = () => {
     plot?.destroy();
@@ -104,7 +108,7 @@ export function histogram(place, values, own) {
         { paths: uPlot.paths.bars({ size: [0.9, 100], align: 1 }), fill: colour("--data"), points: { show: false } },
       ],
       padding: [4, 20, 0, 20],
-      hooks: { draw: [(chart) => line(chart, marked, colour("--energy"), 3)] },
+      hooks: { draw: [(chart) => line(chart, own, colour("--energy"), 3)] },
     };
     plot = new uPlot(options, [counts.map((_, bin) => least + bin * width), counts], place);
   };

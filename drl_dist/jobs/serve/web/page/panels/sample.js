@@ -24,8 +24,7 @@ export class SamplePanel {
     this.#chart = new EnergyChart(place.querySelector(".plot"));
     this.#film.onShow = ({ level, energy }) => {
       this.#chart.mark(level);
-      const reading = energy === null ? "No chain was run at this level." : `−log p = ${signed(energy)} + constant.`;
-      place.querySelector(".reading").textContent = `Level ${level}: ${reading}`;
+      place.querySelector(".reading").textContent = this.#reading(level, energy);
     };
     this.#film.onFrame = (frame) => {
       if (this.#film.frames[0] === frame) this.#begin();
@@ -58,6 +57,13 @@ export class SamplePanel {
     const fields = this.#wish.fields();
     const last = await this.#film.play(`api/sample?${new URLSearchParams({ seed: this.#seed.value, ...fields })}`);
     if (last) onward.hidden = false;
+  }
+
+  #reading(level, energy) {
+    if (energy === null) return `Level ${level}: noise, before the first chain.`;
+    const earlier = this.#chart.earlier(level);
+    const beside = earlier && `; earlier seeds ${signed(earlier[0])} to ${signed(earlier[1])}`;
+    return `Level ${level}: −log p = ${signed(energy)} + constant${beside ?? ""}.`;
   }
 
   /** Seeds can be compared that differ in nothing else. */
