@@ -241,7 +241,7 @@ class DenoiseRequest(Request):
 
 
 def noise_range(model: Model) -> tuple[float, float] | None:
-    """Between which the noise of images must lie that a model can denoise, in grey levels of 255; None if it can none."""
+    """Bounds of the noise of images that a model can denoise, in grey levels of 255; None if it can denoise none."""
     try:
         smallest, largest = build_posterior_sampler(model.experiment, 1, model.network.curvature).noise_range
     except UserError:
