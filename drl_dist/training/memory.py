@@ -52,7 +52,7 @@ def fit_memory(
     Raises:
         UserError: nothing fits, or numbers are missing that nothing says.
     """
-    for name, got, expected, holds in memory_rules(engine, experiment.model):
+    for name, got, expected, holds in memory_rules(engine, experiment.model, num_workers):
         if not holds:
             raise UserError(f"config field {name}", got=got, expected=expected, remedy="correct the field")
     is_sliced = engine.memory in ("slices", "checkpointing")

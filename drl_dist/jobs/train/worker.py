@@ -35,6 +35,7 @@ from drl_dist.training.callbacks import Curves, Samples, Scores, to_come
 from drl_dist.training.health_watch import HealthWatch, seen_by
 from drl_dist.training.loop import train
 from drl_dist.training.memory import fit_memory
+from drl_dist.training.sharded import sharded
 from drl_dist.training.state import TrainState
 from drl_dist.training.step import TrainStep
 from drl_dist.training.watch import FirstBatch
@@ -77,10 +78,17 @@ def _train_told(task: WorkerTask, waiting: Waiting) -> int:
         restore(state, run, task.fingerprint, is_first=is_first, share=partial(broadcast, device))
         # What was the newest checkpoint when the job began may turn out to be damaged.
         task = dataclasses.replace(task, first_step=min(task.first_step, state.step))
+        engine = run.engine
+        if context.get_world_size() == 1:
+            # What is left of a run that lacks machines has nobody to share its state with.
+            engine = dataclasses.replace(engine, shard=False)
+        if engine.shard:
+            begin("dividing the state between the workers")
+            state = sharded(state, run.experiment)
         begin("choosing how a step fits into memory")
         fit = fit_memory(
             run.experiment,
-            run.engine,
+            engine,
             num_workers=context.get_world_size(),
             device=device,
             state_bytes=state.num_bytes,
