@@ -149,7 +149,7 @@ def sharded(state: TrainState, experiment: Experiment) -> ShardedState:
     from torch.distributed.fsdp import fully_shard
 
     network = state.network
-    _check(network, experiment)
+    check_shares(network, experiment)
     # Holds the whole tensors until all shares are there.
     whole, step = state.tensors(), state.step
     # A copy of a network in shares would share FSDP's hooks with it.
@@ -168,7 +168,12 @@ def sharded(state: TrainState, experiment: Experiment) -> ShardedState:
     return shares
 
 
-def _check(network: nn.Module, experiment: Experiment) -> None:
+def share_bytes(network: nn.Module, num_workers: int) -> int:
+    """Bytes of the weights of the worker that has the most, the first one."""
+    return sum(-(-len(value) // num_workers) * value[:1].nbytes for value in network.parameters())
+
+
+def check_shares(network: nn.Module, experiment: Experiment) -> None:
     """Raise `UserError` for weights that have no rows, or that cannot be exchanged together."""
     named = dict(network.named_parameters())
     numbers = [f"{name} is a single number" for name, value in named.items() if value.dim() == 0]
@@ -183,13 +188,10 @@ def _check(network: nn.Module, experiment: Experiment) -> None:
 
 
 def _replace_parameters(network: nn.Module, made: Callable[[nn.Parameter], Tensor]) -> None:
-    """Give a network other parameters, in place; one that has several names stays one."""
-    new: dict[nn.Parameter, nn.Parameter] = {}
+    """Give a network other parameters, in place."""
     for module in network.modules():
-        for name, value in module.named_parameters(recurse=False):
-            if value not in new:
-                new[value] = nn.Parameter(made(value), requires_grad=value.requires_grad)
-            setattr(module, name, new[value])
+        for name, value in list(module.named_parameters(recurse=False)):
+            setattr(module, name, nn.Parameter(made(value), requires_grad=value.requires_grad))
 
 
 def _share(whole: Tensor, like: DTensor) -> DTensor:

@@ -157,7 +157,7 @@ def prepare_run(run: RunConfig, chosen: Collection[str] = ()) -> PreparedRun:
         # Only here does the driver need torch: what is wrong with the user's own code is said before Ray starts.
         from drl_dist.training.own_parts import check_own_parts
 
-        check_own_parts(run.experiment)
+        check_own_parts(run.experiment, run.engine)
     if run.tracking.score_every_steps is not None:
         from drl_dist.data.subset import check_count
 
