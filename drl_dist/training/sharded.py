@@ -73,7 +73,6 @@ class ShardedForward(nn.Module):
         module = cast("FSDPModule", self)
         module.set_requires_gradient_sync(is_on)
         module.set_reshard_after_backward(is_on)
-        module.set_is_last_backward(is_on)
 
 
 class ShardedEma(Ema):
@@ -81,8 +80,8 @@ class ShardedEma(Ema):
 
     def update(self, network: nn.Module) -> None:
         """See `Ema.update`."""
-        rows = {name: _rows(value) for name, value in network.state_dict().items()}
-        move_towards({name: _rows(value) for name, value in self.shadow.items()}, rows, 1 - self.decay)
+        values = {name: rows(value) for name, value in network.state_dict().items()}
+        move_towards({name: rows(value) for name, value in self.shadow.items()}, values, 1 - self.decay)
 
 
 @dataclass(kw_only=True)
@@ -115,7 +114,7 @@ class ShardedState(TrainState):
     @property
     def num_bytes(self) -> int:
         """Of the tensors of this worker; the weights that a step gathers come on top."""
-        return sum(_rows(value).nbytes for part in super().tensors().values() for value in part.values())
+        return sum(rows(value).nbytes for part in super().tensors().values() for value in part.values())
 
     def load_tensors(self, parts: Parts, step: int) -> None:
         """See `TrainState.load_tensors`: all ranks have the whole tensors, and keep their own rows."""
@@ -199,14 +198,13 @@ def _share(whole: Tensor, like: DTensor) -> DTensor:
     from torch.distributed.tensor import DTensor
 
     chunks, rank = whole.chunk(get_world_size()), get_rank()
-    rows = chunks[rank] if rank < len(chunks) else whole[:0]
-    rows = rows.to(like.device).contiguous()
+    mine = (chunks[rank] if rank < len(chunks) else whole[:0]).to(like.device).contiguous()
     mesh, placements = like.device_mesh, like.placements
-    return DTensor.from_local(rows, mesh, placements, run_check=False, shape=like.shape, stride=like.stride())
+    return DTensor.from_local(mine, mesh, placements, run_check=False, shape=like.shape, stride=like.stride())
 
 
-def _rows(value: Tensor) -> Tensor:
-    """What this rank has of a tensor."""
+def rows(value: Tensor) -> Tensor:
+    """What this rank has of a tensor, which may be in shares."""
     from torch.distributed.tensor import DTensor
 
     return value.to_local() if isinstance(value, DTensor) else value

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, distributed, nn
+from torch.distributed.tensor import DTensor
 
 from drl_dist.common.batch import Batch
 from drl_dist.config.condition import ConditionConfig
@@ -106,6 +108,31 @@ def named(network: nn.Module) -> dict[str, nn.Parameter]:
 
 def flat(parts: Parts) -> dict[str, Tensor]:
     return {f"{part}:{name}": value.contiguous() for part, some in parts.items() for name, value in some.items()}
+
+
+def count_exchanges(rank: int, world_size: int) -> None:
+    counts: Counter[str] = Counter()
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("all_gather_single", "reduce_scatter_single"):
+            original = getattr(distributed, name)
+
+            def counted(*given: Any, original: Any = original, name: str = name, **options: Any) -> Any:
+                counts[name] += 1
+                return original(*given, **options)
+
+            patch.setattr(distributed, name, counted)
+        for name, experiment in EXPERIMENTS.items():
+            step = begun(experiment, dataclasses.replace(SHARDED, memory="slices", **IN_SLICES))
+            counts.clear()
+            make_steps(step, 2, rank, world_size)
+            assert counts == {"all_gather_single": 2, "reduce_scatter_single": 2}, f"{name}: {counts}"
+            # Until the next step each rank has its rows alone.
+            assert all(isinstance(value, DTensor) for value in step.state.network.parameters())
+
+
+@pytest.mark.slow
+def test_weights_and_gradients_are_exchanged_once_a_step() -> None:
+    run_world(count_exchanges, 2)
 
 
 def resume_in_all_ways(rank: int, world_size: int, folder: Path) -> None:
