@@ -43,9 +43,12 @@ def main(words: Sequence[str]) -> int:
     cases = [name for name in given.cases.split(",") if name]
     sizes = {name: case_of(name).train.batch_size for name in cases}
     refuse_broken(
-        [("--cases", name, f"batches that {count} workers can divide", size % count == 0) for name, size in sizes.items()]
+        [
+            ("--cases", name, f"batches that {count} workers can divide", size % count == 0)
+            for name, size in sizes.items()
+        ]
     )
-    from torch import multiprocessing
+    from torch.multiprocessing.spawn import spawn
 
     from drl_dist.training.cost import step_cost, with_numbers
 
@@ -54,7 +57,7 @@ def main(words: Sequence[str]) -> int:
     print("|---|---|---|---|")
     for name in cases:
         with TemporaryDirectory() as folder:
-            multiprocessing.spawn(_one_rank, args=(count, name, folder), nprocs=count)
+            spawn(_one_rank, args=(count, name, folder), nprocs=count)
             found = figures[name] = json.loads((Path(folder) / "figures").read_text())
         whole = step_cost(with_numbers(case_of(name)), num_workers=count).state_bytes
         state, chain, update = (

@@ -173,17 +173,15 @@ def share_bytes(network: nn.Module, num_workers: int) -> int:
 
 
 def check_shares(network: nn.Module, experiment: Experiment) -> None:
-    """Raise `UserError` for weights that have no rows, or that cannot be exchanged together."""
-    named = dict(network.named_parameters())
-    numbers = [f"{name} is a single number" for name, value in named.items() if value.dim() == 0]
-    dtypes = {str(value.dtype).removeprefix("torch.") for value in named.values()}
-    if reasons := [*numbers[:1], *([f"weights are {' and '.join(sorted(dtypes))}"] if len(dtypes) > 1 else [])]:
-        raise UserError(
-            "config field engine.shard",
-            got=f"true with {experiment.model.network}, where {' and '.join(reasons)}",
-            expected="weights of one dtype, each with at least one dimension",
-            remedy="change the network, or leave engine.shard out",
-        )
+    """Raise `UserError` for a network of the user's with weights that have no rows."""
+    for name, value in network.named_parameters():
+        if value.dim() == 0:
+            raise UserError(
+                "config field engine.shard",
+                got=f"true with {experiment.model.network}, whose {name} is a single number",
+                expected="weights of at least one dimension, whose rows can be divided",
+                remedy="give it the shape (1,), or leave engine.shard out",
+            )
 
 
 def _replace_parameters(network: nn.Module, made: Callable[[nn.Parameter], Tensor]) -> None:

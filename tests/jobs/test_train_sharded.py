@@ -1,4 +1,4 @@
-"""A run whose workers share its state: killed, resumed, and taken over by one whose workers do not."""
+"""A run whose workers share its state: killed, resumed, and taken over by a worker who has nobody to share it with."""
 
 from __future__ import annotations
 
@@ -47,8 +47,10 @@ def test_a_killed_worker_changes_nothing(ray_head: RayHead, digits: Path, tmp_pa
     assert f"resuming after step {EVERY}" in output
     assert_equal_checkpoints(*(tmp_path / name / checkpoint_name(STEPS) for name in ("killed", "whole")))
 
-    # Another run goes on with whole copies, on as many workers as there are.
-    rest = run(environment, options(digits, tmp_path, "whole", f"--train.num-steps={STEPS + 5}"))
+    # Of workers that take two CPUs each there is room for one.
+    alone = ("--engine.shard", "--num-workers=1:2", "--cpus-per-worker=2", f"--train.num-steps={STEPS + 5}")
+    rest = run(environment, options(digits, tmp_path, "whole", *alone))
     assert rest.status == 0 and f"resuming after step {STEPS}" in rest.output, rest.output
     before, after = (read_checkpoint(tmp_path / "whole" / checkpoint_name(step)) for step in (STEPS, STEPS + 5))
+    assert (before.state.world_size, after.state.world_size) == (2, 1)
     assert not torch.equal(before.tensors["ema"]["stem.weight"], after.tensors["ema"]["stem.weight"])

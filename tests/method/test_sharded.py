@@ -13,13 +13,20 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, distributed, nn
 from torch.distributed.tensor import DTensor
 
+from benchmarks.memory import measured
 from drl_dist.common.batch import Batch
+from drl_dist.common.errors import UserError
 from drl_dist.config.condition import ConditionConfig
-from drl_dist.config.tree import EngineConfig, Experiment
+from drl_dist.config.presets import preset
+from drl_dist.config.rules import check_run
+from drl_dist.config.tree import EngineConfig, Experiment, RunConfig
 from drl_dist.diffusion.ladder import Pairs
 from drl_dist.diffusion.recovery import Levels
+from drl_dist.training.cost import step_cost
+from drl_dist.training.memory import fit_memory
 from drl_dist.training.objectives import Outcome
-from drl_dist.training.sharded import ShardedState, share_bytes, sharded
+from drl_dist.training.own_parts import check_own_parts
+from drl_dist.training.sharded import ShardedState, sharded, share_bytes
 from drl_dist.training.state import Parts, TrainState
 from drl_dist.training.step import TrainStep
 from tests.helpers.steps import EAGER, batch, tiny, tiny_unet, waken
@@ -167,6 +174,57 @@ def test_a_run_goes_on_in_shares_and_without(tmp_path: Path) -> None:
             if then == first:
                 assert torch.equal(parts[key], value), f"{way} {key}"
             torch.testing.assert_close(parts[key], value, rtol=1e-4, atol=1e-6, msg=f"{way} {key}")
+
+
+class OneNumber(OneRow):
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, y: Tensor, level: Tensor) -> Tensor:
+        return self.scale * super().forward(y, level)
+
+
+def test_weights_that_cannot_be_divided_are_refused() -> None:
+    experiment = tiny_unet(network=f"{__name__}:OneNumber")
+    check_own_parts(experiment, EAGER)
+    why = f"engine.shard: got true with {__name__}:OneNumber, whose module.scale is a single number, expected weights"
+    with pytest.raises(UserError, match=why):
+        check_own_parts(experiment, SHARDED)
+
+
+def test_one_worker_has_nobody_to_share_with() -> None:
+    words = "engine.shard: got true, expected false with one worker"
+    with pytest.raises(UserError, match=words):
+        check_run(RunConfig(experiment=tiny(), engine=SHARDED), complete=False)
+    check_run(RunConfig(experiment=tiny(), engine=SHARDED, num_workers=2, min_workers=1), complete=False)
+    with pytest.raises(UserError, match=words):
+        fit_memory(tiny(), SHARDED)
+
+
+def measure(rank: int, world_size: int, folder: Path) -> None:
+    experiment = preset("digits", "t6")
+    experiment = dataclasses.replace(
+        experiment,
+        mcmc=dataclasses.replace(experiment.mcmc, num_chain_steps=2),
+        train=dataclasses.replace(experiment.train, batch_size=2 * world_size),
+    )
+    found = measured(experiment, EngineConfig(shard=True))
+    whole = step_cost(experiment, num_workers=world_size)
+    # Instead of four whole parts, of the weights' size each, there are four shares and the gathered weights.
+    saved = whole.state_bytes * (3 / 4 - 1 / world_size)
+    assert found["update"]["real"] == pytest.approx(whole.update_bytes - saved, rel=0.1)
+    assert found["update"]["real"] < whole.update_bytes - 0.7 * saved
+    if rank == 0:
+        assert found["state"]["real"] < whole.state_bytes * 1.02 / world_size
+        for part, sizes in found.items():
+            assert sizes["estimated"] == pytest.approx(sizes["real"], rel=0.1 if part != "state" else 1e-3), part
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_shares_take_the_memory_that_is_said(world_size: int, tmp_path: Path) -> None:
+    run_world(measure, world_size, tmp_path)
 
 
 def train_in_all_ways(rank: int, world_size: int, folder: Path, name: str) -> None:

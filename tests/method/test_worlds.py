@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -106,7 +107,7 @@ def rank_of_each_wrapper(rank: int, world_size: int, folder: Path) -> None:
     )
     for name, experiment in {"recovery": tiny(), "dsm": dsm}.items():
         needs_search = name == "dsm"
-        ways: dict[str, dict[str, bool] | None] = {
+        ways: dict[str, dict[str, Any] | None] = {
             "ours": None,
             "defaults": {"find_unused_parameters": needs_search},
             "static": {"static_graph": True, "gradient_as_bucket_view": True},
