@@ -115,7 +115,7 @@ class TrainStep:
     """Algorithm 1 on one rank; with torch.distributed initialised, gradients are averaged over all ranks.
 
     Args:
-        state: changed in place by each call.
+        state: changed in place by each call; whole, or a `ShardedState`, whichever `engine.shard` says.
         experiment: the science.
         engine: how it is computed. Memory auto is plain here: `drl_dist.training.memory.fit_memory` chooses.
         request: asked at each step; what this rank wants to happen after it.
