@@ -12,6 +12,7 @@ from drl_dist.checkpoints.format import Checkpoint, parse_json_object
 from drl_dist.checkpoints.retention import SNAPSHOT
 from drl_dist.checkpoints.rollbacks import ROLLBACKS
 from drl_dist.checkpoints.run_status import STATUS
+from drl_dist.checkpoints.step_costs import STEP_COSTS
 from drl_dist.common.errors import UserError
 from drl_dist.common.nested import completed, differences, to_dict
 from drl_dist.config.presets import FIRST_STEPS
@@ -23,7 +24,7 @@ RECORD = "experiment.json"
 RUN_CONFIG = "run.json"
 """How the run was started last; see `drl_dist.checkpoints.run_config`."""
 # What a run writes over, or removes where it is of no use to Ray Train.
-_WRITTEN = {SUBSTITUTES, ROLLBACKS, SNAPSHOT, RUN_CONFIG, STATUS}
+_WRITTEN = {SUBSTITUTES, ROLLBACKS, SNAPSHOT, RUN_CONFIG, STATUS, STEP_COSTS}
 # A run may be made longer. No step depends on how many follow, but for the learning rate along a cosine, which goes on
 # as that of the longer run.
 _MAY_CHANGE = "experiment.train.num_steps"
