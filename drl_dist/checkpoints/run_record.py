@@ -65,6 +65,15 @@ def first_steps_begun(run_url: str) -> int | None:
     return optim.get("first_objective_steps") or None
 
 
+def has_record(run_url: str) -> bool:
+    """Whether a run was begun in a folder.
+
+    Raises:
+        UserError: the storage does not answer.
+    """
+    return Folder(run_url).size(RECORD) is not None
+
+
 def check_record(run_url: str, experiment: Experiment, data_fingerprint: str, start_from: str | None = None) -> None:
     """Return if a run folder is new, or holds this experiment on this data.
 
