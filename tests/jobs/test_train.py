@@ -135,10 +135,10 @@ def test_checkpoints_of_two_workers_when_they_pay_change_no_number(
     straight: Job, digits: Path, storage: Path, server_environment: dict[str, str]
 ) -> None:
     # Machines of such a short life want a checkpoint as soon as the one before is in storage.
-    asked = ("--checkpoint.every-steps", "auto", "--checkpoint.machine-lifetime-hours", "1e-9", "--checkpoint.keep", "99")
+    asked = ("--checkpoint.every-steps", "auto", "--checkpoint.machine-lifetime-hours", "1e-9")
+    kept = ("--checkpoint.keep", "99", "--num-workers", "2", "--train.num-steps", str(STEPS))
     more = ("--tracking.sample-every-steps", "75", "--model.data-std", "none", *LABELLED)
-    options = words(digits, storage, "auto", "--num-workers", "2", "--train.num-steps", str(STEPS), *asked, *more)
-    job = run(server_environment, options)
+    job = run(server_environment, words(digits, storage, "auto", *asked, *kept, *more))
     assert job.status == 0, job.output
     newest, *earlier = (stored.step for stored in complete_checkpoints(str(storage / "auto")))
     assert newest == STEPS and set(earlier) - {EVERY, 2 * EVERY}
