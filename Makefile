@@ -1,6 +1,6 @@
 # The front desk. Every target creates the environment first if need be.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast coverage lint types docs wheel bench gpu clean
+.PHONY: help setup demo play test test-fast coverage lint types docs wheel bench gpu clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -17,6 +17,7 @@ export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 
 help:
 	@echo "make demo   train on handwritten digits and sample, start to end, on this machine"
+	@echo "make play   open a page to play with the demonstration's model, which is trained first if need be"
 	@echo "make test   run all tests, in several processes; one file: $(BIN)/python -m pytest tests/..."
 	@echo "make test-fast  run the short tests that start no server, in under two minutes"
 	@echo "make coverage   run all tests and report which lines of drl_dist and datasets_prep they ran"
@@ -42,6 +43,10 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP)
 	@$(BIN)/python jobs/demo.py
+
+play: $(STAMP)
+	@test -e var/demo/samples/grid.png || $(BIN)/python jobs/demo.py
+	@$(BIN)/python jobs/serve.py --model $(CURDIR)/var/demo/runs/demo --data $(CURDIR)/var/demo/digits --open-page
 
 test: $(STAMP)
 	@$(PYTEST)

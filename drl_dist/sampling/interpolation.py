@@ -33,6 +33,7 @@ class InterpolatedNoise:
         first: (P,) int64, sample ids of the images at w = 0.
         second: (P,) int64, sample ids of the images at w = 1.
         weights: (columns,) numbers in [0, 1].
+        second_noise: the source of the images at w = 1, by default the same.
 
     Raises:
         ValueError: an image is paired with itself, whose noise is not independent, or weights lie outside [0, 1].
@@ -42,9 +43,11 @@ class InterpolatedNoise:
     first: Tensor
     second: Tensor
     weights: Tensor
+    second_noise: Noise | None = None
 
     def __post_init__(self) -> None:
-        if self.first.shape != self.second.shape or bool((self.first == self.second).any()):
+        has_equal = self.second_noise is None and bool((self.first == self.second).any())
+        if self.first.shape != self.second.shape or has_equal:
             raise ValueError(f"pairs must be of two images each, got {self.first} and {self.second}")
         if not bool(((self.weights >= 0) & (self.weights <= 1)).all()):
             raise ValueError(f"weights must lie in [0, 1], got {self.weights}")
@@ -65,7 +68,7 @@ class InterpolatedNoise:
         """See `Noise.normal`."""
         first, second, weight = self._at(sample_ids)
         start = self.noise.normal(purpose, first, level, chain_steps, shape)
-        end = self.noise.normal(purpose, second, level, chain_steps, shape)
+        end = (self.second_noise or self.noise).normal(purpose, second, level, chain_steps, shape)
         return _blend(start, end, weight.reshape(-1, *(1,) * len(shape)))
 
     def uniform(
@@ -74,7 +77,7 @@ class InterpolatedNoise:
         """See `Noise.uniform`: blends the normals that have these cumulative probabilities."""
         first, second, weight = self._at(sample_ids)
         start = self.noise.uniform(purpose, first, level, chain_steps, count)
-        end = self.noise.uniform(purpose, second, level, chain_steps, count)
+        end = (self.second_noise or self.noise).uniform(purpose, second, level, chain_steps, count)
         weight = weight[:, None]
         blended = torch.special.ndtr(_blend(torch.special.ndtri(start), torch.special.ndtri(end), weight))
         blended = blended.clamp(2.0**-53, 1 - 2.0**-53)

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
@@ -21,14 +22,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from drl_dist.common.errors import UserError
+from drl_dist.common.errors import UserError, described
 from drl_dist.common.images import to_uint8
 from drl_dist.diffusion.recovery import LogDensityAndGrad
 from drl_dist.library.arguments import whole
 from drl_dist.library.engine import check_finite, fixed_sums, frozen_engine
 from drl_dist.library.model import Model
+from drl_dist.serving.outlook import calls_until
 from drl_dist.serving.requests import Begun, Request, Served
 from drl_dist.serving.stepping import Answer, Question, Reached, questions
+
+_NEWS_WEIGHT = 0.1
+"""Of the last call in the running mean of their seconds."""
 
 
 class Frame(NamedTuple):
@@ -42,6 +47,23 @@ class Frame(NamedTuple):
     """Mean of -log p over the level's chain, in nats up to a constant of the level; None where there was no chain."""
 
 
+Listener = Callable[[Frame | BaseException], None]
+"""Called in the engine's thread with each frame, and with the error that ends a visit; it must not wait."""
+
+
+class Outlook(NamedTuple):
+    """What a visitor has to wait for."""
+
+    ahead: int
+    """Requests that wait for room before it does; 0 once it is in the batch."""
+    seconds: float | None
+    """Until its image, if all goes on as in the last calls; None before the first call."""
+
+
+class EngineEnded(RuntimeError):
+    """The engine is not at work any more; its cause says why, if it was not asked to end."""
+
+
 class Busy(UserError):
     """As many requests wait as may; later there will be room."""
 
@@ -49,19 +71,22 @@ class Busy(UserError):
 class Visit:
     """A request that an engine has taken; safe in any thread."""
 
-    def __init__(self, num_gradients: int) -> None:
+    def __init__(self, num_gradients: int, listener: Listener | None = None) -> None:
         self.num_gradients = num_gradients
         """That the whole of it takes."""
+        self.num_answered = 0
+        """Gradients that it has had so far."""
         self._frames: queue.SimpleQueue[Frame | BaseException] = queue.SimpleQueue()
+        self._listener: Listener = listener or self._frames.put
         self._is_cancelled = threading.Event()
         self._is_over = threading.Event()
 
     def frames(self) -> Iterator[Frame]:
-        """T + 1 frames, each as soon as it is there; to be iterated over once.
+        """T + 1 frames, each as soon as it is there; to be iterated over once, unless a listener gets them.
 
         Raises:
             UserError: the image is not finite, or the visit was cancelled.
-            Exception: whatever the engine has ended with.
+            EngineEnded: the engine has ended before.
         """
         while True:
             frame = self._frames.get()
@@ -91,7 +116,7 @@ class Visit:
 
     def tell(self, news: Frame | BaseException) -> None:
         """Of the engine: hand over a frame, or the error that ends the visit."""
-        self._frames.put(news)
+        self._listener(news)
         if isinstance(news, BaseException) or news.level == 0:
             self._is_over.set()
 
@@ -128,8 +153,9 @@ class ServingEngine:
         self._waiting: deque[tuple[Visit, Begun]] = deque()
         self._changed = threading.Condition()
         self._ended: BaseException | None = None
-        self._is_closing = False
+        self._is_closing = self._is_working = self._is_over = False
         self._prepared: tuple[list[tuple[Tensor, Tensor | None]], LogDensityAndGrad] | None = None
+        self._seconds_per_call: float | None = None
         self.num_calls = 0
         """Calls of the network so far."""
         self.num_images = 0
@@ -145,13 +171,17 @@ class ServingEngine:
         """Requests that wait for room."""
         return len(self._waiting)
 
-    def submit(self, request: Request) -> Visit:
+    def submit(self, request: Request, listener: Listener | None = None) -> Visit:
         """Take a request; from any thread.
+
+        Args:
+            request: of one image.
+            listener: is called with the frames, which `Visit.frames` then does not give.
 
         Raises:
             Busy: too many wait.
             UserError: it cannot be fulfilled.
-            RuntimeError: the engine has ended.
+            EngineEnded: the engine has ended.
         """
         begun = request.begin(self._served)
         if begun.num_energies > self.max_batch:
@@ -161,10 +191,10 @@ class ServingEngine:
                 expected=f"at most {self.max_batch}, which the server gives the network at once",
                 remedy="ask for fewer labels together",
             )
-        visit = Visit(begun.num_gradients)
+        visit = Visit(begun.num_gradients, listener)
         with self._changed:
-            if self._ended is not None or self._is_closing:
-                raise RuntimeError("the engine has ended") from self._ended
+            if self._is_over or self._is_closing:
+                raise _ended(self._ended)
             self._forget_cancelled()
             if (number := self._num_without_room(begun)) > self.max_waiting:
                 raise Busy(
@@ -176,6 +206,20 @@ class ServingEngine:
             self._waiting.append((visit, begun))
             self._changed.notify()
         return visit
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it works in a thread, and has not ended."""
+        return self._is_working and not self._is_over and not self._is_closing
+
+    def outlook(self, visit: Visit) -> Outlook:
+        """What a visit has to wait for; from any thread."""
+        with self._changed:
+            guests = [(guest.visit, guest.begun.num_energies) for guest in self._guests]
+            waiting = [(waiting, begun.num_energies) for waiting, begun in self._waiting if not waiting.is_cancelled]
+            seconds = self._seconds_per_call
+        ahead, calls = calls_until(visit, guests, waiting, self.max_batch)
+        return Outlook(ahead, None if seconds is None else calls * seconds)
 
     def step(self) -> bool:
         """Call the network once for everyone; whether there was anything to do. In one thread only.
@@ -192,8 +236,11 @@ class ServingEngine:
             # A request may be over without any question.
             asking = [guest for guest in self._guests if guest.question is not None]
             if asking:
+                began = time.perf_counter()
                 for guest, answer in zip(asking, self._answers(asking), strict=True):
+                    guest.visit.num_answered += 1
                     self._advance(guest, answer)
+                self._note_call(time.perf_counter() - began)
         with self._changed:
             self._guests = [guest for guest in self._guests if guest.question is not None]
         return bool(arrived or asking)
@@ -201,6 +248,7 @@ class ServingEngine:
     @contextmanager
     def running(self) -> Iterator[None]:
         """Work in a thread while in the context; visits that are not over at its end are refused with an error."""
+        self._is_working = True
         thread = threading.Thread(target=self._work, name="serving", daemon=True)
         thread.start()
         try:
@@ -212,7 +260,7 @@ class ServingEngine:
             thread.join()
 
     def _work(self) -> None:
-        error: BaseException = RuntimeError("the engine has ended")
+        error: BaseException | None = None
         try:
             while True:
                 with self._changed:
@@ -225,10 +273,14 @@ class ServingEngine:
             raise
         finally:
             with self._changed:
-                self._ended = error
+                self._is_over, self._ended = True, error
                 for visit in [guest.visit for guest in self._guests] + [visit for visit, _ in self._waiting]:
-                    visit.tell(error)
+                    visit.tell(_ended(error))
                 self._guests, self._waiting = [], deque()
+
+    def _note_call(self, seconds: float) -> None:
+        before = self._seconds_per_call
+        self._seconds_per_call = seconds if before is None else before + _NEWS_WEIGHT * (seconds - before)
 
     def _num_without_room(self, last: Begun) -> int:
         """Requests that would have to wait if this one came too."""
@@ -320,6 +372,12 @@ class ServingEngine:
 def _joined(parts: list[Tensor]) -> Tensor:
     """One behind the other; a single one as it is, whose memory stays in the order that it has alone."""
     return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _ended(cause: BaseException | None) -> EngineEnded:
+    error = EngineEnded("the engine has ended" + ("" if cause is None else f" by {described(cause)}"))
+    error.__cause__ = cause
+    return error
 
 
 def _cancelled() -> UserError:

@@ -1,0 +1,130 @@
+"""A model in this process, for many visitors at once."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import contextmanager, suppress
+
+from torch import Tensor
+
+from drl_dist.data.decode import read_images
+from drl_dist.data.index import open_index
+from drl_dist.data.shards import encode_png
+from drl_dist.jobs.serve.web.backend import About, News, Outlook, ScoredLevel, Shown
+from drl_dist.library.model import Model
+from drl_dist.likelihood.trust import model_warnings
+from drl_dist.serving.engine import Frame, ServingEngine
+from drl_dist.serving.requests import Request, SampleRequest, noise_range
+from drl_dist.serving.scoring import Scorer
+
+OUTLOOK_SECONDS = 0.5
+"""Between two words on what is still to be waited for."""
+REFERENCE_IMAGES = 256
+"""Images of the data that others are compared with."""
+
+
+class ModelHost:
+    """Runs the chains of visitors together; see `drl_dist.jobs.serve.web.backend.Backend`.
+
+    Args:
+        model: the model.
+        name: that visitors are told.
+        data: URL of image shards that log-densities are compared with.
+        max_batch, max_waiting: as of `ServingEngine`.
+
+    Raises:
+        UserError: the data have another size than the model, or a number is too small.
+    """
+
+    def __init__(self, model: Model, *, name: str, data: str | None, max_batch: int, max_waiting: int) -> None:
+        self._model, self._name = model, name
+        self.engine = ServingEngine(model, max_batch=max_batch, max_waiting=max_waiting)
+        self._scorer = Scorer(model)
+        self._index = None if data is None else open_index(data)
+        if self._index is not None:
+            config = model.experiment.model
+            self._index.check_model(resolution=config.resolution, channels=config.channels)
+        self._num_gradients, self._seconds_per_image = 0, 0.0
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Work while in the context; it begins with an image that nobody sees, which says how long one takes.
+
+        Raises:
+            UserError: the model makes images that are not finite.
+        """
+        with self.engine.running():
+            # The first one also pays for what is made once.
+            for _ in range(2):
+                began = time.perf_counter()
+                visit = self.engine.submit(SampleRequest())
+                visit.image()
+                self._num_gradients, self._seconds_per_image = visit.num_gradients, time.perf_counter() - began
+            yield
+
+    @property
+    def is_running(self) -> bool:
+        """Whether visitors are served."""
+        return self.engine.is_running
+
+    async def about(self) -> About:
+        """See `Backend.about`."""
+        model, experiment = self._model, self._model.experiment
+        return About(
+            name=self._name,
+            step=model.step,
+            image_shape=model.image_shape,
+            num_levels=model.num_levels,
+            num_gradients=self._num_gradients,
+            label_kind=experiment.condition.kind,
+            label_names=model.label_names,
+            noise_range=noise_range(model),
+            scored_levels=self._scorer.levels,
+            seconds_per_image=self._seconds_per_image,
+            warnings=model_warnings(experiment),
+        )
+
+    async def visit(self, request: Request) -> AsyncGenerator[News, None]:
+        """See `Backend.visit`."""
+        loop = asyncio.get_running_loop()
+        news: asyncio.Queue[Frame | BaseException] = asyncio.Queue()
+
+        def tell(part: Frame | BaseException) -> None:
+            # The loop is closed where the process ends.
+            with suppress(RuntimeError):
+                loop.call_soon_threadsafe(news.put_nowait, part)
+
+        # Building a request's first noise takes a moment.
+        visit = await asyncio.to_thread(self.engine.submit, request, tell)
+        try:
+            yield Outlook(*self.engine.outlook(visit))
+            while True:
+                try:
+                    part = await asyncio.wait_for(news.get(), OUTLOOK_SECONDS)
+                except TimeoutError:
+                    yield Outlook(*self.engine.outlook(visit))
+                    continue
+                if isinstance(part, BaseException):
+                    raise part
+                png = await asyncio.to_thread(encode_png, part.image.numpy())
+                yield Shown(part.level, png, part.energy)
+                if part.level == 0:
+                    return
+        finally:
+            visit.cancel()
+
+    async def scores(self, image: Tensor, seed: int, label: str | None) -> list[ScoredLevel]:
+        """See `Backend.scores`."""
+        found = await asyncio.to_thread(self._scorer.scores, image, seed=seed, label=label)
+        return [ScoredLevel(score.level, score.noise_std, score.log_density, score.gradient) for score in found]
+
+    async def reference(self) -> list[list[float]] | None:
+        """See `Backend.reference`."""
+        return await asyncio.to_thread(self._reference)
+
+    def _reference(self) -> list[list[float]] | None:
+        if self._index is None:
+            return None
+        return self._scorer.log_densities(read_images(self._index, REFERENCE_IMAGES)).tolist()
