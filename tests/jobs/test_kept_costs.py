@@ -149,12 +149,6 @@ def test_parts_of_ones_own_are_traced_each_time(monkeypatch: pytest.MonkeyPatch)
     assert costs == {}
 
 
-def test_nothing_is_written_where_nothing_fits(images: Path) -> None:
-    with pytest.raises(UserError, match=r"engine.memory: got auto with .* expected at least"):
-        train_on_one_device(options(images, 1, engine__memory_gib=LITTLE))
-    assert not (images / "runs/a").exists()
-
-
 def limited(gib: float) -> EngineConfig:
     return EngineConfig(memory_gib=gib)
 
