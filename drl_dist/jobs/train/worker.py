@@ -27,6 +27,7 @@ from drl_dist.jobs.train.faults.damage import Damage
 from drl_dist.jobs.train.faults.restore import broadcast, restore
 from drl_dist.jobs.train.group import process_group
 from drl_dist.jobs.train.interval import AutoInterval
+from drl_dist.jobs.train.memory import KeptCosts
 from drl_dist.jobs.train.metrics import Clock, Exports
 from drl_dist.jobs.train.records import open_records
 from drl_dist.jobs.train.stop import StopRequests
@@ -75,7 +76,8 @@ def _train_told(task: WorkerTask, waiting: Waiting) -> int:
         prepare_device(device, threads=threads, is_reproducible=False)
         begin("making the network and reading the newest checkpoint, if there is one")
         state = TrainState.create(run.experiment, device)
-        restore(state, run, task.fingerprint, is_first=is_first, share=partial(broadcast, device))
+        share = partial(broadcast, device)
+        restore(state, run, task.fingerprint, is_first=is_first, share=share)
         # What was the newest checkpoint when the job began may turn out to be damaged.
         task = dataclasses.replace(task, first_step=min(task.first_step, state.step))
         engine = run.engine
@@ -86,13 +88,16 @@ def _train_told(task: WorkerTask, waiting: Waiting) -> int:
             begin("dividing the state between the workers")
             state = sharded(state, run.experiment)
         begin("choosing how a step fits into memory")
+        kept = KeptCosts(run.url, is_first=is_first, share=share)
         fit = fit_memory(
             run.experiment,
             engine,
             num_workers=context.get_world_size(),
             device=device,
             state_bytes=state.num_bytes,
+            kept=kept,
         )
+        kept.write()
         if fit.why and is_first:
             say(f"run {run.run_name}: {fit.why}")
         task = dataclasses.replace(task, run=dataclasses.replace(run, engine=fit.engine))
