@@ -45,6 +45,7 @@ def cost_key(experiment: Experiment, *, num_workers: int, engine: EngineConfig) 
     depends_on = {
         "experiment": to_dict(replace(experiment, train=replace(experiment.train, num_steps=1))),
         "images": math.ceil(experiment.train.batch_size / num_workers),
+        "shares": num_workers if engine.shard else 1,
         "engine": to_dict(replace(engine, memory_gib=None)),
         "versions": {"drl_dist": installed_version(), "torch": torch.__version__},
     }

@@ -132,6 +132,9 @@ def test_a_key_tells_apart_what_costs_something_else() -> None:
         {"experiment": tiny(batch_size=11)},
         {"engine": EngineConfig(precision="bfloat16")},
         {"engine": EngineConfig(memory="slices", chain_images=2)},
+        # Of five and of four, the largest has three images, but another share of the state.
+        {"engine": EngineConfig(shard=True), "num_workers": 5},
+        {"engine": EngineConfig(shard=True), "num_workers": 4},
         {"experiment": dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, width=12))},
     ]
     keys = {cost_key(**({"experiment": experiment, "num_workers": 1, "engine": engine} | more)) for more in changed}
