@@ -84,10 +84,12 @@ class Client:
 
 
 @contextmanager
-def served(backend: Backend, access: Access | None = None, *, port: int | None = None) -> Iterator[Client]:
+def served(
+    backend: Backend, access: Access | None = None, *, port: int | None = None, max_seconds: float = 600
+) -> Iterator[Client]:
     """The application over a backend, as a server in a thread."""
     (chosen,) = free_ports(1) if port is None else (port,)
-    app = create_app(backend, access or Access())
+    app = create_app(backend, access or Access(), max_seconds=max_seconds)
     server = uvicorn.Server(uvicorn.Config(app, host=HOST, port=chosen, log_level="error", lifespan="off"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()

@@ -14,7 +14,7 @@ from drl_dist.common.errors import UserError
 from drl_dist.jobs.serve import backend
 from drl_dist.jobs.serve.backend import MAX_LOSSES, RayBackend
 from drl_dist.jobs.serve.web.backend import Again, News, Outlook, Shown
-from drl_dist.serving.engine import Busy
+from drl_dist.serving.engine import Busy, EngineEnded
 from drl_dist.serving.requests import SampleRequest
 
 REQUEST = SampleRequest()
@@ -72,6 +72,10 @@ def lost() -> Exception:
     return ActorDiedError()
 
 
+def ended() -> Exception:
+    return of_replica(EngineEnded("the engine has ended by OutOfMemoryError"))
+
+
 def of_replica(error: Exception) -> Exception:
     return RayTaskError("visit", "Traceback", error).as_instanceof_cause()
 
@@ -88,9 +92,10 @@ def test_the_news_of_a_replica_are_passed_on() -> None:
     assert news_of(Replicas(parts)) == parts
 
 
+@pytest.mark.parametrize("loss", [lost, ended])
 @pytest.mark.parametrize("losses", [1, 3, MAX_LOSSES])
-def test_another_replica_goes_on_where_the_first_was(losses: int) -> None:
-    first = [[Outlook(0, 1.0), *shown(3, 2), lost()]] * losses
+def test_another_replica_goes_on_where_the_first_was(losses: int, loss: Callable[[], Exception]) -> None:
+    first = [[Outlook(0, 1.0), *shown(3, 2), loss()]] * losses
     found = news_of(Replicas(*first, [Outlook(0, 1.0), *shown(3, 2, 1, 0)]))
     assert [part.level for part in found if isinstance(part, Shown)] == [3, 2, 1, 0]
     assert found.count(Again()) == losses
