@@ -217,6 +217,17 @@ def test_noise_that_was_added_is_taken_away_again(page: Page, server: PageServer
     words = page.locator("#denoise .value").first.inner_text()
     assert words == f"{asked.noise_std:.1f} grey levels of 255"
     expect_image(film_of(page, "#denoise"), server.backend.host.engine.submit(asked).image())
+    # Noise of the strength that the slider says, where black and white have room for it.
+    page.locator("#denoise [name=noise]").fill("60")
+    wait_for(lambda: server.backend.visits[-1] is not asked)
+    (again,) = (visit for visit in server.backend.visits if isinstance(visit, DenoiseRequest) and visit is not asked)
+    assert again.noise_std < asked.noise_std
+    picture = sample(server.backend.host, 0).float()
+    first, second = (visit.image.float() - picture for visit in (asked, again))
+    is_free = ((asked.image > 0) & (asked.image < 255)) & ((again.image > 0) & (again.image < 255))
+    # The same noise, but for its strength.
+    assert float((first / asked.noise_std - second / again.noise_std)[is_free].abs().max()) < 1 / again.noise_std + 0.1
+    assert 0.5 < float((first[is_free] / asked.noise_std).std()) < 1.5
 
 
 def test_everything_can_be_done_by_keyboard(page: Page, server: PageServer) -> None:

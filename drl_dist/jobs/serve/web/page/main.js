@@ -79,7 +79,8 @@ async function begin() {
     const colours = model.channels === 1 ? "grey" : "colour";
     say(
       `${model.width} × ${model.height} pixels, ${colours}; ${model.num_levels} noise levels, ` +
-        `${model.num_gradients} gradients an image; ${model.step} training steps. An image takes ${about(model.seconds_per_image)}.`,
+        `${model.num_gradients} gradients an image; ${model.step} training steps. ` +
+        `An image takes ${about(model.seconds_per_image)}.`,
     );
     const wish = new Wish(document.getElementById("wish"), model);
     const hand = (name, png) => {

@@ -64,9 +64,7 @@ export class PictureSource {
       // Base64 has four characters for three bytes; a body that is too large would be cut off without an answer.
       if ((file.size * 4) / 3 + 1000 > limit) {
         const [size, largest] = [file.size, (limit * 3) / 4].map((bytes) => (bytes / 2 ** 20).toFixed(1));
-        throw new Refused(
-          `image: got ${size} MiB, expected less than ${largest} MiB; choose a smaller picture.`,
-        );
+        throw new Refused(`image: got ${size} MiB, expected less than ${largest} MiB; choose a smaller picture.`);
       }
       const { image } = await ask("api/picture", { body: { image: await base64Of(file), fit: true }, signal, ...news });
       this.#onPicture(image, false);

@@ -17,7 +17,10 @@ export class DenoisePanel {
   #source;
   #model;
   #picture = null;
+  /** Standard normal numbers for the picture's pixels, the same wherever the slider is. */
+  #normals;
   #noisy = null;
+  #wanted;
 
   constructor(place, { model, wish }) {
     this.#place = place;
@@ -33,7 +36,9 @@ export class DenoisePanel {
     });
     this.#find("[name=noise]").value = this.#positionOf(START_STD);
     this.#find("[name=noise]").addEventListener("input", () => this.#makeNoisy());
-    this.#find("[name=add]").addEventListener("change", () => this.#makeNoisy());
+    for (const name of ["noise", "add"]) {
+      this.#find(`[name=${name}]`).addEventListener("change", () => this.#makeAndDenoise());
+    }
     this.#find(".noisy").setAttribute("role", "img");
     this.#find(".noisy").setAttribute("aria-label", "The noisy image");
     this.#say();
@@ -53,8 +58,14 @@ export class DenoisePanel {
 
   async #put(png, isSample) {
     this.#picture = png;
+    const { channels, height, width } = this.#model;
+    this.#normals = normals(3 * height * width, channels === 1 ? 3 : 1);
     // A sample has no noise yet.
     this.#find("[name=add]").checked = isSample;
+    await this.#makeAndDenoise();
+  }
+
+  async #makeAndDenoise() {
     await this.#makeNoisy();
     if (this.#model.seconds_per_image <= UNASKED_SECONDS) this.#play();
   }
@@ -62,10 +73,14 @@ export class DenoisePanel {
   async #makeNoisy() {
     this.#say();
     if (this.#picture === null) return;
-    this.#noisy = this.#find("[name=add]").checked
-      ? await withNoise(this.#picture, this.#noise, this.#model.channels)
-      : this.#picture;
-    await draw(this.#find(".noisy"), this.#noisy);
+    const wanted = {};
+    this.#wanted = wanted;
+    const isAdded = this.#find("[name=add]").checked;
+    const noisy = isAdded ? await withNoise(this.#picture, this.#noise, this.#normals) : this.#picture;
+    // The slider may have moved on meanwhile.
+    if (this.#wanted !== wanted) return;
+    this.#noisy = noisy;
+    await draw(this.#find(".noisy"), noisy);
   }
 
   async #play() {
@@ -107,19 +122,22 @@ export class DenoisePanel {
   }
 }
 
-/** An image, a PNG in base64, with normal noise added, rounded and clipped. */
-async function withNoise(png, std, channels) {
+/** An image, a PNG in base64, with noise added, rounded and clipped. */
+async function withNoise(png, std, noise) {
   const pixels = await pixelsOf(png);
-  for (let place = 0; place < pixels.data.length; place += 4) {
-    const same = normal();
-    for (let channel = 0; channel < 3; channel += 1) {
-      pixels.data[place + channel] += std * (channels === 1 ? same : normal());
-    }
+  for (let place = 0; place < noise.length; place += 1) {
+    // Of four values a pixel, the last is its opacity.
+    pixels.data[place + Math.floor(place / 3)] += std * noise[place];
   }
   return pngOf(pixels);
 }
 
-/** A standard normal number, by Box and Muller. */
-function normal() {
-  return Math.sqrt(-2 * Math.log(1 - Math.random())) * Math.cos(2 * Math.PI * Math.random());
+/** Standard normal numbers by Box and Muller, each of them `repeats` times in a row. */
+function normals(count, repeats) {
+  const found = new Float32Array(count);
+  for (let place = 0; place < count; place += repeats) {
+    const radius = Math.sqrt(-2 * Math.log(1 - Math.random()));
+    found.fill(radius * Math.cos(2 * Math.PI * Math.random()), place, place + repeats);
+  }
+  return found;
 }
