@@ -39,7 +39,7 @@ def main(url: str, folder: str) -> int:
 
 def film(browser: Browser, url: str) -> Page:
     """A film, with the energies of others before it."""
-    page = browser.new_context(viewport=WIDE).new_page()  # pyright: ignore[reportArgumentType]
+    page = browser.new_context(viewport=WIDE).new_page()
     page.goto(url)
     _choose_label(page)
     for seed in range(5):
@@ -51,7 +51,7 @@ def film(browser: Browser, url: str) -> Page:
 
 def fill(browser: Browser, url: str) -> Page:
     """A picture that is painted over, and its completions, on a dark page."""
-    page = browser.new_context(viewport=WIDE, color_scheme="dark").new_page()  # pyright: ignore[reportArgumentType]
+    page = browser.new_context(viewport=WIDE, color_scheme="dark").new_page()
     page.goto(url)
     _choose_label(page)
     page.wait_for_timeout(3000)
@@ -71,7 +71,7 @@ def fill(browser: Browser, url: str) -> Page:
 
 def phone(browser: Browser, url: str) -> Page:
     """What the model finds unlikely, on a telephone: a picture that gets brighter from its top to its bottom."""
-    context = browser.new_context(viewport=PHONE, device_scale_factor=1.5)  # pyright: ignore[reportArgumentType]
+    context = browser.new_context(viewport=PHONE, device_scale_factor=1.5)
     page = context.new_page()
     page.goto(f"{url}/#score")
     expect(page.locator(".levels > li").first).to_be_visible()

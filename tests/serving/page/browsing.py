@@ -157,7 +157,7 @@ def expect_on_the_screen(canvas: Locator, image: Tensor) -> None:
         for row in range(image.shape[1]):
             for column in range(image.shape[2]):
                 place = (int((column + 0.15) * size), int((row + 0.85) * size))
-                assert abs(shot.convert("L").getpixel(place) - int(image[0, row, column])) <= 2  # pyright: ignore
+                assert abs(shot.convert("L").getpixel(place) - int(image[0, row, column])) <= 2
 
 
 def on_screen(easel: Locator, place: tuple[float, float]) -> tuple[float, float]:

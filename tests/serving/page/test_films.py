@@ -68,12 +68,12 @@ def test_a_film_has_every_level_and_ends_with_the_sample_of_its_seed(
 def test_a_dark_page_for_those_who_want_one(browser: Browser, server: PageServer) -> None:
     shades: list[int] = []
     for scheme in ("light", "dark"):
-        context = browser.new_context(color_scheme=scheme, reduced_motion="reduce")  # pyright: ignore[reportArgumentType]
+        context = browser.new_context(color_scheme=scheme, reduced_motion="reduce")
         page = context.new_page()
         page.goto(server.url)
         wait_for_film(page)
         with Image.open(io.BytesIO(page.screenshot())) as shot:
-            shades.append(shot.convert("L").getpixel((5, 5)))  # pyright: ignore[reportArgumentType]
+            shades.append(shot.convert("L").getpixel((5, 5)))
         # The same pixels in both: only what is around them is dark.
         expect_image(film_of(page), sample(server.backend.host, 0))
         context.close()
@@ -172,3 +172,12 @@ def test_labels_are_buttons(browser: Browser, tmp_path: Path, kind: str, clicks:
         page.get_by_role("tab", name="Score").click()
         expect(page.locator("#score .verdict")).to_contain_text("No data were given to the server")
         context.close()
+
+
+def test_a_browser_asks_for_files_of_the_page_again(page: Page, server: PageServer) -> None:
+    for path in ("/", "/page/main.js", "/page/panels/fill.js", "/page/vendor/uPlot.esm.js"):
+        answer = page.request.get(server.url + path)
+        assert answer.headers["cache-control"] == "no-cache"
+        again = page.request.get(server.url + path, headers={"If-None-Match": answer.headers["etag"]})
+        # Of the page's folder, which is nearly all of it.
+        assert again.status == (200 if path == "/" else 304)

@@ -144,7 +144,7 @@ def test_a_dropped_picture_is_scored_at_every_level_among_the_data(page: Page, s
     expect_image(page.locator("[data-end=seen]"), fitted)
     expect(page.locator("#score .working")).to_be_hidden()
     expect(levels).to_have_count(LEVELS)
-    reference = host._reference()  # pyright: ignore[reportPrivateUsage]
+    reference = host._reference()
     assert reference is not None
     for level, known, item in zip(found, reference, levels.all(), strict=True):
         share = sum(value < level["log_density"] for value in known) / len(known)
@@ -183,7 +183,7 @@ def test_a_file_that_is_too_large_is_not_even_sent(page: Page, server: PageServe
     limit = page.request.get(f"{server.url}/api/model").json()["limits"]["body_bytes"]
     page.on("request", lambda request: pytest.fail("it was sent") if request.method == "POST" else None)
     large = {"name": "a.png", "mimeType": "image/png", "buffer": bytes(3 * limit // 4)}
-    page.locator("#fill input[type=file]").set_input_files(large)  # pyright: ignore[reportArgumentType]
+    page.locator("#fill input[type=file]").set_input_files(large)
     expect(page.locator("#fill").get_by_role("alert")).to_contain_text("choose a smaller picture")
 
 
