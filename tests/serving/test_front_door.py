@@ -24,7 +24,14 @@ class Asked:
         self.status, self.headers, self.body = 0, {}, b""
 
     async def __call__(
-        self, app: Any, parts: Iterable[bytes | float], *, headers: dict[str, str] | None = None, query: str = ""
+        self,
+        app: Any,
+        parts: Iterable[bytes | float],
+        *,
+        headers: dict[str, str] | None = None,
+        query: str = "",
+        path: str = "/api/model",
+        method: str = "GET",
     ) -> Asked:
         coming = list(parts) or [b""]
 
@@ -46,8 +53,8 @@ class Asked:
 
         scope = {
             "type": "http",
-            "method": "GET",
-            "path": "/api/model",
+            "method": method,
+            "path": path,
             "scheme": "http",
             "query_string": query.encode(),
             "headers": [(name.lower().encode(), value.encode()) for name, value in (headers or {}).items()],
@@ -133,12 +140,22 @@ async def _after(app: Any) -> list[Asked]:
     return [await Asked()(app, [b"x" * 100]) for _ in range(3)]
 
 
-@pytest.mark.parametrize("host", ["localhost:8000", "127.0.0.1:8000", "localhost", "[::1]:8000"])
+@pytest.mark.parametrize("host", ["localhost:8000", "127.0.0.1:8000", "localhost", "LocalHost", "[::1]:8000", "[::1]"])
 def test_without_a_token_this_machine_enters(host: str) -> None:
     assert ask(AccessMiddleware(echo, Access()), headers={"Host": host}).status == 200
 
 
-@pytest.mark.parametrize("host", ["example.org", "localhost.example.org:8000", "10.0.0.1:8000", "", "127.0.0.1.nip.io"])
+@pytest.mark.parametrize(
+    "host",
+    [
+        "example.org",
+        "localhost.example.org:8000",
+        "10.0.0.1:8000",
+        "",
+        "127.0.0.1.nip.io",
+        "127.0.0.1:8000@example.org",
+    ],
+)
 def test_without_a_token_other_names_do_not_enter(host: str) -> None:
     # A site whose name leads to this machine must not read what is served here.
     told = ask(AccessMiddleware(echo, Access()), headers={"Host": host})
@@ -146,12 +163,65 @@ def test_without_a_token_other_names_do_not_enter(host: str) -> None:
 
 
 DOOR = AccessMiddleware(echo, Access(digest(TOKEN)))
+COOKIE_NAME = f"{COOKIE}{digest(TOKEN)[:8]}"
+CROSS = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors"}
+
+
+@pytest.mark.parametrize(
+    ("headers", "more"),
+    [
+        (CROSS, {}),
+        ({**CROSS, "Sec-Fetch-Site": "same-site"}, {}),
+        ({**CROSS, "Sec-Fetch-Mode": "navigate"}, {}),
+        ({**CROSS, "Sec-Fetch-Mode": "navigate"}, {"path": "/", "method": "POST"}),
+        (CROSS, {"path": "/page/main.js"}),
+        ({"Origin": "http://example.org"}, {"method": "POST"}),
+        ({"Origin": "http://127.0.0.1:3000"}, {"method": "POST"}),
+        ({"Origin": "null"}, {"method": "POST"}),
+    ],
+)
+def test_pages_of_other_sites_cannot_let_a_browser_ask(headers: dict[str, str], more: dict[str, str]) -> None:
+    # Of an image in such a page the browser says this machine's name as host.
+    told = ask(AccessMiddleware(echo, Access()), headers={"Host": "127.0.0.1:8000", **headers}, **more)
+    assert told.status == 403 and "got one that a page of another site made" in told.error
+
+
+@pytest.mark.parametrize(
+    ("headers", "more"),
+    [
+        ({"Sec-Fetch-Site": "same-origin", "Sec-Fetch-Mode": "cors"}, {}),
+        ({"Sec-Fetch-Site": "none", "Sec-Fetch-Mode": "navigate"}, {}),
+        # A link that is followed to the page.
+        ({**CROSS, "Sec-Fetch-Mode": "navigate"}, {"path": "/"}),
+        ({"Origin": "http://127.0.0.1:8000"}, {"method": "POST"}),
+    ],
+)
+def test_the_page_itself_and_links_to_it_enter(headers: dict[str, str], more: dict[str, str]) -> None:
+    told = ask(AccessMiddleware(echo, Access()), headers={"Host": "127.0.0.1:8000", **headers}, **more)
+    assert told.status == 200 and told.headers["cross-origin-resource-policy"] == "same-origin"
+
+
+def test_behind_a_proxy_of_another_name_the_page_enters_and_other_sites_do_not() -> None:
+    headers = {"Host": "10.0.0.1:8000", "Origin": "http://example.org", "Cookie": f"{COOKIE_NAME}={TOKEN}"}
+    assert ask(DOOR, headers=headers, method="POST").status == 200
+    assert ask(DOOR, headers={**headers, **CROSS}, method="POST").status == 403
+
+
+def test_servers_of_one_host_keep_their_cookies_apart() -> None:
+    other = AccessMiddleware(echo, Access(digest(f"another-{TOKEN}")))
+    cookies = [
+        ask(door, query=f"token={token}").headers["set-cookie"].partition(";")[0]
+        for door, token in ((DOOR, TOKEN), (other, f"another-{TOKEN}"))
+    ]
+    both = {"Cookie": "; ".join(cookies)}
+    assert len({cookie.partition("=")[0] for cookie in cookies}) == 2
+    assert ask(DOOR, headers=both).status == ask(other, headers=both).status == 200
 
 
 def test_a_token_opens_from_anywhere() -> None:
     host = {"Host": "example.org"}
     assert ask(DOOR, headers={**host, "Authorization": f"Bearer {TOKEN}"}).status == 200
-    assert ask(DOOR, headers={**host, "Cookie": f"other=1; {COOKIE}={TOKEN}"}).status == 200
+    assert ask(DOOR, headers={**host, "Cookie": f"other=1; {COOKIE_NAME}={TOKEN}"}).status == 200
 
 
 @pytest.mark.parametrize(
@@ -160,7 +230,7 @@ def test_a_token_opens_from_anywhere() -> None:
         ({}, "", "none"),
         ({"Authorization": f"Bearer {TOKEN}x"}, "", "another one"),
         ({"Authorization": "Bearer "}, "", "none"),
-        ({"Cookie": f"{COOKIE}={TOKEN[:-1]}"}, "", "another one"),
+        ({"Cookie": f"{COOKIE_NAME}={TOKEN[:-1]}"}, "", "another one"),
         ({}, f"token={TOKEN}x", "another one"),
         ({"Authorization": f"Bearer {digest(TOKEN)}"}, "", "another one"),
     ],
@@ -175,7 +245,7 @@ def test_a_token_in_the_address_becomes_a_cookie_that_scripts_cannot_read() -> N
     told = ask(DOOR, headers={"Host": "example.org"}, query=f"seed=3&token={TOKEN}&label=a%20b")
     assert told.status == 303 and told.headers["location"] == "/api/model?seed=3&label=a+b"
     cookie = told.headers["set-cookie"]
-    assert f"{COOKIE}={TOKEN}" in cookie and "HttpOnly" in cookie and "SameSite=strict" in cookie
+    assert f"{COOKIE_NAME}={TOKEN}" in cookie and "HttpOnly" in cookie and "SameSite=strict" in cookie
 
 
 def test_a_token_file_is_made_for_its_owner_alone(tmp_path: Any) -> None:
