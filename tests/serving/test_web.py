@@ -154,6 +154,13 @@ def test_a_gradient_is_red_where_brightness_is_wanted() -> None:
     assert [int(channel[1, 0]) for channel in (red, green, blue)] == [255] * 3 and green[0, 0] > green[1, 1]
 
 
+def test_a_gradient_of_a_colour_image_is_that_of_its_brightness() -> None:
+    # One grey level more in all channels.
+    channels = torch.tensor([[[1.0, -3.0]], [[2.0, 1.0]], [[3.0, -1.0]]])
+    png, scale = gradient_png(channels)
+    assert scale == 6 and torch.equal(pixels(png), pixels(gradient_png(channels.sum(0, keepdim=True))[0]))
+
+
 @pytest.mark.parametrize("shape", [(3, 16, 32), (1, 40, 9), (3, 50, 50), (3, 5, 3)])
 def test_a_picture_of_another_size_is_fitted_where_it_is_asked_for(client: Client, shape: tuple[int, ...]) -> None:
     photograph = picture(3, shape)
@@ -201,9 +208,9 @@ def huge_png(width: int, height: int) -> bytes:
 GOOD = in_base64(picture())
 MASK = in_base64((torch.arange(64).reshape(1, 8, 8) < 20).byte() * 255)
 REFUSED: dict[str, tuple[str, object, str]] = {
-    "seed": ("/api/sample?seed=-1", None, "seed: got '-1', expected input should be greater"),
+    "seed": ("/api/sample?seed=-1", None, "seed: got '-1', expected greater than or equal to 0; correct"),
     "large seed": (f"/api/sample?seed={2**63}", None, "seed: got"),
-    "words": ("/api/sample?seed=few", None, "seed: got 'few', expected input should be a valid integer"),
+    "words": ("/api/sample?seed=few", None, "seed: got 'few', expected a valid integer; correct"),
     "unknown field": ("/api/sample?sed=1", None, "sed: got '1', expected a field of"),
     "chain steps": ("/api/sample?num_chain_steps=1001", None, "num_chain_steps: got '1001'"),
     "label": ("/api/sample?label=3", None, "a model without labels"),
@@ -212,7 +219,11 @@ REFUSED: dict[str, tuple[str, object, str]] = {
     "weight": ("/api/interpolate?weight=1.5", None, "weight: got '1.5'"),
     "equal ends": ("/api/interpolate?first=2&second=2", None, "different ones of the same seed"),
     "not JSON": ("/api/inpaint", b"{image", "got text that is not JSON, expected a JSON object"),
-    "no JSON object": ("/api/inpaint", b"[1]", "expected"),
+    "no JSON object": ("/api/inpaint", b"[1]", "request: got [1], expected a JSON object"),
+    "no UTF-8": ("/api/inpaint", b"\xff{", "expected a JSON object that can be read"),
+    "brackets": ("/api/inpaint", b"[" * 100_000, "expected a JSON object that can be read"),
+    "nothing": ("/api/picture", {"image": ""}, "image: got '', expected at least 1 character"),
+    "no chain": ("/api/sample?num_chain_steps=0", None, "got '0', expected greater than or equal to 1"),
     "no mask": ("/api/inpaint", {"image": GOOD}, "mask: got nothing, expected a value"),
     "mask of another size": (
         "/api/inpaint",
@@ -252,6 +263,13 @@ REFUSED: dict[str, tuple[str, object, str]] = {
     "another address": ("/api/dream", None, "404 Not Found"),
     "another method": ("/api/inpaint", None, "405 Method Not Allowed"),
 }
+
+
+def test_a_body_that_does_not_say_that_it_is_json_is_refused(client: Client) -> None:
+    # A page of another site can send it without being asked, which it could not of JSON.
+    found = client.ask("/api/picture", {"image": GOOD}, headers={"Content-Type": "text/plain"})
+    expected = "header Content-Type: got text/plain, expected application/json; send the body as JSON."
+    assert (found.status, found.json()) == (400, {"error": expected})
 
 
 @pytest.mark.parametrize("what", REFUSED)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,16 +34,22 @@ def add_refusals(app: FastAPI) -> None:
         return refusal(400, str(error))
 
     @app.exception_handler(RequestValidationError)
-    async def of_validation(_: Request, error: RequestValidationError) -> JSONResponse:
+    async def of_validation(request: Request, error: RequestValidationError) -> JSONResponse:
+        if any(isinstance(part.get("input"), bytes) for part in error.errors()):
+            # FastAPI leaves a body of any other type as it is.
+            kind = request.headers.get("content-type", "nothing")[:_SHOWN_CHARACTERS]
+            sentence = f"header Content-Type: got {kind}, expected application/json; send the body as JSON."
+            return refusal(400, sentence)
         return refusal(400, _sentence(error.errors()))
 
     @app.exception_handler(HTTPException)
     async def of_http(request: Request, error: HTTPException) -> JSONResponse:
-        expected = "an address of /api/openapi.json"
+        expected = {404: "an address of /api/openapi.json", 405: "a method of /api/openapi.json"}
         what = UserError(
             f"{request.method} {request.url.path[:_SHOWN_CHARACTERS]}",
             got=f"{error.status_code} {error.detail}",
-            expected=expected,
+            # Text that is not UTF-8, or has too many brackets or digits.
+            expected=expected.get(error.status_code, "a JSON object that can be read"),
             remedy="correct the request",
         )
         return refusal(error.status_code, str(what), dict(error.headers or {}))
@@ -64,11 +71,12 @@ def _sentence(errors: Sequence[Any]) -> str:
 
 
 def _expected(error: Any) -> str:
-    message = str(error["msg"])
+    # "Input should be a valid integer, unable to parse string as an integer", of which this says the half.
+    message = re.sub(r"^\w+ should (be|have) |, unable to parse .*", "", str(error["msg"]))
     if error["type"] == "missing":
         return "a value"
     if error["type"] == "extra_forbidden":
         return "a field of /api/openapi.json"
-    if error["type"] == "json_invalid":
+    if error["type"] in ("json_invalid", "model_attributes_type", "model_type"):
         return "a JSON object"
     return message[:1].lower() + message[1:]

@@ -20,7 +20,7 @@ Compose = Annotated[str | None, Field(max_length=MAX_TEXT, description='A sum of
 Guidance = Annotated[FiniteFloat | None, Field(description="w of (1 + w) f(y, c) - w f(y); by default 0.")]
 ChainSteps = Annotated[
     int | None,
-    Field(ge=0, le=MAX_CHAIN_STEPS, description="K, chain steps of every level; by default the model's own."),
+    Field(ge=1, le=MAX_CHAIN_STEPS, description="K, chain steps of every level; by default the model's own."),
 ]
 File = Annotated[str, Field(min_length=1, description="A PNG, JPEG or WebP file in base64.")]
 Fit = Annotated[
@@ -133,7 +133,7 @@ class Level(BaseModel):
     gradient: str = Field(
         description="PNG in base64: red where more brightness makes the image more probable, blue where less does."
     )
-    gradient_scale: float = Field(description="Nats per grey level at the strongest colour.")
+    gradient_scale: float = Field(description="Nats per grey level, of all channels together, at the strongest colour.")
 
 
 class LogDensity(BaseModel):
