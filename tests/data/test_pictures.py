@@ -204,6 +204,17 @@ def test_damaged_metadata_of_png_keeps_the_pixels() -> None:
         shown(bytes(broken))
 
 
+def test_large_profiles_are_read_but_not_kept() -> None:
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    pictures._is_srgb.cache_clear()
+    for number in range(3):
+        profile = srgb + bytes([number]) * 2**17
+        assert shown(saved(Image.new("L", (2, 2)), "JPEG", icc_profile=profile))[1] == ()
+    assert pictures._is_srgb.cache_info().currsize == 0
+    shown(saved(Image.new("L", (2, 2)), "JPEG", icc_profile=srgb))
+    assert pictures._is_srgb.cache_info().currsize == 1
+
+
 def test_colours_that_are_kept_as_stored_are_reported() -> None:
     grey = Image.new("RGB", (2, 2), (100, 100, 100))
     srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()

@@ -46,6 +46,8 @@ _TURNS = {
 }
 _WITH_ALPHA = ("LA", "La", "PA", "RGBA", "RGBa")
 _GAMMA = 0.45455
+_LARGEST_KEPT_PROFILE = 1 << 16
+"""Bytes; those of cameras and screens are smaller."""
 _PRIMARIES = (0.3127, 0.329, 0.64, 0.33, 0.3, 0.6, 0.15, 0.06)
 """Chromaticities of sRGB: x and y of white, red, green and blue."""
 _PNG_METADATA = {b"bKGD", b"cHRM", b"gAMA", b"hIST", b"iCCP", b"pHYs", b"sPLT", b"sRGB", b"tIME"} | {
@@ -246,7 +248,9 @@ def _colour_notes(image: Image.Image, data: bytes) -> list[str]:
     elif image.mode == "LAB":
         notes.append(LAB)
     elif isinstance(profile, bytes) and profile:
-        notes += [] if _is_srgb(profile) else [PROFILE]
+        # Large ones are not kept in memory.
+        known = _is_srgb if len(profile) <= _LARGEST_KEPT_PROFILE else _is_srgb.__wrapped__
+        notes += [] if known(profile) else [PROFILE]
     elif image.format == "PNG" and b"cICP" in data and not _is_srgb_by_numbers(data):
         notes.append(PROFILE)
     elif "srgb" not in image.info:

@@ -16,7 +16,7 @@ from drl_dist.common.errors import UserError
 from drl_dist.data.pixels.pictures import PictureError, PixelRules, decoding, read_picture
 
 MAX_PIXELS = 32 * 2**20
-"""Of a picture, before it is made small: four bytes each while it is decoded."""
+"""Of a picture, before it is made small: up to 28 bytes each while it is decoded, of 16 bits a channel."""
 FORMATS = ("PNG", "JPEG", "WEBP")
 _WHITE = 128
 _ONE_AT_A_TIME = threading.Lock()
