@@ -46,8 +46,8 @@ class Access:
 class AccessMiddleware:
     """Lets in those who may, and adds the headers that keep a browser from loading anything from elsewhere.
 
-    A page of another site could let a browser ask for images, which it could not read, but which would cost time: what a
-    browser asks on behalf of such a page is refused, except where a link is followed to the page itself.
+    A page of another site could let a browser ask for images, which it could not read, but which would cost time: what
+    a browser asks on behalf of such a page is refused, except where a link is followed to the page itself.
 
     A token is given as ``Authorization: Bearer TOKEN``; in a browser as ``?token=TOKEN`` of any page, which is put into
     a cookie that scripts cannot read.
@@ -75,8 +75,8 @@ class AccessMiddleware:
         headers = Headers(scope=scope)
         if self._is_of_another_site(headers, scope):
             sentence = (
-                "request: got one that a page of another site made, expected one of the server's own page; open that by "
-                "its address."
+                "request: got one that a page of another site made, expected one of the server's own page; open that "
+                "by its address."
             )
             await refusal(403, sentence)(scope, receive, send)
             return

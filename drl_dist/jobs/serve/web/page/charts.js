@@ -77,7 +77,7 @@ export class EnergyChart {
       scales: { x: { time: false, dir: -1, range: [-0.3, top - 0.7] } },
       axes: [
         { ...axis("noise level"), incrs: [1, 2, 5, 10, 20, 50, 100, 200] },
-        { ...axis("nats, up to a constant"), size: 62 },
+        { ...axis("nats, up to a constant"), size: widthOf },
       ],
       series: [{}, ...series],
       hooks: { drawClear: [(plot) => this.#shown !== null && line(plot, this.#shown, colour("--marked"), 6)] },
@@ -124,6 +124,11 @@ function axis(label) {
   const grid = { stroke: colour("--grid"), width: 1 };
   const font = "12px system-ui, sans-serif";
   return { stroke, grid, ticks: { ...grid, size: 4 }, font, label, labelFont: font, labelSize: label ? 22 : 0 };
+}
+
+/** Room for the numbers beside an axis, whose longest may have a dozen digits. */
+function widthOf(_, numbers) {
+  return 14 + 8 * Math.max(6, ...(numbers ?? []).map((text) => text.length));
 }
 
 /** A vertical line at a place of the horizontal axis. */

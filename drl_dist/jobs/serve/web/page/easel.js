@@ -37,7 +37,7 @@ export class Easel {
     canvas.setAttribute("aria-describedby", help);
     canvas.addEventListener("pointerdown", (event) => this.#down(event));
     canvas.addEventListener("pointermove", (event) => this.#move(event));
-    canvas.addEventListener("pointerup", () => this.onStroke());
+    canvas.addEventListener("pointerup", (event) => event.isPrimary && event.button === 0 && this.onStroke());
     canvas.addEventListener("pointerleave", () => this.#leave());
     canvas.addEventListener("keydown", (event) => this.#key(event));
     canvas.addEventListener("focus", () => this.#focus());
@@ -70,13 +70,16 @@ export class Easel {
   }
 
   #down(event) {
+    // A second finger, or a button that opens a menu, paints nothing.
+    if (!event.isPrimary || event.button !== 0) return;
     this.#canvas.setPointerCapture(event.pointerId);
     this.#at = this.#placeOf(event);
     this.#dab(this.#at);
   }
 
   #move(event) {
-    if (event.buttons === 0) {
+    if (!event.isPrimary) return;
+    if (!(event.buttons & 1)) {
       this.#at = this.#placeOf(event);
       this.#render();
       return;

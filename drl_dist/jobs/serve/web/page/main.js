@@ -6,8 +6,9 @@ import { DenoisePanel } from "./panels/denoise.js";
 import { FillPanel } from "./panels/fill.js";
 import { SamplePanel } from "./panels/sample.js";
 import { ScorePanel } from "./panels/score.js";
+import { holdsFiles } from "./picture.js";
 import { Wish } from "./wish.js";
-import { about } from "./words.js";
+import { about, counted } from "./words.js";
 
 const PANELS = {
   sample: SamplePanel,
@@ -57,9 +58,10 @@ for (const tab of tabs) {
   tab.addEventListener("keydown", moveAmongTabs);
 }
 
-// A browser would show a picture that is dropped anywhere, instead of the page.
-document.addEventListener("dragover", (event) => event.preventDefault());
+// A browser would show a picture that is dropped anywhere, instead of the page. Text is for the fields.
+document.addEventListener("dragover", (event) => holdsFiles(event) && event.preventDefault());
 document.addEventListener("drop", (event) => {
+  if (!holdsFiles(event)) return;
   event.preventDefault();
   const [file] = event.dataTransfer.files;
   if (!file || !panels.score) return;
@@ -78,8 +80,8 @@ async function begin() {
     document.getElementById("model-name").textContent = model.name;
     const colours = model.channels === 1 ? "grey" : "colour";
     say(
-      `${model.width} × ${model.height} pixels, ${colours}; ${model.num_levels} noise levels, ` +
-        `${model.num_gradients} gradients an image; ${model.step} training steps. ` +
+      `${model.width} × ${model.height} pixels, ${colours}; ${counted(model.num_levels, "noise level")}, ` +
+        `${counted(model.num_gradients, "gradient")} an image; ${counted(model.step, "training step")}. ` +
         `An image takes ${about(model.seconds_per_image)}.`,
     );
     const wish = new Wish(document.getElementById("wish"), model);
@@ -98,7 +100,7 @@ async function begin() {
     throw error;
   }
   const asked = location.hash.slice(1);
-  open(asked in PANELS ? asked : "sample");
+  open(Object.hasOwn(PANELS, asked) ? asked : "sample");
 }
 
 begin();

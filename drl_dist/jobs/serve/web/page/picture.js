@@ -3,6 +3,11 @@
 import { Refused, ask, watch } from "./api.js";
 import { base64Of } from "./pixels.js";
 
+/** Whether files are dragged, and not text of a page. */
+export function holdsFiles(event) {
+  return event.dataTransfer.types.includes("Files");
+}
+
 export class PictureSource {
   #place;
   #model;
@@ -33,6 +38,7 @@ export class PictureSource {
     for (const name of ["dragenter", "dragover"]) place.addEventListener(name, (event) => this.#over(event, true));
     place.addEventListener("dragleave", (event) => this.#over(event, false));
     place.addEventListener("drop", (event) => {
+      if (!holdsFiles(event)) return;
       this.#over(event, false);
       // The page scores what is dropped elsewhere.
       event.stopPropagation();
@@ -72,6 +78,7 @@ export class PictureSource {
   }
 
   #over(event, isOver) {
+    if (!holdsFiles(event)) return;
     event.preventDefault();
     this.#place.classList.toggle("over", isOver);
   }

@@ -8,6 +8,11 @@ export function randomSeed() {
   return Math.floor(Math.random() * 1e6);
 }
 
+/** "1 pixel", "2 pixels". */
+export function counted(count, word) {
+  return `${count} ${word}${Number(count) === 1 ? "" : "s"}`;
+}
+
 /** A number with one decimal and a minus sign of its width. */
 export function signed(value) {
   return value.toFixed(1).replace("-", "−");
@@ -23,5 +28,5 @@ export function about(seconds) {
   if (seconds < 1) return "less than a second";
   if (seconds >= 90) return `about ${Math.round(seconds / 60)} minutes`;
   const rounded = seconds < COARSE_SECONDS ? Math.ceil(seconds) : 5 * Math.ceil(seconds / 5);
-  return `about ${rounded} second${rounded === 1 ? "" : "s"}`;
+  return `about ${counted(rounded, "second")}`;
 }

@@ -15,7 +15,8 @@ export class BetweenPanel {
   #timer = null;
   /** Images that were had before, by what was asked for. */
   #known = new Map();
-  #hasBegun = false;
+  /** The fields of the wish that the ends are shown of, as JSON. */
+  #asked = null;
 
   constructor(place, { wish }) {
     this.#place = place;
@@ -33,7 +34,8 @@ export class BetweenPanel {
   }
 
   open() {
-    if (!this.#hasBegun) this.#all();
+    // Another label may have been chosen on another tab.
+    if (this.#asked !== this.#wished) this.#all();
   }
 
   wishChanged() {
@@ -41,7 +43,7 @@ export class BetweenPanel {
   }
 
   #all() {
-    this.#hasBegun = true;
+    this.#asked = this.#wished;
     clearTimeout(this.#timer);
     this.#errand.run(async (signal, news) => {
       const [first, second] = [this.#input("first").value, this.#input("second").value];
@@ -75,6 +77,10 @@ export class BetweenPanel {
     canvas.setAttribute("aria-label", end === "middle" ? "The image between" : `The ${end} image`);
     await draw(canvas, this.#known.get(path));
     canvas.dataset.shows = path;
+  }
+
+  get #wished() {
+    return JSON.stringify(this.#wish.fields());
   }
 
   #query(fields) {

@@ -52,6 +52,10 @@ export class DenoisePanel {
     if (this.#picture === null) this.#source.takeSample();
   }
 
+  wishChanged() {
+    this.#playUnasked();
+  }
+
   take(png) {
     this.#source.take(png);
   }
@@ -67,6 +71,10 @@ export class DenoisePanel {
 
   async #makeAndDenoise() {
     await this.#makeNoisy();
+    this.#playUnasked();
+  }
+
+  #playUnasked() {
     if (this.#model.seconds_per_image <= UNASKED_SECONDS) this.#play();
   }
 

@@ -5,6 +5,7 @@ import { Easel } from "../easel.js";
 import { Errand } from "../errand.js";
 import { Reel } from "../film.js";
 import { PictureSource } from "../picture.js";
+import { counted } from "../words.js";
 
 /** Strokes are answered unasked if that takes no longer. */
 const UNASKED_SECONDS = 4;
@@ -60,14 +61,14 @@ export class FillPanel {
   #setBrush() {
     const { value } = this.#find("[name=brush]");
     this.#easel.brush = Number(value);
-    this.#find(".value").textContent = `${value} pixel${value === "1" ? "" : "s"}`;
+    this.#find(".value").textContent = counted(value, "pixel");
   }
 
   /** Completions of several seeds, at the same time. */
   #fill() {
     const first = this.#find("[name=seed]").value;
-    const count = Number(this.#find("[name=count]").value);
     this.#errand.run(async (signal, news) => {
+      const count = this.#count();
       if (this.#picture === null) throw new Refused("image: got none, expected one; take a sample or choose a file.");
       if (!this.#easel.numHidden)
         throw new Refused("mask: got nothing painted, expected pixels to fill in; paint over some of the picture.");
@@ -89,6 +90,14 @@ export class FillPanel {
         own.abort();
       }
     });
+  }
+
+  /** Strokes are answered without a look at the form, which a browser checks where its button is pressed. */
+  #count() {
+    const input = this.#find("[name=count]");
+    if (input.value !== "" && input.checkValidity()) return Number(input.value);
+    const { value, min, max } = input;
+    throw new Refused(`completions: got '${value}', expected a whole number from ${min} to ${max}; correct it.`);
   }
 
   #find(selector) {

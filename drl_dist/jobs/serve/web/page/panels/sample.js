@@ -13,8 +13,10 @@ export class SamplePanel {
   #wish;
   #film;
   #chart;
-  #wished = null;
-  #hasBegun = false;
+  /** The fields of the film's wish, as JSON; null before the first film. */
+  #asked = null;
+  /** The same of the films that the chart shows. */
+  #charted = null;
 
   constructor(place, { model, wish, hand }) {
     this.#place = place;
@@ -27,7 +29,11 @@ export class SamplePanel {
       place.querySelector(".reading").textContent = this.#reading(level, energy);
     };
     this.#film.onFrame = (frame) => {
-      if (this.#film.frames[0] === frame) this.#begin();
+      if (this.#film.frames[0] === frame) {
+        this.#begin();
+        // What the film ends with is not there yet.
+        this.#offer(false);
+      }
       this.#chart.draw();
     };
     place.querySelector("form").addEventListener("submit", (event) => {
@@ -44,19 +50,26 @@ export class SamplePanel {
   }
 
   open() {
-    if (!this.#hasBegun && this.#model.seconds_per_image <= UNASKED_SECONDS) this.#play();
+    // Another label may have been chosen on another tab.
+    const isOther = this.#asked !== this.#wished;
+    if (this.#asked === null ? this.#model.seconds_per_image <= UNASKED_SECONDS : isOther) this.#play();
   }
 
   wishChanged() {
-    if (this.#hasBegun) this.#play();
+    if (this.#asked !== null) this.#play();
   }
 
   async #play() {
-    this.#hasBegun = true;
-    const onward = this.#place.querySelector(".onward");
+    this.#asked = this.#wished;
     const fields = this.#wish.fields();
     const last = await this.#film.play(`api/sample?${new URLSearchParams({ seed: this.#seed.value, ...fields })}`);
-    if (last) onward.hidden = false;
+    if (last) this.#offer(true);
+  }
+
+  /** Whether the image may be taken to other tabs. */
+  #offer(isThere) {
+    if (isThere) this.#place.querySelector(".onward").hidden = false;
+    for (const button of this.#place.querySelectorAll("[data-to]")) button.disabled = !isThere;
   }
 
   #reading(level, energy) {
@@ -68,9 +81,12 @@ export class SamplePanel {
 
   /** Seeds can be compared that differ in nothing else. */
   #begin() {
-    const wished = JSON.stringify(this.#wish.fields());
-    this.#chart.begin(this.#film.frames, wished !== this.#wished);
-    this.#wished = wished;
+    this.#chart.begin(this.#film.frames, this.#asked !== this.#charted);
+    this.#charted = this.#asked;
+  }
+
+  get #wished() {
+    return JSON.stringify(this.#wish.fields());
   }
 
   get #seed() {
