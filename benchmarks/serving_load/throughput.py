@@ -1,0 +1,128 @@
+"""Images per second over HTTP, against one image after the other."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.serving_load.parts import percentile_95
+from benchmarks.serving_load.server import ROOT, ServeJob
+from benchmarks.serving_load.visitors import Watched, session, watch
+from drl_dist.library.model import Model
+
+JOB, LIBRARY, HTTP_ALONE, HTTP_TOGETHER = (
+    "`jobs/sample.py`, one image, a whole process",
+    "`Model.sample`, one after the other",
+    "over HTTP, one after the other",
+    "over HTTP, all together",
+)
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A number of images."""
+
+    images: int
+    seconds: float
+    waited: list[float]
+    """Seconds that each one took, from its question."""
+
+    @property
+    def rate(self) -> float:
+        """Images per second."""
+        return self.images / self.seconds
+
+
+def rates(
+    server: ServeJob, model: Model, out: Path, *, batch: int, each: int, rounds: int, processes: int
+) -> dict[str, Any]:
+    """Time the ways in turns, and compare them inside each round.
+
+    Args:
+        server: that serves the model.
+        model: the same, here.
+        out: folder for what ``jobs/sample.py`` writes.
+        batch: visitors at once.
+        each: images that each of them asks for, one after the other.
+        rounds: repetitions.
+        processes: of ``jobs/sample.py``, which takes long.
+    """
+    ways: dict[str, Callable[[], Rate]] = {
+        LIBRARY: lambda: _library(model, batch),
+        HTTP_ALONE: lambda: asyncio.run(_over_http(server.address, 1, batch)),
+        HTTP_TOGETHER: lambda: asyncio.run(_over_http(server.address, batch, each)),
+    }
+    for way in ways.values():
+        way()
+    found = [{name: way() for name, way in ways.items()} for _ in range(rounds)]
+    of_job = [_job(server, out / f"samples-{number}") for number in range(processes)]
+    table = {name: _summary([one[name] for one in found]) for name in ways}
+    if of_job:
+        table[JOB] = _summary(of_job)
+    ratios = {
+        name: _spread([one[HTTP_TOGETHER].rate / one[name].rate for one in found]) for name in (LIBRARY, HTTP_ALONE)
+    }
+    return {"ways": table, "ratios": ratios, "rounds": rounds, "batch": batch, "load": os.getloadavg()[0]}
+
+
+def _spread(values: list[float]) -> dict[str, float]:
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+def _summary(rates: list[Rate]) -> dict[str, Any]:
+    return {
+        "images_per_second": _spread([rate.rate for rate in rates]),
+        "p50": statistics.median(seconds for rate in rates for seconds in rate.waited),
+        "p95": percentile_95([seconds for rate in rates for seconds in rate.waited]),
+    }
+
+
+def _library(model: Model, images: int) -> Rate:
+    waited: list[float] = []
+    for seed in range(images):
+        began = time.perf_counter()
+        model.sample(1, seed=seed)
+        waited.append(time.perf_counter() - began)
+    return Rate(images, sum(waited), waited)
+
+
+async def _over_http(address: str, visitors: int, each: int) -> Rate:
+    """Each visitor asks for his next image when he has one."""
+    waited: list[float] = []
+
+    async def visit(first: int) -> None:
+        for seed in range(first, first + each):
+            watched = Watched(seed)
+            await watch(client, address, watched)
+            if watched.image is None:
+                raise RuntimeError(watched.error)
+            waited.append(watched.seconds)
+
+    async with session() as client:
+        began = time.perf_counter()
+        await asyncio.gather(*(visit(number * each) for number in range(visitors)))
+        return Rate(visitors * each, time.perf_counter() - began, waited)
+
+
+def _job(server: ServeJob, out: Path) -> Rate:
+    """On a Ray of its own, beside the server that has nothing to do."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    words = [f"--model={server.model}", "--num-images=1", f"--out={out}"]
+    began = time.perf_counter()
+    subprocess.run(
+        [sys.executable, "jobs/sample.py", *words],
+        cwd=ROOT,
+        env=environment | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.DEVNULL,
+        check=True,
+    )
+    seconds = time.perf_counter() - began
+    return Rate(1, seconds, [seconds])
