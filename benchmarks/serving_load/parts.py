@@ -7,16 +7,18 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any, Literal
 
+import aiohttp
 from torch import Tensor
 
-from benchmarks.serving_load.server import ServeJob
+from benchmarks.serving_load.server import ServeJob, wait_until
 from benchmarks.serving_load.visitors import EVENTS, Watched, crowd, session, watch
 from drl_dist.library.model import Model
 
-ENGINE_SECONDS = 30.0
-"""Within which the replicas must have nothing to do; they say so every 5 s, and Ray reports it every 10 s."""
+EXPORT_SECONDS = 60.0
+"""Within which Prometheus can read what replicas say every 5 s, and Ray passes on every 10 s."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,8 @@ class Compared:
     """Of all images."""
     pixels_one_apart: int
     """By one grey level, as rounding in company may have it."""
+    most_apart: int
+    """Grey levels, of any pixel."""
     p50: float
     """Seconds until a visitor had the image."""
     p95: float
@@ -45,7 +49,7 @@ def expected_images(model: Model, seeds: Sequence[int], num_chain_steps: int | N
 
 def compared(seen: Sequence[Watched], expected: Sequence[Tensor], num_levels: int) -> Compared:
     """Compare what visitors saw with the images of their seeds."""
-    wrong, pixels, apart = 0, 0, 0
+    wrong, pixels, apart, most = 0, 0, 0, 0
     for watched, image in zip(seen, expected, strict=True):
         if watched.image is None:
             continue
@@ -54,6 +58,7 @@ def compared(seen: Sequence[Watched], expected: Sequence[Tensor], num_levels: in
         wrong += not is_right
         pixels += image.numel()
         apart += int((differences == 1).sum())
+        most = max(most, int(differences.max()))
     waited = [watched.seconds for watched in seen]
     return Compared(
         visitors=len(seen),
@@ -61,6 +66,7 @@ def compared(seen: Sequence[Watched], expected: Sequence[Tensor], num_levels: in
         wrong=wrong,
         pixels=pixels,
         pixels_one_apart=apart,
+        most_apart=most,
         p50=statistics.median(waited),
         p95=percentile_95(waited),
         errors=sorted({watched.error for watched in seen if watched.error is not None}),
@@ -128,7 +134,7 @@ async def _loss(
     everyone = [*seen, *(last for last, _ in again)]
     after = [at for watched in everyone for at in watched.frame_times if at > killed]
     silences = [
-        max((late - early for early, late in zip(watched.times, watched.times[1:], strict=False)), default=0.0)
+        max((late - early for early, late in pairwise(watched.times)), default=0.0)
         for watched in seen
     ]
     return Loss(
@@ -144,7 +150,7 @@ async def _loss(
     )
 
 
-async def _ask_again(client: Any, address: str, seed: int, query: str) -> tuple[Watched, int]:
+async def _ask_again(client: aiohttp.ClientSession, address: str, seed: int, query: str) -> tuple[Watched, int]:
     """Ask until there is an image, as a program would that knows that servers may be away for a while."""
     tries = 0
     deadline = time.monotonic() + 120
@@ -158,17 +164,22 @@ async def _ask_again(client: Any, address: str, seed: int, query: str) -> tuple[
 
 
 def leavers(server: ServeJob, visitors: int) -> dict[str, Any]:
-    """Streams of long chains, each left as soon as it has begun; then one visitor who stays."""
+    """Streams of long chains, each left as soon as it has begun, and then one visitor who stays.
+
+    Raises:
+        TimeoutError: replicas go on with what nobody waits for.
+    """
+    before = server.visits("left")
     asyncio.run(_leave(server.address, visitors))
-    began = time.monotonic()
     (stays,) = asyncio.run(crowd(server.address, [0]))
-    idle = until_idle(server)
+    wait_until(lambda: server.visits("left") == before + visitors, EXPORT_SECONDS)
+    wait_until(lambda: not server.metric("ray_drl_serve_active"), EXPORT_SECONDS)
     return {
         "visitors": visitors,
-        "next_image_seconds": time.monotonic() - began - idle,
-        "next_is_served": stays.image is not None,
-        "idle_seconds": idle,
-        "left": server.metric("ray_drl_serve_visits_total"),
+        "next_image_seconds": stays.seconds,
+        "next_error": stays.error,
+        "active": server.metric("ray_drl_serve_active"),
+        "waiting": server.metric("ray_drl_serve_waiting"),
     }
 
 
@@ -182,20 +193,6 @@ async def _leave(address: str, visitors: int) -> None:
                 response.close()
 
         await asyncio.gather(*(leave(seed) for seed in range(visitors)))
-
-
-def until_idle(server: ServeJob) -> float:
-    """Seconds until no replica says that it has anything to do.
-
-    Raises:
-        TimeoutError: they are busy for longer than `ENGINE_SECONDS`.
-    """
-    began = time.monotonic()
-    while server.metric("ray_drl_serve_active") or server.metric("ray_drl_serve_waiting"):
-        if time.monotonic() - began > ENGINE_SECONDS:
-            raise TimeoutError("replicas that do not come to rest")
-        time.sleep(0.5)
-    return time.monotonic() - began
 
 
 def with_memory(server: ServeJob, work: Callable[[], Any]) -> dict[str, Any]:

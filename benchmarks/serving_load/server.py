@@ -102,25 +102,23 @@ class ServeJob(LocalServer):
                 # See proc(5).
                 Path(f"/proc/{pid}/clear_refs").write_text("5")
 
-    def metric(self, name: str) -> float | None:
-        """The sum of a metric over its tags, as Prometheus would read it now; None where nobody has exported it."""
-        return metric(fetch(self.head.metrics_address).decode(), name)
+    def metric(self, name: str, tag: str = "") -> float | None:
+        """The sum of a metric over its tags, as Prometheus would read it now; None where nobody has exported it.
 
+        Args:
+            name: with ``ray_`` before it.
+            tag: that is asked for, such as ``outcome="done"``.
+        """
+        found = [
+            float(line.rpartition(" ")[2])
+            for line in fetch(self.head.metrics_address).decode().splitlines()
+            if line.partition("{")[0] == name and tag in line
+        ]
+        return sum(found) if found else None
 
-def metric(text: str, name: str, *tags: str) -> float | None:
-    """The sum of a metric over all its tags, in Prometheus' text format; of those with `tags`, if there are any.
-
-    Args:
-        text: of the metrics.
-        name: of one.
-        tags: such as ``outcome="done"``.
-    """
-    found = [
-        float(line.rpartition(" ")[2])
-        for line in text.splitlines()
-        if line.partition("{")[0] == name and all(tag in line for tag in tags)
-    ]
-    return sum(found) if found else None
+    def visits(self, outcome: str) -> float:
+        """How many visits the replicas have told Prometheus of that ended so."""
+        return self.metric("ray_drl_serve_visits_total", f'outcome="{outcome}"') or 0
 
 
 def wait_until(condition: Callable[[], bool], seconds: float) -> float:
