@@ -34,11 +34,13 @@ from drl_dist.jobs.serve.web.app import create_app
 from drl_dist.jobs.serve.web.backend import About, News, ScoredLevel
 from drl_dist.serving.requests import Request
 
-LOGGING = LoggingConfig(log_level="WARNING", enable_access_log=False)
-"""Addresses that visitors ask for may hold a token."""
+LOGGING = LoggingConfig(log_level="ERROR", enable_access_log=False)
+"""Addresses that visitors ask for may hold a token. Below an error, Ray Serve tells each visitor's part in a loss."""
 _FRONT_STREAMS = 1000
 """Visitors that a front holds at once; what they wait for is bounded by the replicas."""
 _HEALTH_SECONDS = 2.0
+_ON_THE_HEAD = "node:__internal_head__"
+"""Resource that Ray gives the head of every cluster."""
 _BESIDES = 16
 """Questions that a replica answers beside its visits: scores, health."""
 
@@ -145,7 +147,9 @@ def application(pinned: PinnedModel, options: ReplicaOptions, token_sha256: str 
         name="front",
         num_replicas=1,
         max_ongoing_requests=_FRONT_STREAMS,
-        ray_actor_options={"num_cpus": 0},
+        # Beside the proxy that jobs/serve.py starts, so that the loss of another node is not the end of any stream.
+        ray_actor_options={"num_cpus": 0, "resources": {_ON_THE_HEAD: 0.001}},
+        health_check_period_s=_HEALTH_SECONDS,
         graceful_shutdown_timeout_s=2,
     )(Front)
     return front.bind(replicas.bind(pinned, options), token_sha256, options.max_seconds)

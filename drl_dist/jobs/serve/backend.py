@@ -89,6 +89,7 @@ class RayBackend:
             raise _of_replica(error) from error
         finally:
             if pending is not None:
+                pending.add_done_callback(_forget)
                 pending.cancel()
             stream.cancel()
 
@@ -103,6 +104,12 @@ class RayBackend:
             except Exception as error:
                 raise _of_replica(error) from error
         raise AssertionError("unreachable")
+
+
+def _forget(left: asyncio.Task[News]) -> None:
+    """Of a visitor who has left: asyncio reports an error that nobody has looked at."""
+    if not left.cancelled():
+        left.exception()
 
 
 def _of_replica(error: Exception) -> Exception:
