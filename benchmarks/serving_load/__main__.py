@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 from benchmarks.serving_load import hostile, parts, throughput
+from benchmarks.serving_load.report import tables
 from benchmarks.serving_load.server import ServeJob
 from drl_dist.common.program import entry_point
 from drl_dist.common.validation import whole_number
@@ -44,7 +45,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", type=Path, help="a folder that drl_dist.load knows")
     parser.add_argument("--preset", default="digits", help="of a model with random weights")
     parser.add_argument("--visitors", type=whole_number, default=50)
-    parser.add_argument("--chain-steps", type=whole_number, default=300, help="of images while processes are killed")
+    parser.add_argument("--chain-steps", type=whole_number, default=30, help="of images while processes are killed")
     parser.add_argument("--rounds", type=whole_number, default=5)
     parser.add_argument("--processes", type=whole_number, default=3, help="of jobs/sample.py")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
@@ -65,7 +66,7 @@ def main(words: Sequence[str] | None = None) -> int:
     if given.json:
         print(json.dumps(found, indent=2))
     else:
-        _print(found)
+        print("\n\n".join(tables(found)))
     return 0
 
 
@@ -98,10 +99,6 @@ def _untrained(name: str, folder: Path) -> Path:
     experiment = preset(name, default_setting(name))
     Model(experiment, TrainState.create(experiment).ema.shadow, step=0).save(folder)
     return folder
-
-
-def _print(found: dict[str, Any]) -> None:
-    print(json.dumps(found, indent=1))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -42,7 +43,8 @@ class Compared:
     errors: list[str]
 
 
-def expected_images(model: Model, seeds: Sequence[int], num_chain_steps: int | None = None) -> list[Tensor]:
+@functools.cache
+def expected_images(model: Model, seeds: range, num_chain_steps: int | None = None) -> list[Tensor]:
     """Of `Model.sample`, each made alone: uint8 (C, H, W)."""
     return [model.sample(1, seed=seed, num_chain_steps=num_chain_steps)[0] for seed in seeds]
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
+import subprocess
+import sys
 import threading
 import urllib.error
 import urllib.request
@@ -14,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from ray.job_submission import JobSubmissionClient
 
 from benchmarks.serving_load import hostile, parts
@@ -23,7 +26,7 @@ from drl_dist.library.load import load
 from drl_dist.library.model import Model
 from drl_dist.localhost import RayHead, submit_job
 from drl_dist.localhost.server import HOST, free_ports
-from tests.support import ROOT, titled, wait_for, write_tiny_checkpoint
+from tests.support import ROOT, subprocess_environment, titled, wait_for, write_tiny_checkpoint
 
 pytestmark = pytest.mark.integration
 
@@ -203,3 +206,51 @@ def test_it_ends_with_its_job_and_the_token_is_written_down_nowhere(head: RayHea
     for path in files:
         assert token.encode() not in path.read_bytes(), path
     wait_for(lambda: not serve_processes(head), 30)
+
+
+def serve_command(head: RayHead, *words: str) -> str:
+    """Output of ``serve``, as on a machine with a tunnel to the dashboard."""
+    done = subprocess.run(
+        [sys.executable, "-m", "ray.serve.scripts", words[0], f"--address={head.address}", *words[1:]],
+        env=subprocess_environment(head.environment()),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+def test_the_config_of_the_cluster_is_deployed(
+    head: RayHead, checkpoint: Path, model: Model, submitted: Submitted, tmp_path: Path
+) -> None:
+    submitted.stop()
+    config: dict[str, Any] = yaml.safe_load((ROOT / "cluster" / "serve.yaml").read_text())
+    args = config["applications"][0]["args"]
+    port = config["http_options"]["port"] = free_ports(1)[0]
+    args |= {"model": str(checkpoint), "use_gpu": False, "cpus_per_replica": 1, "max_replicas": 1}
+    del args["data"]
+    path = tmp_path / "serve.yaml"
+    path.write_text(yaml.safe_dump(config))
+    serve_command(head, "deploy", str(path))
+    address = f"http://{HOST}:{port}"
+
+    def is_ready() -> bool:
+        try:
+            return answer(f"{address}/api/health", {})[0] == 200
+        except OSError:
+            return False
+
+    wait_for(is_ready, 120)
+    (watched,) = asyncio.run(crowd(address, [5]))
+    (expected,) = parts.expected_images(model, range(5, 6))
+    assert watched.image is not None and int((watched.image.int() - expected.int()).abs().max()) <= 1
+    # A wrong field is refused in one sentence, and those who are served stay so.
+    path.write_text(yaml.safe_dump(config | {"applications": [config["applications"][0] | {"args": {"modle": "x"}}]}))
+    serve_command(head, "deploy", str(path))
+    wait_for(lambda: "field modle: got a field that does not exist" in serve_command(head, "status"), 60)
+    assert is_ready()
+    serve_command(head, "shutdown", "-y")
+    wait_for(lambda: not serve_processes(head), 60)
