@@ -30,7 +30,7 @@ from drl_dist.common.validation import whole_number
 from drl_dist.config.presets import default_setting, preset
 from drl_dist.library.load import load
 from drl_dist.library.model import Model
-from drl_dist.localhost import RayHead
+from drl_dist.localhost import RayHead, end_on_signals
 from drl_dist.training.state import TrainState
 
 PARTS = ("company", "rates", "leavers", "replica", "front", "hostile")
@@ -51,6 +51,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args(words)
+    end_on_signals()
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"
     with tempfile.TemporaryDirectory(prefix="serving-") as name:

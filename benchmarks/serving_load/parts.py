@@ -135,10 +135,7 @@ async def _loss(
         again = await asyncio.gather(*(_ask_again(client, server.address, watched.seed, query) for watched in lost))
     everyone = [*seen, *(last for last, _ in again)]
     after = [at for watched in everyone for at in watched.frame_times if at > killed]
-    silences = [
-        max((late - early for early, late in pairwise(watched.times)), default=0.0)
-        for watched in seen
-    ]
+    silences = [max((late - early for early, late in pairwise(watched.times)), default=0.0) for watched in seen]
     return Loss(
         compared=compared(seen, expected, num_levels),
         told=sum(watched.num_again > 0 for watched in seen),

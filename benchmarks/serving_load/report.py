@@ -21,9 +21,10 @@ def tables(found: dict[str, Any]) -> Iterator[str]:
         yield _table(f"all together, {rates['batch']} visitors, against | times as fast", ratios)
     if "leavers" in found:
         left = found["leavers"]
+        served = f"the next image took {left['next_image_seconds']:.2f} s"
         yield (
-            f"After {left['visitors']} visitors who left at once, the next image took {left['next_image_seconds']:.2f} s; "
-            f"{left['active']:g} requests in the batch, {left['waiting']:g} waiting."
+            f"After {left['visitors']} visitors who left at once, {served}; then {left['active']:g} requests were in the "
+            f"batch, and {left['waiting']:g} waited."
         )
     if "hostile" in found:
         rows = [_attack(name, attack) for name, attack in found["hostile"].items()]

@@ -144,13 +144,16 @@ def _run(options: DemoOptions, folder: Path, repository: Path) -> int:
         )
     say("done, and all that was started is stopped")
     serve = [os.path.relpath(sys.executable), "jobs/demo.py", "--serve"]
+    play = ["make", "play"]
     if options.folder != DemoOptions.folder:
         serve += ["--folder", options.folder]
+        play = [serve[0], "jobs/serve.py", "--model", str(runs / RUN_NAME), "--data", str(digits), "--open-page"]
     print(
         f"sample grid, generated beside real: {samples / 'grid.png'}\n"
         f"from noise to image, level by level: {samples / 'progression.png'}\n"
         f"sample shards and their manifest: {samples}\n"
-        f"MLflow page (curves, samples, model versions): {shlex.join(serve)}",
+        f"MLflow page (curves, samples, model versions): {shlex.join(serve)}\n"
+        f"page to play with the model: {shlex.join(play)}",
         flush=True,
     )
     return 0

@@ -22,7 +22,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from drl_dist.common.errors import UserError
+from drl_dist.common.errors import UserError, described
 from drl_dist.common.images import to_uint8
 from drl_dist.diffusion.recovery import LogDensityAndGrad
 from drl_dist.library.arguments import whole
@@ -60,6 +60,10 @@ class Outlook(NamedTuple):
     """Until its image, if all goes on as in the last calls; None before the first call."""
 
 
+class EngineEnded(RuntimeError):
+    """The engine is not at work any more; its cause says why, if it was not asked to end."""
+
+
 class Busy(UserError):
     """As many requests wait as may; later there will be room."""
 
@@ -82,7 +86,7 @@ class Visit:
 
         Raises:
             UserError: the image is not finite, or the visit was cancelled.
-            Exception: whatever the engine has ended with.
+            EngineEnded: the engine has ended before.
         """
         while True:
             frame = self._frames.get()
@@ -149,7 +153,7 @@ class ServingEngine:
         self._waiting: deque[tuple[Visit, Begun]] = deque()
         self._changed = threading.Condition()
         self._ended: BaseException | None = None
-        self._is_closing = self._is_working = False
+        self._is_closing = self._is_working = self._is_over = False
         self._prepared: tuple[list[tuple[Tensor, Tensor | None]], LogDensityAndGrad] | None = None
         self._seconds_per_call: float | None = None
         self.num_calls = 0
@@ -177,7 +181,7 @@ class ServingEngine:
         Raises:
             Busy: too many wait.
             UserError: it cannot be fulfilled.
-            RuntimeError: the engine has ended.
+            EngineEnded: the engine has ended.
         """
         begun = request.begin(self._served)
         if begun.num_energies > self.max_batch:
@@ -189,8 +193,8 @@ class ServingEngine:
             )
         visit = Visit(begun.num_gradients, listener)
         with self._changed:
-            if self._ended is not None or self._is_closing:
-                raise RuntimeError("the engine has ended") from self._ended
+            if self._is_over or self._is_closing:
+                raise _ended(self._ended)
             self._forget_cancelled()
             if (number := self._num_without_room(begun)) > self.max_waiting:
                 raise Busy(
@@ -206,7 +210,7 @@ class ServingEngine:
     @property
     def is_running(self) -> bool:
         """Whether it works in a thread, and has not ended."""
-        return self._is_working and self._ended is None and not self._is_closing
+        return self._is_working and not self._is_over and not self._is_closing
 
     def outlook(self, visit: Visit) -> Outlook:
         """What a visit has to wait for; from any thread."""
@@ -256,7 +260,7 @@ class ServingEngine:
             thread.join()
 
     def _work(self) -> None:
-        error: BaseException = RuntimeError("the engine has ended")
+        error: BaseException | None = None
         try:
             while True:
                 with self._changed:
@@ -269,9 +273,9 @@ class ServingEngine:
             raise
         finally:
             with self._changed:
-                self._ended = error
+                self._is_over, self._ended = True, error
                 for visit in [guest.visit for guest in self._guests] + [visit for visit, _ in self._waiting]:
-                    visit.tell(error)
+                    visit.tell(_ended(error))
                 self._guests, self._waiting = [], deque()
 
     def _note_call(self, seconds: float) -> None:
@@ -368,6 +372,12 @@ class ServingEngine:
 def _joined(parts: list[Tensor]) -> Tensor:
     """One behind the other; a single one as it is, whose memory stays in the order that it has alone."""
     return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _ended(cause: BaseException | None) -> EngineEnded:
+    error = EngineEnded("the engine has ended" + ("" if cause is None else f" by {described(cause)}"))
+    error.__cause__ = cause
+    return error
 
 
 def _cancelled() -> UserError:

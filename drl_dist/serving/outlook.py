@@ -24,7 +24,7 @@ class Counted(Protocol):
 def calls_until(
     visit: Counted, guests: Sequence[tuple[Counted, int]], waiting: Sequence[tuple[Counted, int]], max_batch: int
 ) -> tuple[int, int]:
-    """Visits that wait before this one, and calls of the network until its image.
+    """Visits that wait for room before this one does, and calls of the network until its image.
 
     Those who wait come in by their order, each as soon as there is room for the energies that it asks for.
 
@@ -38,13 +38,15 @@ def calls_until(
         return 0, max(0, visit.num_gradients - visit.num_answered)
     leaving = [(max(0, guest.num_gradients - guest.num_answered), size) for guest, size in guests]
     heapq.heapify(leaving)
-    now, taken = 0, sum(size for _, size in guests)
-    for ahead, (other, size) in enumerate(waiting):
+    now, ahead, taken = 0, 0, sum(size for _, size in guests)
+    for other, size in waiting:
         while leaving and taken + size > max_batch:
             now, freed = heapq.heappop(leaving)
             taken -= freed
         if other is visit:
             return ahead, now + visit.num_gradients
+        # Those for whom there is room come in with the next call.
+        ahead += now > 0
         taken += size
         heapq.heappush(leaving, (now + other.num_gradients, size))
     return 0, 0

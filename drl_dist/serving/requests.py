@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from drl_dist.build import build_posterior_sampler, build_sampler
+from drl_dist.common.errors import UserError
 from drl_dist.common.images import to_unit_range
 from drl_dist.diffusion.noise import MAX_SAMPLE_IDS, Noise
 from drl_dist.diffusion.recovery import Levels, RawAtLevel
 from drl_dist.library.arguments import check, noise_of, real, whole
-from drl_dist.library.images import given_images, given_mask, given_noise_std, given_noisy
+from drl_dist.library.images import GREY_LEVELS, given_images, given_mask, given_noise_std, given_noisy
 from drl_dist.sampling.composition import LabelledRawAtLevel
 from drl_dist.sampling.inpainting import ObservedPixels, PosteriorSampler
 from drl_dist.sampling.interpolation import InterpolatedNoise
@@ -25,11 +26,14 @@ from drl_dist.serving.read_ahead import ReadAhead
 
 if TYPE_CHECKING:
     from drl_dist.config.tree import Experiment
+    from drl_dist.library.model import Model
 
 MAX_CHAIN_STEPS = 1000
 """Largest K that a visitor may ask for."""
 MAX_ROUNDS = 100
 """Largest number of rounds."""
+MAX_NUMBER = MAX_SAMPLE_IDS - 1
+"""Largest number of an image."""
 
 
 @dataclass(frozen=True)
@@ -170,10 +174,8 @@ class InterpolateRequest(Request):
 
     def begin(self, served: Served) -> Begun:
         """See `Request.begin`."""
-        expected = f"two numbers from 0 to {MAX_SAMPLE_IDS - 1}, different ones of the same seed"
-        first, second = (
-            whole("first and second", end, expected, 0, MAX_SAMPLE_IDS - 1) for end in (self.first, self.second)
-        )
+        expected = f"two numbers from 0 to {MAX_NUMBER}, different ones of the same seed"
+        first, second = (whole("first and second", end, expected, 0, MAX_NUMBER) for end in (self.first, self.second))
         has_other_seed = self.second_seed is not None and self.second_seed != self.seed
         check("first and second", (first, second), expected, has_other_seed or first != second)
         weight = real("weight", self.weight, "from 0 to 1")
@@ -238,5 +240,15 @@ class DenoiseRequest(Request):
         return self._begun(served, procedure, sampler.levels, sampler.num_gradients(std), number)
 
 
+def noise_range(model: Model) -> tuple[float, float] | None:
+    """Bounds of the noise of images that a model can denoise, in grey levels of 255; None if it can denoise none."""
+    try:
+        smallest, largest = build_posterior_sampler(model.experiment, 1, model.network.curvature).noise_range
+    except UserError:
+        # A request to denoise says why.
+        return None
+    return smallest * GREY_LEVELS, largest * GREY_LEVELS
+
+
 def _number(number: int) -> int:
-    return whole("number", number, f"0 to {MAX_SAMPLE_IDS - 1}", 0, MAX_SAMPLE_IDS - 1)
+    return whole("number", number, f"0 to {MAX_NUMBER}", 0, MAX_NUMBER)

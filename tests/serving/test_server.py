@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import signal
 import subprocess
 import sys
 import threading
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
-from http.client import HTTPMessage
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +22,7 @@ from drl_dist.library.load import load
 from drl_dist.library.model import Model
 from drl_dist.localhost import RayHead, submit_job
 from drl_dist.localhost.server import HOST, free_ports
+from tests.helpers.served import Client
 from tests.support import ROOT, subprocess_environment, titled, wait_for, write_tiny_checkpoint
 
 pytestmark = pytest.mark.integration
@@ -133,10 +130,6 @@ class Submitted:
         )
         self._thread.start()
 
-    @property
-    def url(self) -> str:
-        return f"http://{HOST}:{self.port}"
-
     def is_ready(self) -> bool:
         return any(line.startswith("API: ") for line in self.lines)
 
@@ -166,34 +159,19 @@ def submitted(
     job.stop()
 
 
-class _Unredirected(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, *_: Any, **__: Any) -> None:
-        return None
-
-
-def answer(url: str, headers: dict[str, str]) -> tuple[int, HTTPMessage, bytes]:
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _Unredirected())
-    try:
-        with opener.open(urllib.request.Request(url, headers=headers), timeout=30) as response:
-            return response.status, response.headers, response.read()
-    except urllib.error.HTTPError as error:
-        return error.code, error.headers, error.read()
-
-
 def test_a_submitted_server_lets_in_those_with_its_token(submitted: Submitted) -> None:
-    token = submitted.token_file.read_text().strip()
+    token, client = submitted.token_file.read_text().strip(), Client(f"http://{HOST}:{submitted.port}")
     assert submitted.token_file.stat().st_mode & 0o777 == 0o600
-    sample = f"{submitted.url}/api/sample?seed=3"
-    status, headers, _ = answer(f"{submitted.url}/?token={token}", {})
-    assert (status, headers["Location"]) == (303, "/")
-    assert headers["Set-Cookie"].startswith(f"drl_token={token};") and "HttpOnly" in headers["Set-Cookie"]
-    for allowed in ({"Authorization": f"Bearer {token}"}, {"Cookie": headers["Set-Cookie"].partition(";")[0]}):
-        status, headers, body = answer(sample, allowed)
-        assert status == 200 and body.startswith(b"\x89PNG")
-    for refused in ({}, {"Authorization": "Bearer wrong"}, {"Cookie": "drl_token=wrong"}):
-        status, _, body = answer(sample, refused)
-        assert status == 401 and json.loads(body)["error"].startswith("token: got ")
-    assert answer(f"{sample}&token={token}", {})[0] == 303
+    entered = client.ask(f"/?token={token}")
+    assert (entered.status, entered.headers["location"]) == (303, "/")
+    cookie = entered.headers["set-cookie"]
+    assert cookie.startswith(f"drl_token={token};") and "HttpOnly" in cookie
+    for allowed in ({"Authorization": f"Bearer {token}"}, {"Cookie": cookie.partition(";")[0]}):
+        assert client.ask("/api/sample?seed=3", headers=allowed).body.startswith(b"\x89PNG")
+    for wrong in ({}, {"Authorization": "Bearer wrong"}, {"Cookie": "drl_token=wrong"}):
+        refused = client.ask("/api/sample?seed=3", headers=wrong)
+        assert refused.status == 401 and refused.json()["error"].startswith("token: got ")
+    assert client.ask(f"/api/sample?seed=3&token={token}").status == 303
 
 
 def test_it_ends_with_its_job_and_the_token_is_written_down_nowhere(head: RayHead, submitted: Submitted) -> None:
@@ -239,7 +217,7 @@ def test_the_config_of_the_cluster_is_deployed(
 
     def is_ready() -> bool:
         try:
-            return answer(f"{address}/api/health", {})[0] == 200
+            return Client(address).ask("/api/health").status == 200
         except OSError:
             return False
 

@@ -55,9 +55,11 @@ class ModelReplica:
 
     def __init__(self, pinned: PinnedModel, options: ReplicaOptions) -> None:
         device = prepare_device(device_name(options.use_gpu), threads=options.cpus_per_replica)
+        model = load_pinned(pinned, options, str(device))
         self._host = ModelHost(
-            load_pinned(pinned, options, str(device)),
-            name=pinned.address,
+            model,
+            # Visitors need not know where it lies.
+            name=pinned.address if pinned.address.startswith("models:/") else model.experiment.preset,
             data=options.data,
             max_batch=options.max_batch,
             max_waiting=options.max_waiting,

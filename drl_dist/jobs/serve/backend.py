@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
-from typing import Any, TypeVar
+from typing import Any
 
 from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.exceptions import BackPressureError
@@ -15,15 +15,15 @@ from torch import Tensor
 from drl_dist.common.errors import UserError
 from drl_dist.jobs.serve.host import OUTLOOK_SECONDS
 from drl_dist.jobs.serve.web.backend import About, Again, News, Outlook, ScoredLevel, Shown
-from drl_dist.serving.engine import Busy
+from drl_dist.serving.engine import Busy, EngineEnded
 from drl_dist.serving.requests import Request
 
 MAX_LOSSES = 5
 """Replicas that a request may lose before it is given up."""
 LOSS_SECONDS = 0.5
 """Before another one is asked."""
-
-Answer = TypeVar("Answer")
+_LOSSES = (RayActorError, EngineEnded)
+"""Of a replica: its process, or the thread that works in it, after which Ray replaces it."""
 
 
 class RayBackend:
@@ -62,7 +62,7 @@ class RayBackend:
                             shown = part.level
                         yield part
                 return
-            except RayActorError as error:
+            except _LOSSES as error:
                 if losses == MAX_LOSSES:
                     raise _lost(losses + 1) from error
             yield Again()
@@ -96,13 +96,11 @@ class RayBackend:
     async def _asked(self, ask: Callable[[], Awaitable[Any]]) -> Any:
         for losses in range(MAX_LOSSES + 1):
             try:
-                return await ask()
-            except RayActorError as error:
+                return await _answer(ask)
+            except _LOSSES as error:
                 if losses == MAX_LOSSES:
                     raise _lost(losses + 1) from error
                 await asyncio.sleep(LOSS_SECONDS)
-            except Exception as error:
-                raise _of_replica(error) from error
         raise AssertionError("unreachable")
 
 
@@ -112,11 +110,18 @@ def _forget(left: asyncio.Task[News]) -> None:
         left.exception()
 
 
+async def _answer(ask: Callable[[], Awaitable[Any]]) -> Any:
+    try:
+        return await ask()
+    except Exception as error:
+        raise _of_replica(error) from error
+
+
 def _of_replica(error: Exception) -> Exception:
     """What a replica has raised, as it would be raised here."""
     if isinstance(error, BackPressureError):
         return Busy("server", got="as many requests as it holds", expected="fewer", remedy="try again later")
-    if isinstance(error, RayTaskError) and isinstance(error.cause, UserError):
+    if isinstance(error, RayTaskError) and isinstance(error.cause, UserError | EngineEnded):
         return error.cause
     return error
 

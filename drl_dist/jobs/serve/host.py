@@ -9,17 +9,14 @@ from contextlib import contextmanager, suppress
 
 from torch import Tensor
 
-from drl_dist.build import build_posterior_sampler
-from drl_dist.common.errors import UserError
 from drl_dist.data.decode import read_images
 from drl_dist.data.index import open_index
 from drl_dist.data.shards import encode_png
 from drl_dist.jobs.serve.web.backend import About, News, Outlook, ScoredLevel, Shown
-from drl_dist.library.images import GREY_LEVELS
 from drl_dist.library.model import Model
 from drl_dist.likelihood.trust import model_warnings
 from drl_dist.serving.engine import Frame, ServingEngine
-from drl_dist.serving.requests import Request, SampleRequest
+from drl_dist.serving.requests import Request, SampleRequest, noise_range
 from drl_dist.serving.scoring import Scorer
 
 OUTLOOK_SECONDS = 0.5
@@ -83,7 +80,7 @@ class ModelHost:
             num_gradients=self._num_gradients,
             label_kind=experiment.condition.kind,
             label_names=model.label_names,
-            noise_range=_noise_range(model),
+            noise_range=noise_range(model),
             scored_levels=self._scorer.levels,
             seconds_per_image=self._seconds_per_image,
             warnings=model_warnings(experiment),
@@ -131,13 +128,3 @@ class ModelHost:
         if self._index is None:
             return None
         return self._scorer.log_densities(read_images(self._index, REFERENCE_IMAGES)).tolist()
-
-
-def _noise_range(model: Model) -> tuple[float, float] | None:
-    """Of images that the model can denoise, in grey levels of 255; None if it can none."""
-    try:
-        smallest, largest = build_posterior_sampler(model.experiment, 1, model.network.curvature).noise_range
-    except UserError:
-        # A request to denoise says why.
-        return None
-    return smallest * GREY_LEVELS, largest * GREY_LEVELS

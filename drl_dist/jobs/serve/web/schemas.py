@@ -7,13 +7,12 @@ from typing import Annotated, Literal
 from fastapi import Query
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
-from drl_dist.diffusion.noise import MAX_SAMPLE_IDS
-from drl_dist.serving.requests import MAX_CHAIN_STEPS, MAX_ROUNDS
+from drl_dist.serving.requests import MAX_CHAIN_STEPS, MAX_NUMBER, MAX_ROUNDS
 
 MAX_TEXT = 1000
 """Characters of a label or of a sum of energies."""
 Seed = Annotated[int, Field(ge=0, lt=2**63, description="Keys all noise; the same seed gives the same image.")]
-Number = Annotated[int, Field(ge=0, lt=MAX_SAMPLE_IDS, description="Of the image among those of its seed.")]
+Number = Annotated[int, Field(ge=0, le=MAX_NUMBER, description="Of the image among those of its seed.")]
 Label = Annotated[
     str | None, Field(max_length=MAX_TEXT, description="Name of the label, of a model that knows labels.")
 ]

@@ -9,7 +9,7 @@ import threading
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from drl_dist.common.errors import UserError
@@ -38,9 +38,9 @@ def read_image(text: str, shape: tuple[int, int, int], *, fit: bool) -> Tensor:
     with _ONE_AT_A_TIME:
         picture = _picture(text, "image")
         if fit:
-            picture = ImageOps.fit(picture, (width, height), Image.Resampling.LANCZOS)
+            picture = _fitted(picture, shape)
     _check_size(picture, "image", (width, height), 'send one of this size, or let it be fitted with "fit": true')
-    pixels = np.array(picture.convert("L" if shape[0] == 1 else "RGB"))
+    pixels = np.array(_in_channels(picture, shape[0]))
     return torch.from_numpy(pixels).reshape(height, width, shape[0]).permute(2, 0, 1).contiguous()
 
 
@@ -60,6 +60,19 @@ def read_mask(text: str, shape: tuple[int, int, int]) -> Tensor:
     return torch.from_numpy(np.array(picture.convert("L")) >= _WHITE)
 
 
+def _fitted(picture: Image.Image, shape: tuple[int, int, int]) -> Image.Image:
+    """The middle square, as ``datasets_prep`` makes it of what models are trained on."""
+    channels, height, width = shape
+    side = min(picture.size)
+    left, top = (picture.width - side) // 2, (picture.height - side) // 2
+    square = _in_channels(picture.crop((left, top, left + side, top + side)), channels)
+    return square.resize((width, height), Image.Resampling.BILINEAR)
+
+
+def _in_channels(picture: Image.Image, channels: int) -> Image.Image:
+    return picture.convert("L" if channels == 1 else "RGB")
+
+
 def _picture(text: str, what: str) -> Image.Image:
     try:
         data = base64.b64decode(text, validate=True)
@@ -72,20 +85,21 @@ def _picture(text: str, what: str) -> Image.Image:
             # Of the header alone: nothing larger is ever decoded.
             width, height = opened.size
         if width * height > MAX_PIXELS:
-            raise UserError(
-                what,
-                got=f"{width}x{height} pixels",
-                expected=f"at most {MAX_PIXELS} pixels",
-                remedy="send a smaller picture",
-            )
+            raise _too_large(what, f"{width}x{height} pixels")
         return read_picture(data, PixelRules(), FORMATS).image
     except PictureError as error:
+        if isinstance(error.__cause__, Image.DecompressionBombError):
+            raise _too_large(what, "far more pixels") from error
         raise UserError(
             what,
             got=f"a file that cannot be decoded ({error})",
             expected="an intact " + ", ".join(FORMATS[:-1]) + " or " + FORMATS[-1],
             remedy="send another picture",
         ) from error
+
+
+def _too_large(what: str, got: str) -> UserError:
+    return UserError(what, got=got, expected=f"at most {MAX_PIXELS} pixels", remedy="send a smaller picture")
 
 
 def _check_size(picture: Image.Image, what: str, wanted: tuple[int, int], remedy: str) -> None:
