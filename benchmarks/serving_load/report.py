@@ -23,8 +23,8 @@ def tables(found: dict[str, Any]) -> Iterator[str]:
         left = found["leavers"]
         served = f"the next image took {left['next_image_seconds']:.2f} s"
         yield (
-            f"After {left['visitors']} visitors who left at once, {served}; then {left['active']:g} requests were in the "
-            f"batch, and {left['waiting']:g} waited."
+            f"After {left['visitors']} visitors who left at once, {served}; then {left['active']:g} requests were in "
+            f"the batch, and {left['waiting']:g} waited."
         )
     if "hostile" in found:
         rows = [_attack(name, attack) for name, attack in found["hostile"].items()]

@@ -50,7 +50,7 @@ class Stream:
             return await self.__anext__()
         if isinstance(part, BaseException):
             raise part
-        return part
+        return [part] if isinstance(part, Outlook | Shown) else part
 
     def __await__(self) -> Any:
         return self.__anext__().__await__()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator
-from contextlib import ExitStack
+from contextlib import ExitStack, aclosing
 from typing import Any
 
 from fastapi import FastAPI
@@ -82,13 +82,14 @@ class ModelReplica:
         """See `Backend.about`."""
         return await self._host.about()
 
-    async def visit(self, request: Request) -> AsyncGenerator[News, None]:
-        """See `Backend.visit`."""
+    async def visit(self, request: Request) -> AsyncGenerator[list[News], None]:
+        """See `ModelHost.bundles`."""
         began = time.monotonic()
         outcome: Outcome = "failed"
         try:
-            async for part in self._host.visit(request):
-                yield part
+            async with aclosing(self._host.bundles(request)) as bundles:
+                async for bundle in bundles:
+                    yield bundle
             outcome = "done"
         except UserError:
             outcome = "refused"

@@ -71,7 +71,7 @@ class RayBackend:
     async def _once(self, request: Request) -> AsyncGenerator[News, None]:
         """One replica's answer; a word now and then while none has begun, or a level takes long."""
         stream: Any = self._replicas.options(stream=True).visit.remote(request)
-        pending: asyncio.Task[News] | None = None
+        pending: asyncio.Task[list[News]] | None = None
         try:
             while True:
                 pending = pending or asyncio.ensure_future(anext(stream))
@@ -80,11 +80,12 @@ class RayBackend:
                     yield Outlook(0, None)
                     continue
                 try:
-                    part = pending.result()
+                    bundle = pending.result()
                 except StopAsyncIteration:
                     return
                 pending = None
-                yield part
+                for part in bundle:
+                    yield part
         except Exception as error:
             raise _of_replica(error) from error
         finally:
@@ -104,7 +105,7 @@ class RayBackend:
         raise AssertionError("unreachable")
 
 
-def _forget(left: asyncio.Task[News]) -> None:
+def _forget(left: asyncio.Task[list[News]]) -> None:
     """Of a visitor who has left: asyncio reports an error that nobody has looked at."""
     if not left.cancelled():
         left.exception()
