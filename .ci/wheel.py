@@ -15,6 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("drl_dist", "datasets_prep")
+PAGE = ROOT / "drl_dist/jobs/serve/web/page"
 SAMPLES = """
 import numpy, drl_dist
 images = numpy.random.default_rng(0).integers(0, 256, (8, 1, 8, 8), "uint8")
@@ -29,14 +30,14 @@ def main(folder: str) -> int:
     (wheel,) = Path(folder).glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         held = set(archive.namelist())
-        wanted = {path.relative_to(ROOT).as_posix() for name in PACKAGES for path in (ROOT / name).rglob("*.py")} | {
-            "drl_dist/py.typed"
-        }
+        files = [path for name in PACKAGES for path in (ROOT / name).rglob("*.py")]
+        files += [path for path in PAGE.rglob("*") if path.is_file()]
+        wanted = {path.relative_to(ROOT).as_posix() for path in files} | {"drl_dist/py.typed"}
         modules = {name for name in held if name.partition("/")[0] in PACKAGES}
         if modules != wanted:
             print(
                 f"{wheel.name}: got no {sorted(wanted - modules)} and besides {sorted(modules - wanted)}, expected the "
-                "modules of the checkout",
+                "modules and the page of the checkout",
                 file=sys.stderr,
             )
             return 1

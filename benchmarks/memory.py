@@ -106,6 +106,8 @@ def measured(
 ) -> dict[str, dict[str, int]]:
     """Bytes held at most in chain and update of one worker's step, estimated and real; of a run's last objective.
 
+    With ``engine.shard``, every rank of torch.distributed calls this, and what it holds of the state is told, too.
+
     Args:
         experiment: what is trained.
         engine: precision, and how the step fits into memory; by default float32 with all images at once.
@@ -119,35 +121,42 @@ def measured(
     from benchmarks.peaks import peak_bytes
     from drl_dist.common.batch import Batch
     from drl_dist.training.cost import phases, step_cost, with_numbers
+    from drl_dist.training.sharded import rows, sharded
     from drl_dist.training.state import TrainState
     from drl_dist.training.step import TrainStep
 
     experiment = with_numbers(phases(experiment)[-1][1])
     engine = dataclasses.replace(engine or EngineConfig(), compile="never", cuda_graph=False)
-    cost = step_cost(experiment, engine=engine)
+    ranks = torch.distributed.get_world_size() if engine.shard else 1
+    cost = step_cost(experiment, num_workers=ranks, engine=engine)
     state = TrainState.create(experiment, device)
+    if engine.shard:
+        state = sharded(state, experiment)
     step = TrainStep(state, experiment, engine)
-    model, count = experiment.model, experiment.train.batch_size
+    model, count = experiment.model, experiment.train.batch_size // ranks
     images = torch.randint(0, 256, (count, model.channels, model.resolution, model.resolution), dtype=torch.uint8)
     images = images.to(device)
     batch = Batch(images, torch.arange(count, device=device))
     # The first step makes the optimiser's moments and the gradients, which the second one finds.
     step(batch)
-    before = images.nbytes + sum(value.nbytes for part in state.tensors().values() for value in part.values())
-    gradients = sum(parameter.grad.nbytes for parameter in state.network.parameters() if parameter.grad is not None)
+    before = images.nbytes + state.num_bytes
+    gradients = sum(rows(value.grad).nbytes for value in state.network.parameters() if value.grad is not None)
     ends: list[Any] = []
     chain = before + gradients + peak_bytes(lambda: ends.extend(step.negatives(batch)), step.device)
     pairs, y_neg, meter = ends
     # The first thing that an update does; torch's profiler does not see the end of what was there before it.
     state.optimizer.zero_grad(set_to_none=True)
     between = before + sum(value.nbytes for value in (*vars_of(pairs), y_neg) if isinstance(value, torch.Tensor))
+    # Those that the chain has gathered.
+    between += sum(value.nbytes for value in state.network.parameters()) if engine.shard else 0
 
     def update() -> None:
         _, grad_norm, _ = step.backward(pairs, y_neg, meter)
         step.advance(grad_norm)
 
     real = between + peak_bytes(update, step.device)
-    return {
+    state_bytes = {"state": {"estimated": cost.state_bytes, "real": state.num_bytes}} if engine.shard else {}
+    return state_bytes | {
         "chain": {"estimated": cost.chain_bytes, "real": chain},
         "update": {"estimated": cost.update_bytes, "real": real},
     }

@@ -1,14 +1,14 @@
-"""What torch's compiler makes of a function for an H100: its kernels after fusion, counted before code is written for
-them. Neither a GPU nor Triton is needed."""
+"""What torch's compiler makes of a function for an H100, without one: its kernels after fusion, counted before code is
+written for them, which needs no Triton, or whatever else is taken of a graph."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Generic, TypeVar
 from unittest import mock
 
 import torch
@@ -37,6 +37,7 @@ _HOPPER = DeviceProperties(
 )
 """The same in the compiler's own words."""
 _PRODUCTS = ("convolution", "mm")
+Taken = TypeVar("Taken")
 
 
 @dataclass(frozen=True)
@@ -62,28 +63,41 @@ def fused(work: Callable[[Callable[..., Any]], object]) -> list[Kernel]:
     Args:
         work: is given what is to be used in place of `torch.compile`, and calls what that returns once.
     """
-    counter = _FusionCounter()
+    return [kernel for kernels in graphs(work, _fused_kernels) for kernel in kernels]
+
+
+def graphs(work: Callable[[Callable[..., Any]], object], take: Callable[[GraphLowering], Taken]) -> list[Taken]:
+    """What is taken of each graph that the compiler would write code for.
+
+    Args:
+        work: as of `fused`.
+        take: called while the compiler finds an H100, with a graph that its scheduler has not seen yet.
+    """
+    backend = _Backend(take)
     torch._dynamo.reset()
-    work(lambda function: torch.compile(function, backend=counter, dynamic=False, fullgraph=True))
-    return [kernel for graph in counter.graphs for kernel in graph]
+    work(lambda function: torch.compile(function, backend=backend, dynamic=False, fullgraph=True))
+    return backend.taken
 
 
-class _FusionCounter:
-    """A backend of `torch.compile` that counts the kernels of each graph, and runs the graph without them."""
+class _Backend(Generic[Taken]):
+    """A backend of `torch.compile` that takes something of each graph, and runs the graph uncompiled."""
 
-    def __init__(self) -> None:
-        self.graphs: list[list[Kernel]] = []
+    def __init__(self, take: Callable[[GraphLowering], Taken]) -> None:
+        self._take = take
+        self.taken: list[Taken] = []
 
     def __call__(self, module: GraphModule, inputs: Sequence[Any]) -> Any:
-        return compile_fx.compile_fx(module, inputs, inner_compile=self._count)
+        return compile_fx.compile_fx(module, inputs, inner_compile=self._compile)
 
-    def _count(self, module: GraphModule, inputs: Sequence[Any], **settings: Any) -> Any:
+    def _compile(self, module: GraphModule, inputs: Sequence[Any], **settings: Any) -> Any:
         eager = copy.deepcopy(module)
-        with _hopper():
-            try:
-                compile_fx.compile_fx_inner(_moved(module), [_on_cuda(one) for one in inputs], **settings)
-            except _Counted as found:
-                self.graphs.append(found.kernels)
+
+        def lowered(graph: GraphLowering) -> None:
+            self.taken.append(self._take(graph))
+            raise _TakenError
+
+        with _hopper(lowered), suppress(_TakenError):
+            compile_fx.compile_fx_inner(_moved(module), [_on_cuda(one) for one in inputs], **settings)
 
         def run(arguments: list[Tensor]) -> Any:
             return eager(*arguments)
@@ -92,18 +106,14 @@ class _FusionCounter:
         return run
 
 
-class _Counted(BaseException):
-    """The end of a compilation of which no code is wanted; past whoever wraps errors."""
-
-    def __init__(self, kernels: list[Kernel]) -> None:
-        super().__init__()
-        self.kernels = kernels
+class _TakenError(BaseException):
+    """The end of a compilation of which nothing is to run; past whoever wraps errors."""
 
 
-def _lowered(graph: GraphLowering) -> None:
-    """In place of a graph's translation: what its scheduler has fused."""
+def _fused_kernels(graph: GraphLowering) -> list[Kernel]:
+    """What the graph's scheduler has fused."""
     graph._update_scheduler()
-    raise _Counted([kernel for node in graph.scheduler.nodes for kernel in _kernels(node)])
+    return [kernel for node in graph.scheduler.nodes for kernel in _kernels(node)]
 
 
 def _kernels(node: BaseSchedulerNode) -> list[Kernel]:
@@ -122,10 +132,10 @@ def _kernels(node: BaseSchedulerNode) -> list[Kernel]:
 
 
 @contextmanager
-def _hopper() -> Iterator[None]:
-    """The compiler finds an H100, and stops before it would use it."""
+def _hopper(lowered: Callable[[GraphLowering], None]) -> Iterator[None]:
+    """The compiler finds an H100; `lowered` is in place of a graph's translation, which would use it."""
     patches = [
-        mock.patch.object(GraphLowering, "compile_to_module", _lowered),
+        mock.patch.object(GraphLowering, "compile_to_module", lowered),
         mock.patch.object(torch.cuda, "get_device_properties", lambda *_: _H100),
         mock.patch.object(torch.cuda, "get_device_capability", lambda *_: (_H100.major, _H100.minor)),
         mock.patch.object(torch.cuda, "current_device", lambda: 0),

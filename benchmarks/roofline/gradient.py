@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 from unittest import mock
 
 import torch
@@ -21,6 +21,7 @@ from drl_dist.training.chain import GradientEngine
 from drl_dist.training.cost import with_numbers
 
 Precision = Literal["float32", "bfloat16"]
+Found = TypeVar("Found")
 
 
 def eager_operations(experiment: Experiment, precision: Precision) -> list[Operation]:
@@ -37,6 +38,17 @@ def eager_operations(experiment: Experiment, precision: Precision) -> list[Opera
 
 def fused_kernels(experiment: Experiment, precision: Precision) -> list[Kernel]:
     """The kernels that it is compiled to for a GPU; arguments as `eager_operations`."""
+    return of_compiled(experiment, precision, fused)
+
+
+def of_compiled(
+    experiment: Experiment, precision: Precision, take: Callable[[Callable[[Callable[..., Any]], None]], Found]
+) -> Found:
+    """What is taken of the compiled gradient; other arguments as `eager_operations`.
+
+    Args:
+        take: such as `benchmarks.roofline.fused.fused`.
+    """
     with _without_numbers(experiment, precision) as (engine, level, y):
         raw_and_grad = engine.raw_at(level)
 
@@ -44,7 +56,7 @@ def fused_kernels(experiment: Experiment, precision: Precision) -> list[Kernel]:
             engine.evaluate = compiled(engine.network.evaluate)
             raw_and_grad(y)
 
-        return fused(work)
+        return take(work)
 
 
 @contextmanager

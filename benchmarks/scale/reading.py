@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +28,7 @@ from drl_dist.config.tree import LoaderConfig
 from drl_dist.data.audit import audit, audited, read_audit_log
 from drl_dist.data.cache import OpenShard, ShardCache
 from drl_dist.data.filesystem import Folder
-from drl_dist.data.index import INDEX_NAME, ShardIndex, open_index
+from drl_dist.data.index import INDEX_NAME, ShardIndex, ShardRow, open_index
 from drl_dist.data.order import SampleOrder, share
 from drl_dist.data.stream import ShardStream
 
@@ -36,6 +36,7 @@ PER_NODE, PER_WORKER = 8, 8
 """Workers of a node, and images of a worker's step."""
 STEPS, AUDITED_STEPS, LATE = 16, 2, 1_000_000
 """Steps that nodes make, steps that are audited, and the step after which a run continues."""
+CACHE_REPEATS = 3
 SEED = 1
 _SAMPLED = 8
 """Workers that are looked at where all do the same."""
@@ -301,9 +302,14 @@ def _restart_seconds(fleet: Fleet) -> float:
 
 
 def _cache_seconds(bucket: Bucket, shards: int) -> float:
-    """One process fetches so many small shards, none of which has to go."""
+    """One process fetches so many small shards, none of which has to go; the least of a few times, for most of it is
+    the system's, in which new files take several times as long at one moment as at another."""
     url = f"{BUCKET}/small"
     rows = data_set(bucket, url, shards, 1).shards
+    return min(_fetch_seconds(url, rows) for _ in range(CACHE_REPEATS))
+
+
+def _fetch_seconds(url: str, rows: Sequence[ShardRow]) -> float:
     with tempfile.TemporaryDirectory(prefix="drl-scale-cache-") as folder:
         cache = ShardCache(url, cache_dir=folder)
         began = time.process_time()

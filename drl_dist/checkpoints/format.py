@@ -141,7 +141,8 @@ def parse_checkpoint(files: Mapping[str, bytes], *, source: str) -> Checkpoint:
         if (name := part_file(part)) not in files:
             continue
         try:
-            tensors[part] = load(files[name])
+            # Which safetensors gives in another order each time, so that ranks would gather unlike tensors.
+            tensors[part] = dict(sorted(load(files[name]).items()))
         except SafetensorError as error:
             raise UserError(
                 f"checkpoint file {source}/{name}", got=str(error), expected="safetensors", remedy=RESTORE_REMEDY

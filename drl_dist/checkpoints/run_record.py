@@ -12,6 +12,7 @@ from drl_dist.checkpoints.format import Checkpoint, parse_json_object
 from drl_dist.checkpoints.retention import SNAPSHOT
 from drl_dist.checkpoints.rollbacks import ROLLBACKS
 from drl_dist.checkpoints.run_status import STATUS
+from drl_dist.checkpoints.step_costs import STEP_COSTS
 from drl_dist.common.errors import UserError
 from drl_dist.common.nested import completed, differences, to_dict
 from drl_dist.config.presets import FIRST_STEPS
@@ -23,7 +24,7 @@ RECORD = "experiment.json"
 RUN_CONFIG = "run.json"
 """How the run was started last; see `drl_dist.checkpoints.run_config`."""
 # What a run writes over, or removes where it is of no use to Ray Train.
-_WRITTEN = {SUBSTITUTES, ROLLBACKS, SNAPSHOT, RUN_CONFIG, STATUS}
+_WRITTEN = {SUBSTITUTES, ROLLBACKS, SNAPSHOT, RUN_CONFIG, STATUS, STEP_COSTS}
 # A run may be made longer. No step depends on how many follow, but for the learning rate along a cosine, which goes on
 # as that of the longer run.
 _MAY_CHANGE = "experiment.train.num_steps"
@@ -62,6 +63,15 @@ def first_steps_begun(run_url: str) -> int | None:
         return None
     optim = parse_json_object(text, source=f"record {run_url}/{RECORD}").get("experiment", {}).get("optim", {})
     return optim.get("first_objective_steps") or None
+
+
+def has_record(run_url: str) -> bool:
+    """Whether a run was begun in a folder.
+
+    Raises:
+        UserError: the storage does not answer.
+    """
+    return Folder(run_url).size(RECORD) is not None
 
 
 def check_record(run_url: str, experiment: Experiment, data_fingerprint: str, start_from: str | None = None) -> None:

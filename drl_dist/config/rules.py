@@ -153,7 +153,7 @@ def check_experiment(experiment: Experiment) -> None:
     _check_ladder(experiment.diffusion)
 
 
-def memory_rules(engine: EngineConfig, model: ModelConfig) -> list[Rule]:
+def memory_rules(engine: EngineConfig, model: ModelConfig, num_workers: int) -> list[Rule]:
     """The rules of how a step fits into memory."""
     is_sliced = engine.memory in ("slices", "checkpointing")
     found: list[Rule] = [
@@ -168,6 +168,12 @@ def memory_rules(engine: EngineConfig, model: ModelConfig) -> list[Rule]:
             engine.memory_gib,
             "none, or a positive number",
             engine.memory_gib is None or 0 < engine.memory_gib < math.inf,
+        ),
+        (
+            "engine.shard",
+            str(engine.shard).lower(),
+            "false with one worker, which has nobody to share its state with",
+            not engine.shard or num_workers > 1,
         ),
     ]
     for name in ("chain_images", "update_images"):
@@ -351,7 +357,7 @@ def check_run(run: RunConfig, *, complete: bool = True) -> None:
             "none, or at least 1",
             run.engine.threads_per_worker is None or run.engine.threads_per_worker >= 1,
         ),
-        *memory_rules(run.engine, run.experiment.model),
+        *memory_rules(run.engine, run.experiment.model, run.num_workers),
         (
             "run_name",
             run.run_name,

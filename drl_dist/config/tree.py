@@ -261,6 +261,8 @@ class EngineConfig:
     """Images whose chains are made at once; none: as many as fit, and without a limit all."""
     update_images: int | None = None
     """Images of a micro-batch of the update; none: as many as fit, and without a limit all."""
+    shard: bool = False
+    """Divide weights, average and moments between the workers (FSDP2), which gather the weights in each step."""
     threads_per_worker: int | None = None
     """CPU threads of each worker; by default the CPUs that Ray gives it."""
 

@@ -10,6 +10,7 @@ from drl_dist.checkpoints.retention import SNAPSHOT
 from drl_dist.checkpoints.rollbacks import ROLLBACKS
 from drl_dist.checkpoints.run_record import RECORD, RUN_CONFIG
 from drl_dist.checkpoints.run_status import STATUS
+from drl_dist.checkpoints.step_costs import STEP_COSTS
 from drl_dist.checkpoints.storage import remove_checkpoint, stored_checkpoints
 from drl_dist.common.errors import UserError
 from drl_dist.common.places import joined
@@ -24,7 +25,7 @@ from drl_dist.tracking.files.table import TABLE
 
 # Ray Train's, which sees by it that all workers reach the same storage.
 _MARKER = ".validate_storage_marker"
-_OWN = (*sorted(WRITTEN), SNAPSHOT, _MARKER, SUBSTITUTES, ROLLBACKS, STATUS, RUN_CONFIG)
+_OWN = (*sorted(WRITTEN), SNAPSHOT, _MARKER, SUBSTITUTES, ROLLBACKS, STATUS, RUN_CONFIG, STEP_COSTS)
 """Files directly in a run's folder, but for the record, which goes last: a repeated command then still finds a run."""
 _BELOW = {
     TABLE: re.compile(r"steps_\d{9,}\.parquet"),

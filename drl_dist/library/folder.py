@@ -131,7 +131,8 @@ def read_model(folder: Path, allow_code: Collection[str] = ()) -> SavedModel:
     if found != sha256:
         raise _refusal(folder / WEIGHTS, f"SHA-256 {found[:12]}…", f"SHA-256 {sha256[:12]}…, as {CONFIG} says")
     try:
-        weights = load(content)
+        # As safetensors would not give them: in one order.
+        weights = dict(sorted(load(content).items()))
     except (SafetensorError, ValueError) as error:
         raise _refusal(folder / WEIGHTS, str(error).splitlines()[0], "safetensors") from error
     _check_shapes(folder / WEIGHTS, experiment, weights)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -95,24 +95,30 @@ class ProgressiveSampler:
         """The parts of which `sample` consists; arguments as of `sample`."""
         num_levels = self.levels.num_levels
         x = noise.normal(Purpose.PRIOR, sample_ids, 0, (0,), shape)[0]
+        here = self._on(x.device, x.dtype)
         yield Stage(num_levels, x)
         for t in reversed(range(num_levels)):
             level, y = torch.full_like(sample_ids, t), x
-            if self.start is not None:
+            if here.start is not None:
                 normal = self.noise_scale * noise.normal(Purpose.SAMPLE_START, sample_ids, level, (0,), shape)[0]
                 is_top = t == num_levels - 1
-                y = yield Once(partial(self.start.draw, x_noisy=x, level=level, normal=normal, only_top=is_top))
+                y = yield Once(partial(here.start.draw, x_noisy=x, level=level, normal=normal, only_top=is_top))
             if num_draws := self.num_draws[t]:
                 numbers = KeyedChainNoise(noise, Purpose.SAMPLE_CHAIN, sample_ids, level, shape)
                 before = noise_before(self.averages_noise, noise, Purpose.SAMPLE_BEFORE, sample_ids, level, shape)
                 y = yield Chain(
-                    level, partial(self.kernel, x_noisy=x, level=level, before=before), y, numbers, num_draws
+                    level, partial(here.kernel, x_noisy=x, level=level, before=before), y, numbers, num_draws
                 )
-            if t == 0 and self.end is not None:
-                x = yield Once(partial(self.end.clean_at, level=level, y=y))
+            if t == 0 and here.end is not None:
+                x = yield Once(partial(here.end.clean_at, level=level, y=y))
             else:
                 x = y / self.levels.transition_scale[t]
             yield Stage(t, x)
+
+    def _on(self, device: torch.device, dtype: torch.dtype) -> ProgressiveSampler:
+        """The same with its tables on a device: copied once, and not at each level, where the device would wait."""
+        start, end = (None if one is None else one.to(device, dtype) for one in (self.start, self.end))
+        return replace(self, levels=self.levels.to(device, dtype), start=start, end=end)
 
     def kernel(
         self, raw_and_grad: LogDensityAndGrad, x_noisy: Tensor, level: Tensor, before: Tensor | None = None

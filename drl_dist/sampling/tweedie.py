@@ -24,6 +24,10 @@ class Tweedie:
     levels: Levels
     ladder: NoiseLadder
 
+    def to(self, device: torch.device, dtype: torch.dtype) -> Tweedie:
+        """The same on another device, for `draw` and `clean` of images of this type."""
+        return Tweedie(self.levels.to(device, dtype), self.ladder.to(device))
+
     def draw(
         self, raw_at: RawAtLevel, x_noisy: Tensor, level: Tensor, normal: Tensor, *, only_top: bool = False
     ) -> Tensor:

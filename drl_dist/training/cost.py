@@ -31,6 +31,7 @@ from drl_dist.config.import_paths import import_paths
 from drl_dist.config.tree import EngineConfig, Experiment
 from drl_dist.training.allocated import AllocatedBytes
 from drl_dist.training.objectives import Objective
+from drl_dist.training.sharded import share_bytes
 from drl_dist.training.state import TrainState
 from drl_dist.training.step import TrainStep
 
@@ -70,7 +71,7 @@ class StepCost:
     update_flop: int
     """The same in the update."""
     state_bytes: int
-    """Weights, their average, and the optimiser's moments, which a worker holds all the time."""
+    """Weights, their average, and the optimiser's moments, which a worker holds all the time: all, or its share."""
     chain_bytes: int
     """Most that is held at once during the chain, the state included."""
     update_bytes: int
@@ -100,7 +101,7 @@ def step_cost(experiment: Experiment, *, num_workers: int = 1, engine: EngineCon
     Args:
         experiment: the science; what it leaves to the data need not be known.
         num_workers: workers that share a batch.
-        engine: its precision, and what it does for memory; auto is plain.
+        engine: its precision, and what it does for memory; auto is plain. Shares are those of so many workers.
 
     Raises:
         UserError: the experiment can only be sampled from.
@@ -113,7 +114,8 @@ def step_cost(experiment: Experiment, *, num_workers: int = 1, engine: EngineCon
     try:
         # Warnings are for whoever trains.
         with warnings.catch_warnings(action="ignore"):
-            return _traced(experiment, share, engine)
+            cost, network = _traced(experiment, share, engine)
+            return _in_shares(cost, network, num_workers) if engine.shard else cost
     except UNTRACEABLE as error:
         raise _untraceable(experiment, "an operation whose result depends on numbers", error) from error
     except UserError:
@@ -167,7 +169,7 @@ def _labels(experiment: Experiment, count: int) -> Tensor | None:
     return torch.empty(count, dtype=torch.int64) if kind == "class" else torch.empty(count, size, dtype=torch.int8)
 
 
-def _traced(experiment: Experiment, share: int, engine: EngineConfig) -> StepCost:
+def _traced(experiment: Experiment, share: int, engine: EngineConfig) -> tuple[StepCost, nn.Module]:
     # Constants, such as the noise of each level, stay real.
     mode, model = FakeTensorMode(allow_non_fake_inputs=True), experiment.model
     network = build_network(experiment)
@@ -198,7 +200,7 @@ def _traced(experiment: Experiment, share: int, engine: EngineConfig) -> StepCos
                 step.forward = cast(nn.Module, updates)
             _, grad_norm, _ = step.backward(pairs, y_neg, meter)
             step.advance(grad_norm)
-        return StepCost(
+        cost = StepCost(
             num_parameters=sum(parameter.numel() for parameter in network.parameters()),
             images_per_worker=share,
             chain_gradients=round(sum(forwards.sizes) / share),
@@ -208,6 +210,22 @@ def _traced(experiment: Experiment, share: int, engine: EngineConfig) -> StepCos
             chain_bytes=chain_bytes,
             update_bytes=memory.peak,
         )
+        return cost, network
+
+
+def _in_shares(cost: StepCost, network: nn.Module, num_workers: int) -> StepCost:
+    """The cost for one of several workers that have shares of weights, average, two moments and gradients."""
+    whole = sum(parameter.nbytes for parameter in network.parameters())
+    share = share_bytes(network, num_workers)
+    rest = cost.state_bytes - 4 * whole
+    return replace(
+        cost,
+        state_bytes=rest + 4 * share,
+        # Beside shares of the gradients of the step before. What is exchanged is there twice: in the beginning the
+        # weights, and in the end, when these are gone, the gradients.
+        chain_bytes=max(cost.chain_bytes - 4 * whole + 5 * share, rest + 5 * share + 2 * whole),
+        update_bytes=max(cost.update_bytes - 3 * whole + 4 * share, rest + 5 * share + 2 * whole),
+    )
 
 
 def _forget_numbers(network: nn.Module) -> None:

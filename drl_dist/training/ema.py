@@ -26,16 +26,20 @@ class Ema:
         self.decay = decay
         self.shadow: dict[str, Tensor] = {name: value.clone() for name, value in network.state_dict().items()}
 
-    @torch.no_grad()
     def update(self, network: nn.Module) -> None:
         """Move the shadow towards the network; whole numbers, which some networks of the user's keep, are copied."""
-        values = network.state_dict()
-        averaged = [name for name, value in self.shadow.items() if value.is_floating_point()]
-        torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
-            [self.shadow[name] for name in averaged], [values[name] for name in averaged], 1 - self.decay
-        )
-        for name in self.shadow.keys() - set(averaged):
-            self.shadow[name].copy_(values[name])
+        move_towards(self.shadow, network.state_dict(), 1 - self.decay)
+
+
+@torch.no_grad()
+def move_towards(shadow: Mapping[str, Tensor], values: Mapping[str, Tensor], weight: float) -> None:
+    """shadow <- (1 - weight) * shadow + weight * value, in place; whole numbers are copied."""
+    averaged = [name for name, value in shadow.items() if value.is_floating_point()]
+    torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
+        [shadow[name] for name in averaged], [values[name] for name in averaged], weight
+    )
+    for name in shadow.keys() - set(averaged):
+        shadow[name].copy_(values[name])
 
 
 def load_averaged(network: EnergyNetwork, averaged: Mapping[str, Tensor]) -> EnergyNetwork:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch.distributed import ReduceOp, all_reduce, is_initialized
@@ -10,6 +12,10 @@ from torch.distributed import ReduceOp, all_reduce, is_initialized
 from drl_dist.common.errors import UserError
 from drl_dist.config.rules import memory_rules
 from drl_dist.config.tree import EngineConfig, Experiment
+
+if TYPE_CHECKING:
+    # It imports torch's tools for tracing.
+    from drl_dist.training.traced_costs import Costs
 
 TENSORS_SHARE = 0.85
 """Share of a device's memory that tensors may take; the rest is for libraries, gaps between tensors and what estimates
@@ -34,12 +40,13 @@ def fit_memory(
     device: torch.device | None = None,
     has_graphs: bool = False,
     state_bytes: int = 0,
+    kept: AbstractContextManager[Costs] | None = None,
 ) -> Fit:
     """The cheapest way of making a step that fits; with torch.distributed initialised the same on all ranks, of which
     the one with the least memory counts: a collective call.
 
     Where a GPU's memory is looked at it takes as long as `step_cost`, or, where not all fits at once, several times as
-    long.
+    long, unless the costs are known.
 
     Args:
         experiment: the science; what it leaves to the data need not be known.
@@ -48,11 +55,12 @@ def fit_memory(
         device: of this worker; None for one that is not at hand, whose memory is known from `engine` alone.
         has_graphs: it is a GPU, where `engine` may capture the chain in a graph; of a device at hand that is known.
         state_bytes: of the state that is to be trained, as far as the device already holds it.
+        kept: entered where costs of steps are needed: those that were traced before. It gets the others.
 
     Raises:
         UserError: nothing fits, or numbers are missing that nothing says.
     """
-    for name, got, expected, holds in memory_rules(engine, experiment.model):
+    for name, got, expected, holds in memory_rules(engine, experiment.model, num_workers):
         if not holds:
             raise UserError(f"config field {name}", got=got, expected=expected, remedy="correct the field")
     is_sliced = engine.memory in ("slices", "checkpointing")
@@ -75,9 +83,10 @@ def fit_memory(
     from drl_dist.training.memory_search import MemorySearch
 
     has_graphs = has_graphs if device is None else device.type == "cuda"
-    search = MemorySearch(experiment, engine, num_workers, limit, has_graphs and engine.cuda_graph)
     try:
-        chosen, why = search.found()
+        with nullcontext({}) if kept is None else kept as known:
+            search = MemorySearch(experiment, engine, num_workers, limit, has_graphs and engine.cuda_graph, known)
+            chosen, why = search.found()
         return Fit(engine=chosen, why=why)
     except UntraceableError as error:
         if engine.memory != "auto" or engine.memory_gib is not None:

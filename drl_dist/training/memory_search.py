@@ -15,8 +15,9 @@ from typing import Literal
 from drl_dist.common.amounts import counted, mebibytes
 from drl_dist.common.errors import UserError
 from drl_dist.config.tree import EngineConfig, Experiment
-from drl_dist.training.cost import StepCost, phases, step_cost
+from drl_dist.training.cost import StepCost, phases
 from drl_dist.training.slices import slices
+from drl_dist.training.traced_costs import Costs, known_step_cost
 
 MANY_IMAGES = 8
 """A slice of fewer images is made only where no other way fits."""
@@ -29,10 +30,17 @@ class MemorySearch:
     Args:
         limit: bytes that tensors may take.
         has_graphs: a captured graph of the chain keeps its memory during the update, and while images are drawn.
+        known: costs of steps that were traced before; gets the others that are asked for.
     """
 
     def __init__(
-        self, experiment: Experiment, engine: EngineConfig, num_workers: int, limit: int, has_graphs: bool
+        self,
+        experiment: Experiment,
+        engine: EngineConfig,
+        num_workers: int,
+        limit: int,
+        has_graphs: bool,
+        known: Costs,
     ) -> None:
         self._engine, self._limit, self._has_graphs = engine, limit, has_graphs
         self._share = math.ceil(experiment.train.batch_size / num_workers)
@@ -43,7 +51,7 @@ class MemorySearch:
         @cache
         def costs(way: Way, images: int) -> list[StepCost]:
             given = replace(engine, memory=way, chain_images=images, update_images=images)
-            return [step_cost(phase, num_workers=num_workers, engine=given) for phase in alone]
+            return [known_step_cost(known, phase, num_workers=num_workers, engine=given) for phase in alone]
 
         self._costs = costs
 

@@ -102,6 +102,23 @@ def with_labels(forward: nn.Module, condition: Tensor | None) -> LevelForward:
     return labelled
 
 
+class ByLevel:
+    """Numbers of each level, copied once to the device where they are used, which would wait for each copy.
+
+    Args:
+        values: (T,) or (T+1,).
+    """
+
+    def __init__(self, values: Tensor) -> None:
+        self._values = self._here = values
+
+    def at(self, level: Tensor, like: Tensor) -> Tensor:
+        """(B,) those of levels (B,), on the device and of the type of `like`."""
+        if (self._here.device, self._here.dtype) != (like.device, like.dtype):
+            self._here = self._values.to(like.device, like.dtype)
+        return self._here[level]
+
+
 class Recovery:
     """Minus the recovery log-likelihood, both ends of the chain in one forward (Algorithm 1).
 
@@ -152,12 +169,12 @@ class _Matching(ABC):
     reports: ClassVar[tuple[str, ...]] = NOISE_REPORTS
 
     def __init__(self, experiment: Experiment, ladder: NoiseLadder) -> None:
-        self._ladder, self._is_equal = ladder, experiment.optim.loss_weight == "inverse_std"
+        self._std, self._is_equal = ByLevel(ladder.cumulative_std), experiment.optim.loss_weight == "inverse_std"
 
     def outcome(self, forward: LevelForward, pairs: Pairs, y_neg: Tensor | None, here: Levels) -> Outcome:
         """See `Objective.outcome`."""
         gradient = column(here.energy_scale, pairs.x_noisy) * forward(pairs.x_noisy, pairs.level)
-        std = self._ladder.cumulative_std.to(gradient.device, gradient.dtype)[pairs.level + 1]
+        std = self._std.at(pairs.level + 1, gradient)
         weight = std.square() if self._is_equal else 1 / here.recovery_precision
         loss = matching_loss(gradient, self._target(pairs, here), weight)
         return Outcome(loss, _noise_report(gradient, pairs.score, std))
@@ -196,16 +213,17 @@ class ScoreMatching:
 
     def __init__(self, experiment: Experiment, ladder: NoiseLadder) -> None:
         scale, model = build_levels(experiment, ladder).transition_scale, experiment.model
-        self._std = ladder.noise_in_y(scale)
-        self._weight = self._std.square()
+        std = ladder.noise_in_y(scale)
+        weight = std.square()
         if model.is_in_nats:
             signal = known(model.data_std, "model.data_std") * ladder.signal_in_y(scale)
-            self._weight = self._weight * (1 + (self._std / signal).square())
+            weight = weight * (1 + (std / signal).square())
+        self._std, self._weight = ByLevel(std), ByLevel(weight)
 
     def outcome(self, forward: LevelForward, pairs: Pairs, y_neg: Tensor | None, here: Levels) -> Outcome:
         """See `Objective.outcome`."""
         gradient = column(here.energy_scale, pairs.y_pos) * forward(pairs.y_pos, pairs.level)
-        std, weight = (values.to(gradient.device, gradient.dtype)[pairs.level] for values in (self._std, self._weight))
+        std, weight = (values.at(pairs.level, gradient) for values in (self._std, self._weight))
         loss = matching_loss(gradient, pairs.y_score, weight)
         return Outcome(loss, _noise_report(gradient, pairs.y_score, std))
 

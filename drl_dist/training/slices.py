@@ -18,6 +18,10 @@ from torch.nn.parallel import DistributedDataParallel
 from drl_dist.diffusion.ladder import Pairs
 from drl_dist.diffusion.recovery import Levels
 from drl_dist.training.objectives import Objective, Outcome, with_labels
+from drl_dist.training.sharded import ShardedForward
+
+_EXCHANGING = (DistributedDataParallel, ShardedForward)
+"""Wrappers of a forward that exchange its gradients between ranks."""
 
 
 def slices(count: int, at_once: int | None) -> list[slice]:
@@ -75,7 +79,7 @@ def backward_in_slices(
     Args:
         objective: whose loss it is. One that is no mean over the pairs gets the outputs of all of them together: they
             are computed once more, before the first slice.
-        forward: `drl_dist.training.objectives.Forward`, maybe wrapped by DDP.
+        forward: `drl_dist.training.objectives.Forward`, maybe wrapped by DDP or FSDP.
         pairs, y_neg: as of `Objective.outcome`.
         levels: (T,).
         at_once: pairs of a slice at most; None for all.
@@ -115,7 +119,7 @@ def _backward_of_whole(
 ) -> Outcome:
     """The same for a loss that is any function of all outputs: first these, slice by slice and without what led to
     them, then the loss's gradient to them, and from there that of the parameters, slice by slice."""
-    count, plain = len(pairs.level), forward.module if isinstance(forward, DistributedDataParallel) else forward
+    count, plain = len(pairs.level), forward.module if isinstance(forward, _EXCHANGING) else forward
     asked = list[tuple[Tensor, Tensor, Tensor]]()
 
     def output(module: nn.Module, y: Tensor, level: Tensor, where: slice) -> Tensor:
@@ -142,4 +146,4 @@ def _backward_of_whole(
 
 def _exchanging(forward: nn.Module, *, is_last: bool) -> AbstractContextManager[None]:
     """Where ranks exchange gradients, let them do so in the last of several backwards alone."""
-    return nullcontext() if is_last or not isinstance(forward, DistributedDataParallel) else forward.no_sync()
+    return nullcontext() if is_last or not isinstance(forward, _EXCHANGING) else forward.no_sync()

@@ -49,6 +49,13 @@ class TrainState:
         )
         return cls(network, Ema(network, optim.ema_decay), optimizer)
 
+    def gather(self) -> None:
+        """Have all weights in the network until the next update; they always are, unless workers share them."""
+
+    def gradient_norm(self) -> Tensor:
+        """The norm () of the gradient of all parameters."""
+        return torch.nn.utils.get_total_norm([p.grad for p in self.network.parameters() if p.grad is not None])
+
     def tensors(self) -> Parts:
         """Every tensor of the state, by part and name; not copies."""
         moments: dict[str, Tensor] = {}

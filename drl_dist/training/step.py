@@ -29,6 +29,7 @@ from drl_dist.training.chain import GradientEngine
 from drl_dist.training.guard import DivergedError, Interrupt, agree
 from drl_dist.training.labels import given_labels
 from drl_dist.training.objectives import Forward, Objective, make_objective
+from drl_dist.training.sharded import ShardedState
 from drl_dist.training.slices import backward_in_slices, joined_draws, pairs_in, slices
 from drl_dist.training.state import TrainState
 
@@ -114,7 +115,7 @@ class TrainStep:
     """Algorithm 1 on one rank; with torch.distributed initialised, gradients are averaged over all ranks.
 
     Args:
-        state: changed in place by each call.
+        state: changed in place by each call; whole, or a `ShardedState`, whichever `engine.shard` says.
         experiment: the science.
         engine: how it is computed. Memory auto is plain here: `drl_dist.training.memory.fit_memory` chooses.
         request: asked at each step; what this rank wants to happen after it.
@@ -182,6 +183,7 @@ class TrainStep:
         """The first part of a step: pairs, the ends of their chains as `run_chain` gives them, and what was measured
         along them; None for what the objective does without."""
         self._follow_schedule()
+        self.state.gather()
         self.state.network.advance_power_iteration()
         positions = batch.positions.to(self.device, non_blocking=True)
         pairs = self.draw(batch.images, positions, batch.labels)
@@ -281,9 +283,7 @@ class TrainStep:
         )
         if meter is not None and self._bound is not None:
             reported = {**reported, "curvature": meter.curvature() / self._bound[pairs.level]}
-        parameters = self.state.network.parameters()
-        grad_norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        return loss, grad_norm, reported
+        return loss, self.state.gradient_norm(), reported
 
     def advance(self, grad_norm: Tensor) -> float:
         """The second half of `update`: clip the gradient of norm `grad_norm`, (), and move weights and their average.
@@ -310,11 +310,13 @@ class TrainStep:
             self._objective_name, (self.objective, self.forward) = name, self._made(name)
 
     def _made(self, name: str) -> tuple[Objective, nn.Module]:
-        """An objective and its forward, with torch.distributed initialised wrapped by DDP."""
+        """An objective and its forward, with torch.distributed initialised wrapped by DDP or FSDP."""
         objective = make_objective(name, self.experiment, self.ladder)
         # The second derivatives of an objective of gradients keep what would be computed again.
         self.state.network.recomputes_blocks = self.engine.memory == "checkpointing" and not objective.needs_gradient
         forward = Forward(self.gradients, is_gradient=objective.needs_gradient)
+        if isinstance(self.state, ShardedState):
+            return objective, self.state.forward.around(forward)
         if self._num_ranks is None:
             return objective, forward
         # Of a first convolution over one channel, which lies in memory alike in either order, and is copied in no time.

@@ -68,7 +68,9 @@ def test_what_a_run_goes_on_from_is_part_of_it(tmp_path: Path) -> None:
         check_record(url, experiment, "f00d")
 
 
-@pytest.mark.parametrize("name", ["substitutes.jsonl", "rollbacks.json", "checkpoint_manager_snapshot.json"])
+@pytest.mark.parametrize(
+    "name", ["substitutes.jsonl", "rollbacks.json", "step_costs.json", "checkpoint_manager_snapshot.json"]
+)
 def test_a_folder_of_something_else_is_no_run(name: str, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     check_record(str(tmp_path), preset("digits"), "f00d")

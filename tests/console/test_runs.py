@@ -18,6 +18,7 @@ from drl_dist.checkpoints.rollbacks import Rollback, add_rollback
 from drl_dist.checkpoints.run_config import write_run_config
 from drl_dist.checkpoints.run_record import write_record
 from drl_dist.checkpoints.run_status import RunStatus, State, write_status
+from drl_dist.checkpoints.step_costs import STEP_COSTS
 from drl_dist.common.durations import duration
 from drl_dist.common.errors import UserError
 from drl_dist.common.images import MIN_WIDTH
@@ -250,6 +251,7 @@ def test_delete_removes_a_run_and_nothing_else(tmp_path: Path, capsys: pytest.Ca
         (folder / name).write_text("mine")
     (folder / ".curves.png.0123abcd.part").write_text("torn")
     (folder / ".validate_storage_marker").write_text("")
+    (folder / STEP_COSTS).write_text("{}")
     (folder / "metrics" / ".steps_000000001.parquet.0123abcd.part").write_text("torn")
     before = files(other)
     with pytest.raises(UserError, match="got no terminal to ask on, expected an answer, or --yes"):

@@ -218,7 +218,7 @@ def is_understood(code: str) -> bool:
         names = [name.removeprefix("experiment.") for name in FIELDS] + [field.name for field in fields(SweepOptions)]
         return any(name.replace("_", "-").startswith(prefix[1]) for name in names)
     # Some values need another setting, or another value beside them.
-    beside = [["--setting", "t1k"], ["--diffusion.last-variance", "0.02"]]
+    beside = [["--setting", "t1k"], ["--diffusion.last-variance", "0.02"], ["--num-workers", "2"]]
     # Most options are those of training.
     programs_of_ours = sorted(OURS, key=lambda program: program != "jobs/train_digits.py")
     return any(knows(program, *words) for program in programs_of_ours) or any(

@@ -58,6 +58,8 @@ SECONDS: Mapping[str, float] = {
     "tests/sampling/test_inpainting.py": 25,
     "tests/jobs/test_sample_extend.py": 25,
     "tests/jobs/test_train_single_device.py": 20,
+    "tests/serving/page/test_films.py": 20,
+    "tests/serving/page/test_pictures.py": 20,
     "tests/jobs/test_job_folders.py": 20,
     "tests/mcmc/test_long_run.py": 20,
     "tests/sweeps/test_sweep_record.py": 20,

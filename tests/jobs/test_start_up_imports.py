@@ -114,7 +114,7 @@ _HEAVY = {
 def test_help_of_a_command_imports_nothing_heavy() -> None:
     commands = [str(path.relative_to(ROOT)) for path in sorted((ROOT / "jobs").glob("*.py"))]
     commands += [f"datasets_prep.{path.stem}" for path in sorted((ROOT / "datasets_prep").glob("[a-z]*.py"))]
-    commands += ["benchmarks.memory", "benchmarks.presets", "drl_dist.toy"]
+    commands += ["benchmarks.memory", "benchmarks.presets", "benchmarks.shares", "drl_dist.toy"]
     done = subprocess.run(
         [real_python(), "-c", _HELP, *commands],
         cwd=ROOT,

@@ -131,6 +131,20 @@ def test_the_same_command_again_has_nothing_to_do(
     assert len(again.lines) == 1
 
 
+def test_checkpoints_of_two_workers_when_they_pay_change_no_number(
+    straight: Job, digits: Path, storage: Path, server_environment: dict[str, str]
+) -> None:
+    # Machines of such a short life want a checkpoint as soon as the one before is in storage.
+    asked = ("--checkpoint.every-steps", "auto", "--checkpoint.machine-lifetime-hours", "1e-9")
+    kept = ("--checkpoint.keep", "99", "--num-workers", "2", "--train.num-steps", str(STEPS))
+    more = ("--tracking.sample-every-steps", "75", "--model.data-std", "none", *LABELLED)
+    job = run(server_environment, words(digits, storage, "auto", *asked, *kept, *more))
+    assert job.status == 0, job.output
+    newest, *earlier = (stored.step for stored in complete_checkpoints(str(storage / "auto")))
+    assert newest == STEPS and set(earlier) - {EVERY, 2 * EVERY}
+    assert_equal_checkpoints(*(storage / name / checkpoint_name(STEPS) for name in ("straight", "auto")))
+
+
 def test_killed_workers_and_further_starts_change_nothing(
     straight: Job,
     ray_head: RayHead,

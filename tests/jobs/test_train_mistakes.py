@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from drl_dist.checkpoints.run_record import RUN_CONFIG
+from drl_dist.checkpoints.step_costs import STEP_COSTS, read_step_costs
 from drl_dist.localhost import MlflowServer
-from tests.jobs.training_jobs import run, tracked, words
+from tests.jobs.training_jobs import run, runs_of, tracked, words
 
 pytestmark = pytest.mark.integration
 
@@ -66,6 +68,24 @@ def test_bad_input_ends_within_a_minute_in_one_sentence(
     assert all(re.fullmatch(r"run bad: .* for \d+ s so far", line) for line in job.lines[:-1]), job.output
     assert job.seconds < 60
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_step_that_fits_in_no_way_leaves_nothing_behind(
+    digits: Path, tmp_path: Path, mlflow_server: MlflowServer, server_environment: dict[str, str]
+) -> None:
+    storage = tmp_path / "runs"
+    asked = words(digits, storage, "large", "--train.num-steps", "1", "--tracking.sample-every-steps", "100")
+    job = run(server_environment, [*asked, "--engine.memory-gib", "1e-5"])
+    assert job.status == 2, job.output
+    assert re.match(r"config field engine.memory: got auto with 1 MiB .*, expected at least", job.lines[-1]), job.output
+    assert not storage.exists() and runs_of(mlflow_server, "large") == []
+    # A smaller network is another experiment, and no run is in its way.
+    job = run(server_environment, [*asked, "--engine.memory-gib", "4", "--model.width", "4"])
+    assert job.status == 0, job.output
+    # The worker found there what the look before had traced: it has not written it again.
+    costs, started = storage / "large" / STEP_COSTS, storage / "large" / RUN_CONFIG
+    assert read_step_costs(str(storage / "large")) and costs.stat().st_mtime_ns < started.stat().st_mtime_ns
+    assert "memory: all at once" in job.output
 
 
 def test_a_truncated_shard_is_told_before_anything_starts(

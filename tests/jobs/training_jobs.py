@@ -98,11 +98,16 @@ def workers(head: RayHead) -> list[int]:
     return titled(head, "ray::RayTrainWorker")
 
 
-def tracked(server: MlflowServer, name: str) -> Run:
+def runs_of(server: MlflowServer, name: str) -> list[Run]:
     client = MlflowClient(server.uri)
     experiment = client.get_experiment_by_name("drl_dist")
-    assert experiment is not None
-    runs = client.search_runs([experiment.experiment_id], f"attributes.run_name = '{name}'")
+    if experiment is None:
+        return []
+    return list(client.search_runs([experiment.experiment_id], f"attributes.run_name = '{name}'"))
+
+
+def tracked(server: MlflowServer, name: str) -> Run:
+    runs = runs_of(server, name)
     assert len(runs) == 1
     return runs[0]
 

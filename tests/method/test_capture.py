@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any, Literal
 
 import pytest
@@ -17,11 +18,13 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.roofline.operations import Operation, is_view, operations_of
-from drl_dist.build import build_network
+from drl_dist.build import build_network, build_sampler
 from drl_dist.config.condition import ConditionConfig
+from drl_dist.config.import_paths import NEEDS_NEGATIVES
 from drl_dist.config.presets import SETTINGS, TABLE_6, preset
 from drl_dist.config.tree import Experiment
 from drl_dist.diffusion.ladder import Pairs
+from drl_dist.diffusion.noise import PhiloxNoise
 from drl_dist.energy.network import EnergyNetwork
 from drl_dist.energy.own import OwnNetwork
 from drl_dist.sampling.composition import Concept, composed
@@ -131,6 +134,54 @@ def test_a_chain_never_waits_for_the_host(setting: str, kind: Kind) -> None:
     positions = torch.arange(SIZE, device=META)
     found = traced(lambda: step.run_chain(pairs, positions))
     check(found, traced(lambda: step.run_chain(pairs, positions)))
+
+
+def uploads(found: Sequence[Operation]) -> list[Operation]:
+    """Copies of the host's tables to the device; a single number of the host's goes along with an operation."""
+    return [
+        one
+        for one in found
+        if any(part.device == "cpu" and part.shape for part in one.reads)
+        and any(part.device == "meta" for part in one.writes)
+    ]
+
+
+@pytest.mark.parametrize("setting", ["t6", "t1k", "unet"])
+def test_an_image_takes_tables_to_the_device_once(setting: str) -> None:
+    experiment = narrow(preset("digits", setting))
+    found: list[int] = []
+    for num_levels in (3, 6):
+        # Few levels of a linear ladder would not end in white noise.
+        ladder = "t6" if experiment.diffusion.ladder == "linear" else experiment.diffusion.ladder
+        diffusion = dataclasses.replace(experiment.diffusion, ladder=ladder, num_levels=num_levels)
+        made = dataclasses.replace(experiment, diffusion=diffusion)
+        network = network_of(made)
+        sampler, raw_at = build_sampler(made), GradientEngine(network, EAGER).raw_at
+        assert sampler.levels.step_size.device.type == "cpu"
+        ids = torch.arange(SIZE, device=META)
+        work = partial(sampler.sample, raw_at, PhiloxNoise(0), ids, network.image_shape)
+        found.append(len(uploads(operations_of(work))))
+    assert found[0] == found[1] > 0
+
+
+@pytest.mark.parametrize("objective", NEEDS_NEGATIVES)
+def test_an_update_takes_no_tables_to_the_device(objective: str) -> None:
+    experiment = narrow(preset("digits", "unet"))
+    optim = dataclasses.replace(
+        experiment.optim, objective=objective, first_objective=None, first_objective_steps=0, loss_weight="none"
+    )
+    mcmc = dataclasses.replace(experiment.mcmc, top_level="conditional")
+    experiment = dataclasses.replace(experiment, optim=optim, mcmc=mcmc)
+    step = TrainStep(TrainState.of(network_of(experiment), experiment), experiment, EAGER)
+    level, y = given(step.state.network)
+    pairs = Pairs(level=level, y_pos=y, x_noisy=y, score=y, y_score=y)
+
+    def update() -> None:
+        step.backward(pairs, y if NEEDS_NEGATIVES[objective] else None, None)
+
+    first, again = operations_of(update), operations_of(update)
+    assert len(uploads(first)) == {"score_matching": 2, "recovery": 0}.get(objective, 1)
+    assert uploads(again) == [] and len(again) > 30
 
 
 @pytest.mark.parametrize(

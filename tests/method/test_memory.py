@@ -56,7 +56,7 @@ def costs(monkeypatch: pytest.MonkeyPatch) -> list[EngineConfig]:
         asked.append(engine)
         return cost(experiment, num_workers=num_workers, engine=engine)
 
-    monkeypatch.setattr("drl_dist.training.memory_search.step_cost", told)
+    monkeypatch.setattr("drl_dist.training.traced_costs.step_cost", told)
     return asked
 
 
@@ -165,7 +165,7 @@ def test_a_run_of_two_objectives_fits_in_both(monkeypatch: pytest.MonkeyPatch) -
             return made
         return dataclasses.replace(made, update_bytes=made.update_bytes + 300 * MIB)
 
-    monkeypatch.setattr("drl_dist.training.memory_search.step_cost", told)
+    monkeypatch.setattr("drl_dist.training.traced_costs.step_cost", told)
     experiment = dataclasses.replace(preset("digits", "unet"), train=tiny(batch_size=64).train)
     optim = dataclasses.replace(experiment.optim, first_objective="score_matching", first_objective_steps=1)
     experiment = dataclasses.replace(experiment, optim=optim)
@@ -207,7 +207,7 @@ def test_what_cannot_be_is_one_sentence(costs: list[EngineConfig], monkeypatch: 
     def untraceable(*_: object, **__: object) -> StepCost:
         raise UntraceableError("network mine", got="an operation", expected="others", remedy="leave it out")
 
-    monkeypatch.setattr("drl_dist.training.memory_search.step_cost", untraceable)
+    monkeypatch.setattr("drl_dist.training.traced_costs.step_cost", untraceable)
     # Asked for a limit, nobody can say whether it is kept.
     with pytest.raises(UntraceableError):
         fit_memory(experiment, limited(500), device=CPU)

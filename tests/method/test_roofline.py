@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from torch.nn import functional
 from benchmarks.presets import experiment_of
 from benchmarks.roofline.__main__ import main, sized
 from benchmarks.roofline.bound import Machine, bound
+from benchmarks.roofline.code import kernels_in
 from benchmarks.roofline.fused import fused
 from benchmarks.roofline.gradient import eager_operations, fused_kernels
 from benchmarks.roofline.operations import operations_of
@@ -92,6 +94,38 @@ def test_a_gradient_is_fused(name: str) -> None:
     if name == "digits:t6":
         rest = sum(one.nbytes for one in kernels if not one.is_product)
         assert rest < sum(one.nbytes for one in operations if not one.flop)
+
+
+def test_kernels_of_triton_are_written_as_code_and_machine_code(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("triton", reason="docs/performance.md says how to install it beside a torch without CUDA")
+    made = tmp_path / "made"
+    assert main(["--presets", "digits:t6", "--batch-size", "4", "--kernels", str(made)]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    kernels = fused_kernels(sized(experiment_of("digits:t6"), 4, None), "bfloat16")
+    images = sorted(made.rglob("*.cubin"))
+    # What is alike in a graph is one kernel.
+    assert 0 < len(images) <= len([one for one in kernels if one.library is None])
+    assert line.startswith(f"digits:t6: 2 graphs, {len(images)} kernels in Triton and ")
+    for image in images:
+        assert image.read_bytes()[:4] == b"\x7fELF" and "@triton.jit" in image.with_suffix(".py").read_text()
+    assert {path.parent.name for path in images} == {"graph_0", "graph_1"}
+
+
+def test_kernels_are_found_in_the_code_of_a_graph() -> None:
+    code = "a = async_compile.triton('a', '''\nimport triton\n''', device_str='cuda')\nextern_kernels.mm(b, c)\n"
+    assert kernels_in(code) == {"a": "\nimport triton\n"} and kernels_in("") == {}
+
+
+def test_kernels_need_triton_and_a_new_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(UserError, match=r"option --kernels: got .*/mine, expected a new folder"):
+        main(["--kernels", str(tmp_path / "mine")])
+    monkeypatch.setattr("benchmarks.roofline.code.find_spec", lambda _: None)
+    with pytest.raises(UserError, match=r"option --kernels: got no package triton"):
+        main(["--kernels", str(tmp_path / "new")])
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
 def test_the_table_follows_the_numbers_of_the_gpu(capsys: pytest.CaptureFixture[str]) -> None:

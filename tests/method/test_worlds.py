@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from drl_dist.common.batch import Batch
 from drl_dist.config.condition import ConditionConfig
@@ -93,6 +96,64 @@ def test_a_world_changes_its_objective_together(tmp_path: Path) -> None:
     for rank in range(2):
         for name, value in load_file(tmp_path / f"{rank}").items():
             torch.testing.assert_close(value, alone[name], rtol=1e-6, atol=1e-6, msg=f"{rank} {name}")
+
+
+def rank_of_each_wrapper(rank: int, world_size: int, folder: Path) -> None:
+    # Of the image gradient that dsm is about, the bias behind the last activation has no part.
+    dsm = dataclasses.replace(
+        tiny(),
+        mcmc=dataclasses.replace(tiny().mcmc, top_level="conditional"),
+        optim=dataclasses.replace(tiny().optim, objective="dsm"),
+    )
+    for name, experiment in {"recovery": tiny(), "dsm": dsm}.items():
+        needs_search = name == "dsm"
+        ways: dict[str, dict[str, Any] | None] = {
+            "ours": None,
+            "defaults": {"find_unused_parameters": needs_search},
+            "static": {"static_graph": True, "gradient_as_bucket_view": True},
+        }
+        for way, options in ways.items():
+            state = TrainState.create(experiment)
+            waken(state)
+            step = TrainStep(state, experiment, ENGINE)
+            assert isinstance(step.forward, DistributedDataParallel)
+            assert step.forward.gradient_as_bucket_view and step.forward.find_unused_parameters == needs_search
+            if options is not None:
+                step.forward = DistributedDataParallel(step.forward.module, **options)
+            losses: list[Tensor] = []
+            for index in range(3):
+                whole = batch(12 * index)
+                result = step(Batch(whole.images[rank::world_size], whole.positions[rank::world_size]))
+                losses.append(result.loss)
+            found = {
+                key: value.clone()
+                for key, value in (
+                    *((f"weights {key}", value) for key, value in state.network.state_dict().items()),
+                    *(
+                        (f"gradient {key}", value.grad)
+                        for key, value in state.network.named_parameters()
+                        if value.grad is not None
+                    ),
+                )
+            }
+            save_file(
+                {"losses": torch.stack(losses), **{key: value.contiguous() for key, value in found.items()}},
+                folder / f"{name}-{way}-{rank}",
+            )
+
+
+@pytest.mark.slow
+def test_how_gradients_are_exchanged_changes_no_bit(tmp_path: Path) -> None:
+    run_world(rank_of_each_wrapper, 2, tmp_path)
+    for name in ("recovery", "dsm"):
+        expected = load_file(tmp_path / f"{name}-defaults-0")
+        assert any(key.startswith("gradient") and bool(value.any()) for key, value in expected.items())
+        for way in ("ours", "defaults", "static"):
+            for rank in range(2):
+                found = load_file(tmp_path / f"{name}-{way}-{rank}")
+                assert found.keys() == expected.keys(), f"{name} {way}"
+                for key, value in expected.items():
+                    assert torch.equal(found[key], value), f"{name} {way} {rank} {key}"
 
 
 @pytest.mark.slow

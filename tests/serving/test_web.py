@@ -293,7 +293,17 @@ def test_the_api_describes_itself(client: Client) -> None:
     found = client.ask("/api/openapi.json").json()
     assert set(found["paths"]) == {
         f"/api/{name}"
-        for name in ("health", "model", "sample", "interpolate", "inpaint", "denoise", "log_density", "reference")
+        for name in (
+            "health",
+            "model",
+            "sample",
+            "interpolate",
+            "picture",
+            "inpaint",
+            "denoise",
+            "log_density",
+            "reference",
+        )
     }
     sample = found["paths"]["/api/sample"]["get"]
     assert set(sample["responses"]["200"]["content"]) == {"application/json", "image/png", "text/event-stream"}

@@ -115,11 +115,13 @@ class Checkpoints:
             return
         name, checkpoint = checkpoint_name(report.step), None
         substitutes = self.gather(state.network.device)
+        # Asked of every rank: workers that share the state bring it together.
+        tensors = state.tensors()
         if self.register is not None:
             folder = Path(tempfile.mkdtemp(prefix="drl-checkpoint-"))
             experiment = self.run.experiment
             reached = CheckpointState.after(report.step, experiment, self.fingerprint, self.world_size)
-            write_checkpoint(folder, state.tensors(), reached, experiment)
+            write_checkpoint(folder, tensors, reached, experiment)
             self.register(
                 report.step,
                 folder,

@@ -18,6 +18,7 @@ from drl_dist.checkpoints.rollbacks import read_rollbacks
 from drl_dist.checkpoints.run_config import write_run_config
 from drl_dist.checkpoints.run_record import RECORD, check_record, continued, write_record
 from drl_dist.checkpoints.run_status import refuse_at_work
+from drl_dist.checkpoints.step_costs import write_step_costs
 from drl_dist.checkpoints.storage import StoredCheckpoint, checkpoint_name, newest_checkpoint
 from drl_dist.checkpoints.verify import newest_to_resume
 from drl_dist.checkpoints.warm_start import starting_point
@@ -42,6 +43,7 @@ from drl_dist.jobs.train.faults.restarts import (
     OutdatedListError,
     RestartPolicy,
 )
+from drl_dist.jobs.train.first_look import first_look
 from drl_dist.jobs.train.group import COLLECTIVE_SECONDS, GroupConfig, Trainer
 from drl_dist.jobs.train.model_name import check_model_name
 from drl_dist.jobs.train.start import imports_at_start, run_task
@@ -157,7 +159,7 @@ def prepare_run(run: RunConfig, chosen: Collection[str] = ()) -> PreparedRun:
         # Only here does the driver need torch: what is wrong with the user's own code is said before Ray starts.
         from drl_dist.training.own_parts import check_own_parts
 
-        check_own_parts(run.experiment)
+        check_own_parts(run.experiment, run.engine)
     if run.tracking.score_every_steps is not None:
         from drl_dist.data.subset import check_count
 
@@ -206,7 +208,10 @@ def fit_run(prepared: PreparedRun, parent: ParentJob | None = None) -> None:
         from drl_dist.jobs.train.faults.rollback import fit_with_rollbacks
 
         check_capacity(run.min_workers or run.num_workers, cpus=run.cpus_per_worker, gpus=int(run.use_gpu))
+        costs = first_look(run, waiting)
         write_record(run.url, experiment, fingerprint, run.start_from)
+        if costs:
+            write_step_costs(run.url, costs)
         write_run_config(dataclasses.replace(prepared.run, model_name=model_name), without_ray=False)
         _drop_stale_list(run.url, newest)
         no_server = uri == NO_SERVER

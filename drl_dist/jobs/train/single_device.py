@@ -49,6 +49,7 @@ from drl_dist.data.stream import ShardStream
 from drl_dist.jobs.common.device import device_name, prepare_device
 from drl_dist.jobs.train.at_work import refuse_at_work_elsewhere
 from drl_dist.jobs.train.interval import AutoInterval
+from drl_dist.jobs.train.memory import KeptCosts
 from drl_dist.jobs.train.pictures import training_sheet
 from drl_dist.tracking.files.events import check_tensorboard
 from drl_dist.tracking.files.run_files import RunFiles, refuse_other_files
@@ -139,11 +140,11 @@ def _train_told(run: RunConfig, chosen: Collection[str], waiting: Waiting) -> in
         waiting.begin(f"reading {began_at}", is_told=False)
         _restore(state, run, began_at, data.fingerprint)
     waiting.begin("choosing how a step fits into memory", is_told=False)
-    fit = fit_memory(experiment, run.engine, device=device, state_bytes=state.num_bytes)
+    kept = KeptCosts(run_url)
+    fit = fit_memory(experiment, run.engine, device=device, state_bytes=state.num_bytes, kept=kept)
     # Once more: two may have been started in the same moment.
     refuse_at_work(run_url)
-    write_record(run_url, experiment, data.fingerprint, run.start_from)
-    write_run_config(run, without_ray=True)
+    _write_records(run, data.fingerprint, kept)
     beginning = f"resuming after step {state.step} from {began_at}" if began_at else "starting"
     say(f"run {run.run_name}: {beginning} on {device}, checkpoints, metrics and samples in {run_url}")
     if fit.why:
@@ -161,6 +162,13 @@ def _train_told(run: RunConfig, chosen: Collection[str], waiting: Waiting) -> in
         return 1
     print(f"run {run.run_name} has made its {counted(state.step, 'step')}; all of it is in {run_url}", flush=True)
     return 0
+
+
+def _write_records(run: RunConfig, fingerprint: str, kept: KeptCosts) -> None:
+    """The record first: without it, the other files are something else's."""
+    write_record(run.url, run.experiment, fingerprint, run.start_from)
+    write_run_config(run, without_ray=True)
+    kept.write()
 
 
 def _train(

@@ -27,6 +27,7 @@ from drl_dist.jobs.train.faults.damage import Damage
 from drl_dist.jobs.train.faults.restore import broadcast, restore
 from drl_dist.jobs.train.group import process_group
 from drl_dist.jobs.train.interval import AutoInterval
+from drl_dist.jobs.train.memory import KeptCosts
 from drl_dist.jobs.train.metrics import Clock, Exports
 from drl_dist.jobs.train.records import open_records
 from drl_dist.jobs.train.stop import StopRequests
@@ -35,6 +36,7 @@ from drl_dist.training.callbacks import Curves, Samples, Scores, to_come
 from drl_dist.training.health_watch import HealthWatch, seen_by
 from drl_dist.training.loop import train
 from drl_dist.training.memory import fit_memory
+from drl_dist.training.sharded import sharded
 from drl_dist.training.state import TrainState
 from drl_dist.training.step import TrainStep
 from drl_dist.training.watch import FirstBatch
@@ -74,17 +76,28 @@ def _train_told(task: WorkerTask, waiting: Waiting) -> int:
         prepare_device(device, threads=threads, is_reproducible=False)
         begin("making the network and reading the newest checkpoint, if there is one")
         state = TrainState.create(run.experiment, device)
-        restore(state, run, task.fingerprint, is_first=is_first, share=partial(broadcast, device))
+        share = partial(broadcast, device)
+        restore(state, run, task.fingerprint, is_first=is_first, share=share)
         # What was the newest checkpoint when the job began may turn out to be damaged.
         task = dataclasses.replace(task, first_step=min(task.first_step, state.step))
+        engine = run.engine
+        if context.get_world_size() == 1:
+            # What is left of a run that lacks machines has nobody to share its state with.
+            engine = dataclasses.replace(engine, shard=False)
+        if engine.shard:
+            begin("dividing the state between the workers")
+            state = sharded(state, run.experiment)
         begin("choosing how a step fits into memory")
+        kept = KeptCosts(run.url, is_first=is_first, share=share)
         fit = fit_memory(
             run.experiment,
-            run.engine,
+            engine,
             num_workers=context.get_world_size(),
             device=device,
             state_bytes=state.num_bytes,
+            kept=kept,
         )
+        kept.write()
         if fit.why and is_first:
             say(f"run {run.run_name}: {fit.why}")
         task = dataclasses.replace(task, run=dataclasses.replace(run, engine=fit.engine))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Response
 from fastapi.responses import FileResponse
 from fastapi.staticfiles import StaticFiles
 
@@ -16,6 +17,8 @@ from drl_dist.jobs.serve.web.refusals import add_refusals
 from drl_dist.jobs.serve.web.routes import Routes
 
 PAGE = Path(__file__).parent / "page"
+_CURRENT = {"Cache-Control": "no-cache"}
+"""Kept by a browser, but asked for again, which costs an answer without a body where nothing has changed."""
 
 
 def create_app(backend: Backend, access: Access, *, max_seconds: float = 600.0) -> FastAPI:
@@ -42,7 +45,16 @@ def create_app(backend: Backend, access: Access, *, max_seconds: float = 600.0) 
 
     @app.get("/", include_in_schema=False)
     async def index() -> FileResponse:
-        return FileResponse(PAGE / "index.html", headers={"Cache-Control": "no-cache"})
+        return FileResponse(PAGE / "index.html", headers=_CURRENT)
 
-    app.mount("/page", StaticFiles(directory=PAGE), name="page")
+    app.mount("/page", _PageFiles(directory=PAGE), name="page")
     return app
+
+
+class _PageFiles(StaticFiles):
+    """Files of one version of the page: a browser must not mix them with those that it had before."""
+
+    def file_response(self, *args: Any, **kwargs: Any) -> Response:
+        response = super().file_response(*args, **kwargs)
+        response.headers.update(_CURRENT)
+        return response

@@ -24,6 +24,8 @@ from drl_dist.jobs.serve.web.schemas import (
     LogDensity,
     LogDensityAsked,
     Model,
+    Picture,
+    PictureAsked,
     Reference,
     Refusal,
     SampleQuery,
@@ -64,6 +66,7 @@ class Routes:
         router.get("/model", response_model=Model)(self.model)
         router.get("/sample", **_IMAGE)(self.sample)
         router.get("/interpolate", **_IMAGE)(self.interpolate)
+        router.post("/picture", response_model=Picture, responses=_REFUSALS)(self.picture)
         router.post("/inpaint", **_IMAGE)(self.inpaint)
         router.post("/denoise", **_IMAGE)(self.denoise)
         router.post("/log_density", response_model=LogDensity, responses=_REFUSALS)(self.log_density)
@@ -117,6 +120,12 @@ class Routes:
             weight=asked.weight,
         )
         return await answer(request, self._backend.visit(wanted), self._max_seconds)
+
+    async def picture(self, asked: PictureAsked) -> Picture:
+        """A picture as the model sees it."""
+        shape = (await self._known()).image_shape
+        image = await asyncio.to_thread(read_image, asked.image, shape, fit=asked.fit)
+        return Picture(image=encoded(encode_png(image.numpy())))
 
     async def inpaint(self, request: Request, asked: InpaintAsked) -> Response:
         """An image whose white pixels of the mask are filled in; the others are kept."""

@@ -58,6 +58,15 @@ class InterpolateAsked(Asked):
     weight: Annotated[FiniteFloat, Field(ge=0, le=1, description="From 0, the first image, to 1, the second.")] = 0.5
 
 
+class PictureAsked(BaseModel):
+    """A picture that is to be shown as the model sees it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    image: File
+    fit: Fit = False
+
+
 class InpaintAsked(Asked):
     """An image whose hidden pixels are to be filled in."""
 
@@ -104,6 +113,12 @@ class Image(BaseModel):
         description="Mean of -log p over the chain of level 0, in nats up to a constant; null where there was no chain."
     )
     seconds: float = Field(description="Since the request.")
+
+
+class Picture(BaseModel):
+    """A picture as the model sees it."""
+
+    image: str = Field(description="PNG in base64, of the model's size and channels.")
 
 
 class Level(BaseModel):
