@@ -12,7 +12,7 @@ import torch
 
 from drl_dist.checkpoints.format import CheckpointState, write_checkpoint
 from drl_dist.config.tree import Experiment, McmcConfig, ModelConfig, TrainConfig
-from drl_dist.localhost import RayHead, processes
+from drl_dist.localhost import LocalServer, processes
 from drl_dist.training.state import TrainState
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -61,10 +61,10 @@ def flip_bit(path: Path) -> None:
     path.write_bytes(data)
 
 
-def titled(head: RayHead, title: str) -> list[int]:
-    """Process ids of a Ray head's processes whose title begins so."""
+def titled(server: LocalServer, title: str) -> list[int]:
+    """Process ids of the processes of a Ray head or node whose title begins so."""
     found: list[int] = []
-    for process in processes.tree(head.pid):
+    for process in processes.tree(server.pid):
         try:
             line = Path(f"/proc/{process.pid}/cmdline").read_bytes()
         except (FileNotFoundError, ProcessLookupError):

@@ -17,6 +17,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -79,14 +80,18 @@ def _works(given: argparse.Namespace, server: ServeJob, model: Model, folder: Pa
 
         return tell
 
+    def lost(role: str) -> dict[str, Any]:
+        kill = partial(server.kill, role)
+        return asdict(parts.loss(server, model, given.visitors, given.chain_steps, kill))
+
     works: dict[str, Callable[[], Any]] = {
         "company": lambda: parts.company(server, model, given.visitors),
         "rates": lambda: throughput.rates(
             server, model, folder, batch=BATCH, each=4, rounds=given.rounds, processes=given.processes
         ),
         "leavers": lambda: parts.leavers(server, 30),
-        "replica": lambda: asdict(parts.loss(server, model, given.visitors, given.chain_steps, "replica")),
-        "front": lambda: asdict(parts.loss(server, model, given.visitors, given.chain_steps, "front")),
+        "replica": lambda: lost("replica"),
+        "front": lambda: lost("front"),
         "hostile": lambda: {name: _attacked(server, sends) for name, sends in hostile.attacks().items()},
     }
     return {name: said(name, work) for name, work in works.items()}

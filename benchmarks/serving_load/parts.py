@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any
 
 import aiohttp
 from torch import Tensor
@@ -107,13 +107,11 @@ class Loss:
     """Most questions of one of these."""
 
 
-def loss(
-    server: ServeJob, model: Model, visitors: int, num_chain_steps: int, role: Literal["replica", "front"]
-) -> Loss:
-    """Kill a process with SIGKILL when a third of the frames have come."""
+def loss(server: ServeJob, model: Model, visitors: int, num_chain_steps: int, kill: Callable[[], object]) -> Loss:
+    """Let visitors come at once, and kill something when a third of the frames have come."""
     expected = expected_images(model, range(visitors), num_chain_steps)
     query, third = f"&num_chain_steps={num_chain_steps}", visitors * (model.num_levels + 1) // 3
-    return asyncio.run(_loss(server, query, expected, third, model.num_levels, role))
+    return asyncio.run(_loss(server, query, expected, third, model.num_levels, kill))
 
 
 async def _loss(
@@ -122,14 +120,15 @@ async def _loss(
     expected: list[Tensor],
     num_frames: int,
     num_levels: int,
-    role: Literal["replica", "front"],
+    kill: Callable[[], object],
 ) -> Loss:
     seen = [Watched(seed) for seed in range(len(expected))]
     async with session() as client:
         tasks = [asyncio.create_task(watch(client, server.address, watched, query)) for watched in seen]
         while sum(len(watched.levels) for watched in seen) < num_frames:
             await asyncio.sleep(0.01)
-        killed = await asyncio.to_thread(server.kill, role)
+        await asyncio.to_thread(kill)
+        killed = time.monotonic()
         await asyncio.gather(*tasks)
         lost = [watched for watched in seen if watched.image is None]
         again = await asyncio.gather(*(_ask_again(client, server.address, watched.seed, query) for watched in lost))

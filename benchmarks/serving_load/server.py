@@ -82,10 +82,9 @@ class ServeJob(LocalServer):
             if _read(f"/proc/{process.pid}/cmdline").startswith(TITLES[role])
         ]
 
-    def kill(self, role: str) -> float:
-        """End the first process of a role with SIGKILL; when, by `time.monotonic`."""
+    def kill(self, role: str) -> None:
+        """End the first process of a role with SIGKILL."""
         os.kill(self.pids(role)[0], signal.SIGKILL)
-        return time.monotonic()
 
     def memory(self) -> dict[str, float]:
         """MiB that the processes of each role hold."""

@@ -43,6 +43,7 @@ SECONDS: Mapping[str, float] = {
     RAY: 450,
     TRAINING: 400,
     "tests/jobs/test_train_nodes.py": 140,
+    "tests/serving/test_server.py": 130,
     "tests/mcmc/test_long_run_resume.py": 95,
     "tests/toy/test_command.py": 75,
     "tests/data/test_storage_faults.py": 70,

@@ -60,7 +60,7 @@ def test_each_of_many_visitors_gets_the_image_of_his_seed(server: ServeJob, mode
 @pytest.mark.faults
 def test_a_lost_replica_is_a_pause(server: ServeJob, model: Model) -> None:
     before = server.pids("replica")
-    found = parts.loss(server, model, 24, 50, "replica")
+    found = parts.loss(server, model, 24, 50, lambda: server.kill("replica"))
     assert (found.compared.lost, found.compared.wrong, found.compared.errors) == (0, 0, [])
     assert found.told >= 1
     assert server.pids("replica") != before
@@ -68,7 +68,7 @@ def test_a_lost_replica_is_a_pause(server: ServeJob, model: Model) -> None:
 
 @pytest.mark.faults
 def test_who_loses_the_front_gets_the_image_by_asking_again(server: ServeJob, model: Model) -> None:
-    found = parts.loss(server, model, 24, 50, "front")
+    found = parts.loss(server, model, 24, 50, lambda: server.kill("front"))
     assert found.asked_again is not None and found.asked_again.visitors == found.compared.lost > 0
     assert (found.asked_again.lost, found.asked_again.wrong, found.compared.wrong) == (0, 0, 0)
 
