@@ -3,7 +3,7 @@
     python -m benchmarks.serving_load [--preset digits] [--visitors 50] [--rounds 5] [--parts company loss ...] [--json]
 
 Starts a Ray head and ``jobs/serve.py`` on 127.0.0.1, with random weights unless ``--model`` names a folder, and a
-process for all visitors. Prints a table for each part, or with ``--json`` everything as one object. Takes about five
+process for all visitors. Prints a table for each part, or with ``--json`` everything as one object. Takes about ten
 minutes on two cores.
 """
 
@@ -34,7 +34,7 @@ from drl_dist.library.model import Model
 from drl_dist.localhost import RayHead, end_on_signals
 from drl_dist.training.state import TrainState
 
-PARTS = ("company", "rates", "leavers", "replica", "front", "hostile")
+PARTS = ("company", "rates", "long_rates", "leavers", "replica", "front", "hostile")
 BATCH = 16
 
 
@@ -46,7 +46,12 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", type=Path, help="a folder that drl_dist.load knows")
     parser.add_argument("--preset", default="digits", help="of a model with random weights")
     parser.add_argument("--visitors", type=whole_number, default=50)
-    parser.add_argument("--chain-steps", type=whole_number, default=30, help="of images while processes are killed")
+    parser.add_argument(
+        "--chain-steps",
+        type=whole_number,
+        default=30,
+        help="of long chains: the second rates, and images while processes are killed",
+    )
     parser.add_argument("--rounds", type=whole_number, default=5)
     parser.add_argument("--processes", type=whole_number, default=3, help="of jobs/sample.py")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
@@ -88,6 +93,16 @@ def _works(given: argparse.Namespace, server: ServeJob, model: Model, folder: Pa
         "company": lambda: parts.company(server, model, given.visitors),
         "rates": lambda: throughput.rates(
             server, model, folder, batch=BATCH, each=4, rounds=given.rounds, processes=given.processes
+        ),
+        "long_rates": lambda: throughput.rates(
+            server,
+            model,
+            folder,
+            batch=BATCH,
+            each=2,
+            rounds=given.rounds,
+            processes=0,
+            num_chain_steps=given.chain_steps,
         ),
         "leavers": lambda: parts.leavers(server, 30),
         "replica": lambda: lost("replica"),

@@ -14,8 +14,7 @@ def tables(found: dict[str, Any]) -> Iterator[str]:
         yield _table("visitors | lost | wrong | pixels one grey level apart | p50, s | p95, s", visits)
     if losses := [_loss(role, found[role]) for role in ("replica", "front") if role in found]:
         yield _table("killed | next frame, s | longest without a frame, s | longest without any event, s", losses)
-    if "rates" in found:
-        rates = found["rates"]
+    for rates in (found[name] for name in ("rates", "long_rates") if name in found):
         yield _table("way | images/s | p50, s | p95, s", [_rate(name, way) for name, way in rates["ways"].items()])
         ratios = [[name, _spread(ratio)] for name, ratio in rates["ratios"].items()]
         yield _table(f"all together, {rates['batch']} visitors, against | times as fast", ratios)

@@ -42,7 +42,15 @@ class Rate:
 
 
 def rates(
-    server: ServeJob, model: Model, out: Path, *, batch: int, each: int, rounds: int, processes: int
+    server: ServeJob,
+    model: Model,
+    out: Path,
+    *,
+    batch: int,
+    each: int,
+    rounds: int,
+    processes: int,
+    num_chain_steps: int | None = None,
 ) -> dict[str, Any]:
     """Time the ways in turns, and compare them inside each round.
 
@@ -54,11 +62,13 @@ def rates(
         each: images that each of them asks for, one after the other.
         rounds: repetitions.
         processes: of ``jobs/sample.py``, which takes long.
+        num_chain_steps: of every level, if others than the model's own.
     """
+    query = "" if num_chain_steps is None else f"&num_chain_steps={num_chain_steps}"
     ways: dict[str, Callable[[], Rate]] = {
-        LIBRARY: lambda: _library(model, batch),
-        HTTP_ALONE: lambda: asyncio.run(_over_http(server.address, 1, batch)),
-        HTTP_TOGETHER: lambda: asyncio.run(_over_http(server.address, batch, each)),
+        LIBRARY: lambda: _library(model, batch, num_chain_steps),
+        HTTP_ALONE: lambda: asyncio.run(_over_http(server.address, 1, batch, query)),
+        HTTP_TOGETHER: lambda: asyncio.run(_over_http(server.address, batch, each, query)),
     }
     for way in ways.values():
         way()
@@ -85,23 +95,23 @@ def _summary(rates: list[Rate]) -> dict[str, Any]:
     }
 
 
-def _library(model: Model, images: int) -> Rate:
+def _library(model: Model, images: int, num_chain_steps: int | None) -> Rate:
     waited: list[float] = []
     for seed in range(images):
         began = time.perf_counter()
-        model.sample(1, seed=seed)
+        model.sample(1, seed=seed, num_chain_steps=num_chain_steps)
         waited.append(time.perf_counter() - began)
     return Rate(images, sum(waited), waited)
 
 
-async def _over_http(address: str, visitors: int, each: int) -> Rate:
+async def _over_http(address: str, visitors: int, each: int, query: str) -> Rate:
     """Each visitor asks for his next image when he has one."""
     waited: list[float] = []
 
     async def visit(first: int) -> None:
         for seed in range(first, first + each):
             watched = Watched(seed)
-            await watch(client, address, watched)
+            await watch(client, address, watched, query)
             if watched.image is None:
                 raise RuntimeError(watched.error)
             waited.append(watched.seconds)
