@@ -25,6 +25,18 @@ NEEDED = {
 """Debian packages that tests use, and where each is found."""
 
 
+BROWSER_ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+"""Of Chromium without a screen, which asks nobody else for anything."""
+
+
 def require(package: str) -> Path:
     """The path of a Debian package's program or folder; without it the test is skipped, or fails under
     ``DRL_REQUIRE_ALL=1``, so that nothing is skipped unnoticed where everything should be there."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import socket
 import threading
 import time
 import urllib.error
@@ -10,6 +12,7 @@ import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import uvicorn
@@ -83,31 +86,65 @@ class Client:
         return answered.events()
 
 
+class AppServer:
+    """The application over a backend, as a server in a thread; after `kill` it can be started again at its port."""
+
+    def __init__(self, backend: Backend, access: Access | None = None, *, max_seconds: float = 600) -> None:
+        self._app = partial(create_app, backend, access or Access(), max_seconds=max_seconds)
+        (self._port,) = free_ports(1)
+        self.url = f"http://{HOST}:{self._port}"
+
+    def start(self) -> None:
+        """Return when it listens."""
+        config = uvicorn.Config(self._app(), host=HOST, port=self._port, log_level="error", lifespan="off")
+        self._server = uvicorn.Server(config)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(
+            target=self._loop.run_until_complete, args=[self._server.serve([self._listening()])], daemon=True
+        )
+        self._thread.start()
+        while not self._server.started:
+            assert self._thread.is_alive(), "the server has ended"
+            time.sleep(0.01)
+
+    def kill(self) -> None:
+        """Break all connections in the middle of whatever they are at, and end."""
+        if not self._thread.is_alive():
+            return
+        self._loop.call_soon_threadsafe(self._abort)
+        self._thread.join(20)
+        assert not self._thread.is_alive()
+        self._loop.close()
+
+    def _abort(self) -> None:
+        self._server.should_exit = self._server.force_exit = True
+        for connection in list(self._server.server_state.connections):
+            connection.transport.abort()
+
+    def _listening(self) -> socket.socket:
+        # Connections of the server before are not over yet for the kernel.
+        listening = socket.socket()
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind((HOST, self._port))
+        return listening
+
+
 @contextmanager
-def served(
-    backend: Backend, access: Access | None = None, *, port: int | None = None, max_seconds: float = 600
-) -> Iterator[Client]:
-    """The application over a backend, as a server in a thread."""
-    (chosen,) = free_ports(1) if port is None else (port,)
-    app = create_app(backend, access or Access(), max_seconds=max_seconds)
-    server = uvicorn.Server(uvicorn.Config(app, host=HOST, port=chosen, log_level="error", lifespan="off"))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        assert thread.is_alive(), "the server has ended"
-        time.sleep(0.01)
+def served(backend: Backend, access: Access | None = None, *, max_seconds: float = 600) -> Iterator[Client]:
+    """The application over a backend, on a port of its own."""
+    server = AppServer(backend, access, max_seconds=max_seconds)
+    server.start()
     try:
-        yield Client(f"http://{HOST}:{chosen}")
+        yield Client(server.url)
     finally:
-        server.should_exit = server.force_exit = True
-        thread.join(10)
+        server.kill()
 
 
 @contextmanager
 def served_model(
-    model: Model, data: str | None = None, *, max_batch: int = 16, max_waiting: int = 64, port: int | None = None
+    model: Model, data: str | None = None, *, max_batch: int = 16, max_waiting: int = 64
 ) -> Iterator[tuple[Client, ModelHost]]:
     """The application over a model."""
     host = ModelHost(model, name="a model", data=data, max_batch=max_batch, max_waiting=max_waiting)
-    with host.running(), served(host, port=port) as client:
+    with host.running(), served(host) as client:
         yield client, host

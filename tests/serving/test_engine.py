@@ -16,7 +16,7 @@ import drl_dist
 from drl_dist.build import build_sampler
 from drl_dist.common.errors import UserError
 from drl_dist.diffusion.recovery import LogDensityAndGrad
-from drl_dist.serving.engine import Busy, EngineEnded, ServingEngine, Visit
+from drl_dist.serving.engine import Busy, ServingEngine, Visit
 from drl_dist.serving.requests import DenoiseRequest, InpaintRequest, InterpolateRequest, Request, SampleRequest
 from drl_dist.training.state import TrainState
 from tests.helpers.labelled import write_model
@@ -405,18 +405,3 @@ def test_numbers_of_the_engine_are_checked(plain: drl_dist.Model) -> None:
     for make in makers:
         with pytest.raises(UserError, match="argument max_"):
             make()
-
-
-def test_an_engine_that_fails_tells_everyone(plain: drl_dist.Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(threading, "excepthook", lambda _: None)
-    engine = ServingEngine(plain, max_batch=1)
-    visits = [engine.submit(SampleRequest(seed=seed)) for seed in range(2)]
-    monkeypatch.setattr(engine, "_answers", lambda _: 1 / 0)
-    with engine.running():
-        for visit in visits:
-            with pytest.raises(EngineEnded, match=r"has ended by ZeroDivisionError \(division by zero\)") as caught:
-                visit.image()
-            assert isinstance(caught.value.__cause__, ZeroDivisionError) and visit.is_over
-        assert not engine.is_running
-        with pytest.raises(EngineEnded, match="ZeroDivisionError"):
-            engine.submit(SampleRequest())

@@ -168,13 +168,22 @@ def test_a_picture_of_another_size_is_fitted_where_it_is_asked_for(client: Clien
     assert torch.equal(found, torch.from_numpy(np.array(expected)))
 
 
-def test_labels_guidance_and_sums_are_heard(labelled: drl_dist.Model) -> None:
+def test_labels_guidance_and_sums_are_heard(labelled: drl_dist.Model, tmp_path: Path) -> None:
     name = labelled.label_names[1]
     with served_model(labelled) as (client, _):
         assert client.ask("/api/model").json()["labels"] == list(labelled.label_names)
         query = urlencode({"seed": 2, "label": name, "guidance": 1.5})
         found = pixels(client.ask(f"/api/sample?{query}").body)
         unknown = client.ask("/api/sample?label=nobody")
+        write_images(tmp_path / "data", range(18))
+    with served_model(labelled, str(tmp_path / "data")) as (client, _):
+        scored = [
+            client.ask("/api/log_density", {"image": in_base64(picture()), "label": label}).json()["levels"][0]
+            for label in (None, name)
+        ]
+    # The data's are those without a label.
+    assert scored[0]["share_below"] is not None and scored[1]["share_below"] is None
+    assert scored[0]["log_density"] != scored[1]["log_density"]
     assert same(found, labelled.sample(1, seed=2, labels=[name], guidance=1.5)[0])
     assert not same(found, labelled.sample(1, seed=2)[0])
     assert unknown.status == 400 and "nobody" in unknown.json()["error"]

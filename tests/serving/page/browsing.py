@@ -5,25 +5,20 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
-import socket
-import threading
-import time
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing, contextmanager
 
 import numpy as np
 import torch
-import uvicorn
 from PIL import Image
 from playwright.sync_api import Locator, Page, expect
 from torch import Tensor
 
 from drl_dist.jobs.serve.host import ModelHost
 from drl_dist.jobs.serve.web.access import Access
-from drl_dist.jobs.serve.web.app import create_app
 from drl_dist.jobs.serve.web.backend import About, News, ScoredLevel, Shown
-from drl_dist.localhost.server import HOST, free_ports
 from drl_dist.serving.requests import InpaintRequest, Request, SampleRequest
+from tests.helpers.served import AppServer
 from tests.support import wait_for
 
 
@@ -61,50 +56,12 @@ class HeldBackend:
         return await self.host.reference()
 
 
-class PageServer:
-    """The page over a backend, in a thread; after `kill` it can be started again at the same port."""
+class PageServer(AppServer):
+    """The page over a backend that can be held."""
 
     def __init__(self, backend: HeldBackend, access: Access | None = None) -> None:
+        super().__init__(backend, access)
         self.backend = backend
-        self._access = access or Access()
-        (self._port,) = free_ports(1)
-        self.url = f"http://{HOST}:{self._port}"
-
-    def start(self) -> None:
-        """Return when it listens."""
-        config = uvicorn.Config(
-            create_app(self.backend, self._access), host=HOST, port=self._port, log_level="error", lifespan="off"
-        )
-        self._server = uvicorn.Server(config)
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(
-            target=self._loop.run_until_complete, args=[self._server.serve([self._listening()])], daemon=True
-        )
-        self._thread.start()
-        while not self._server.started:
-            assert self._thread.is_alive(), "the server has ended"
-            time.sleep(0.01)
-
-    def kill(self) -> None:
-        """Break all connections in the middle of whatever they are at, and end."""
-        if not self._thread.is_alive():
-            return
-        self._loop.call_soon_threadsafe(self._abort)
-        self._thread.join(20)
-        assert not self._thread.is_alive()
-        self._loop.close()
-
-    def _abort(self) -> None:
-        self._server.should_exit = self._server.force_exit = True
-        for connection in list(self._server.server_state.connections):
-            connection.transport.abort()
-
-    def _listening(self) -> socket.socket:
-        # Connections of the server before are not over yet for the kernel.
-        listening = socket.socket()
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind((HOST, self._port))
-        return listening
 
 
 @contextmanager

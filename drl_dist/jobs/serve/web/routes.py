@@ -155,7 +155,8 @@ class Routes:
         about = await self._known()
         image = await asyncio.to_thread(read_image, asked.image, about.image_shape, fit=asked.fit)
         found = await self._backend.scores(image, asked.seed, asked.label)
-        data = (await self.reference()).log_densities
+        # Those of the data are f(y, t), to which f(y, t, c) of a label cannot be compared.
+        data = None if asked.label is not None else (await self.reference()).log_densities
         levels: list[Level] = []
         for place, score in enumerate(found):
             png, scale = await asyncio.to_thread(gradient_png, score.gradient)

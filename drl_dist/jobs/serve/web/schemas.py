@@ -128,7 +128,7 @@ class Level(BaseModel):
     noise_std: float = Field(description="Standard deviation of the level's noise, in grey levels of 255.")
     log_density: float = Field(description="In nats, up to a constant of the level.")
     share_below: float | None = Field(
-        description="Share of images of the data that are less probable; null where there are no data."
+        description="Share of images of the data that are less probable; null with a label, and without data."
     )
     gradient: str = Field(
         description="PNG in base64: red where more brightness makes the image more probable, blue where less does."
