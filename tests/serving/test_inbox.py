@@ -5,8 +5,17 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from pathlib import Path
 
+import pytest
+
+from drl_dist.jobs.serve import host
+from drl_dist.jobs.serve.host import ModelHost
 from drl_dist.jobs.serve.inbox import Inbox
+from drl_dist.jobs.serve.web.backend import News, Shown
+from drl_dist.library.load import load
+from drl_dist.serving.requests import SampleRequest
+from tests.support import write_tiny_checkpoint
 
 LONG = 60.0
 
@@ -68,3 +77,21 @@ def test_a_part_after_the_loop_s_end_is_forgotten() -> None:
         return Inbox(is_last, lambda: 0.0)
 
     asyncio.run(made()).put(1)
+
+
+def test_a_model_s_levels_are_sent_together_where_they_come_fast(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load(write_tiny_checkpoint(tmp_path / "checkpoint", width=4, num_chain_steps=2))
+    served = ModelHost(model, name="tiny", data=None, max_batch=2, max_waiting=2)
+    # The next bundle only with the image.
+    monkeypatch.setattr(host, "MAX_SENT_PER_SECOND", 1e-6)
+
+    async def listen() -> list[list[News]]:
+        return [bundle async for bundle in served.bundles(SampleRequest(seed=1))]
+
+    with served.running():
+        outlook, *shown = asyncio.run(listen())
+    assert len(outlook) == 1 and len(shown) <= 2
+    levels = [part.level for bundle in shown for part in bundle if isinstance(part, Shown)]
+    assert levels == list(range(model.num_levels, -1, -1))
