@@ -17,7 +17,7 @@ def tables(found: dict[str, Any]) -> Iterator[str]:
     for rates in (found[name] for name in ("rates", "long_rates") if name in found):
         yield _table("way | images/s | p50, s | p95, s", [_rate(name, way) for name, way in rates["ways"].items()])
         ratios = [[name, _spread(ratio)] for name, ratio in rates["ratios"].items()]
-        yield _table(f"all together, {rates['batch']} visitors, against | times as fast", ratios)
+        yield _table(f"{rates['batch']} visitors together | times as fast", ratios)
     if "leavers" in found:
         left = found["leavers"]
         served = f"the next image took {left['next_image_seconds']:.2f} s"

@@ -15,14 +15,16 @@ from typing import Any
 
 from benchmarks.serving_load.parts import percentile_95
 from benchmarks.serving_load.server import ROOT, ServeJob
-from benchmarks.serving_load.visitors import Watched, session, watch
+from benchmarks.serving_load.visitors import Ask, Watched, fetch, session, watch
 from drl_dist.library.model import Model
 
-JOB, LIBRARY, HTTP_ALONE, HTTP_TOGETHER = (
+JOB, LIBRARY, FILM_ALONE, FILM_TOGETHER, HTTP_ALONE, HTTP_TOGETHER = (
     "`jobs/sample.py`, one image, a whole process",
     "`Model.sample`, one after the other",
-    "over HTTP, one after the other",
-    "over HTTP, all together",
+    "films over HTTP, one after the other",
+    "films over HTTP, all together",
+    "images over HTTP, one after the other",
+    "images over HTTP, all together",
 )
 
 
@@ -67,8 +69,10 @@ def rates(
     query = "" if num_chain_steps is None else f"&num_chain_steps={num_chain_steps}"
     ways: dict[str, Callable[[], Rate]] = {
         LIBRARY: lambda: _library(model, batch, num_chain_steps),
-        HTTP_ALONE: lambda: asyncio.run(_over_http(server.address, 1, batch, query)),
-        HTTP_TOGETHER: lambda: asyncio.run(_over_http(server.address, batch, each, query)),
+        FILM_ALONE: lambda: asyncio.run(_over_http(watch, server.address, 1, batch, query)),
+        FILM_TOGETHER: lambda: asyncio.run(_over_http(watch, server.address, batch, each, query)),
+        HTTP_ALONE: lambda: asyncio.run(_over_http(fetch, server.address, 1, batch, query)),
+        HTTP_TOGETHER: lambda: asyncio.run(_over_http(fetch, server.address, batch, each, query)),
     }
     for way in ways.values():
         way()
@@ -78,7 +82,13 @@ def rates(
     if of_job:
         table[JOB] = _summary(of_job)
     ratios = {
-        name: _spread([one[HTTP_TOGETHER].rate / one[name].rate for one in found]) for name in (LIBRARY, HTTP_ALONE)
+        f"{together}, against {alone}": _spread([one[together].rate / one[alone].rate for one in found])
+        for together, alone in (
+            (FILM_TOGETHER, LIBRARY),
+            (FILM_TOGETHER, FILM_ALONE),
+            (HTTP_TOGETHER, LIBRARY),
+            (HTTP_TOGETHER, HTTP_ALONE),
+        )
     }
     return {"ways": table, "ratios": ratios, "rounds": rounds, "batch": batch, "load": os.getloadavg()[0]}
 
@@ -104,14 +114,14 @@ def _library(model: Model, images: int, num_chain_steps: int | None) -> Rate:
     return Rate(images, sum(waited), waited)
 
 
-async def _over_http(address: str, visitors: int, each: int, query: str) -> Rate:
+async def _over_http(ask: Ask, address: str, visitors: int, each: int, query: str) -> Rate:
     """Each visitor asks for his next image when he has one."""
     waited: list[float] = []
 
     async def visit(first: int) -> None:
         for seed in range(first, first + each):
             watched = Watched(seed)
-            await watch(client, address, watched, query)
+            await ask(client, address, watched, query)
             if watched.image is None:
                 raise RuntimeError(watched.error)
             waited.append(watched.seconds)

@@ -7,7 +7,7 @@ import base64
 import io
 import json
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -20,7 +20,7 @@ from torch import Tensor
 
 SECONDS = 300.0
 """Until a visitor gives up."""
-EVENTS = {"Accept": "text/event-stream"}
+EVENTS, PNG = {"Accept": "text/event-stream"}, {"Accept": "image/png"}
 
 
 @dataclass
@@ -68,6 +68,18 @@ def session() -> aiohttp.ClientSession:
     )
 
 
+async def fetch(client: aiohttp.ClientSession, address: str, watched: Watched, query: str = "") -> None:
+    """Wait for an image alone."""
+    began = time.monotonic()
+    async with client.get(f"{address}/api/sample?seed={watched.seed}{query}", headers=PNG) as response:
+        body = await response.read()
+        if response.status == 200:
+            watched.image = decoded(body)
+        else:
+            watched.error = f"{response.status} {body[:200]!r}"
+    watched.seconds = time.monotonic() - began
+
+
 async def watch(client: aiohttp.ClientSession, address: str, watched: Watched, query: str = "") -> None:
     """Look at an image until it is done, or fails."""
     began = time.monotonic()
@@ -84,6 +96,10 @@ async def watch(client: aiohttp.ClientSession, address: str, watched: Watched, q
         watched.error = f"{type(error).__name__}: {error}"
     finally:
         watched.seconds = time.monotonic() - began
+
+
+Ask = Callable[[aiohttp.ClientSession, str, Watched, str], Awaitable[None]]
+"""`fetch` or `watch`."""
 
 
 async def events(response: aiohttp.ClientResponse) -> AsyncIterator[tuple[str, Any]]:

@@ -12,7 +12,7 @@ import pytest
 from drl_dist.jobs.serve import host
 from drl_dist.jobs.serve.host import ModelHost
 from drl_dist.jobs.serve.inbox import Inbox
-from drl_dist.jobs.serve.web.backend import News, Shown
+from drl_dist.jobs.serve.web.backend import News, Outlook, Shown
 from drl_dist.library.load import load
 from drl_dist.serving.requests import SampleRequest
 from tests.support import write_tiny_checkpoint
@@ -87,11 +87,13 @@ def test_a_model_s_levels_are_sent_together_where_they_come_fast(
     # The next bundle only with the image.
     monkeypatch.setattr(host, "MAX_SENT_PER_SECOND", 1e-6)
 
-    async def listen() -> list[list[News]]:
-        return [bundle async for bundle in served.bundles(SampleRequest(seed=1))]
+    async def listen(*, has_film: bool) -> list[list[News]]:
+        return [bundle async for bundle in served.bundles(SampleRequest(seed=1), has_film=has_film)]
 
     with served.running():
-        outlook, *shown = asyncio.run(listen())
+        outlook, *shown = asyncio.run(listen(has_film=True))
+        alone = asyncio.run(listen(has_film=False))
     assert len(outlook) == 1 and len(shown) <= 2
     levels = [part.level for bundle in shown for part in bundle if isinstance(part, Shown)]
     assert levels == list(range(model.num_levels, -1, -1))
+    assert [[type(part) for part in bundle] for bundle in alone] == [[Outlook], [Shown]] and alone[1] == shown[-1][-1:]

@@ -82,12 +82,12 @@ class ModelReplica:
         """See `Backend.about`."""
         return await self._host.about()
 
-    async def visit(self, request: Request) -> AsyncGenerator[list[News], None]:
+    async def visit(self, request: Request, has_film: bool) -> AsyncGenerator[list[News], None]:
         """See `ModelHost.bundles`."""
         began = time.monotonic()
         outcome: Outcome = "failed"
         try:
-            async with aclosing(self._host.bundles(request)) as bundles:
+            async with aclosing(self._host.bundles(request, has_film)) as bundles:
                 async for bundle in bundles:
                     yield bundle
             outcome = "done"

@@ -48,12 +48,12 @@ class RayBackend:
         """See `Backend.reference`."""
         return await self._asked(self._replicas.reference.remote)
 
-    async def visit(self, request: Request) -> AsyncGenerator[News, None]:
+    async def visit(self, request: Request, *, has_film: bool) -> AsyncGenerator[News, None]:
         """See `Backend.visit`."""
         shown: int | None = None
         for losses in range(MAX_LOSSES + 1):
             try:
-                async with aclosing(self._once(request)) as news:
+                async with aclosing(self._once(request, has_film)) as news:
                     async for part in news:
                         if isinstance(part, Shown):
                             if shown is not None and part.level >= shown:
@@ -68,9 +68,9 @@ class RayBackend:
             yield Again()
             await asyncio.sleep(LOSS_SECONDS)
 
-    async def _once(self, request: Request) -> AsyncGenerator[News, None]:
+    async def _once(self, request: Request, has_film: bool) -> AsyncGenerator[News, None]:
         """One replica's answer; a word now and then while none has begun, or a level takes long."""
-        stream: Any = self._replicas.options(stream=True).visit.remote(request)
+        stream: Any = self._replicas.options(stream=True).visit.remote(request, has_film)
         pending: asyncio.Task[list[News]] | None = None
         try:
             while True:

@@ -89,18 +89,23 @@ class ModelHost:
             warnings=model_warnings(experiment),
         )
 
-    async def visit(self, request: Request) -> AsyncGenerator[News, None]:
+    async def visit(self, request: Request, *, has_film: bool) -> AsyncGenerator[News, None]:
         """See `Backend.visit`."""
-        async with aclosing(self.bundles(request)) as bundles:
+        async with aclosing(self.bundles(request, has_film)) as bundles:
             async for bundle in bundles:
                 for part in bundle:
                     yield part
 
-    async def bundles(self, request: Request) -> AsyncGenerator[list[News], None]:
+    async def bundles(self, request: Request, has_film: bool) -> AsyncGenerator[list[News], None]:
         """The news of `visit`, those of the same moment together."""
         inbox = Inbox[Frame | BaseException](_is_last, self._moment)
+
+        def tell(part: Frame | BaseException) -> None:
+            if has_film or _is_last(part):
+                inbox.put(part)
+
         # Building a request's first noise takes a moment.
-        visit = await asyncio.to_thread(self.engine.submit, request, inbox.put)
+        visit = await asyncio.to_thread(self.engine.submit, request, tell)
         try:
             yield [Outlook(*self.engine.outlook(visit))]
             while True:
