@@ -1,6 +1,6 @@
 """Visitors by the dozen, killed processes and hostile requests, against a running ``jobs/serve.py``.
 
-    python -m benchmarks.serving_load [--preset digits] [--visitors 50] [--rounds 5] [--parts company loss ...] [--json]
+    python -m benchmarks.serving_load [--preset digits] [--visitors 50] [--rounds 5] [--replicas 1] [--parts company loss ...] [--json]
 
 Starts a Ray head and ``jobs/serve.py`` on 127.0.0.1, with random weights unless ``--model`` names a folder, and a
 process for all visitors. Prints a table for each part, or with ``--json`` everything as one object. Takes about ten
@@ -54,6 +54,7 @@ def main(words: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--rounds", type=whole_number, default=5)
     parser.add_argument("--processes", type=whole_number, default=3, help="of jobs/sample.py")
+    parser.add_argument("--replicas", type=whole_number, default=1)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args(words)
@@ -65,7 +66,7 @@ def main(words: Sequence[str] | None = None) -> int:
         place = given.model.absolute() if given.model else _untrained(given.preset, folder / "model")
         model = load(place)
         log = folder / "serve.log"
-        with RayHead(num_cpus=2) as head, ServeJob(head, place, log, [f"--max-batch={BATCH}"]) as server:
+        with RayHead(num_cpus=2) as head, ServeJob(head, place, log, _options(given)) as server:
             before = server.memory()
             found = {part: work() for part, work in _works(given, server, model, folder).items() if part in given.parts}
             found["memory"] = {"before": before, "after": server.memory()}
@@ -75,6 +76,10 @@ def main(words: Sequence[str] | None = None) -> int:
     else:
         print("\n\n".join(tables(found)))
     return 0
+
+
+def _options(given: argparse.Namespace) -> list[str]:
+    return [f"--max-batch={BATCH}", f"--min-replicas={given.replicas}", f"--max-replicas={given.replicas}"]
 
 
 def _works(given: argparse.Namespace, server: ServeJob, model: Model, folder: Path) -> dict[str, Callable[[], Any]]:
