@@ -12,7 +12,7 @@ import torch
 
 from drl_dist.checkpoints.format import CheckpointState, write_checkpoint
 from drl_dist.config.tree import Experiment, McmcConfig, ModelConfig, TrainConfig
-from drl_dist.localhost import RayHead, processes
+from drl_dist.localhost import LocalServer, processes
 from drl_dist.training.state import TrainState
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -23,6 +23,18 @@ NEEDED = {
     "prometheus": Path("/usr/bin/promtool"),
 }
 """Debian packages that tests use, and where each is found."""
+
+
+BROWSER_ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+"""Of Chromium without a screen, which asks nobody else for anything."""
 
 
 def require(package: str) -> Path:
@@ -61,10 +73,10 @@ def flip_bit(path: Path) -> None:
     path.write_bytes(data)
 
 
-def titled(head: RayHead, title: str) -> list[int]:
-    """Process ids of a Ray head's processes whose title begins so."""
+def titled(server: LocalServer, title: str) -> list[int]:
+    """Process ids of the processes of a Ray head or node whose title begins so."""
     found: list[int] = []
-    for process in processes.tree(head.pid):
+    for process in processes.tree(server.pid):
         try:
             line = Path(f"/proc/{process.pid}/cmdline").read_bytes()
         except (FileNotFoundError, ProcessLookupError):

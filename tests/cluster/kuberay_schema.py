@@ -67,6 +67,7 @@ CONTAINER = closed(
     securityContext=CONTAINER_SECURITY,
     env=listed(VARIABLE),
     ports=listed(closed("containerPort", name=TEXT, containerPort=COUNT)),
+    volumeMounts=listed(closed("name mountPath", name=TEXT, mountPath=text("^/"), readOnly=FLAG)),
     resources=RESOURCES,
 )
 EXPRESSION = closed(
@@ -80,6 +81,7 @@ TOLERATION = closed(
     value=TEXT,
     effect=one_of("NoSchedule", "PreferNoSchedule", "NoExecute"),
 )
+SECRET_VOLUME = closed("secretName", secretName=TEXT, defaultMode=COUNT)
 POD = closed(
     "containers securityContext serviceAccountName",
     serviceAccountName=TEXT,
@@ -89,6 +91,7 @@ POD = closed(
     tolerations=listed(TOLERATION),
     securityContext=POD_SECURITY,
     containers=listed(CONTAINER),
+    volumes=listed(closed("name secret", name=TEXT, secret=SECRET_VOLUME)),
 )
 TEMPLATE = closed("spec", spec=POD)
 
@@ -126,6 +129,15 @@ RAY_JOB_SPEC = closed(
     ttlSecondsAfterFinished=COUNT,
     rayClusterSpec=RAY_CLUSTER_SPEC,
 )
+# Its two thresholds of unhealthiness are not used any more, so they are left out.
+RAY_SERVICE_SPEC = closed(
+    "serveConfigV2 rayClusterConfig",
+    serveConfigV2=TEXT,
+    rayClusterConfig=RAY_CLUSTER_SPEC,
+    rayClusterDeletionDelaySeconds=COUNT,
+    upgradeStrategy=closed("type", type=one_of("NewCluster", "NewClusterWithIncrementalUpgrade", "None")),
+    excludeHeadPodFromServeSvc=FLAG,
+)
 
 
 def resource(kind: str, spec: Schema) -> Schema:
@@ -140,3 +152,4 @@ def resource(kind: str, spec: Schema) -> Schema:
 
 RAY_CLUSTER = resource("RayCluster", RAY_CLUSTER_SPEC)
 RAY_JOB = resource("RayJob", RAY_JOB_SPEC)
+RAY_SERVICE = resource("RayService", RAY_SERVICE_SPEC)

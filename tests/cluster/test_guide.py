@@ -11,6 +11,8 @@ import sys
 
 import pytest
 
+from drl_dist.jobs.common.options import parse_options
+from drl_dist.jobs.serve.options import ServeOptions, check_serve
 from tests.cluster.facts import CLUSTER, PROJECT
 from tests.support import ROOT, subprocess_environment
 
@@ -28,7 +30,7 @@ def test_its_shell_is_shell(block: str) -> None:
 
 def test_its_job_is_a_job() -> None:
     joined = SHELL.replace("\\\n", " ")
-    (submitted,) = [line for line in joined.splitlines() if "ray job submit" in line]
+    (submitted,) = [line for line in joined.splitlines() if "ray job submit" in line and "train" in line]
     # As the shell hands it over: $BUCKET is set further up in the guide.
     command = shlex.split(submitted.partition(" -- ")[2].replace("$BUCKET", "my-bucket"))
     assert command[:2] == ["python", "jobs/train_lsun128.py"]
@@ -46,6 +48,15 @@ def test_its_job_is_a_job() -> None:
     # The formula of the costs names fields that the output of --dry-run holds.
     assert run["experiment"]["train"]["num_steps"] > 0 and run["experiment"]["train"]["batch_size"] > 0
     assert f"`checkpoint.every_steps` is {run['checkpoint']['every_steps']} by default" in GUIDE
+
+
+def test_its_server_is_a_server() -> None:
+    joined = SHELL.replace("\\\n", " ")
+    (submitted,) = [line for line in joined.splitlines() if "jobs/serve.py" in line]
+    command = shlex.split(submitted.partition(" -- ")[2])
+    options = parse_options(ServeOptions, ServeOptions(), command[2:], description="")
+    check_serve(options)
+    assert command[:2] == ["python", "jobs/serve.py"] and options.use_gpu
 
 
 def test_it_makes_every_account_and_secret() -> None:
@@ -66,11 +77,13 @@ def test_it_makes_every_kubernetes_secret_with_its_keys() -> None:
     wanted: set[tuple[str, str]] = {("drl-ray-token", "auth_token")}
     for path in FILES:
         wanted |= set(re.findall(r"secretKeyRef:\s+name: (\S+)\s+key: (\S+)", path.read_text()))
+        # Mounted as a folder, with a file for each key.
+        wanted |= {(name, "token") for name in re.findall(r"secret:\s+secretName: (\S+)", path.read_text())}
     made: set[tuple[str, str]] = set()
     for line in SHELL.replace("\\\n", " ").splitlines():
         if found := re.search(r"create secret generic (\S+)", line):
             made |= {(found.group(1), key) for key in re.findall(r"--from-literal=(\w+)=", line)}
-    assert wanted == made and len(made) == 3
+    assert wanted == made and len(made) == 4
 
 
 def test_its_substitutions_reach_every_file_that_needs_them() -> None:

@@ -15,14 +15,19 @@ import pytest
 import yaml
 
 from tests.cluster.facts import CLUSTER, CONSTRAINTS, IMAGE, USER_ID, documents
-from tests.cluster.kuberay_schema import RAY_CLUSTER, RAY_JOB
+from tests.cluster.kuberay_schema import RAY_CLUSTER, RAY_JOB, RAY_SERVICE
 from tests.support import ROOT, subprocess_environment
 
 FOLDER = CLUSTER / "kuberay"
 (RAYCLUSTER,) = documents(FOLDER / "raycluster.yaml")
 (RAYJOB,) = documents(FOLDER / "rayjob.yaml")
+(RAYSERVICE,) = documents(FOLDER / "rayservice.yaml")
 MLFLOW = {document["kind"]: document for document in documents(FOLDER / "mlflow.yaml")}
-SPECS: dict[str, dict[str, Any]] = {"cluster": RAYCLUSTER["spec"], "job": RAYJOB["spec"]["rayClusterSpec"]}
+SPECS: dict[str, dict[str, Any]] = {
+    "cluster": RAYCLUSTER["spec"],
+    "job": RAYJOB["spec"]["rayClusterSpec"],
+    "service": RAYSERVICE["spec"]["rayClusterConfig"],
+}
 SPOT = "cloud.google.com/gke-spot"
 
 
@@ -31,7 +36,7 @@ def pods(spec: dict[str, Any]) -> list[dict[str, Any]]:
     return [group["template"]["spec"] for group in groups]
 
 
-ALL_PODS = [*pods(SPECS["cluster"]), *pods(SPECS["job"]), MLFLOW["Deployment"]["spec"]["template"]["spec"]]
+ALL_PODS = [*(pod for spec in SPECS.values() for pod in pods(spec)), MLFLOW["Deployment"]["spec"]["template"]["spec"]]
 
 
 def avoids_spot(pod: dict[str, Any]) -> bool:
@@ -42,6 +47,7 @@ def avoids_spot(pod: dict[str, Any]) -> bool:
 def test_they_hold_known_fields_only() -> None:
     jsonschema.validate(RAYCLUSTER, RAY_CLUSTER)
     jsonschema.validate(RAYJOB, RAY_JOB)
+    jsonschema.validate(RAYSERVICE, RAY_SERVICE)
 
 
 @pytest.mark.parametrize("path", ["spec", "spec/headGroupSpec", "spec/headGroupSpec/template/spec", "spec/authOptions"])

@@ -26,8 +26,10 @@ class Told:
     def __init__(self, *parts: News | float | Exception) -> None:
         self._parts = parts
         self.num_closed = 0
+        self.has_film: bool | None = None
 
-    async def visit(self, _: object) -> AsyncGenerator[News, None]:
+    async def visit(self, _: object, *, has_film: bool) -> AsyncGenerator[News, None]:
+        self.has_film = has_film
         try:
             for part in self._parts:
                 if isinstance(part, Exception):
@@ -58,7 +60,13 @@ def test_all_news_are_events() -> None:
     assert [name for name, _ in events] == ["outlook", "outlook", "frame", "again", "frame", "done"]
     assert events[0][1] == {"ahead": 2, "seconds": None} and events[1][1] == {"ahead": 0, "seconds": 1.5}
     assert events[2][1]["level"] == 1 and events[2][1]["energy"] == 0.5 and events[5][1]["seconds"] >= 0
-    assert told.num_closed == 1
+    assert told.num_closed == 1 and told.has_film
+
+
+@pytest.mark.parametrize("accept", ["image/png", "application/json"])
+def test_who_waits_for_the_image_alone_is_sent_no_levels(accept: str) -> None:
+    told = Told(Outlook(0, 1.0), *shown(0))
+    assert ask(told, accept).status == 200 and told.has_film is False
 
 
 @pytest.mark.parametrize("accept", ["image/png", "application/json", "text/event-stream"])

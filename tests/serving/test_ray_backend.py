@@ -50,7 +50,7 @@ class Stream:
             return await self.__anext__()
         if isinstance(part, BaseException):
             raise part
-        return part
+        return [part] if isinstance(part, Outlook | Shown) else part
 
     def __await__(self) -> Any:
         return self.__anext__().__await__()
@@ -82,7 +82,7 @@ def of_replica(error: Exception) -> Exception:
 
 def news_of(replicas: Replicas) -> list[News]:
     async def listen() -> list[News]:
-        return [part async for part in RayBackend(replicas).visit(REQUEST)]  # pyright: ignore[reportArgumentType]
+        return [part async for part in RayBackend(replicas).visit(REQUEST, has_film=True)]  # pyright: ignore[reportArgumentType]
 
     return asyncio.run(listen())
 
@@ -138,7 +138,7 @@ def test_who_leaves_ends_the_work_of_the_replica() -> None:
     replicas = Replicas([*shown(3, 2), 60.0, *shown(1)])
 
     async def leave() -> None:
-        visit: AsyncGenerator[News, None] = RayBackend(replicas).visit(REQUEST)  # pyright: ignore[reportArgumentType]
+        visit: AsyncGenerator[News, None] = RayBackend(replicas).visit(REQUEST, has_film=True)  # pyright: ignore[reportArgumentType]
         assert await anext(visit) == shown(3)[0]
         await visit.aclose()
 

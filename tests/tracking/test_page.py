@@ -21,21 +21,11 @@ from drl_dist.localhost import MlflowServer
 from drl_dist.tracking.runs import describe_by_picture, open_run
 from drl_dist.tracking.server.client import client_of
 from drl_dist.tracking.tracker import Tracker
-from tests.support import require
+from tests.support import BROWSER_ARGUMENTS, require
 
 pytestmark = pytest.mark.integration
 # Of everything that is waited for: five seconds, the default, are not enough for a page on a machine that is busy.
 expect.set_options(timeout=60_000)
-
-ARGUMENTS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 
 
 def test_a_picture_is_what_a_person_sees_first(mlflow_server: MlflowServer, tmp_path: Path) -> None:
@@ -53,7 +43,7 @@ def test_a_picture_is_what_a_person_sees_first(mlflow_server: MlflowServer, tmp_
     assert tracker.close("FINISHED")
 
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=str(chromium), args=ARGUMENTS)
+        browser = playwright.chromium.launch(executable_path=str(chromium), args=BROWSER_ARGUMENTS)
         page = browser.new_page(viewport={"width": 1300, "height": 1100})
         page.set_default_timeout(60_000)
         # The address that training prints, in a browser that has never been here.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator
-from contextlib import ExitStack
+from contextlib import ExitStack, aclosing
 from typing import Any
 
 from fastapi import FastAPI
@@ -34,11 +34,13 @@ from drl_dist.jobs.serve.web.app import create_app
 from drl_dist.jobs.serve.web.backend import About, News, ScoredLevel
 from drl_dist.serving.requests import Request
 
-LOGGING = LoggingConfig(log_level="WARNING", enable_access_log=False)
-"""Addresses that visitors ask for may hold a token."""
+LOGGING = LoggingConfig(log_level="ERROR", enable_access_log=False)
+"""Addresses that visitors ask for may hold a token. Below an error, Ray Serve tells each visitor's part in a loss."""
 _FRONT_STREAMS = 1000
 """Visitors that a front holds at once; what they wait for is bounded by the replicas."""
 _HEALTH_SECONDS = 2.0
+_ON_THE_HEAD = "node:__internal_head__"
+"""Resource that Ray gives the head of every cluster."""
 _BESIDES = 16
 """Questions that a replica answers beside its visits: scores, health."""
 
@@ -80,13 +82,14 @@ class ModelReplica:
         """See `Backend.about`."""
         return await self._host.about()
 
-    async def visit(self, request: Request) -> AsyncGenerator[News, None]:
-        """See `Backend.visit`."""
+    async def visit(self, request: Request, has_film: bool) -> AsyncGenerator[list[News], None]:
+        """See `ModelHost.bundles`."""
         began = time.monotonic()
         outcome: Outcome = "failed"
         try:
-            async for part in self._host.visit(request):
-                yield part
+            async with aclosing(self._host.bundles(request, has_film)) as bundles:
+                async for bundle in bundles:
+                    yield bundle
             outcome = "done"
         except UserError:
             outcome = "refused"
@@ -147,7 +150,9 @@ def application(pinned: PinnedModel, options: ReplicaOptions, token_sha256: str 
         name="front",
         num_replicas=1,
         max_ongoing_requests=_FRONT_STREAMS,
-        ray_actor_options={"num_cpus": 0},
+        # Beside the proxy that jobs/serve.py starts, so that the loss of another node is not the end of any stream.
+        ray_actor_options={"num_cpus": 0, "resources": {_ON_THE_HEAD: 0.001}},
+        health_check_period_s=_HEALTH_SECONDS,
         graceful_shutdown_timeout_s=2,
     )(Front)
     return front.bind(replicas.bind(pinned, options), token_sha256, options.max_seconds)

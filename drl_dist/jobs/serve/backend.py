@@ -48,12 +48,12 @@ class RayBackend:
         """See `Backend.reference`."""
         return await self._asked(self._replicas.reference.remote)
 
-    async def visit(self, request: Request) -> AsyncGenerator[News, None]:
+    async def visit(self, request: Request, *, has_film: bool) -> AsyncGenerator[News, None]:
         """See `Backend.visit`."""
         shown: int | None = None
         for losses in range(MAX_LOSSES + 1):
             try:
-                async with aclosing(self._once(request)) as news:
+                async with aclosing(self._once(request, has_film)) as news:
                     async for part in news:
                         if isinstance(part, Shown):
                             if shown is not None and part.level >= shown:
@@ -68,10 +68,10 @@ class RayBackend:
             yield Again()
             await asyncio.sleep(LOSS_SECONDS)
 
-    async def _once(self, request: Request) -> AsyncGenerator[News, None]:
+    async def _once(self, request: Request, has_film: bool) -> AsyncGenerator[News, None]:
         """One replica's answer; a word now and then while none has begun, or a level takes long."""
-        stream: Any = self._replicas.options(stream=True).visit.remote(request)
-        pending: asyncio.Task[News] | None = None
+        stream: Any = self._replicas.options(stream=True).visit.remote(request, has_film)
+        pending: asyncio.Task[list[News]] | None = None
         try:
             while True:
                 pending = pending or asyncio.ensure_future(anext(stream))
@@ -80,15 +80,17 @@ class RayBackend:
                     yield Outlook(0, None)
                     continue
                 try:
-                    part = pending.result()
+                    bundle = pending.result()
                 except StopAsyncIteration:
                     return
                 pending = None
-                yield part
+                for part in bundle:
+                    yield part
         except Exception as error:
             raise _of_replica(error) from error
         finally:
             if pending is not None:
+                pending.add_done_callback(_forget)
                 pending.cancel()
             stream.cancel()
 
@@ -101,6 +103,12 @@ class RayBackend:
                     raise _lost(losses + 1) from error
                 await asyncio.sleep(LOSS_SECONDS)
         raise AssertionError("unreachable")
+
+
+def _forget(left: asyncio.Task[list[News]]) -> None:
+    """Of a visitor who has left: asyncio reports an error that nobody has looked at."""
+    if not left.cancelled():
+        left.exception()
 
 
 async def _answer(ask: Callable[[], Awaitable[Any]]) -> Any:

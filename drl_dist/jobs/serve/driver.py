@@ -11,12 +11,15 @@ import threading
 import time
 import webbrowser
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
+import ray
 from ray import serve
+from ray.exceptions import RayActorError
+from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
 from ray.serve.config import HTTPOptions, ProxyLocation
 from ray.serve.exceptions import RayServeException
-from ray.serve.schema import ApplicationStatus
+from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview
 
 from drl_dist.common.amounts import counted
 from drl_dist.common.errors import UserError
@@ -35,6 +38,7 @@ NAME = "drl_dist"
 """Of the application."""
 _LOOK_SECONDS = 1.0
 _ANSWER_SECONDS = 30.0
+_END_SECONDS = 30.0
 
 
 def serve_model(options: ServeOptions) -> int:
@@ -43,10 +47,11 @@ def serve_model(options: ServeOptions) -> int:
     Raises:
         UserError: something that the user gave cannot be used, or the server has ended.
     """
-    token = None if options.token_file is None else read_token(options.token_file, create=True)
     _check_free(options.host, options.port)
     pinned, model = pin_model(options)
     _check_data(options, model)
+    # A server that is refused leaves no token behind.
+    token = None if options.token_file is None else read_token(options.token_file, create=True)
     for name in ("ray.serve", "ray"):
         logging.getLogger(name).setLevel(logging.WARNING)
     with _stopping() as stop, cluster():
@@ -71,7 +76,7 @@ def _start(options: ServeOptions) -> None:
     serve.start(
         proxy_location=location,
         http_options=HTTPOptions(host=options.host, port=options.port, request_timeout_s=None),
-        logging_config=LOGGING.model_copy(update={"log_level": "ERROR"}),
+        logging_config=LOGGING,
     )
 
 
@@ -104,9 +109,25 @@ def _check_answers(options: ServeOptions, token: str | None) -> None:
 
 def _end() -> None:
     """Stop this application, and Ray Serve too where it has no other."""
-    serve.delete(NAME)
-    if not serve.status().applications:
-        serve.shutdown()
+    # Somebody else may have stopped all of it.
+    with suppress(RayActorError, RayServeException):
+        serve.delete(NAME)
+        if not serve.status().applications:
+            _end_serve()
+
+
+def _end_serve() -> None:
+    # `serve.shutdown` waits in a call that fails with the controller, which Ray reports as an error.
+    controller = ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
+    ray.get(controller.graceful_shutdown.remote(wait=False))
+    deadline = time.monotonic() + _END_SECONDS
+    while time.monotonic() < deadline:
+        try:
+            ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
+        except ValueError:
+            return
+        time.sleep(0.1)
+    print("server: Ray Serve is still ending", file=sys.stderr, flush=True)
 
 
 def _shown(host: str) -> str:
@@ -131,7 +152,7 @@ def _watch(stop: threading.Event) -> None:
     """Say when the number of replicas changes, until the stop."""
     before = ""
     while not stop.wait(_LOOK_SECONDS):
-        status = serve.status().applications.get(NAME)
+        status = _status()
         if status is None or status.status == ApplicationStatus.DEPLOY_FAILED:
             raise UserError(
                 "server",
@@ -144,6 +165,14 @@ def _watch(stop: threading.Event) -> None:
         if now != before:
             print(f"{time.strftime('%H:%M:%S')} {now or 'no replica'}", flush=True)
             before = now
+
+
+def _status() -> ApplicationStatusOverview | None:
+    """None if there is no such application, or no Ray Serve."""
+    try:
+        return serve.status().applications.get(NAME)
+    except (RayActorError, RayServeException):
+        return None
 
 
 def _check_free(host: str, port: int) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import aclosing, contextmanager
 
 from torch import Tensor
 
 from drl_dist.data.decode import read_images
 from drl_dist.data.index import open_index
 from drl_dist.data.shards import encode_png
+from drl_dist.jobs.serve.inbox import Inbox
 from drl_dist.jobs.serve.web.backend import About, News, Outlook, ScoredLevel, Shown
 from drl_dist.library.model import Model
 from drl_dist.likelihood.trust import model_warnings
@@ -21,6 +22,8 @@ from drl_dist.serving.scoring import Scorer
 
 OUTLOOK_SECONDS = 0.5
 """Between two words on what is still to be waited for."""
+MAX_SENT_PER_SECOND = 50
+"""Of what is sent to visitors, by all chains of a replica together; levels that come faster are sent together."""
 REFERENCE_IMAGES = 256
 """Images of the data that others are compared with."""
 
@@ -86,34 +89,41 @@ class ModelHost:
             warnings=model_warnings(experiment),
         )
 
-    async def visit(self, request: Request) -> AsyncGenerator[News, None]:
+    async def visit(self, request: Request, *, has_film: bool) -> AsyncGenerator[News, None]:
         """See `Backend.visit`."""
-        loop = asyncio.get_running_loop()
-        news: asyncio.Queue[Frame | BaseException] = asyncio.Queue()
+        async with aclosing(self.bundles(request, has_film)) as bundles:
+            async for bundle in bundles:
+                for part in bundle:
+                    yield part
+
+    async def bundles(self, request: Request, has_film: bool) -> AsyncGenerator[list[News], None]:
+        """The news of `visit`, those of the same moment together."""
+        inbox = Inbox[Frame | BaseException](_is_last, self._moment)
 
         def tell(part: Frame | BaseException) -> None:
-            # The loop is closed where the process ends.
-            with suppress(RuntimeError):
-                loop.call_soon_threadsafe(news.put_nowait, part)
+            if has_film or _is_last(part):
+                inbox.put(part)
 
         # Building a request's first noise takes a moment.
         visit = await asyncio.to_thread(self.engine.submit, request, tell)
         try:
-            yield Outlook(*self.engine.outlook(visit))
+            yield [Outlook(*self.engine.outlook(visit))]
             while True:
-                try:
-                    part = await asyncio.wait_for(news.get(), OUTLOOK_SECONDS)
-                except TimeoutError:
-                    yield Outlook(*self.engine.outlook(visit))
+                parts = await inbox.bundle(OUTLOOK_SECONDS)
+                if not parts:
+                    yield [Outlook(*self.engine.outlook(visit))]
                     continue
-                if isinstance(part, BaseException):
-                    raise part
-                png = await asyncio.to_thread(encode_png, part.image.numpy())
-                yield Shown(part.level, png, part.energy)
-                if part.level == 0:
+                if frames := [part for part in parts if isinstance(part, Frame)]:
+                    yield await asyncio.to_thread(_shown, frames)
+                if isinstance(parts[-1], BaseException):
+                    raise parts[-1]
+                if _is_last(parts[-1]):
                     return
         finally:
             visit.cancel()
+
+    def _moment(self) -> float:
+        return self.engine.num_active / MAX_SENT_PER_SECOND
 
     async def scores(self, image: Tensor, seed: int, label: str | None) -> list[ScoredLevel]:
         """See `Backend.scores`."""
@@ -128,3 +138,11 @@ class ModelHost:
         if self._index is None:
             return None
         return self._scorer.log_densities(read_images(self._index, REFERENCE_IMAGES)).tolist()
+
+
+def _is_last(part: Frame | BaseException) -> bool:
+    return isinstance(part, BaseException) or part.level == 0
+
+
+def _shown(frames: list[Frame]) -> list[News]:
+    return [Shown(frame.level, encode_png(frame.image.numpy()), frame.energy) for frame in frames]

@@ -36,11 +36,11 @@ class HeldBackend:
         """See `Backend.about`."""
         return await self.host.about()
 
-    async def visit(self, request: Request) -> AsyncGenerator[News, None]:
+    async def visit(self, request: Request, *, has_film: bool) -> AsyncGenerator[News, None]:
         """See `Backend.visit`."""
         self.visits.append(request)
         num_shown = 0
-        async with aclosing(self.host.visit(request)) as news:
+        async with aclosing(self.host.visit(request, has_film=has_film)) as news:
             async for part in news:
                 while isinstance(part, Shown) and num_shown == self.held_after:
                     await asyncio.sleep(0.01)

@@ -12,20 +12,10 @@ import drl_dist
 from drl_dist.jobs.serve.host import ModelHost
 from tests.helpers.labelled import write_images
 from tests.serving.page.browsing import PageServer, page_of
-from tests.support import require, write_tiny_checkpoint
+from tests.support import BROWSER_ARGUMENTS, require, write_tiny_checkpoint
 
 # Five seconds, the default, are not enough for a page on a machine that is busy.
 expect.set_options(timeout=60_000)
-
-ARGUMENTS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +37,7 @@ def host(model: drl_dist.Model, tmp_path_factory: pytest.TempPathFactory) -> Ite
 def browser() -> Iterator[Browser]:
     chromium = require("chromium")
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=str(chromium), args=ARGUMENTS)
+        browser = playwright.chromium.launch(executable_path=str(chromium), args=BROWSER_ARGUMENTS)
         yield browser
         browser.close()
 

@@ -13,8 +13,9 @@ from fastapi import Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from drl_dist.common.errors import UserError
-from drl_dist.jobs.serve.web.backend import Again, News, Outlook, Shown
+from drl_dist.jobs.serve.web.backend import Again, Backend, News, Outlook, Shown
 from drl_dist.jobs.serve.web.schemas import Image, Refusal
+from drl_dist.serving.requests import Request as Wanted
 
 EVENTS, PNG, JSON = "text/event-stream", "image/png", "application/json"
 KINDS = {
@@ -28,22 +29,23 @@ KINDS = {
 STREAM_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 
-async def answer(request: Request, news: AsyncGenerator[News, None], max_seconds: float) -> Response:
-    """The image of a visit in the form that the request accepts.
+async def answer(request: Request, backend: Backend, wanted: Wanted, max_seconds: float) -> Response:
+    """The image that is wanted in the form that the request accepts.
 
     Args:
         request: whose header Accept is looked at.
-        news: of the visit; it is closed when the visitor leaves.
+        backend: makes it, until the visitor leaves.
+        wanted: the image.
         max_seconds: until the image.
 
     Raises:
-        UserError: as of `news`, before any part of the answer was sent.
+        UserError: as of `Backend.visit`, before any part of the answer was sent.
     """
-    began = time.monotonic()
+    began, accepted = time.monotonic(), request.headers.get("accept", "")
+    news = backend.visit(wanted, has_film=EVENTS in accepted)
     try:
         # A request that is refused has an answer with a status of its own.
         first = await anext(news)
-        accepted = request.headers.get("accept", "")
         if EVENTS in accepted:
             return StreamingResponse(
                 _events(first, news, began, max_seconds), media_type=EVENTS, headers=STREAM_HEADERS

@@ -76,8 +76,9 @@ class Backend(Protocol):
         """The model."""
         ...
 
-    def visit(self, request: Request) -> AsyncGenerator[News, None]:
-        """The T + 1 levels of an image, in order, and meanwhile what is still to be waited for.
+    def visit(self, request: Request, *, has_film: bool) -> AsyncGenerator[News, None]:
+        """The T + 1 levels of an image, in order, and meanwhile what is still to be waited for; of one who watches no
+        film, the image alone of the levels.
 
         Closing the generator gives up the image.
 

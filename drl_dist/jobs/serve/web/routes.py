@@ -108,7 +108,7 @@ class Routes:
     async def sample(self, request: Request, asked: SampleQuery) -> Response:
         """A generated image: that of ``jobs/sample.py`` with this seed and number."""
         wanted = SampleRequest(**_common(asked), number=asked.number)
-        return await answer(request, self._backend.visit(wanted), self._max_seconds)
+        return await answer(request, self._backend, wanted, self._max_seconds)
 
     async def interpolate(self, request: Request, asked: InterpolateQuery) -> Response:
         """An image between two generated ones."""
@@ -119,7 +119,7 @@ class Routes:
             second_seed=asked.second_seed,
             weight=asked.weight,
         )
-        return await answer(request, self._backend.visit(wanted), self._max_seconds)
+        return await answer(request, self._backend, wanted, self._max_seconds)
 
     async def picture(self, asked: PictureAsked) -> Picture:
         """A picture as the model sees it."""
@@ -137,7 +137,7 @@ class Routes:
             number=asked.number,
             num_rounds=asked.num_rounds,
         )
-        return await answer(request, self._backend.visit(wanted), self._max_seconds)
+        return await answer(request, self._backend, wanted, self._max_seconds)
 
     async def denoise(self, request: Request, asked: DenoiseAsked) -> Response:
         """A draw of an image given the same with noise."""
@@ -148,7 +148,7 @@ class Routes:
             noise_std=asked.noise_std,
             number=asked.number,
         )
-        return await answer(request, self._backend.visit(wanted), self._max_seconds)
+        return await answer(request, self._backend, wanted, self._max_seconds)
 
     async def log_density(self, asked: LogDensityAsked) -> LogDensity:
         """How probable an image is at each noise level, and where the gradient would change it."""

@@ -1,0 +1,1 @@
+"""Visitors by the dozen, killed processes and hostile requests, against a running ``jobs/serve.py``."""
