@@ -119,8 +119,9 @@ class AccessMiddleware:
             # An older browser, which tells it of a POST. In front of a server with a token there may be a proxy of
             # another name, and its cookie is not sent from other sites.
             origin = headers.get("origin")
-            is_known = self._access.token_sha256 is None and origin is not None
-            return is_known and origin.partition("://")[2] != headers.get("host")
+            if origin is None or self._access.token_sha256 is not None:
+                return False
+            return origin.partition("://")[2] != headers.get("host")
         is_link = headers.get("sec-fetch-mode") == "navigate" and not scope["path"].startswith("/api/")
         return site not in ("same-origin", "none") and not (is_link and scope["method"] == "GET")
 
