@@ -13,7 +13,17 @@ import drl_dist
 from drl_dist.jobs.serve.host import ModelHost
 from drl_dist.serving.requests import DenoiseRequest, InpaintRequest, SampleRequest
 from tests.helpers.labelled import write_model
-from tests.serving.page.browsing import PageServer, drag, film_of, grey, on_screen, page_of, sample, wait_for_film
+from tests.serving.page.browsing import (
+    PageServer,
+    drag,
+    expect_completions,
+    film_of,
+    grey,
+    on_screen,
+    page_of,
+    sample,
+    wait_for_film,
+)
 from tests.support import wait_for
 
 pytestmark = pytest.mark.integration
@@ -130,6 +140,20 @@ def test_the_other_button_of_the_mouse_paints_nothing(page: Page, server: PageSe
     page.mouse.up(button="right")
     page.get_by_role("button", name="Fill in", exact=True).click()
     expect(page.locator("#fill").get_by_role("alert")).to_contain_text("mask: got nothing painted")
+
+
+def test_strokes_of_the_keyboard_are_answered_as_those_of_the_mouse(
+    page: Page, server: PageServer, easel: Locator
+) -> None:
+    page.get_by_label("Brush").fill("1")
+    easel.focus()
+    page.keyboard.down("Shift")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.up("Shift")
+    mask = torch.zeros(8, 8, dtype=torch.bool)
+    mask[4, 4:7] = True
+    expect_completions(page, server, mask)
 
 
 def test_text_may_be_dropped_into_a_field(page: Page, server: PageServer) -> None:

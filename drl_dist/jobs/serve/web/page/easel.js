@@ -22,6 +22,8 @@ export class Easel {
   #hidden;
   /** Where the brush is, in pixels of the picture. */
   #at = null;
+  /** Whether keys that are held have painted. */
+  #hasKeyPainted = false;
 
   constructor(place, { width, height, help }) {
     this.#width = width;
@@ -40,6 +42,7 @@ export class Easel {
     canvas.addEventListener("pointerup", (event) => event.isPrimary && event.button === 0 && this.onStroke());
     canvas.addEventListener("pointerleave", () => this.#leave());
     canvas.addEventListener("keydown", (event) => this.#key(event));
+    canvas.addEventListener("keyup", (event) => this.#keyUp(event));
     canvas.addEventListener("focus", () => this.#focus());
     canvas.addEventListener("blur", () => this.#leave());
     place.append(canvas);
@@ -96,13 +99,23 @@ export class Easel {
     const [across, down] = step ?? [0, 0];
     const inside = (value, size) => Math.min(Math.max(value, 0.5), size - 0.5);
     const next = [inside(this.#at[0] + across, this.#width), inside(this.#at[1] + down, this.#height)];
-    if (event.key === " " || event.shiftKey) this.#stroke(next);
+    if (event.key === " " || event.shiftKey) {
+      this.#stroke(next);
+      this.#hasKeyPainted = true;
+    }
     this.#at = next;
     this.#canvas.setAttribute(
       "aria-label",
       `Picture to paint over: column ${Math.ceil(next[0])}, row ${Math.ceil(next[1])}`,
     );
     this.#render();
+  }
+
+  /** A stroke is over with the key that paints. */
+  #keyUp({ key }) {
+    if (!this.#hasKeyPainted || (key !== " " && key !== "Shift")) return;
+    this.#hasKeyPainted = false;
+    this.onStroke();
   }
 
   #focus() {
