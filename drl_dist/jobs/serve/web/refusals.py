@@ -31,7 +31,8 @@ def add_refusals(app: FastAPI) -> None:
     async def of_user(_: Request, error: UserError) -> JSONResponse:
         if isinstance(error, Busy):
             return refusal(503, str(error), {"Retry-After": str(RETRY_SECONDS)})
-        return refusal(400, str(error))
+        # Fields have the names of the jobs' options.
+        return refusal(400, str(error).removeprefix("--"))
 
     @app.exception_handler(RequestValidationError)
     async def of_validation(request: Request, error: RequestValidationError) -> JSONResponse:
