@@ -1,6 +1,6 @@
 """Visitors by the dozen, killed processes and hostile requests, against a running ``jobs/serve.py``.
 
-    python -m benchmarks.serving_load [--preset digits] [--visitors 50] [--rounds 5] [--replicas 1] [--parts company loss ...] [--json]
+    python -m benchmarks.serving_load [--preset digits] [--visitors 50] [--rounds 5] [--parts company ...] [--json]
 
 Starts a Ray head and ``jobs/serve.py`` on 127.0.0.1, with random weights unless ``--model`` names a folder, and a
 process for all visitors. Prints a table for each part, or with ``--json`` everything as one object. Takes about ten

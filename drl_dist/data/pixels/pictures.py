@@ -21,6 +21,7 @@ from PIL import ExifTags, Image, ImageCms, ImageFile, TiffTags
 
 from drl_dist.data.pixels.depth import PNG_START, PictureError, is_deep, jpeg2000_components, png_chunks, to_8_bits
 from drl_dist.data.pixels.misread import put_right, refuse_misread
+from drl_dist.data.pixels.png_rows import refuse_missing_rows
 
 TRANSPARENT = "transparent, shown over the background"
 CLEAR = "transparent everywhere, therefore nothing but background"
@@ -164,6 +165,7 @@ def _read(
         raise PictureError(f"{image.width}x{image.height} pixels")
     components = jpeg2000_components(data) if image.format == "JPEG2000" else ()
     refuse_misread(image, components)
+    refuse_missing_rows(data)
     treated: list[str] = [FRAMES] if _has_more_frames(image) else []
     deep, bits = is_deep(image, components), bits_of_colour(image)
     maximum = _ppm_maximum(image)
