@@ -7,6 +7,7 @@ URL is that of a server whose model has classes, the last of which is shown, and
 
 from __future__ import annotations
 
+import argparse
 import io
 import sys
 from pathlib import Path
@@ -89,4 +90,8 @@ def _choose_label(page: Page) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("url", metavar="URL")
+    parser.add_argument("folder", metavar="FOLDER")
+    given = parser.parse_args()
+    sys.exit(main(given.url, given.folder))
