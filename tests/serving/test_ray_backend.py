@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
+import torch
 from ray.exceptions import ActorDiedError, RayTaskError
 from ray.serve.exceptions import BackPressureError
 
@@ -20,13 +21,19 @@ from drl_dist.serving.requests import SampleRequest
 REQUEST = SampleRequest()
 
 
+class Returned(NamedTuple):
+    """A value, be it an exception."""
+
+    value: Any
+
+
 class Replicas:
     """Stands for a handle: each call gives the next of the answers, and ends with the exception in it."""
 
     def __init__(self, *answers: Iterable[Any]) -> None:
         self.answers = list(answers)
         self.num_cancelled = 0
-        self.visit = self.about = self
+        self.visit = self.about = self.scores = self
 
     def options(self, *, stream: bool) -> Replicas:
         assert stream
@@ -48,6 +55,8 @@ class Stream:
         if isinstance(part, float):
             await asyncio.sleep(part)
             return await self.__anext__()
+        if isinstance(part, Returned):
+            return part.value
         if isinstance(part, BaseException):
             raise part
         return [part] if isinstance(part, Outlook | Shown) else part
@@ -116,6 +125,16 @@ def test_what_a_replica_refuses_is_refused_once() -> None:
     full = Busy("server", got="1", expected="0", remedy="wait")
     with pytest.raises(Busy):
         news_of(Replicas([of_replica(full)]))
+
+
+def test_a_refusal_comes_as_the_last_thing_told() -> None:
+    refusal = UserError("label", got="x", expected="y", remedy="choose")
+    with pytest.raises(UserError, match="label: got x, expected y; choose"):
+        news_of(Replicas([Outlook(0, 1.0), Returned([refusal])]))
+    replicas = Replicas([Returned(refusal)])
+    scores = RayBackend(replicas).scores(torch.zeros(1, 8, 8), 0, None)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(UserError, match="label: got x"):
+        asyncio.run(_of(scores))
 
 
 def test_too_many_requests_of_the_handle_are_busy() -> None:

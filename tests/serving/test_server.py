@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import signal
 import subprocess
 import sys
@@ -98,6 +99,11 @@ def test_broken_pictures_and_bodies_too_large_are_refused(server: ServeJob) -> N
         answers = asyncio.run(hostile.attack(server.address, sends[name]))
         assert [answer.partition(" ")[0] for answer in answers] == [status], (name, answers)
     assert server.pids("front") == front
+    # What is refused is no error in the log either, which the last test looks at.
+    client = Client(server.address)
+    assert "without labels" in client.ask("/api/sample?label=3").json()["error"]
+    picture = base64.b64encode(client.ask("/api/sample").body).decode()
+    assert "without labels" in client.ask("/api/log_density", {"image": picture, "label": "3"}).json()["error"]
     (watched,) = asyncio.run(crowd(server.address, [1]))
     assert watched.error is None
 
@@ -165,10 +171,11 @@ def test_a_submitted_server_lets_in_those_with_its_token(submitted: Submitted) -
     entered = client.ask(f"/?token={token}")
     assert (entered.status, entered.headers["location"]) == (303, "/")
     cookie = entered.headers["set-cookie"]
-    assert cookie.startswith(f"drl_token={token};") and "HttpOnly" in cookie
+    name = cookie.partition("=")[0]
+    assert cookie.startswith(f"{name}={token};") and "HttpOnly" in cookie
     for allowed in ({"Authorization": f"Bearer {token}"}, {"Cookie": cookie.partition(";")[0]}):
         assert client.ask("/api/sample?seed=3", headers=allowed).body.startswith(b"\x89PNG")
-    for wrong in ({}, {"Authorization": "Bearer wrong"}, {"Cookie": "drl_token=wrong"}):
+    for wrong in ({}, {"Authorization": "Bearer wrong"}, {"Cookie": f"{name}=wrong"}):
         refused = client.ask("/api/sample?seed=3", headers=wrong)
         assert refused.status == 401 and refused.json()["error"].startswith("token: got ")
     assert client.ask(f"/api/sample?seed=3&token={token}").status == 303

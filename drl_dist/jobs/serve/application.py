@@ -82,8 +82,8 @@ class ModelReplica:
         """See `Backend.about`."""
         return await self._host.about()
 
-    async def visit(self, request: Request, has_film: bool) -> AsyncGenerator[list[News], None]:
-        """See `ModelHost.bundles`."""
+    async def visit(self, request: Request, has_film: bool) -> AsyncGenerator[list[News] | list[UserError], None]:
+        """See `ModelHost.bundles`; a refusal is the last thing told, for an error would be written into the log."""
         began = time.monotonic()
         outcome: Outcome = "failed"
         try:
@@ -91,18 +91,21 @@ class ModelReplica:
                 async for bundle in bundles:
                     yield bundle
             outcome = "done"
-        except UserError:
+        except UserError as error:
             outcome = "refused"
-            raise
+            yield [error]
         except (asyncio.CancelledError, GeneratorExit):
             outcome = "left"
             raise
         finally:
             self._metrics.ended(outcome, time.monotonic() - began)
 
-    async def scores(self, image: Tensor, seed: int, label: str | None) -> list[ScoredLevel]:
-        """See `Backend.scores`."""
-        return await self._host.scores(image, seed, label)
+    async def scores(self, image: Tensor, seed: int, label: str | None) -> list[ScoredLevel] | UserError:
+        """See `Backend.scores`; a refusal as an answer, as of `visit`."""
+        try:
+            return await self._host.scores(image, seed, label)
+        except UserError as error:
+            return error
 
     async def reference(self) -> list[list[float]] | None:
         """See `Backend.reference`."""

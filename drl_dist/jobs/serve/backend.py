@@ -42,7 +42,10 @@ class RayBackend:
 
     async def scores(self, image: Tensor, seed: int, label: str | None) -> list[ScoredLevel]:
         """See `Backend.scores`."""
-        return await self._asked(lambda: self._replicas.scores.remote(image, seed, label))
+        found = await self._asked(lambda: self._replicas.scores.remote(image, seed, label))
+        if isinstance(found, UserError):
+            raise found
+        return found
 
     async def reference(self) -> list[list[float]] | None:
         """See `Backend.reference`."""
@@ -71,7 +74,7 @@ class RayBackend:
     async def _once(self, request: Request, has_film: bool) -> AsyncGenerator[News, None]:
         """One replica's answer; a word now and then while none has begun, or a level takes long."""
         stream: Any = self._replicas.options(stream=True).visit.remote(request, has_film)
-        pending: asyncio.Task[list[News]] | None = None
+        pending: asyncio.Task[list[News] | list[UserError]] | None = None
         try:
             while True:
                 pending = pending or asyncio.ensure_future(anext(stream))
@@ -85,9 +88,14 @@ class RayBackend:
                     return
                 pending = None
                 for part in bundle:
+                    if isinstance(part, UserError):
+                        raise part
                     yield part
         except Exception as error:
-            raise _of_replica(error) from error
+            told = _of_replica(error)
+            if told is error:
+                raise
+            raise told from error
         finally:
             if pending is not None:
                 pending.add_done_callback(_forget)
@@ -105,7 +113,7 @@ class RayBackend:
         raise AssertionError("unreachable")
 
 
-def _forget(left: asyncio.Task[list[News]]) -> None:
+def _forget(left: asyncio.Task[list[News] | list[UserError]]) -> None:
     """Of a visitor who has left: asyncio reports an error that nobody has looked at."""
     if not left.cancelled():
         left.exception()

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, contextmanager
+from functools import partial
 
 from torch import Tensor
 
@@ -16,7 +18,7 @@ from drl_dist.jobs.serve.inbox import Inbox
 from drl_dist.jobs.serve.web.backend import About, News, Outlook, ScoredLevel, Shown
 from drl_dist.library.model import Model
 from drl_dist.likelihood.trust import model_warnings
-from drl_dist.serving.engine import Frame, ServingEngine
+from drl_dist.serving.engine import Busy, Frame, ServingEngine, Visit
 from drl_dist.serving.requests import Request, SampleRequest, noise_range
 from drl_dist.serving.scoring import Scorer
 
@@ -45,6 +47,8 @@ class ModelHost:
         self._model, self._name = model, name
         self.engine = ServingEngine(model, max_batch=max_batch, max_waiting=max_waiting)
         self._scorer = Scorer(model)
+        # One thread of their own: chains do not wait for them.
+        self._scoring, self._num_scoring = ThreadPoolExecutor(1, "scoring"), 0
         self._index = None if data is None else open_index(data)
         if self._index is not None:
             config = model.experiment.model
@@ -105,7 +109,13 @@ class ModelHost:
                 inbox.put(part)
 
         # Building a request's first noise takes a moment.
-        visit = await asyncio.to_thread(self.engine.submit, request, tell)
+        taken = asyncio.ensure_future(asyncio.to_thread(self.engine.submit, request, tell))
+        try:
+            visit = await asyncio.shield(taken)
+        except asyncio.CancelledError:
+            # The thread goes on.
+            taken.add_done_callback(_give_up)
+            raise
         try:
             yield [Outlook(*self.engine.outlook(visit))]
             while True:
@@ -127,17 +137,35 @@ class ModelHost:
 
     async def scores(self, image: Tensor, seed: int, label: str | None) -> list[ScoredLevel]:
         """See `Backend.scores`."""
-        found = await asyncio.to_thread(self._scorer.scores, image, seed=seed, label=label)
+        if self._num_scoring >= self.engine.max_waiting + 1:
+            raise Busy(
+                "server",
+                got=f"{self._num_scoring} pictures that wait to be scored",
+                expected=f"at most {self.engine.max_waiting}",
+                remedy="try again later",
+            )
+        self._num_scoring += 1
+        try:
+            score = partial(self._scorer.scores, image, seed=seed, label=label)
+            found = await asyncio.get_running_loop().run_in_executor(self._scoring, score)
+        finally:
+            self._num_scoring -= 1
         return [ScoredLevel(score.level, score.noise_std, score.log_density, score.gradient) for score in found]
 
     async def reference(self) -> list[list[float]] | None:
         """See `Backend.reference`."""
-        return await asyncio.to_thread(self._reference)
+        return await asyncio.get_running_loop().run_in_executor(self._scoring, self._reference)
 
     def _reference(self) -> list[list[float]] | None:
         if self._index is None:
             return None
         return self._scorer.log_densities(read_images(self._index, REFERENCE_IMAGES)).tolist()
+
+
+def _give_up(taken: asyncio.Future[Visit]) -> None:
+    """Cancel a visit whose visitor has left before it was known."""
+    if taken.exception() is None:
+        taken.result().cancel()
 
 
 def _is_last(part: Frame | BaseException) -> bool:
