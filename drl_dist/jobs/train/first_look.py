@@ -30,7 +30,9 @@ def first_look(run: RunConfig, waiting: Waiting) -> dict[str, dict[str, int]]:
     if not _is_chosen(run) or has_record(run.url):
         return {}
     waiting.begin("choosing on one worker how a step fits into memory")
-    look = ray.remote(num_cpus=run.cpus_per_worker, num_gpus=int(run.use_gpu))(_costs_there)
+    # Wherever a worker could be: the places that Ray Tune keeps for a trial have no room for it.
+    options = {"num_cpus": run.cpus_per_worker, "num_gpus": int(run.use_gpu), "scheduling_strategy": "DEFAULT"}
+    look = ray.remote(**options)(_costs_there)
     try:
         return ray.get(look.remote(run))
     except RayTaskError as error:
