@@ -199,6 +199,8 @@ def test_weights_that_cannot_be_divided_are_refused() -> None:
     why = f"engine.shard: got true with {__name__}:OneNumber, whose module.scale is a single number, expected weights"
     with pytest.raises(UserError, match=why):
         check_own_parts(experiment, SHARDED)
+    with pytest.raises(UserError, match=why):
+        step_cost(experiment, num_workers=2, engine=SHARDED)
 
 
 def test_one_worker_has_nobody_to_share_with() -> None:
