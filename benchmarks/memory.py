@@ -18,9 +18,9 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from benchmarks.results import figures_file
 from drl_dist.common.amounts import mebibytes
 from drl_dist.common.errors import UserError
-from drl_dist.common.places import path_here
 from drl_dist.common.program import entry_point
 from drl_dist.common.validation import refuse_broken, whole_number
 from drl_dist.config.presets import SETTINGS, TABLE_6, preset
@@ -36,7 +36,7 @@ def main(words: Sequence[str]) -> int:
         prog="benchmarks.memory", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--cases", default=CASES, help="separated by commas")
-    parser.add_argument("--json", type=path_here, help="write the figures to this file, too")
+    parser.add_argument("--json", type=figures_file, help="write the figures to this file, too")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     parser.add_argument("--memory", choices=("plain", "slices", "checkpointing"), default="plain", help="engine.memory")
     parser.add_argument("--images", type=whole_number, help="of a slice; by default all")
@@ -56,9 +56,7 @@ def main(words: Sequence[str]) -> int:
         engine = EngineConfig(memory=given.memory, chain_images=given.images, update_images=given.images)
         print(json.dumps(measured(case_of(given.measure), engine)))
         return 0
-    cases = [name for name in given.cases.split(",") if name]
-    for name in cases:
-        case_of(name)
+    cases = cases_of(given.cases)
     figures: dict[str, Any] = {}
     print(f"{'preset:setting:batch':<26}{'chain, estimated':>18}{'real':>10}{'update, estimated':>20}{'real':>10}")
     for name in cases:
@@ -77,6 +75,17 @@ def main(words: Sequence[str]) -> int:
     if given.json:
         given.json.write_text(json.dumps(figures, indent=2) + "\n")
     return int(worst > TOLERANCE)
+
+
+def cases_of(names: str) -> dict[str, Experiment]:
+    """The experiments of cases, separated by commas, by their names.
+
+    Raises:
+        UserError: there are none, or one names none.
+    """
+    cases = [name for name in names.split(",") if name]
+    refuse_broken([("--cases", names or "none", "one or more, separated by commas", bool(cases))])
+    return {name: case_of(name) for name in cases}
 
 
 def case_of(name: str) -> Experiment:
