@@ -14,6 +14,7 @@ import torch
 from drl_dist.checkpoints.step_costs import STEP_COSTS, read_step_costs, write_step_costs
 from drl_dist.common.errors import UserError
 from drl_dist.config.tree import EngineConfig, Experiment, RunConfig
+from drl_dist.data.filesystem import Folder
 from drl_dist.jobs.train.faults.restore import broadcast
 from drl_dist.jobs.train.memory import KeptCosts
 from drl_dist.jobs.train.options import parse_train_options
@@ -107,6 +108,30 @@ def test_damaged_costs_are_traced_again(
     assert train_on_one_device(options(images, 2)) == 0
     assert len(traced) == 2 and path.read_text() == whole
     assert f"{path} is damaged and will be written again" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("method", ["read", "write"])
+def test_storage_that_fails_for_costs_alone_ends_no_run(
+    method: str,
+    images: Path,
+    traced: list[EngineConfig],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert train_on_one_device(options(images, 1)) == 0
+    (images / "runs/a" / STEP_COSTS).unlink()
+    original = getattr(Folder, method)
+
+    def failing(self: Folder, name: str, *more: Any) -> Any:
+        if name == STEP_COSTS:
+            raise UserError("storage", got="no answer", expected="one", remedy="wait")
+        return original(self, name, *more)
+
+    monkeypatch.setattr(Folder, method, failing)
+    assert train_on_one_device(options(images, 2)) == 0
+    assert len(traced) == 2 and (images / "runs/a" / STEP_COSTS).exists() == (method == "read")
+    told = "traced again" if method == "read" else "not kept for later starts"
+    assert f"what steps cost is {told}: storage: got no answer" in capsys.readouterr().err
 
 
 def test_costs_of_another_version_are_traced_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

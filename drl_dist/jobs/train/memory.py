@@ -30,11 +30,7 @@ class KeptCosts:
         self._before: dict[str, dict[str, int]] = {}
 
     def __enter__(self) -> dict[str, dict[str, int]]:
-        """The costs that are known; those that are added are kept.
-
-        Raises:
-            UserError: the storage does not answer.
-        """
+        """The costs that are known; those that are added are kept."""
         if self._is_first:
             self._costs = read_step_costs(self._run_url)
             self._before = copy.deepcopy(self._costs)
@@ -48,11 +44,7 @@ class KeptCosts:
             self._share(json.dumps(self._costs).encode())
 
     def write(self) -> None:
-        """Keep what was traced, on the first rank; the run's record must be there.
-
-        Raises:
-            UserError: the storage does not take it.
-        """
+        """Keep what was traced, on the first rank; the run's record must be there."""
         if self._is_first and self._costs != self._before:
             write_step_costs(self._run_url, self._costs)
             self._before = copy.deepcopy(self._costs)
