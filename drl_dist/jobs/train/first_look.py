@@ -6,6 +6,7 @@ Workers look once more, at what all of them have. Importing this needs no torch,
 from __future__ import annotations
 
 from contextlib import nullcontext
+from functools import partial
 
 import ray
 from ray.exceptions import RayTaskError
@@ -15,6 +16,7 @@ from drl_dist.common.errors import UserError
 from drl_dist.common.imports import no_collection
 from drl_dist.common.waiting import Waiting
 from drl_dist.config.tree import RunConfig
+from drl_dist.jobs.common.cluster import in_background, room_wanted
 
 
 def first_look(run: RunConfig, waiting: Waiting) -> dict[str, dict[str, int]]:
@@ -29,12 +31,14 @@ def first_look(run: RunConfig, waiting: Waiting) -> dict[str, dict[str, int]]:
     """
     if not _is_chosen(run) or has_record(run.url):
         return {}
-    waiting.begin("choosing on one worker how a step fits into memory")
+    one = partial(room_wanted, 1, cpus=run.cpus_per_worker, gpus=int(run.use_gpu))
+    waiting.begin(lambda: f"choosing how a step fits into memory: {one()}")
     # Wherever a worker could be: the places that Ray Tune keeps for a trial have no room for it.
     options = {"num_cpus": run.cpus_per_worker, "num_gpus": int(run.use_gpu), "scheduling_strategy": "DEFAULT"}
-    look = ray.remote(**options)(_costs_there)
+    look = ray.remote(**options)(_costs_there).remote(run)
     try:
-        return ray.get(look.remote(run))
+        # In a thread of its own: Ray loses the signal that comes while it waits.
+        return in_background(lambda: ray.get(look)).result()
     except RayTaskError as error:
         if isinstance(error.cause, UserError):
             raise error.cause from None
