@@ -97,7 +97,7 @@ class _FlopCounter(FlopCounterMode):
 
     def __init__(self) -> None:
         super().__init__(display=False)
-        self.mod_tracker = _NoModules()  # pyright: ignore[reportAttributeAccessIssue]
+        self.mod_tracker = _NoModules()
 
 
 class _NoModules:
