@@ -59,9 +59,10 @@ def _costs_there(run: RunConfig) -> dict[str, dict[str, int]]:
         import torch
 
         from drl_dist.training.memory import fit_memory
+        from drl_dist.training.traced_costs import worth_keeping
 
     costs: dict[str, dict[str, int]] = {}
     device = torch.device("cuda" if run.use_gpu else "cpu")
     # Of a run with workers that come and go, when all are there: their shares are then the smallest.
     fit_memory(run.experiment, run.engine, num_workers=run.num_workers, device=device, kept=nullcontext(costs))
-    return costs
+    return worth_keeping(costs)

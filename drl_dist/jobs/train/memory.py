@@ -45,6 +45,11 @@ class KeptCosts:
 
     def write(self) -> None:
         """Keep what was traced, on the first rank; the run's record must be there."""
-        if self._is_first and self._costs != self._before:
-            write_step_costs(self._run_url, self._costs)
-            self._before = copy.deepcopy(self._costs)
+        if not self._is_first or self._costs == self._before:
+            return
+        # It imports torch's tools for tracing, which were used where costs have changed.
+        from drl_dist.training.traced_costs import worth_keeping
+
+        if (kept := worth_keeping(self._costs)) != self._before:
+            write_step_costs(self._run_url, kept)
+            self._before = copy.deepcopy(kept)
