@@ -1,10 +1,12 @@
-"""The folder of a benchmark's results."""
+"""Where a benchmark's results go."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable
 from pathlib import Path
+
+from drl_dist.common.places import path_here
 
 
 def open_results(parser: argparse.ArgumentParser, out: Path, results: Iterable[str], summary: Iterable[str]) -> None:
@@ -20,3 +22,11 @@ def open_results(parser: argparse.ArgumentParser, out: Path, results: Iterable[s
     if found and not any((out / name).exists() for name in results):
         parser.error(f"--out: got {out} with {found[0]} of something else, expected a new folder; choose another")
     out.mkdir(parents=True, exist_ok=True)
+
+
+def figures_file(text: str) -> Path:
+    """The file that a text names, for figures that are written when all of them are measured; a type for argparse."""
+    path = path_here(text)
+    if path.is_dir() or not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"got {text}, expected a file in a folder that is there; choose another")
+    return path

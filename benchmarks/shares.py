@@ -19,9 +19,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from benchmarks.memory import TOLERANCE, case_of, measured
+from benchmarks.memory import TOLERANCE, case_of, cases_of, measured
+from benchmarks.results import figures_file
 from drl_dist.common.amounts import mebibytes
-from drl_dist.common.places import path_here
 from drl_dist.common.program import entry_point
 from drl_dist.common.validation import refuse_broken, whole_number
 from drl_dist.config.tree import EngineConfig
@@ -36,18 +36,13 @@ def main(words: Sequence[str]) -> int:
     )
     parser.add_argument("--cases", default=CASES, help="separated by commas")
     parser.add_argument("--num-workers", type=whole_number, default=2, help="that share the state")
-    parser.add_argument("--json", type=path_here, help="write the figures to this file, too")
+    parser.add_argument("--json", type=figures_file, help="write the figures to this file, too")
     given = parser.parse_args(words)
     count = given.num_workers
     refuse_broken([("--num-workers", count, "2 or more", count >= 2)])
-    cases = [name for name in given.cases.split(",") if name]
-    sizes = {name: case_of(name).train.batch_size for name in cases}
-    refuse_broken(
-        [
-            ("--cases", name, f"batches that {count} workers can divide", size % count == 0)
-            for name, size in sizes.items()
-        ]
-    )
+    cases = cases_of(given.cases)
+    whole = f"batches that {count} workers can divide"
+    refuse_broken([("--cases", name, whole, case.train.batch_size % count == 0) for name, case in cases.items()])
     from torch.multiprocessing.spawn import spawn
 
     from drl_dist.training.cost import step_cost, with_numbers
@@ -55,16 +50,16 @@ def main(words: Sequence[str]) -> int:
     figures: dict[str, Any] = {}
     print("| preset, setting, batch | state: whole / share, estimated / real | chain: estimated / real | update |")
     print("|---|---|---|---|")
-    for name in cases:
+    for name, case in cases.items():
         with TemporaryDirectory() as folder:
             spawn(_one_rank, args=(count, name, folder), nprocs=count)
             found = figures[name] = json.loads((Path(folder) / "figures").read_text())
-        whole = step_cost(with_numbers(case_of(name)), num_workers=count).state_bytes
+        before = step_cost(with_numbers(case), num_workers=count).state_bytes
         state, chain, update = (
             f"{mebibytes(found[part]['estimated'])} / {mebibytes(found[part]['real'])}"
             for part in ("state", "chain", "update")
         )
-        print(f"| {name.replace(':', ', ')} | {mebibytes(whole)} / {state} | {chain} | {update} |", flush=True)
+        print(f"| {name.replace(':', ', ')} | {mebibytes(before)} / {state} | {chain} | {update} |", flush=True)
     worst = max(abs(part["estimated"] / part["real"] - 1) for found in figures.values() for part in found.values())
     print(f"largest difference: {100 * worst:.1f} %")
     if given.json:

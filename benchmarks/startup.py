@@ -28,6 +28,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.results import figures_file
 from drl_dist.common.places import path_here
 from drl_dist.common.program import entry_point
 from drl_dist.common.validation import whole_number
@@ -86,7 +87,7 @@ def main() -> int:
     parser.add_argument("--repeats", type=whole_number, default=5)
     parser.add_argument("--workers", type=whole_number, default=2)
     parser.add_argument("--cluster", action="store_true", help="join a running Ray instead of starting one")
-    parser.add_argument("--json", type=path_here, help="write the figures to this file, too")
+    parser.add_argument("--json", type=figures_file, help="write the figures to this file, too")
     arguments = parser.parse_args()
     checkouts = [Checkout(name, getattr(arguments, name).resolve()) for name in ("before", "after")]
     for checkout in checkouts:

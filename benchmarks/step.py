@@ -25,8 +25,8 @@ from torch import Tensor
 
 from benchmarks.floor import BareConvolutions, convolutions_of
 from benchmarks.peaks import peak_bytes
+from benchmarks.results import figures_file
 from drl_dist.common.batch import Batch
-from drl_dist.common.places import path_here
 from drl_dist.common.program import entry_point
 from drl_dist.common.validation import whole_number
 from drl_dist.config.presets import SETTINGS, TABLE_6, preset
@@ -53,7 +53,7 @@ def main() -> int:
     parser.add_argument("--precision", nargs="+", default=list(DTYPES), choices=list(DTYPES))
     parser.add_argument("--compile", nargs="+", default=["auto"], choices=["auto", "always", "never"])
     parser.add_argument("--threads", type=whole_number, default=torch.get_num_threads())
-    parser.add_argument("--json", type=path_here, help="write the figures to this file, too")
+    parser.add_argument("--json", type=figures_file, help="write the figures to this file, too")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     if arguments.num_chain_steps is None:

@@ -31,7 +31,7 @@ from drl_dist.config.import_paths import import_paths
 from drl_dist.config.tree import EngineConfig, Experiment
 from drl_dist.training.allocated import AllocatedBytes
 from drl_dist.training.objectives import Objective
-from drl_dist.training.sharded import share_bytes
+from drl_dist.training.sharded import check_shares, share_bytes
 from drl_dist.training.state import TrainState
 from drl_dist.training.step import TrainStep
 
@@ -88,9 +88,33 @@ class StepCost:
         return max(self.chain_bytes, self.update_bytes)
 
 
+class _FlopCounter(FlopCounterMode):
+    """torch's counter without its look at the modules in which operations are made.
+
+    For that it hooks onto the inputs of modules, and a gradient to such an input that is a leaf, as images are to
+    networks of the user's, then ends with an error (`torch.autograd.graph.register_multi_grad_hook`).
+    """
+
+    def __init__(self) -> None:
+        super().__init__(display=False)
+        self.mod_tracker = _NoModules()
+
+
+class _NoModules:
+    """In the place of `torch.utils.module_tracker.ModuleTracker`."""
+
+    parents = frozenset({"Global"})
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_given: object) -> None:
+        pass
+
+
 def count_flop(work: Callable[[], object]) -> int:
     """Floating-point operations of the products and convolutions that some work makes, two for each multiply-add."""
-    with FlopCounterMode(display=False) as counter:
+    with _FlopCounter() as counter:
         work()
     return counter.get_total_flops()
 
@@ -104,7 +128,7 @@ def step_cost(experiment: Experiment, *, num_workers: int = 1, engine: EngineCon
         engine: its precision, and what it does for memory; auto is plain. Shares are those of so many workers.
 
     Raises:
-        UserError: the experiment can only be sampled from.
+        UserError: the experiment can only be sampled from, or its network's weights cannot be divided.
         UntraceableError: its network, or another part of the user's own, cannot be traced without numbers.
     """
     experiment = with_numbers(experiment)
@@ -115,7 +139,10 @@ def step_cost(experiment: Experiment, *, num_workers: int = 1, engine: EngineCon
         # Warnings are for whoever trains.
         with warnings.catch_warnings(action="ignore"):
             cost, network = _traced(experiment, share, engine)
-            return _in_shares(cost, network, num_workers) if engine.shard else cost
+        if not engine.shard:
+            return cost
+        check_shares(network, experiment)
+        return _in_shares(cost, network, num_workers)
     except UNTRACEABLE as error:
         raise _untraceable(experiment, "an operation whose result depends on numbers", error) from error
     except UserError:
@@ -187,14 +214,14 @@ def _traced(experiment: Experiment, share: int, engine: EngineConfig) -> tuple[S
             parameter.grad = torch.empty_like(parameter)
         state.optimizer.step()
         memory.begin()
-        with FlopCounterMode(display=False) as chain:
+        with _FlopCounter() as chain:
             forwards = _Forwards(step.gradients.evaluate, chain.get_total_flops, _any_raw)
             step.gradients.evaluate = forwards
             pairs, y_neg, meter = step.negatives(batch)
             step.gradients.evaluate = forwards.original
         chain_bytes = memory.peak
         memory.begin()
-        with FlopCounterMode(display=False) as update:
+        with _FlopCounter() as update:
             updates = _Forwards(step.forward, update.get_total_flops, _any_output(step.objective))
             if step.objective.is_mean:
                 step.forward = cast(nn.Module, updates)

@@ -89,8 +89,9 @@ class TrainState:
             self.ema.shadow[name].copy_(value)
         parameters = dict(self.network.named_parameters())
         owners = {name.rsplit("/", 1)[0] for name in parts["optimizer"]}
-        if parts["optimizer"]:
-            _check_names("optimizer", set(parameters) - new, owners)
+        # Adam begins with a parameter at its first gradient: frozen ones never have moments, nor have those yet that no
+        # objective so far has moved.
+        _check_names("optimizer", owners & set(parameters), owners)
         self.optimizer.state.clear()
         for name, value in parts["optimizer"].items():
             owner, key = name.rsplit("/", 1)

@@ -18,6 +18,8 @@ from drl_dist.training.cost import StepCost, step_cost
 
 Costs = MutableMapping[str, dict[str, int]]
 """The fields of a `StepCost` by its `cost_key`, as JSON holds them."""
+_OWN = "own "
+"""Before the digests of what a later start traces anew."""
 _FIELDS = {field.name for field in fields(StepCost)}
 
 
@@ -27,14 +29,19 @@ def known_step_cost(costs: Costs, experiment: Experiment, *, num_workers: int, e
     Raises:
         UserError: as of `step_cost`.
     """
-    key = cost_key(experiment, num_workers=num_workers, engine=engine)
+    # A network or a kernel of the user's own, or of timm, may become another one under its name.
+    is_own = not experiment.model.is_built_in or bool(import_paths(experiment))
+    key = _OWN * is_own + cost_key(experiment, num_workers=num_workers, engine=engine)
     if (found := costs.get(key)) is not None and found.keys() == _FIELDS:
         return StepCost(**found)
     cost = step_cost(experiment, num_workers=num_workers, engine=engine)
-    # A network or a kernel of the user's own, or of timm, may become another one under its name.
-    if experiment.model.is_built_in and not import_paths(experiment):
-        costs[key] = asdict(cost)
+    costs[key] = asdict(cost)
     return cost
+
+
+def worth_keeping(costs: Costs) -> dict[str, dict[str, int]]:
+    """The costs that a later start can rely on: those of parts of the user's own hold for one start alone."""
+    return {key: cost for key, cost in costs.items() if not key.startswith(_OWN)}
 
 
 def cost_key(experiment: Experiment, *, num_workers: int, engine: EngineConfig) -> str:

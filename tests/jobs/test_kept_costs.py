@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from drl_dist.checkpoints.step_costs import STEP_COSTS, read_step_costs, write_step_costs
 from drl_dist.common.errors import UserError
 from drl_dist.config.tree import EngineConfig, Experiment, RunConfig
+from drl_dist.data.filesystem import Folder
 from drl_dist.jobs.train.faults.restore import broadcast
 from drl_dist.jobs.train.memory import KeptCosts
 from drl_dist.jobs.train.options import parse_train_options
@@ -21,8 +23,9 @@ from drl_dist.jobs.train.single_device import train_on_one_device
 from drl_dist.training import traced_costs
 from drl_dist.training.cost import StepCost, step_cost
 from drl_dist.training.memory import TENSORS_SHARE, fit_memory
-from drl_dist.training.traced_costs import cost_key, known_step_cost
+from drl_dist.training.traced_costs import cost_key, known_step_cost, worth_keeping
 from tests.helpers.steps import tiny, tiny_unet
+from tests.support import ROOT
 from tests.worlds import run_world
 
 CPU = torch.device("cpu")
@@ -109,6 +112,30 @@ def test_damaged_costs_are_traced_again(
     assert f"{path} is damaged and will be written again" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("method", ["read", "write"])
+def test_storage_that_fails_for_costs_alone_ends_no_run(
+    method: str,
+    images: Path,
+    traced: list[EngineConfig],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert train_on_one_device(options(images, 1)) == 0
+    (images / "runs/a" / STEP_COSTS).unlink()
+    original = getattr(Folder, method)
+
+    def failing(self: Folder, name: str, *more: Any) -> Any:
+        if name == STEP_COSTS:
+            raise UserError("storage", got="no answer", expected="one", remedy="wait")
+        return original(self, name, *more)
+
+    monkeypatch.setattr(Folder, method, failing)
+    assert train_on_one_device(options(images, 2)) == 0
+    assert len(traced) == 2 and (images / "runs/a" / STEP_COSTS).exists() == (method == "read")
+    told = "traced again" if method == "read" else "not kept for later starts"
+    assert f"what steps cost is {told}: storage: got no answer" in capsys.readouterr().err
+
+
 def test_costs_of_another_version_are_traced_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     experiment, engine, costs = tiny(), EngineConfig(), dict[str, dict[str, int]]()
     cost = known_step_cost(costs, experiment, num_workers=1, engine=engine)
@@ -149,14 +176,15 @@ def test_parts_of_ones_own_are_traced_each_time(monkeypatch: pytest.MonkeyPatch)
     timm = dataclasses.replace(tiny_unet(), model=dataclasses.replace(tiny().model, network="timm:resnet18"))
     for experiment in (own, timm):
         known_step_cost(costs, experiment, num_workers=1, engine=EngineConfig())
-    assert costs == {}
+    # All ranks of this start have them.
+    assert len(costs) == 2 and worth_keeping(costs) == {}
 
 
 def limited(gib: float) -> EngineConfig:
     return EngineConfig(memory_gib=gib)
 
 
-def _fitted(rank: int, world_size: int, folder: Path, gib: float) -> None:
+def _fitted(rank: int, world_size: int, folder: Path, gib: float, network: str | None = None) -> None:
     traced = 0
 
     def trace(experiment: Experiment, *, num_workers: int, engine: EngineConfig) -> StepCost:
@@ -167,7 +195,12 @@ def _fitted(rank: int, world_size: int, folder: Path, gib: float) -> None:
     traced_costs.step_cost = trace
     kept = KeptCosts(str(folder), is_first=rank == 0, share=lambda content: broadcast(CPU, content))
     try:
-        fit = fit_memory(tiny(batch_size=8), limited(gib), num_workers=world_size, device=CPU, kept=kept)
+        experiment = tiny(batch_size=8)
+        if network is not None:
+            sys.path.insert(0, str(ROOT / "docs/examples"))
+            model = dataclasses.replace(experiment.model, network=network, options='{"width": 8}')
+            experiment = dataclasses.replace(experiment, model=model)
+        fit = fit_memory(experiment, limited(gib), num_workers=world_size, device=CPU, kept=kept)
         told, memory = fit.why, fit.engine.memory
     except UserError as error:
         told, memory = str(error), ""
@@ -187,6 +220,15 @@ def test_the_first_rank_traces_for_all(gib: float, tmp_path: Path) -> None:
         counts.append([first[0], other[0]])
     # At the second start, nobody does.
     assert counts[0][0] > 0 and counts[0][1] == 0 and counts[1] == [0, 0]
+
+
+@pytest.mark.slow
+def test_the_first_rank_traces_a_network_of_ones_own_for_all_in_each_start(tmp_path: Path) -> None:
+    for _ in range(2):
+        run_world(_fitted, 2, tmp_path, PLENTY, "my_network:MyNetwork")
+        first, other = (json.loads((tmp_path / f"{rank}.txt").read_text()) for rank in (0, 1))
+        assert first == [1, *other[1:]] and other[0] == 0 and "all at once" in first[1]
+        assert not (tmp_path / STEP_COSTS).exists()
 
 
 def test_what_is_kept_comes_back(tmp_path: Path) -> None:

@@ -9,10 +9,12 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 
+from benchmarks import memory, shares
 from benchmarks.results import open_results
 from drl_dist.common.errors import UserError
 from drl_dist.common.nested import flatten, to_dict
@@ -250,3 +252,16 @@ def test_benchmarks_leave_a_table_of_others(
     open_results(parser, tmp_path, ["table.md"], ["table.md"])
     with pytest.raises(SystemExit):
         open_results(parser, tmp_path, ["other.json"], ["table.md"])
+
+
+@pytest.mark.parametrize("module", [memory, shares])
+def test_benchmarks_refuse_a_file_and_cases_before_they_measure(
+    module: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for place in (tmp_path, tmp_path / "nonesuch/figures.json"):
+        with pytest.raises(SystemExit) as ended:
+            module.main(["--json", str(place)])
+        assert ended.value.code == 2
+        assert f"--json: got {place}, expected a file in a folder that is there" in capsys.readouterr().err
+    with pytest.raises(UserError, match="--cases: got ,, expected one or more"):
+        module.main(["--cases", ","])

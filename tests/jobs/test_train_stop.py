@@ -110,3 +110,38 @@ def test_a_stopped_run_ends_at_a_checkpoint_and_goes_on_to_the_same_weights(
     assert f"resuming after step {at}" in rest.output
     assert_equal_checkpoints(folder / checkpoint_name(STEPS), storage / "straight" / checkpoint_name(STEPS))
     assert tracked(mlflow_server, "stopped").info.status == "FINISHED"
+
+
+_HOLDER = """
+import ray, time
+ray.init(logging_level="ERROR")
+@ray.remote(num_cpus=2)
+def hold():
+    print("all processors are taken")
+    time.sleep(600)
+ray.get(hold.remote())
+"""
+
+
+def test_a_new_run_is_stopped_while_it_waits_to_look_at_a_workers_memory(
+    digits: Path, tmp_path: Path, server_environment: dict[str, str]
+) -> None:
+    options = [*words(digits, tmp_path / "runs", "waiting"), "--engine.memory-gib", "1"]
+    pipes = {"env": server_environment, "text": True, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    with subprocess.Popen([sys.executable, "-c", _HOLDER], **pipes) as holder:
+        try:
+            assert holder.stdout is not None and any("are taken" in line for line in holder.stdout)
+            with subprocess.Popen([sys.executable, str(ROOT / "jobs" / "train_digits.py"), *options], **pipes) as job:
+                assert job.stdout is not None
+                assert any("1 worker to start on 1 CPU; free now: 0 of 2 CPUs" in line for line in job.stdout)
+                # Until Ray waits, too.
+                time.sleep(3)
+                job.send_signal(signal.SIGTERM)
+                try:
+                    output, _ = job.communicate(timeout=60)
+                finally:
+                    job.kill()
+        finally:
+            holder.kill()
+    assert job.returncode == EXIT_STOPPED and output.endswith("stopped by SIGTERM; the same command resumes\n"), output
+    assert not (tmp_path / "runs").exists()

@@ -22,6 +22,7 @@ from drl_dist.training.cost import StepCost, count_flop, phases, step_cost, with
 from drl_dist.training.estimate import Estimate, Phase
 from drl_dist.training.state import TrainState
 from drl_dist.training.step import TrainStep
+from tests.support import ROOT
 
 pytestmark = pytest.mark.slow
 
@@ -40,17 +41,28 @@ def _batch(count: int) -> Batch:
     return Batch(torch.zeros(count, 1, 8, 8, dtype=torch.uint8), torch.arange(count))
 
 
+def _own() -> Experiment:
+    """The same with the example of a network of one's own."""
+    given = _tiny("t6", num_chain_steps=4)
+    model = dataclasses.replace(given.model, network="my_network:MyNetwork", options='{"width": 8}')
+    return dataclasses.replace(given, model=model)
+
+
 @pytest.mark.parametrize(
     ("experiment", "gradients"),
     [
         (_tiny("t6", num_chain_steps=5), 5),
+        (_own(), 4),
         # One more gradient for the start by Tweedie's formula.
         (phases(_tiny("unet", num_chain_steps=2))[1][1], 3),
         (_tiny("t1k_dsm"), 0),
     ],
-    ids=["t6", "unet", "dsm"],
+    ids=["t6", "own", "unet", "dsm"],
 )
-def test_the_operations_are_those_of_a_step(experiment: Experiment, gradients: int) -> None:
+def test_the_operations_are_those_of_a_step(
+    experiment: Experiment, gradients: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "docs/examples"))
     experiment = with_numbers(experiment)
     cost = step_cost(experiment)
     state = TrainState.create(experiment)
@@ -81,6 +93,15 @@ def test_the_memory_is_that_of_a_step(activation: str) -> None:
         mcmc=dataclasses.replace(experiment.mcmc, num_chain_steps=3),
         train=dataclasses.replace(experiment.train, batch_size=8),
     )
+    for part, found in measured(experiment).items():
+        assert found["estimated"] == pytest.approx(found["real"], rel=0.1), part
+
+
+@pytest.mark.parametrize("objective", ["recovery", "score_matching"])
+def test_the_memory_of_a_network_of_ones_own_is_that_of_a_step(objective: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "docs/examples"))
+    experiment = dataclasses.replace(_own(), train=dataclasses.replace(_own().train, batch_size=32))
+    experiment = dataclasses.replace(experiment, optim=dataclasses.replace(experiment.optim, objective=objective))
     for part, found in measured(experiment).items():
         assert found["estimated"] == pytest.approx(found["real"], rel=0.1), part
 

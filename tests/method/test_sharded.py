@@ -158,6 +158,14 @@ def resume_in_all_ways(rank: int, world_size: int, folder: Path) -> None:
             assert resumed.state.step == middle
             make_steps(resumed, STEPS, rank, world_size)
             ends[f"{way} then {then}"] = saved(resumed)
+    # A run with labels that starts from one without: what labels add has no moments yet.
+    plain = begun(dataclasses.replace(experiment, condition=ConditionConfig()), EAGER)
+    make_steps(plain, middle, rank, world_size)
+    half = saved(plain)
+    for way, engine in {"labels": EAGER, "labels then sharded": SHARDED}.items():
+        labelled = begun(experiment, engine, half, middle)
+        make_steps(labelled, STEPS, rank, world_size)
+        ends[way] = saved(labelled)
     if rank == 0:
         for way, parts in ends.items():
             save_file(flat(parts), folder / way)
@@ -191,6 +199,8 @@ def test_weights_that_cannot_be_divided_are_refused() -> None:
     why = f"engine.shard: got true with {__name__}:OneNumber, whose module.scale is a single number, expected weights"
     with pytest.raises(UserError, match=why):
         check_own_parts(experiment, SHARDED)
+    with pytest.raises(UserError, match=why):
+        step_cost(experiment, num_workers=2, engine=SHARDED)
 
 
 def test_one_worker_has_nobody_to_share_with() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from drl_dist.config.tree import EngineConfig, Experiment, OptimConfig, TrainConfig
 from drl_dist.energy.layers import Layer
@@ -173,6 +173,45 @@ def test_a_state_of_another_network_is_refused() -> None:
     parts["ema"].pop("stem.weight")
     with pytest.raises(ValueError, match=r"stem.weight"):
         state.load_tensors(parts, 0)
+
+
+class PartlyMoved(nn.Module):
+    """A weight that is frozen, and one that no image gradient depends on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.frozen = nn.Conv2d(1, 4, 3, padding=1).requires_grad_(False)
+        self.head, self.offset = nn.Conv2d(4, 1, 1), nn.Embedding(6, 1)
+
+    def forward(self, y: Tensor, t: Tensor) -> Tensor:
+        hidden = nn.functional.silu(self.frozen(y))
+        return self.head(hidden).square().sum((1, 2, 3)) - y.square().sum((1, 2, 3)) + self.offset(t)[:, 0]
+
+
+def test_weights_that_have_no_moments_yet_or_never_have_any_resume() -> None:
+    experiment = tiny_unet(network=f"{__name__}:PartlyMoved")
+    schedule = {"first_objective": "score_matching", "first_objective_steps": 2, "warmup_steps": 1}
+    experiment = dataclasses.replace(experiment, optim=dataclasses.replace(experiment.optim, **schedule))
+    state = TrainState.create(experiment)
+    step = TrainStep(state, experiment, EAGER)
+    step(batch(0))
+    saved = {part: {n: v.clone() for n, v in tensors.items()} for part, tensors in state.tensors().items()}
+    have_moments = {name.partition("/")[0] for name in saved["optimizer"]}
+    assert have_moments == {"module.head.weight", "module.head.bias"}
+    again = TrainState.create(experiment)
+    again.load_tensors(saved, 1)
+    resumed = TrainStep(again, experiment, EAGER)
+    for index in (1, 2):
+        step(batch(12 * index))
+        resumed(batch(12 * index))
+    ends = again.tensors()
+    for part, tensors in state.tensors().items():
+        assert ends[part].keys() == tensors.keys()
+        assert all(torch.equal(value, ends[part][name]) for name, value in tensors.items()), part
+    assert "module.offset.weight/exp_avg" in ends["optimizer"]
+    ends["optimizer"]["nonesuch/step"] = torch.ones(())
+    with pytest.raises(ValueError, match="nonesuch"):
+        again.load_tensors(ends, 3)
 
 
 def test_nothing_is_updated_when_the_gradient_is_not_finite() -> None:

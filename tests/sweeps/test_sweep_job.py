@@ -15,6 +15,7 @@ import pyarrow.parquet
 import pytest
 from mlflow import MlflowClient
 
+from drl_dist.checkpoints.step_costs import read_step_costs
 from drl_dist.checkpoints.storage import newest_checkpoint
 from drl_dist.jobs.sweep.record import Curve, Outcome, read
 from drl_dist.jobs.train.options import parse_train
@@ -30,7 +31,7 @@ TINY = """--setting t6 --model.data-std none
 --model.width 8 --model.time-embedding-dim 8 --model.time-hidden-dim 16 --mcmc.num-chain-steps 3
 --train.batch-size 8 --optim.warmup-steps 10 --train.num-steps 40 --tracking.num-samples 5
 --tracking.score-features pixels --tracking.score-num-images 16 --tracking.score-every-steps 10
---search grid --no-early-stopping --max-concurrent 1 --num-workers 2
+--search grid --no-early-stopping --max-concurrent 1 --num-workers 2 --engine.memory-gib 4
 --rescore-trials 1 --rescore-images 16 --rescore-seeds 3"""
 
 
@@ -80,6 +81,11 @@ def test_a_killed_sweep_goes_on_and_makes_no_trial_twice(swept: tuple[Path, Job,
     assert re.search(r"run s-0001: resuming after step (20|30|40)", job.output)
     curve = read(str(folder / "s-0001"), "curve.json", Curve)
     assert curve is not None and [point.step for point in curve.points] == [10, 20, 30, 40]
+
+
+def test_a_trial_chooses_how_its_step_fits_into_memory(swept: tuple[Path, Job, int]) -> None:
+    # Before its record is written a worker looks, outside of the places that Ray Tune keeps for the trial.
+    assert all(read_step_costs(str(swept[0] / f"s-{number:04d}")) for number in range(3))
 
 
 def test_the_trial_that_diverged_ended_itself(swept: tuple[Path, Job, int], mlflow_server: MlflowServer) -> None:

@@ -6,6 +6,7 @@ Workers look once more, at what all of them have. Importing this needs no torch,
 from __future__ import annotations
 
 from contextlib import nullcontext
+from functools import partial
 
 import ray
 from ray.exceptions import RayTaskError
@@ -15,6 +16,7 @@ from drl_dist.common.errors import UserError
 from drl_dist.common.imports import no_collection
 from drl_dist.common.waiting import Waiting
 from drl_dist.config.tree import RunConfig
+from drl_dist.jobs.common.cluster import in_background, room_wanted
 
 
 def first_look(run: RunConfig, waiting: Waiting) -> dict[str, dict[str, int]]:
@@ -29,10 +31,14 @@ def first_look(run: RunConfig, waiting: Waiting) -> dict[str, dict[str, int]]:
     """
     if not _is_chosen(run) or has_record(run.url):
         return {}
-    waiting.begin("choosing on one worker how a step fits into memory")
-    look = ray.remote(num_cpus=run.cpus_per_worker, num_gpus=int(run.use_gpu))(_costs_there)
+    one = partial(room_wanted, 1, cpus=run.cpus_per_worker, gpus=int(run.use_gpu))
+    waiting.begin(lambda: f"choosing how a step fits into memory: {one()}")
+    # Wherever a worker could be: the places that Ray Tune keeps for a trial have no room for it.
+    options = {"num_cpus": run.cpus_per_worker, "num_gpus": int(run.use_gpu), "scheduling_strategy": "DEFAULT"}
+    look = ray.remote(**options)(_costs_there).remote(run)
     try:
-        return ray.get(look.remote(run))
+        # In a thread of its own: Ray loses the signal that comes while it waits.
+        return in_background(lambda: ray.get(look)).result()
     except RayTaskError as error:
         if isinstance(error.cause, UserError):
             raise error.cause from None
@@ -53,9 +59,10 @@ def _costs_there(run: RunConfig) -> dict[str, dict[str, int]]:
         import torch
 
         from drl_dist.training.memory import fit_memory
+        from drl_dist.training.traced_costs import worth_keeping
 
     costs: dict[str, dict[str, int]] = {}
     device = torch.device("cuda" if run.use_gpu else "cpu")
     # Of a run with workers that come and go, when all are there: their shares are then the smallest.
     fit_memory(run.experiment, run.engine, num_workers=run.num_workers, device=device, kept=nullcontext(costs))
-    return costs
+    return worth_keeping(costs)

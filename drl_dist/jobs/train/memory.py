@@ -30,11 +30,7 @@ class KeptCosts:
         self._before: dict[str, dict[str, int]] = {}
 
     def __enter__(self) -> dict[str, dict[str, int]]:
-        """The costs that are known; those that are added are kept.
-
-        Raises:
-            UserError: the storage does not answer.
-        """
+        """The costs that are known; those that are added are kept."""
         if self._is_first:
             self._costs = read_step_costs(self._run_url)
             self._before = copy.deepcopy(self._costs)
@@ -48,11 +44,12 @@ class KeptCosts:
             self._share(json.dumps(self._costs).encode())
 
     def write(self) -> None:
-        """Keep what was traced, on the first rank; the run's record must be there.
+        """Keep what was traced, on the first rank; the run's record must be there."""
+        if not self._is_first or self._costs == self._before:
+            return
+        # It imports torch's tools for tracing, which were used where costs have changed.
+        from drl_dist.training.traced_costs import worth_keeping
 
-        Raises:
-            UserError: the storage does not take it.
-        """
-        if self._is_first and self._costs != self._before:
-            write_step_costs(self._run_url, self._costs)
-            self._before = copy.deepcopy(self._costs)
+        if (kept := worth_keeping(self._costs)) != self._before:
+            write_step_costs(self._run_url, kept)
+            self._before = copy.deepcopy(kept)
