@@ -55,6 +55,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    schedule.check(items)
     if hasattr(config, "workerinput"):
         schedule.order(items)
 

@@ -26,6 +26,7 @@ HEAD_GROUPS: Mapping[str, str] = {
     "tests/jobs/test_train_kills.py": TRAINING,
     "tests/jobs/test_train_mistakes.py": TRAINING,
     "tests/jobs/test_train_rollback.py": TRAINING,
+    "tests/jobs/test_train_sharded.py": TRAINING,
     "tests/jobs/test_train_stop.py": TRAINING,
     "tests/cluster/test_monitoring.py": RAY,
     "tests/documents/test_python.py": RAY,
@@ -84,14 +85,18 @@ def uses_ray_head(item: pytest.Item) -> bool:
     return "ray_head" in getattr(item, "fixturenames", ())
 
 
-def order(items: list[pytest.Item]) -> None:
-    """Put the longest groups first, the tests of each side by side.
+def check(items: list[pytest.Item]) -> None:
+    """Return if all tests that use the head are in a module of its groups.
 
     Raises:
-        pytest.UsageError: a test uses the head outside the modules of its group.
+        pytest.UsageError: one is not; processes that share the suite end without saying so.
     """
     if strangers := {module(item.nodeid) for item in items if uses_ray_head(item)} - HEAD_GROUPS.keys():
         raise pytest.UsageError(f"{', '.join(sorted(strangers))} use ray_head: name them in schedule.HEAD_GROUPS")
+
+
+def order(items: list[pytest.Item]) -> None:
+    """Put the longest groups first, the tests of each side by side."""
     items.sort(key=lambda item: (-SECONDS.get(group(item.nodeid), 1.0), group(item.nodeid)))
 
 
