@@ -11,7 +11,7 @@ from benchmarks.quality.trainees import EnergyTrainee
 from drl_dist.common.batch import Batch
 from drl_dist.config.tree import Experiment
 from drl_dist.diffusion.ladder import NoiseLadder, Pairs
-from drl_dist.training.objectives import ScoreMatching
+from drl_dist.training.objectives import ByLevel, ScoreMatching
 from drl_dist.training.step import TrainStep
 
 MEASURE_EVERY = 25
@@ -24,11 +24,11 @@ class WeightedMatching(ScoreMatching):
 
     def __init__(self, experiment: Experiment, ladder: NoiseLadder) -> None:
         super().__init__(experiment, ladder)
-        self._plain = self._weight
+        self._plain = self._weight.values
 
     def follow(self, factor: Tensor) -> None:
         """Weigh levels by these factors (T,)."""
-        self._weight = self._plain * factor.to(self._plain)
+        self._weight = ByLevel(self._plain * factor.to(self._plain))
 
 
 def factors(variances: Tensor) -> Tensor:

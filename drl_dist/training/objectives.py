@@ -110,12 +110,12 @@ class ByLevel:
     """
 
     def __init__(self, values: Tensor) -> None:
-        self._values = self._here = values
+        self.values = self._here = values
 
     def at(self, level: Tensor, like: Tensor) -> Tensor:
         """(B,) those of levels (B,), on the device and of the type of `like`."""
         if (self._here.device, self._here.dtype) != (like.device, like.dtype):
-            self._here = self._values.to(like.device, like.dtype)
+            self._here = self.values.to(like.device, like.dtype)
         return self._here[level]
 
 

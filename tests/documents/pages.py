@@ -11,7 +11,7 @@ from tests.support import ROOT
 
 PROGRAMS = {
     *("docker", "gcloud", "git", "helm", "kubectl", "make", "mlflow", "pip", "pre-commit", "prometheus", "promtool"),
-    *("python", "python3", "ray", "uv"),
+    *("python", "python3", "ray", "serve", "uv"),
 }
 """A line or a piece of inline code that begins with one of these, or with a script of ``jobs/``, is a command."""
 SHELLS = {"sh", "bash", "shell", "console"}

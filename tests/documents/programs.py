@@ -201,6 +201,13 @@ def ray(words: Sequence[str], folder: Path) -> None:
     _click(cli, words, folder)
 
 
+def serve(words: Sequence[str], folder: Path) -> None:
+    """Ray Serve's own parser; raises as `ray` does."""
+    from ray.serve.scripts import cli
+
+    _click(cli, words, folder)
+
+
 def mlflow(words: Sequence[str], folder: Path) -> None:
     """MLflow's own parser; raises as `ray` does."""
     from mlflow.cli import cli
@@ -295,6 +302,7 @@ JUDGES: dict[str, Callable[[Sequence[str], Path], None]] = {
     "python": python,
     "python3": python,
     "ray": ray,
+    "serve": serve,
     "mlflow": mlflow,
     "make": make,
     "uv": uv,

@@ -189,7 +189,7 @@ def test_variances_of_levels_are_measured_and_used() -> None:
     # They are part of what is kept, and recovery has none.
     assert "level_variances" in json.loads(json.dumps(sorted(trainee.state.tensors()["weights"])))
     weighted = trainee._weighted
-    assert weighted is not None and not torch.allclose(weighted._weight, plain._weight)
+    assert weighted is not None and not torch.allclose(weighted._weight.values, plain._weight.values)
     trainee.begin(experiments[1])
     assert trainee._weighted is None
     trainee.step(batch_at(4000))

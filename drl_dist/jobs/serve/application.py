@@ -15,9 +15,11 @@ from typing import Any
 from fastapi import FastAPI
 from pydantic import TypeAdapter, ValidationError
 from ray import serve
+from ray.exceptions import TaskCancelledError
 from ray.serve import Application
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from torch import Tensor
 
 from drl_dist.common.errors import UserError
@@ -112,6 +114,22 @@ class ModelReplica:
         return await self._host.reference()
 
 
+class _Leaving:
+    """Tells an application that a visitor has left, where Ray Serve lets it fail to hear of anything more."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def heard() -> Message:
+            try:
+                return await receive()
+            except TaskCancelledError:
+                return {"type": "http.disconnect"}
+
+        await self._app(scope, heard, send)
+
+
 @serve.ingress()
 class Front:
     """What visitors speak to.
@@ -127,7 +145,9 @@ class Front:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Ray Serve."""
-        return create_app(self._backend, self._access, max_seconds=self._max_seconds)
+        app = create_app(self._backend, self._access, max_seconds=self._max_seconds)
+        app.add_middleware(_Leaving)
+        return app
 
 
 def application(pinned: PinnedModel, options: ReplicaOptions, token_sha256: str | None) -> Application:
