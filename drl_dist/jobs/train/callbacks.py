@@ -96,7 +96,7 @@ class Checkpoints:
         fingerprint: of the data.
         register: gets the step, the local folder and metadata, before the folder is removed; None on ranks that
             only take part in the report.
-        gather: returns the log of substitutes on rank 0, None if it is empty; called by all ranks.
+        gather: brings the log of substitutes, which `before_upload` writes, up to date; called by all ranks.
         uploaded: called when a checkpoint is complete in storage.
         before_upload: see `Uploader`.
     """
@@ -106,7 +106,7 @@ class Checkpoints:
     fingerprint: str
     world_size: int
     register: Callable[[int, Path, Mapping[str, object]], None] | None
-    gather: Callable[[torch.device], bytes | None]
+    gather: Callable[[torch.device], None]
     uploaded: Callable[[], None]
     before_upload: Callable[[], None] = lambda: None
 
@@ -114,7 +114,7 @@ class Checkpoints:
         if not report.wants_checkpoint(self.run.checkpoint.every_steps):
             return
         name, checkpoint = checkpoint_name(report.step), None
-        substitutes = self.gather(state.network.device)
+        self.gather(state.network.device)
         # Asked of every rank: workers that share the state bring it together.
         tensors = state.tensors()
         if self.register is not None:
@@ -138,5 +138,5 @@ class Checkpoints:
             checkpoint=checkpoint,
             checkpoint_dir_name=name,
             checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
-            checkpoint_upload_fn=Uploader(self.run_url, substitutes, self.uploaded, self.before_upload),
+            checkpoint_upload_fn=Uploader(self.run_url, self.uploaded, self.before_upload),
         )

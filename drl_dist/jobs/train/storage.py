@@ -23,7 +23,6 @@ from drl_dist.checkpoints.storage import (
 from drl_dist.common.errors import UserError
 from drl_dist.common.validation import place_of
 from drl_dist.data.filesystem import Folder, open_filesystem
-from drl_dist.data.substitutes import SUBSTITUTES
 
 UPLOAD_PAUSES = (10.0, 30.0, 60.0, 120.0, 240.0)
 """Seconds between tries to upload a checkpoint: an outage of some minutes must not end a run of days."""
@@ -54,7 +53,6 @@ class Uploader:
 
     Args:
         run_url: folder of the run.
-        substitutes: the log of its damaged samples up to this checkpoint, if any; written before the checkpoint.
         uploaded: called when a checkpoint is complete in storage.
         before: writes what must be in storage before the checkpoint; may raise `UserError`, and is called again.
     """
@@ -62,11 +60,10 @@ class Uploader:
     def __init__(
         self,
         run_url: str,
-        substitutes: bytes | None = None,
         uploaded: Callable[[], None] = lambda: None,
         before: Callable[[], None] = lambda: None,
     ) -> None:
-        self.run_url, self._substitutes, self.uploaded, self._before = run_url, substitutes, uploaded, before
+        self.run_url, self.uploaded, self._before = run_url, uploaded, before
 
     def __call__(self, checkpoint: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
         self.upload(Path(checkpoint.path), name)
@@ -84,8 +81,6 @@ class Uploader:
         for pause in (*UPLOAD_PAUSES, None):
             try:
                 self._before()
-                if self._substitutes is not None:
-                    Folder(self.run_url).write(SUBSTITUTES, self._substitutes)
                 upload_checkpoint(local, f"{self.run_url}/{name}")
                 return
             except UserError as error:

@@ -167,8 +167,9 @@ def _train(task: WorkerTask, index: ShardIndex, state: TrainState, waiting: Wait
             trial = task.make_callback(run, rank=rank, step=state.step)
         if tracking.score_every_steps is not None:
             scores = _scores(run, index, state, rank, world_size, log, trial)
+        before = in_turn(before_upload, damage.write)
         checkpoints = Checkpoints(
-            run, run.url, task.fingerprint, world_size, register, damage.gather, clock.uploaded, before_upload
+            run, run.url, task.fingerprint, world_size, register, damage.gather, clock.uploaded, before
         )
         callbacks = build_callbacks(
             run,
@@ -196,6 +197,16 @@ def _train(task: WorkerTask, index: ShardIndex, state: TrainState, waiting: Wait
         if log is not None:
             batches = FirstBatch(batches, partial(_log_data_share, log, state.step))
         train(step, state, experiment, batches, callbacks, bad_samples=damage.count)
+
+
+def in_turn(*works: Callable[[], None]) -> Callable[[], None]:
+    """What does one after the other."""
+
+    def work() -> None:
+        for one in works:
+            one()
+
+    return work
 
 
 def _interval(

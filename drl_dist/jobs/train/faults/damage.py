@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from threading import Lock
 
 import torch
 from ray.train.collective import broadcast_from_rank_zero
@@ -39,6 +40,8 @@ class Damage:
     count: int
     replaced: list[Substitute]
     _waiting: list[Substitute] = field(default_factory=list[Substitute])
+    _text: bytes | None = None
+    _writing: Lock = field(default_factory=Lock)
     _told: set[str] = field(default_factory=set[str])
 
     @classmethod
@@ -65,9 +68,8 @@ class Damage:
         total, limit = int(report.metrics()["bad_samples"]), self.run.loader.max_substitutes
         if total <= limit:
             return
-        text = self.gather(state.network.device)
-        if text is not None:
-            Folder(self.run_url).write(SUBSTITUTES, text)
+        self.gather(state.network.device)
+        self.write()
         # The first rank to leave takes the others along.
         barrier()
         raise UserError(
@@ -78,16 +80,29 @@ class Damage:
             "or raise loader.max_substitutes",
         )
 
-    def gather(self, device: torch.device) -> bytes | None:
-        """The log of substitutes up to this step, on rank 0 if there are any; a collective call of all ranks."""
+    def gather(self, device: torch.device) -> None:
+        """Bring the log of substitutes up to this step to rank 0; a collective call of all ranks."""
         if not self.substitutes:
-            return None
+            return
         mine = format_substitutes(self._waiting)
         self._waiting.clear()
         for text in _all_bytes(mine, self.world_size, device):
             if self.rank == 0:
                 self.replaced += parse_substitutes(text, source="another worker's part of the log of substitutes")
-        return format_substitutes(self.replaced) if self.replaced else None
+        self._text = format_substitutes(self.replaced) if self.replaced else None
+
+    def write(self) -> None:
+        """Write what was gathered last, on rank 0 if there is anything; in any thread.
+
+        One at a time, and always the newest: the upload of a checkpoint, which may take long, must not put the log of
+        its own step in the place of a later one.
+
+        Raises:
+            UserError: the storage does not take it.
+        """
+        with self._writing:
+            if self._text is not None:
+                Folder(self.run_url).write(SUBSTITUTES, self._text)
 
     def _tell(self, fresh: list[Substitute]) -> None:
         """One line for each damaged shard; the log of substitutes has them all."""
