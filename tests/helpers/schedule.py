@@ -18,8 +18,8 @@ from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
 TRAINING, RAY = "training", "ray"
-"""The groups of the modules whose tests use the fixture `ray_head`: those that train, most of them beside the run of the
-fixture `straight`, and the others."""
+"""The groups of the modules whose tests use the fixture `ray_head`: those that train, most of them beside the run of
+the fixture `straight`, and the others."""
 
 HEAD_GROUPS: Mapping[str, str] = {
     "tests/jobs/test_train.py": TRAINING,
