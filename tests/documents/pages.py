@@ -85,7 +85,9 @@ def is_command(line: str) -> bool:
         return False
     if "://" in words[0]:  # An address such as https://host/mlflow, which is no path of a program.
         return False
-    return Path(words[0]).name in PROGRAMS or (len(words) > 1 and _SCRIPT.fullmatch(words[0]) is not None)
+    # jobs/serve/ is a folder.
+    is_program = not words[0].endswith("/") and Path(words[0]).name in PROGRAMS
+    return is_program or (len(words) > 1 and _SCRIPT.fullmatch(words[0]) is not None)
 
 
 def _whole(code: str) -> str:
