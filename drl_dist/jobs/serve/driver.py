@@ -145,7 +145,7 @@ def _say(options: ServeOptions, address: str, model: TrainedModel) -> None:
             webbrowser.open(url)
     else:
         print(f"page: {url}/?token=TOKEN, with the token in {options.token_file}", flush=True)
-    print(f"API: {url}/api/openapi.json", flush=True)
+    print(f"API: {url}/api", flush=True)
 
 
 def _watch(stop: threading.Event) -> None:

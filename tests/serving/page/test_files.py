@@ -16,6 +16,7 @@ def test_libraries_are_those_that_the_note_names() -> None:
     assert dict(rows) == files
     for licence in ("pico.LICENSE.md", "uPlot.LICENSE"):
         assert "MIT License" in (PAGE / "vendor" / licence).read_text()
+    assert "Apache License" in (PAGE / "vendor/swagger-ui.LICENSE").read_text()
 
 
 def test_the_page_names_no_other_host() -> None:

@@ -33,7 +33,7 @@ def create_app(backend: Backend, access: Access, *, max_seconds: float = 600.0) 
         title="drl_dist",
         version=installed_version(),
         summary="Images of an energy-based model, and what it thinks of others",
-        # The page of these would come from another host.
+        # The page of these would come from another host; ours is api.html.
         docs_url=None,
         redoc_url=None,
         openapi_url="/api/openapi.json",
@@ -46,6 +46,10 @@ def create_app(backend: Backend, access: Access, *, max_seconds: float = 600.0) 
     @app.get("/", include_in_schema=False)
     async def index() -> FileResponse:
         return FileResponse(PAGE / "index.html", headers=_CURRENT)
+
+    @app.get("/api", include_in_schema=False)
+    async def api() -> FileResponse:
+        return FileResponse(PAGE / "api.html", headers=_CURRENT)
 
     app.mount("/page", _PageFiles(directory=PAGE), name="page")
     return app
