@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -33,11 +31,11 @@ from tests.jobs.training_jobs import (
     assert_equal_checkpoints,
     run,
     submit,
+    survive_a_kill,
     tracked,
     words,
-    workers,
 )
-from tests.support import ROOT, flip_bit, subprocess_environment, wait_for
+from tests.support import ROOT, flip_bit, subprocess_environment
 
 pytestmark = pytest.mark.integration
 
@@ -166,19 +164,7 @@ def test_killed_workers_and_further_starts_change_nothing(
         *LABELLED,
     )
     first = storage / "broken" / checkpoint_name(EVERY)
-    with subprocess.Popen(
-        [sys.executable, str(ROOT / "jobs" / "train_digits.py"), *options, "--train.num-steps", str(2 * EVERY)],
-        env=server_environment,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    ) as job:
-        wait_for(lambda: (first / "checksums.json").exists() or job.poll() is not None)
-        os.kill(workers(ray_head)[-1], signal.SIGKILL)
-        output, _ = job.communicate(timeout=300)
-    assert job.returncode == 0, output
-    assert "Ray Train restarts from the newest checkpoint" in output, "the kill came too late to be a test"
-    assert f"resuming after step {EVERY}" in output
+    survive_a_kill(ray_head, server_environment, [*options, "--train.num-steps", str(2 * EVERY)], first)
 
     # A damaged newest checkpoint, and Ray's own list torn as well: the one before counts.
     flip_bit(storage / "broken" / checkpoint_name(2 * EVERY) / "ema.safetensors")

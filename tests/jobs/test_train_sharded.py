@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,8 +10,8 @@ import torch
 from drl_dist.checkpoints.format import read_checkpoint
 from drl_dist.checkpoints.storage import checkpoint_name
 from drl_dist.localhost import RayHead
-from tests.jobs.training_jobs import LABELLED, assert_equal_checkpoints, run, words, workers
-from tests.support import ROOT, subprocess_environment, wait_for
+from tests.jobs.training_jobs import LABELLED, assert_equal_checkpoints, run, survive_a_kill, words
+from tests.support import subprocess_environment
 
 pytestmark = [pytest.mark.integration, pytest.mark.faults]
 EVERY, STEPS = 20, 40
@@ -32,19 +28,7 @@ def test_a_killed_worker_changes_nothing(ray_head: RayHead, digits: Path, tmp_pa
     assert whole.status == 0, whole.output
     killed = options(digits, tmp_path, "killed", "--engine.shard", f"--train.num-steps={STEPS}")
     first = tmp_path / "killed" / checkpoint_name(EVERY)
-    with subprocess.Popen(
-        [sys.executable, str(ROOT / "jobs" / "train_digits.py"), *killed],
-        env=environment,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    ) as job:
-        wait_for(lambda: (first / "checksums.json").exists() or job.poll() is not None)
-        os.kill(workers(ray_head)[-1], signal.SIGKILL)
-        output, _ = job.communicate(timeout=300)
-    assert job.returncode == 0, output
-    assert "Ray Train restarts from the newest checkpoint" in output, "the kill came too late to be a test"
-    assert f"resuming after step {EVERY}" in output
+    survive_a_kill(ray_head, environment, killed, first)
     assert_equal_checkpoints(*(tmp_path / name / checkpoint_name(STEPS) for name in ("killed", "whole")))
 
     # Of workers that take two CPUs each there is room for one.

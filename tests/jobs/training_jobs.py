@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from mlflow.entities import Run
 
 from drl_dist.checkpoints.format import PARTS, read_checkpoint
 from drl_dist.localhost import MlflowServer, RayHead, submit_job
-from tests.support import ROOT, titled
+from tests.support import ROOT, titled, wait_for
 
 STEPS, EVERY = 90, 30
 """Of the run that nothing happens to, and between its checkpoints."""
@@ -119,3 +121,27 @@ def assert_equal_checkpoints(one: Path, other: Path) -> None:
         assert first.tensors[part].keys() == second.tensors[part].keys() != set()
         for name, tensor in first.tensors[part].items():
             assert torch.equal(tensor, second.tensors[part][name]), f"{part} {name}"
+
+
+def survive_a_kill(head: RayHead, environment: Mapping[str, str], options: Sequence[str], first: Path) -> None:
+    """Train on digits to the end, while a worker is killed as soon as there is a checkpoint.
+
+    Args:
+        head: that the job runs on.
+        environment: of the job.
+        options: of ``jobs/train_digits.py``.
+        first: folder of the checkpoint.
+    """
+    with subprocess.Popen(
+        [sys.executable, str(ROOT / "jobs" / "train_digits.py"), *options],
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    ) as job:
+        wait_for(lambda: (first / "checksums.json").exists() or job.poll() is not None)
+        os.kill(workers(head)[-1], signal.SIGKILL)
+        output, _ = job.communicate(timeout=300)
+    assert job.returncode == 0, output
+    assert "Ray Train restarts from the newest checkpoint" in output, "the kill came too late to be a test"
+    assert f"resuming after step {int(first.name.rpartition('_')[2])}" in output
